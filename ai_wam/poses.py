@@ -1,0 +1,74 @@
+"""Rotations and 7-DoF actions: quaternions are x, y, z, w, as in RLBench and SciPy."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def rotation_from_quaternion(quaternion: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 3 3"]:
+    """Rotation matrix (tool to world) of a quaternion x, y, z, w of any non-zero length."""
+    x, y, z, w = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def quaternion_from_rotation(rotation: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 4"]:
+    """Unit quaternion x, y, z, w of a rotation matrix, with w >= 0.
+
+    Each of the four components can be found first; the largest one is taken, so no angle is singular.
+    """
+    m = [[rotation[..., i, j] for j in range(3)] for i in range(3)]
+    squares = torch.stack(  # four times the square of x, y, z, w
+        [
+            1 + m[0][0] - m[1][1] - m[2][2],
+            1 - m[0][0] + m[1][1] - m[2][2],
+            1 - m[0][0] - m[1][1] + m[2][2],
+            1 + m[0][0] + m[1][1] + m[2][2],
+        ],
+        dim=-1,
+    )
+    xy, xz, yz = m[0][1] + m[1][0], m[0][2] + m[2][0], m[1][2] + m[2][1]
+    xw, yw, zw = m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1]
+    candidates = torch.stack(
+        [
+            torch.stack([squares[..., 0], xy, xz, xw], dim=-1),
+            torch.stack([xy, squares[..., 1], yz, yw], dim=-1),
+            torch.stack([xz, yz, squares[..., 2], zw], dim=-1),
+            torch.stack([xw, yw, zw, squares[..., 3]], dim=-1),
+        ],
+        dim=-2,
+    )
+    best = squares.argmax(dim=-1)[..., None, None].expand(*squares.shape[:-1], 1, 4)
+    quaternion = candidates.gather(-2, best).squeeze(-2)
+    quaternion = quaternion / quaternion.norm(dim=-1, keepdim=True)
+    return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
+
+
+def geodesic_angle(a: Float[Tensor, "*n 3 3"], b: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n"]:
+    """Angle in radians of the rotation that leads from `a` to `b`, exact for small angles too."""
+    half_sine = (a - b).flatten(-2).norm(dim=-1) / 8**0.5
+    return 2 * half_sine.clamp(max=1).asin()
+
+
+def rotation_from_vector(vector: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3 3"]:
+    """Rotation matrix of a rotation vector (axis times angle, radians), smooth through zero."""
+    half = vector / 2
+    angle = half.norm(dim=-1, keepdim=True)
+    return rotation_from_quaternion(torch.cat([half * torch.sinc(angle / torch.pi), angle.cos()], dim=-1))
+
+
+def slerp(
+    start: Float[Tensor, "*n 4"], end: Float[Tensor, "*n 4"], fraction: Float[Tensor, "*n"]
+) -> Float[Tensor, "*n 4"]:
+    """Unit quaternions a fraction of the way from `start` to `end` along the shorter arc."""
+    cosine = (start * end).sum(dim=-1, keepdim=True)
+    end = torch.where(cosine < 0, -end, end)
+    angle = 2 * ((start - end).norm(dim=-1, keepdim=True) / 2).clamp(max=1).asin()
+    part, size = fraction[..., None], torch.sinc(angle / torch.pi)
+    mixed = (1 - part) * torch.sinc((1 - part) * angle / torch.pi) * start
+    mixed = mixed + part * torch.sinc(part * angle / torch.pi) * end
+    return mixed / size

@@ -1,0 +1,342 @@
+"""What every part of the framework speaks in.
+
+Letters, the same in every shape of the project:
+
+    b batch        v views           t frames            h w pixels       c latent channels
+    s segments     tl hl wl latent grid   l prompt tokens   n tokens      a action horizon
+
+Video is float32 in [-1, 1], laid out "b v 3 t h w". Metres, radians, seconds. An action is "x y z, quaternion
+x y z w, openness" (1 = open, continuous): the tool centre point's absolute pose in the world frame. Cameras are
+`ai_wam.cameras.Cameras` (OpenCV axes). The noise level u in [0, 1] is the diffusion time, 1 = pure noise.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from ai_wam.cameras import Cameras, CropResize
+
+_Self = TypeVar("_Self", bound="Movable")  # typing.Self is unknown to runtime checks of single methods
+
+
+class Movable:
+    """A frozen dataclass of tensors that moves to a device as a whole; Lightning looks for `.to`."""
+
+    def to(self: _Self, *args: Any, **kwargs: Any) -> _Self:
+        """Every tensor and camera field moved or cast as `Tensor.to` does; other fields stay."""
+        moved = {
+            field.name: value.to(*args, **kwargs)
+            for field in fields(self)  # type: ignore[arg-type]
+            if isinstance(value := getattr(self, field.name), Tensor | Movable | Cameras)
+        }
+        return replace(self, **moved)  # type: ignore[type-var]
+
+    def pin_memory(self: _Self) -> _Self:
+        """Every tensor and camera field in page-locked memory, for loaders that feed an accelerator."""
+        pinned = {
+            field.name: value.map(Tensor.pin_memory) if isinstance(value, Cameras) else value.pin_memory()
+            for field in fields(self)  # type: ignore[arg-type]
+            if isinstance(value := getattr(self, field.name), Tensor | Movable | Cameras)
+        }
+        return replace(self, **pinned)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a model, its data and its benchmark must agree on.
+
+    Attributes:
+        frames: number of video frames, the current one included.
+        stride: control steps from one frame to the next.
+        control_hz: control steps per second.
+        size: image height and width in pixels.
+        views: camera names, in the model's order; the first one is the frame of reference for the rays.
+    """
+
+    frames: int = 9
+    stride: int = 4
+    control_hz: float = 20.0
+    size: tuple[int, int] = (64, 64)
+    views: tuple[str, ...] = ("front", "left_shoulder")
+
+    def __post_init__(self) -> None:
+        if self.frames < 2 or self.stride < 1 or self.control_hz <= 0 or min(self.size) < 1 or not self.views:
+            raise ValueError(
+                f"{self}: frames must be >= 2, stride >= 1, control_hz > 0, size positive and views not empty"
+            )
+
+    @property
+    def seconds_per_frame(self) -> float:
+        """Time from one frame to the next."""
+        return self.stride / self.control_hz
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """What the canvas needs to know of a backbone's latents.
+
+    Attributes:
+        channels: latent channels c.
+        spatial_stride: pixels per latent cell, both ways.
+        temporal_stride: video frames per latent frame; the first latent frame holds the first frame alone.
+        frame_multiple: clips of frame_multiple * k + 1 frames are valid.
+        patch: latent cells per token, both ways.
+        pack_axis: how segments share the canvas.
+    """
+
+    channels: int
+    spatial_stride: int
+    temporal_stride: int
+    frame_multiple: int
+    patch: int = 2
+    pack_axis: Literal["time", "width"] = "time"
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of a clip.
+
+        Raises:
+            ValueError: a number of frames the codec would truncate or pad.
+        """
+        if (frames - 1) % self.frame_multiple:
+            lower = (frames - 1) // self.frame_multiple * self.frame_multiple + 1
+            raise ValueError(
+                f"a clip of {frames} frames does not fit this backbone: it takes {self.frame_multiple}k + 1 "
+                f"frames, such as {lower} or {lower + self.frame_multiple}; change clip.frames"
+            )
+        return (frames - 1) // self.temporal_stride + 1
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the latent grid of an image.
+
+        Raises:
+            ValueError: a size that is no multiple of a token's pixels.
+        """
+        token = self.spatial_stride * self.patch
+        if size[0] % token or size[1] % token:
+            raise ValueError(
+                f"images of {size[0]} x {size[1]} pixels do not fit this backbone: "
+                f"both must be multiples of {token}; change clip.size"
+            )
+        return size[0] // self.spatial_stride, size[1] // self.spatial_stride
+
+
+@dataclass(frozen=True)
+class View:
+    """One calibrated picture.
+
+    Attributes:
+        image: RGB, row 0 at the top.
+        intrinsics: K in pixels of this image.
+        world_from_camera: rigid 4 x 4, metres, OpenCV axes.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    intrinsics: Float[np.ndarray, "3 3"]
+    world_from_camera: Float[np.ndarray, "4 4"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One instant of one world, as a simulator, a robot or a reader gives it: no batch, no torch.
+
+    Attributes:
+        views: pictures by camera name.
+        action: where the tool is now and how open the gripper is now; None where nobody recorded it.
+        seconds: time since the episode began.
+    """
+
+    views: Mapping[str, View]
+    action: Float[np.ndarray, "8"] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A recorded episode.
+
+    Attributes:
+        key: its name, unique in the source; letters, digits, "-" and "_" only.
+        frames: in time order, `1 / hz` seconds apart; may be a generator, read once.
+        instructions: phrasings of what was to be done, at least one (the empty string where none is known).
+        hz: frames per second of the recording.
+        provenance: where it comes from (JSON values): source, task, variation, seed, licence ...
+    """
+
+    key: str
+    frames: Iterable[Frame]
+    instructions: tuple[str, ...]
+    hz: float
+    provenance: Mapping[str, Any]
+
+
+@runtime_checkable
+class EpisodeSource(Protocol):
+    """Anything that gives recorded episodes by number: a demonstrating simulator or a reader of files.
+
+    An episode depends on its number alone, so that any worker can make any of them, and again.
+    """
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        ...
+
+    def __getitem__(self, index: int) -> Episode:
+        """Episode `index`, 0 <= index < len."""
+        ...
+
+
+@dataclass(frozen=True)
+class Observation(Movable):
+    """Batched input of a policy.
+
+    Attributes:
+        video: the frames seen, the last one being now, in [-1, 1]; t = 1 for all policies so far.
+        cameras: of those frames, leading dimensions "b v t".
+        view_mask: False where a view is missing; its video is then zero.
+        action: the current pose and openness.
+        seconds: time since each row's episode began.
+        prompts: one instruction per row.
+        episodes: a name per row, stable over its episode; seeds whatever a policy draws.
+    """
+
+    video: Float[Tensor, "b v 3 t h w"]
+    cameras: Cameras
+    view_mask: Bool[Tensor, "b v"]
+    action: Float[Tensor, "b 8"]
+    seconds: Float[Tensor, "b"]
+    prompts: tuple[str, ...]
+    episodes: tuple[str, ...]
+
+    @classmethod
+    def from_frames(
+        cls, frames: Sequence[Frame], prompts: Sequence[str], episodes: Sequence[str], clip: Clip
+    ) -> "Observation":
+        """Stack one frame per row into the model's views and size.
+
+        Raises:
+            ValueError: a frame without the current pose, or without any of the clip's views.
+        """
+        rows = [_row(frame, clip) for frame in frames]
+        video, intrinsics, poses, masks, actions = zip(*rows, strict=True)
+        return cls(
+            video=torch.stack(video)[:, :, :, None],
+            cameras=Cameras(torch.stack(intrinsics), torch.stack(poses))[:, :, None],
+            view_mask=torch.stack(masks),
+            action=torch.stack(actions),
+            seconds=torch.tensor([frame.seconds for frame in frames], dtype=torch.float32),
+            prompts=tuple(prompts),
+            episodes=tuple(episodes),
+        )
+
+
+@dataclass(frozen=True)
+class Batch(Movable):
+    """An observation, its future and its actions: what a task trains on.
+
+    Attributes:
+        video: the whole clip; frame 0 is the observation.
+        cameras: leading dimensions "b v t".
+        view_mask: False where a view is missing.
+        video_valid: False on frames whose pictures are not there (not decoded; zero). Past the end of the
+            recording the last frame repeats, which counts as valid: the robot holds still.
+        actions: pose and openness at every frame; zeros where not recorded.
+        action_valid: False where no action was recorded.
+        prompts: one instruction per row.
+        keys: the sample's name: episode and first frame.
+    """
+
+    video: Float[Tensor, "b v 3 t h w"]
+    cameras: Cameras
+    view_mask: Bool[Tensor, "b v"]
+    video_valid: Bool[Tensor, "b t"]
+    actions: Float[Tensor, "b t 8"]
+    action_valid: Bool[Tensor, "b t"]
+    prompts: tuple[str, ...]
+    keys: tuple[str, ...]
+
+    def rows(self, index: Sequence[int]) -> "Batch":
+        """The batch of some of the rows."""
+        chosen = torch.tensor(list(index), dtype=torch.long, device=self.video.device)
+        parts: dict[str, Any] = {
+            name: value[chosen] for name, value in vars(self).items() if isinstance(value, Tensor | Cameras)
+        }
+        prompts, keys = (tuple(names[i] for i in index) for names in (self.prompts, self.keys))
+        return replace(self, prompts=prompts, keys=keys, **parts)
+
+    @property
+    def observation(self) -> Observation:
+        """What a policy sees of this batch: the first frame."""
+        return Observation(
+            video=self.video[:, :, :, :1],
+            cameras=self.cameras[:, :, :1],
+            view_mask=self.view_mask,
+            action=self.actions[:, 0],
+            seconds=torch.zeros(len(self.keys), device=self.video.device),
+            prompts=self.prompts,
+            episodes=self.keys,
+        )
+
+
+@dataclass(frozen=True)
+class ActionChunk(Movable):
+    """What a policy wants to do next.
+
+    Attributes:
+        actions: poses and openness at dt, 2 dt, ... after the observation.
+        valid: False where the policy cannot vouch for the pose (it is then a guess or NaN).
+        confidence: in [0, 1].
+        dt: seconds between two actions.
+        imagined: videos in [-1, 1] that the policy pictured, for reports: "observation" and "action_images".
+    """
+
+    actions: Float[Tensor, "b a 8"]
+    valid: Bool[Tensor, "b a"]
+    confidence: Float[Tensor, "b a"]
+    dt: float
+    imagined: Mapping[str, Float[Tensor, "b v 3 t h w"]]
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """All that a benchmark knows of a model. Rows are independent, so n simulators share one forward."""
+
+    def reset(self, episodes: Sequence[str]) -> None:
+        """Named episodes are about to begin: forget what is remembered of them."""
+        ...
+
+    def predict_action(self, observation: Observation) -> ActionChunk:
+        """The next actions of every row."""
+        ...
+
+
+def _row(frame: Frame, clip: Clip) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Video "v 3 h w", intrinsics, poses, view mask and action of one frame."""
+    present = [name for name in clip.views if name in frame.views]
+    if not present or frame.action is None:
+        raise ValueError(
+            f"a policy with views {list(clip.views)} needs at least one of them and the current pose; "
+            f"this frame has views {sorted(frame.views)} and action {frame.action}"
+        )
+    h, w = clip.size
+    video = torch.zeros(len(clip.views), 3, h, w)
+    intrinsics = torch.eye(3).repeat(len(clip.views), 1, 1)
+    poses = torch.eye(4).repeat(len(clip.views), 1, 1)
+    for index, name in enumerate(clip.views):
+        if name in frame.views:
+            view = frame.views[name]
+            fit = CropResize((view.image.shape[0], view.image.shape[1]), clip.size)
+            video[index] = fit.images(torch.from_numpy(view.image).permute(2, 0, 1)) / 127.5 - 1
+            cameras = fit.cameras(
+                Cameras(
+                    torch.from_numpy(view.intrinsics).float(),
+                    torch.from_numpy(view.world_from_camera).float(),
+                )
+            )
+            intrinsics[index], poses[index] = cameras.intrinsics, cameras.world_from_camera
+    mask = torch.tensor([name in frame.views for name in clip.views])
+    return video, intrinsics, poses, mask, torch.from_numpy(frame.action).float()
