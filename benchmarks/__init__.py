@@ -1,0 +1,1 @@
+"""Simulators, the evaluation protocol and its report."""
