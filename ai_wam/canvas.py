@@ -1,0 +1,265 @@
+"""The canvas: which segments a model sees at once, and which of their latent frames are given.
+
+For V views the canvas holds [video_0 | action_0 | video_1 | action_1 | ...], each segment encoded on its own. A
+plan says which segments exist and how much of each is given clean; the rest is generated. Acting, imagining,
+labeling and simulating are six plans over one canvas (arXiv 2604.06168, section 3). The same `plan` function and
+the same `Canvas` serve training, sampling and evaluation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from ai_wam.cameras import Cameras
+from ai_wam.types import LatentSpec, Movable
+
+RAY_CHANNELS = 6
+
+
+class Kind(Enum):
+    """What a segment shows."""
+
+    VIDEO = "video"
+    ACTION = "action"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one segment takes part: how many latent frames it has, and how many of them are given."""
+
+    length: Literal["all", "first"]
+    given: Literal["all", "first"]
+
+
+_GENERATED = Rule("all", "first")
+_GIVEN = Rule("all", "all")
+_FIRST_ONLY = Rule("first", "first")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which segments exist and what is given.
+
+    Attributes:
+        name: how YAML, logs and errors call it.
+        video: rule of the observation segments.
+        action: rule of the action segments; None leaves them out.
+        first_video: rule of view 0's observation segment where it differs.
+    """
+
+    name: str
+    video: Rule
+    action: Rule | None
+    first_video: Rule | None = None
+
+    def segments(self, views: int, latent_frames: int) -> tuple["Segment", ...]:
+        """The segments in canvas order, view by view."""
+        lengths = {"all": latent_frames, "first": 1}
+        found = []
+        for view in range(views):
+            video = self.first_video if view == 0 and self.first_video is not None else self.video
+            for kind, rule in ((Kind.VIDEO, video), (Kind.ACTION, self.action)):
+                if rule is not None:
+                    found.append(Segment(kind, view, lengths[rule.length], lengths[rule.given]))
+        return tuple(found)
+
+    @property
+    def needs_video(self) -> bool:
+        """Whether observation frames after the first one take part."""
+        return self.video.length == "all" or (
+            self.first_video is not None and self.first_video.length == "all"
+        )
+
+    @property
+    def needs_actions(self) -> bool:
+        """Whether recorded actions take part, as condition or as truth."""
+        return self.action is not None
+
+
+_PLANS = {
+    plan.name: plan
+    for plan in (
+        Plan("joint", video=_GENERATED, action=_GENERATED),
+        Plan("policy", video=_FIRST_ONLY, action=_GENERATED),
+        Plan("action_conditioned", video=_GENERATED, action=_GIVEN),
+        Plan("labeling", video=_GIVEN, action=_GENERATED),
+        Plan("video_only", video=_GENERATED, action=None),
+        Plan("cross_view", video=_GENERATED, action=_GENERATED, first_video=_GIVEN),
+    )
+}
+
+
+def plan(name: str) -> Plan:
+    """The plan of a name.
+
+    Raises:
+        ValueError: unknown name; the message lists the known ones.
+    """
+    if name not in _PLANS:
+        raise ValueError(f"unknown plan {name!r}; choose one of {', '.join(_PLANS)}")
+    return _PLANS[name]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One video or action video of one view on the canvas.
+
+    Attributes:
+        kind: what it shows.
+        view: index of the camera.
+        length: latent frames.
+        given: how many of them, from the first, are given clean.
+        still: the first frame is repeated over the whole length (where segments must be equally long).
+    """
+
+    kind: Kind
+    view: int
+    length: int
+    given: int
+    still: bool = False
+
+
+@dataclass(frozen=True)
+class Canvas(Movable):
+    """The packed latents of one plan, with everything a denoiser is told about them.
+
+    Attributes:
+        segments: in packing order.
+        axis: along which they are packed: "time", or "width" for models whose temporal attention sees one pixel.
+        clean: clean latents; where they are to be generated, the truth in training and zeros in sampling.
+        given: True where the clean latents are given: never noised, never stepped, never in the loss.
+        counted: True where the loss counts: generated, and the truth is known.
+        condition: per position: rays of the view (Pluecker, frame of view 0 at time 0), given, is-action, and
+            the clean first-observation latent of the view.
+    """
+
+    segments: tuple[Segment, ...]
+    axis: Literal["time", "width"]
+    clean: Float[Tensor, "b c f h w"]
+    given: Bool[Tensor, "b 1 f h w"]
+    counted: Bool[Tensor, "b 1 f h w"]
+    condition: Float[Tensor, "b k f h w"]
+
+    def unpack(self, latents: Shaped[Tensor, "b c f h w"]) -> list[Shaped[Tensor, "b c _ _ _"]]:
+        """The segments' latents, in order."""
+        if self.axis == "width":
+            return list(latents.chunk(len(self.segments), dim=4))
+        return list(latents.split([segment.length for segment in self.segments], dim=2))
+
+
+def condition_channels(spec: LatentSpec) -> int:
+    """Channels of `Canvas.condition`: rays, given, is-action, first-observation latent."""
+    return RAY_CHANNELS + 2 + spec.channels
+
+
+def build_canvas(
+    plan: Plan,
+    spec: LatentSpec,
+    size: tuple[int, int],
+    cameras: Cameras,
+    view_mask: Bool[Tensor, "b v"],
+    first_video: Float[Tensor, "b v c 1 h w"],
+    first_action: Float[Tensor, "b v c 1 h w"],
+    video: Float[Tensor, "b v c tl h w"] | None = None,
+    action: Float[Tensor, "b v c tl h w"] | None = None,
+    latent_frames: int | None = None,
+    counted: Bool[Tensor, "b"] | None = None,
+) -> Canvas:
+    """Pack latents by a plan.
+
+    Args:
+        plan: what takes part and what is given.
+        spec: the backbone's latents.
+        size: image height and width in pixels.
+        cameras: of the clip's frames, leading dimensions "b v t"; t = 1 stands for cameras that do not move.
+        view_mask: False where a view is missing: its positions are given as zeros and counted nowhere.
+        first_video: latents of the first observation frame, encoded alone.
+        first_action: latents of the first action image, encoded alone.
+        video: latents of the whole observation clips, where known.
+        action: latents of the whole action clips, where known.
+        latent_frames: length of a full segment; needed only where neither clip is known.
+        counted: rows whose truth is known; all, if left out.
+
+    Raises:
+        ValueError: the plan gives what is not known.
+    """
+    known = video if video is not None else action
+    if latent_frames is None:
+        if known is None:
+            raise ValueError(
+                "build_canvas: latent_frames is needed where neither video nor action latents are given"
+            )
+        latent_frames = known.shape[3]
+    b, v = view_mask.shape
+    segments = plan.segments(v, latent_frames)
+    if spec.pack_axis == "width":  # side by side, all segments must be equally long
+        segments = tuple(
+            replace(s, length=latent_frames, given=latent_frames, still=True) if s.length == 1 else s
+            for s in segments
+        )
+    rays = _latent_rays(cameras, spec, size, latent_frames)
+    parts: list[list[Tensor]] = [[], [], [], []]
+    for segment in segments:
+        first, whole = (first_video, video) if segment.kind is Kind.VIDEO else (first_action, action)
+        clean = _segment_latents(
+            segment, first[:, segment.view], None if whole is None else whole[:, segment.view], plan
+        )
+        given = torch.zeros_like(clean[:, :1], dtype=torch.bool)
+        given[:, :, : segment.given] = True
+        present = view_mask[:, segment.view, None, None, None, None]
+        is_action = torch.full_like(clean[:, :1], float(segment.kind is Kind.ACTION))
+        context = first_video[:, segment.view].expand_as(clean)
+        condition = torch.cat(
+            [rays[:, segment.view, :, : segment.length], given.to(clean), is_action, context], dim=1
+        )
+        truth = given.new_ones(b) if counted is None else counted
+        counts = ~given & present & truth[:, None, None, None, None]
+        for part, value in zip(
+            parts, (clean * present, given | ~present, counts, condition * present), strict=True
+        ):
+            part.append(value)
+    clean, given, counts, condition = (pack(part, spec.pack_axis) for part in parts)
+    return Canvas(segments, spec.pack_axis, clean, given, counts, condition)
+
+
+def _segment_latents(segment: Segment, first: Tensor, whole: Tensor | None, plan: Plan) -> Tensor:
+    """The clean latents "b c l h w" of one segment: first frame encoded alone, then the rest, if known."""
+    if segment.length == 1 or segment.still:
+        return first.expand(-1, -1, segment.length, -1, -1)
+    if whole is None:
+        if segment.given > 1:
+            raise ValueError(
+                f"plan {plan.name!r} gives the whole {segment.kind.value} segment of view {segment.view}, "
+                f"but its latents are unknown; pass them as `{segment.kind.value}`"
+            )
+        return torch.cat([first, torch.zeros_like(first).expand(-1, -1, segment.length - 1, -1, -1)], dim=2)
+    return torch.cat([first, whole[:, :, 1 : segment.length]], dim=2)
+
+
+def _latent_rays(
+    cameras: Cameras, spec: LatentSpec, size: tuple[int, int], latent_frames: int
+) -> Float[Tensor, "b v 6 tl h w"]:
+    """Pluecker rays at the latent grid's cell centres, in the frame of view 0 at time 0.
+
+    Latent frame k stands for the camera at video frame k * temporal_stride, the last frame it holds.
+    """
+    frames = cameras.shape[2]
+    times = [min(k * spec.temporal_stride, frames - 1) for k in range(latent_frames)]
+    if frames == 1:
+        times = [0]
+    reference = cameras.world_from_camera[:, :1, :1]
+    rays = cameras[:, :, times].relative_to(reference).plucker(size, spec.grid(size))  # b v tl h w 6
+    rays = rays.permute(0, 1, 5, 2, 3, 4)
+    return rays.expand(-1, -1, -1, latent_frames, -1, -1)
+
+
+def pack(
+    parts: Sequence[Shaped[Tensor, "b _ _ _ _"]], axis: Literal["time", "width"]
+) -> Shaped[Tensor, "b c f h w"]:
+    """Latents of segments side by side along the packing axis; `Canvas.unpack` is the inverse."""
+    return torch.cat(list(parts), dim=4 if axis == "width" else 2)

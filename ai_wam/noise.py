@@ -1,0 +1,175 @@
+"""Gaussian noise paths z = a(u) x0 + b(u) eps from clean (u = 0) to pure noise (u = 1), without a network.
+
+Flow matching, variance-preserving v-prediction and EDM differ in four things only: the coefficients, what the
+network is asked to predict, the time it is told, and which times are drawn in training. Everything else (loss,
+sampling) is written once over these. Both paths here invert linearly, so one step z' = a' x0 + b' eps equals
+diffusers' FlowMatchEulerDiscreteScheduler and CogVideoXDDIMScheduler.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TimeSampling:
+    """Noise levels drawn in training: logit-normal, shifted towards noise, with an atom at pure noise.
+
+    Attributes:
+        mean: of the logit; 0 puts half of the mass above u = 0.5.
+        std: of the logit.
+        shift: u -> shift u / (1 + (shift - 1) u), as resolution shifts of flow models do.
+        pure_noise: share of samples at u = 1 exactly, where a sampler starts.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+    pure_noise: float = 0.0
+
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:
+        """Noise levels of n samples, on the generator's device."""
+        device = generator.device
+        logit = torch.randn(n, generator=generator, device=device) * self.std + self.mean
+        u = shifted(logit.sigmoid(), self.shift)
+        pure = torch.rand(n, generator=generator, device=device) < self.pure_noise
+        return torch.where(pure, 1.0, u)
+
+
+@dataclass(frozen=True)
+class NoisePath(ABC):
+    """A path and how a network walks it.
+
+    Attributes:
+        sampling: noise levels drawn in training.
+        sampler_shift: shift of the sampler's step grid.
+    """
+
+    sampling: TimeSampling = field(default_factory=TimeSampling)
+    sampler_shift: float = 1.0
+
+    @abstractmethod
+    def coefficients(self, u: Float[Tensor, "*n"]) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+        """a(u) of the clean latents and b(u) of the noise."""
+
+    @abstractmethod
+    def target(
+        self, clean: Float[Tensor, "*n"], noise: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> Float[Tensor, "*n"]:
+        """What the network predicts natively; u broadcasts against the latents."""
+
+    @abstractmethod
+    def invert(
+        self, prediction: Float[Tensor, "*n"], noisy: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+        """Clean latents and noise that a native prediction stands for."""
+
+    @abstractmethod
+    def model_time(self, u: Float[Tensor, "*n"]) -> Tensor:
+        """The time argument the pretrained network knows for a noise level."""
+
+    def add_noise(
+        self, clean: Float[Tensor, "*n"], noise: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> Float[Tensor, "*n"]:
+        """Noisy latents z = a(u) clean + b(u) noise; u broadcasts against the latents."""
+        a, b = self.coefficients(u)
+        return a * clean + b * noise
+
+    def noise_from_clean(
+        self, clean: Float[Tensor, "*n"], noisy: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> Float[Tensor, "*n"]:
+        """The noise in z where the network predicts the clean latents directly, u > 0."""
+        a, b = self.coefficients(u)
+        return (noisy - a * clean) / b
+
+    def grid(self, steps: int) -> Float[Tensor, "n"]:
+        """The sampler's noise levels: steps + 1 values from 1 down to 0."""
+        if steps < 1:
+            raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+        return shifted(torch.linspace(1, 0, steps + 1), self.sampler_shift)
+
+
+@dataclass(frozen=True)
+class FlowMatching(NoisePath):
+    """Straight lines: z = (1 - u) x0 + u eps, prediction eps - x0 (Wan; arXiv 2210.02747)."""
+
+    def coefficients(self, u: Float[Tensor, "*n"]) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+        """1 - u and u."""
+        return 1 - u, u
+
+    def target(
+        self, clean: Float[Tensor, "*n"], noise: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> Float[Tensor, "*n"]:
+        """The velocity eps - x0."""
+        return noise - clean
+
+    def invert(
+        self, prediction: Float[Tensor, "*n"], noisy: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+        """x0 = z - u v and eps = z + (1 - u) v."""
+        return noisy - u * prediction, noisy + (1 - u) * prediction
+
+    def model_time(self, u: Float[Tensor, "*n"]) -> Tensor:
+        """1000 u."""
+        return 1000 * u
+
+
+@dataclass(frozen=True)
+class VariancePreserving(NoisePath):
+    """Discrete variance-preserving path with v-prediction (CogVideoX; arXiv 2202.00512).
+
+    The 1,000 training steps follow diffusers' CogVideoXDDIMScheduler: scaled-linear betas, the signal-to-noise
+    ratio divided by `snr_shift`, rescaled so that the last step is pure noise. u = (t + 1) / 1000 for step t;
+    u = 0 is clean.
+    """
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.0120
+    snr_shift: float = 3.0
+
+    STEPS = 1000
+
+    @cached_property
+    def _alphas(self) -> Float[Tensor, "n"]:
+        """a(u) at u = 0, 1/1000, ..., 1."""
+        betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.STEPS, dtype=torch.float64) ** 2
+        squares = (1 - betas).cumprod(0)
+        squares = squares / (self.snr_shift + (1 - self.snr_shift) * squares)
+        roots = squares.sqrt()
+        roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+        return torch.cat([torch.ones(1, dtype=torch.float64), roots])
+
+    def _index(self, u: Tensor) -> Tensor:
+        return (u * self.STEPS).round().long()
+
+    def coefficients(self, u: Float[Tensor, "*n"]) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+        """Square roots of the cumulative alpha and of its complement, at the nearest of the 1,000 steps."""
+        a = self._alphas.to(u.device)[self._index(u)]
+        return a.to(u.dtype), (1 - a * a).clamp(min=0).sqrt().to(u.dtype)
+
+    def target(
+        self, clean: Float[Tensor, "*n"], noise: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> Float[Tensor, "*n"]:
+        """The velocity a eps - b x0."""
+        a, b = self.coefficients(u)
+        return a * noise - b * clean
+
+    def invert(
+        self, prediction: Float[Tensor, "*n"], noisy: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+        """x0 = a z - b v and eps = b z + a v."""
+        a, b = self.coefficients(u)
+        return a * noisy - b * prediction, b * noisy + a * prediction
+
+    def model_time(self, u: Float[Tensor, "*n"]) -> Tensor:
+        """The training step, 0 to 999."""
+        return (self._index(u) - 1).clamp(min=0)
+
+
+def shifted(u: Float[Tensor, "*n"], shift: float) -> Float[Tensor, "*n"]:
+    """Noise levels moved towards noise (shift > 1); 0 and 1 stay where they are."""
+    return shift * u / (1 + (shift - 1) * u)

@@ -1,0 +1,101 @@
+"""Noise paths against diffusers' schedulers, and as inverses of themselves."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+from ai_wam.noise import FlowMatching, NoisePath, TimeSampling, VariancePreserving, shifted
+
+PATHS = [
+    FlowMatching(),
+    FlowMatching(sampler_shift=5.0),
+    VariancePreserving(),
+    VariancePreserving(snr_shift=1.0),
+]
+
+
+def level(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("u", [0.001, 0.2, 0.5, 0.9, 1.0])
+def test_target_and_invert_are_inverse(path: NoisePath, u: float):
+    clean, noise = torch.randn(2, 3, 4, dtype=torch.float64)
+    noisy = path.add_noise(clean, noise, level(u))
+    found = path.invert(path.target(clean, noise, level(u)), noisy, level(u))
+    torch.testing.assert_close(found[0], clean, atol=1e-9, rtol=0)
+    torch.testing.assert_close(found[1], noise, atol=1e-9, rtol=0)
+    torch.testing.assert_close(path.noise_from_clean(clean, noisy, level(u)), noise, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_ends_are_clean_and_pure_noise(path: NoisePath):
+    grid = path.grid(7)
+    assert (grid[0], grid[-1]) == (1, 0)
+    assert all(after < now for now, after in pairwise(grid.tolist()))
+    a, b = path.coefficients(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert a.tolist() == [1, 0]
+    assert b.tolist() == [0, 1]
+
+
+def test_step_equals_flow_match_euler():
+    path, g = FlowMatching(), torch.Generator().manual_seed(0)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    levels = shifted(torch.linspace(1, 0, 6), 5.0)
+    scheduler.set_timesteps(sigmas=levels[:-1].tolist())
+    z = torch.randn(2, 3, generator=g)
+    ours = z.clone()
+    for index, (now, after) in enumerate(pairwise(levels)):
+        velocity = torch.randn(2, 3, generator=g)
+        z = scheduler.step(velocity, scheduler.timesteps[index], z, return_dict=False)[0]
+        clean, eps = path.invert(velocity, ours, now)
+        ours = path.add_noise(clean, eps, after)
+    torch.testing.assert_close(ours, z, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("snr_shift", [1.0, 3.0])
+def test_step_equals_cogvideox_ddim(snr_shift: float):
+    scheduler = CogVideoXDDIMScheduler(
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=snr_shift,
+        timestep_spacing="trailing",
+    )
+    scheduler.set_timesteps(10)
+    path, g = VariancePreserving(snr_shift=snr_shift), torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 2, 3, generator=g)
+    times = torch.tensor([0, 499, 999])
+    for t in times:
+        u = (t + 1) / 1000
+        torch.testing.assert_close(
+            path.add_noise(clean, noise, u), scheduler.add_noise(clean, noise, t[None]), atol=2e-6, rtol=0
+        )
+        assert int(path.model_time(u)) == int(t)
+    z = ours = noise
+    for t in scheduler.timesteps:
+        velocity = torch.randn(2, 3, generator=g)
+        z = scheduler.step(velocity, t, z, return_dict=False)[0]
+        now, after = (t + 1) / 1000, (t + 1 - 100) / 1000
+        found = path.invert(velocity, ours, now)
+        # The last step ends at alpha = 1, as u = 0 does: `set_alpha_to_one` is diffusers' default.
+        ours = path.add_noise(*found, after)
+    torch.testing.assert_close(ours, z, atol=5e-6, rtol=0)
+
+
+def test_drawn_levels():
+    sampling = TimeSampling(mean=1.0, std=1.2, pure_noise=0.15)
+    u = sampling.draw(20_000, torch.Generator().manual_seed(1))
+    assert 0 < float(u.min()) < 0.2
+    assert float((u == 1).float().mean()) == pytest.approx(0.15, abs=0.01)
+    assert float(u[u < 1].logit().mean()) == pytest.approx(1.0, abs=0.05)
+    again = sampling.draw(20_000, torch.Generator().manual_seed(1))
+    assert torch.equal(u, again)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ValueError, match="at least 1 step, got 0"):
+        FlowMatching().grid(0)
