@@ -1,0 +1,37 @@
+"""`ai-wam collect` and `ai-wam convert`: the episodes of any source into a folder of shards."""
+
+from ai_wam.types import EpisodeSource
+from ai_wam.video import VideoEncoding
+from datamodules.recording import write_shards
+
+
+def collect(
+    source: EpisodeSource,
+    out: str,
+    episodes_per_shard: int = 64,
+    workers: int = 2,
+    lossless: bool = False,
+    gop: int = 1,
+) -> None:
+    """Write all episodes of a source into WebDataset shards.
+
+    A demonstrating simulator and a reader of files are both a source, so recording and converting are one
+    command. Interrupted, it goes on at the first missing shard when run again with the same settings.
+
+    Args:
+        source: where episodes come from, by class_path and init_args.
+        out: folder of the shards; made if missing.
+        episodes_per_shard: episodes in all shards but the last.
+        workers: processes, each writing one shard at a time; 0 writes in this one.
+        lossless: keep every pixel exactly, at about ten times the size.
+        gop: frames from one key frame to the next; 1 reads fastest, 12 is two to four times smaller.
+    """
+    encoding = VideoEncoding(lossless=lossless, gop=gop)
+    try:
+        index = write_shards(source, out, episodes_per_shard, workers, encoding)
+    except KeyboardInterrupt:
+        raise SystemExit(f"{out}: interrupted. Finished shards are kept; the same command goes on.") from None
+    print(
+        f"{out}: {index['episodes']} episodes, {index['frames']} frames, {index['bytes'] / 1e6:.1f} MB "
+        f"in {len(index['shards'])} shards"
+    )

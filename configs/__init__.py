@@ -1,0 +1,1 @@
+"""YAML only; shipped as package data."""

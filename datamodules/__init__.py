@@ -1,0 +1,1 @@
+"""The shard format, its datamodule, and sources that read foreign formats."""

@@ -1,0 +1,268 @@
+"""Windows of recorded episodes as samples, and samples as a `Batch`."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ai_wam.cameras import Cameras, CropResize
+from ai_wam.types import Batch, Clip
+from datamodules.sampling import Stream, generator
+from datamodules.shard_format import EpisodeEntry, ShardError
+from datamodules.shard_reader import EpisodeHeader, Recent, ShardSet
+
+Pad = Literal["hold", "none"]
+Decode = Literal["all", "first"]
+OnError = Literal["raise", "skip"]
+_STEP_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row of a `Batch`; its video holds the decoded frames only."""
+
+    video: Float[Tensor, "v 3 decoded h w"]
+    intrinsics: Float[Tensor, "v t 3 3"]
+    world_from_camera: Float[Tensor, "v t 4 4"]
+    view_mask: Bool[Tensor, "v"]
+    actions: Float[Tensor, "t 8"]
+    action_valid: bool
+    prompt: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How windows are cut from episodes.
+
+    Attributes:
+        clip: frames, stride, size and views.
+        pad: "hold": a window may start at any frame, past the end the last frame repeats (the robot holds
+            still); "none": only windows that lie in the episode.
+        dense: a window at every frame; otherwise one window after the other.
+    """
+
+    clip: Clip
+    pad: Pad
+    dense: bool
+
+    def step(self, entry: EpisodeEntry) -> int:
+        """Recorded frames from one frame of the clip to the next.
+
+        Raises:
+            ValueError: the recording's rate does not fit the clip's.
+        """
+        exact = self.clip.seconds_per_frame * entry.hz
+        step = round(exact)
+        if step < 1 or abs(exact - step) > _STEP_TOLERANCE * step:
+            rate = 1 / self.clip.seconds_per_frame
+            fitting = ", ".join(f"{k * rate:g}" for k in range(1, 7))
+            raise ValueError(
+                f"episode {entry.key!r} is recorded at {entry.hz:g} Hz, a clip of stride {self.clip.stride} "
+                f"at {self.clip.control_hz:g} Hz needs a frame every {self.clip.seconds_per_frame:g} s: "
+                f"every {exact:g}-th recorded frame. Recordings at {fitting} ... Hz fit; change clip.stride "
+                "or clip.control_hz, or resample the recording."
+            )
+        return step
+
+    def spacing(self, entry: EpisodeEntry) -> int:
+        """Recorded frames from one window's start to the next one's."""
+        return 1 if self.dense else (self.clip.frames - 1) * self.step(entry)
+
+    def count(self, entry: EpisodeEntry) -> int:
+        """Number of windows in an episode."""
+        span = 0 if self.pad == "hold" else (self.clip.frames - 1) * self.step(entry)
+        return max(0, -(-(entry.frames - span) // self.spacing(entry)))
+
+    def frames(self, entry: EpisodeEntry, window: int) -> list[int]:
+        """Recorded frame of each frame of a window."""
+        start, step = window * self.spacing(entry), self.step(entry)
+        return [min(start + i * step, entry.frames - 1) for i in range(self.clip.frames)]
+
+
+class ClipDataset(Dataset["Sample | None"]):
+    """Windows of some folders of shards, by sample number (see `datamodules.sampling`)."""
+
+    def __init__(
+        self,
+        sets: Sequence[ShardSet],
+        windows: Windows,
+        decode: Decode = "all",
+        views_per_sample: int | None = None,
+        on_error: OnError = "raise",
+        seed: int = 0,
+    ) -> None:
+        """Count the windows.
+
+        Args:
+            sets: folders of shards.
+            windows: how windows are cut.
+            decode: "first" decodes the window's first frame only: enough where the future is not looked at.
+            views_per_sample: draw so many of the clip's views per sample, in the clip's order; all if left
+                out.
+            on_error: "skip" leaves damaged samples out, counts and reports them.
+            seed: of the drawn phrasings and views.
+
+        Raises:
+            ValueError: recordings that do not fit the clip.
+        """
+        self.windows, self.clip, self.decode, self.seed, self.on_error = (
+            windows,
+            windows.clip,
+            decode,
+            seed,
+            on_error,
+        )
+        self.sets, self.views = list(sets), views_per_sample or len(windows.clip.views)
+        if not 1 <= self.views <= len(self.clip.views):
+            raise ValueError(
+                f"views_per_sample is {views_per_sample}, the clip has {len(self.clip.views)} views"
+            )
+        self.places = [(number, index) for number, source in enumerate(sets) for index in range(len(source))]
+        counts = [self._count(sets[number].episodes[index], sets[number]) for number, index in self.places]
+        self.ends = np.cumsum(counts, dtype=np.int64)
+        self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # counted by all workers
+        self._cameras: Recent[dict[str, Cameras]] = Recent()
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def windows_per_set(self) -> list[int]:
+        """Number of windows in each folder."""
+        ends = [0]
+        for source in self.sets:
+            ends.append(ends[-1] + len(source))
+        at = np.concatenate([[0], self.ends])[ends]
+        return [int(count) for count in np.diff(at)]
+
+    def __getitem__(self, number: int) -> Sample | None:
+        try:
+            return self._sample(int(number))
+        except ShardError as error:
+            if self.on_error == "raise":
+                raise
+            self.skipped += 1
+            warnings.warn(f"skipped a sample ({int(self.skipped)} so far): {error}", stacklevel=2)
+            return None
+
+    def _count(self, entry: EpisodeEntry, source: ShardSet) -> int:
+        if not set(entry.views) & set(self.clip.views):
+            raise ValueError(
+                f"{source.folder}: episode {entry.key!r} has views {sorted(entry.views)}, the clip wants "
+                f"{list(self.clip.views)}; set clip.views to views that were recorded"
+            )
+        self.windows.step(entry)  # a rate that does not fit is an error now, not at the first sample
+        return self.windows.count(entry)
+
+    def _sample(self, number: int) -> Sample:
+        window = number % len(self)
+        place = int(np.searchsorted(self.ends, window, side="right"))
+        source_number, index = self.places[place]
+        source = self.sets[source_number]
+        entry, header = source.episodes[index], source.header(index)
+        frames = self.windows.frames(entry, window - (int(self.ends[place - 1]) if place else 0))
+        draw = generator(self.seed, Stream.SAMPLE, number)
+        prompt = header.instructions[int(draw.integers(len(header.instructions)))]
+        names = self._choose_views(entry, draw)
+        video, intrinsics, poses = self._pictures(place, names, frames)
+        actions = np.zeros((len(frames), 8), np.float32) if header.actions is None else header.actions[frames]
+        return Sample(
+            video=video,
+            intrinsics=intrinsics,
+            world_from_camera=poses,
+            view_mask=torch.tensor([name is not None for name in names]),
+            actions=torch.from_numpy(actions),
+            action_valid=header.actions is not None,
+            prompt=prompt,
+            key=f"{entry.key}@{frames[0]}",
+        )
+
+    def _choose_views(self, entry: EpisodeEntry, draw: np.random.Generator) -> list[str | None]:
+        """The sample's views; None where the recording lacks one."""
+        if self.views == len(self.clip.views):
+            return [name if name in entry.views else None for name in self.clip.views]
+        present = [name for name in self.clip.views if name in entry.views]
+        count = min(self.views, len(present))
+        chosen = sorted(draw.choice(len(present), count, replace=False).tolist())
+        return [present[i] for i in chosen] + [None] * (self.views - count)
+
+    def _pictures(
+        self, place: int, names: Sequence[str | None], frames: Sequence[int]
+    ) -> tuple[Float[Tensor, "v 3 decoded h w"], Float[Tensor, "v t 3 3"], Float[Tensor, "v t 4 4"]]:
+        number, index = self.places[place]
+        source = self.sets[number]
+        entry = source.episodes[index]
+        wanted = frames[:1] if self.decode == "first" else frames
+        cameras = self._cameras.get(place, lambda: self._fit_cameras(entry, source.header(index)))
+        video, intrinsics, poses = [], [], []
+        for name in names:
+            if name is None:
+                video.append(torch.full((3, len(wanted), *self.clip.size), 127.5))  # zero in [-1, 1]
+                intrinsics.append(torch.eye(3).expand(len(frames), 3, 3))
+                poses.append(torch.eye(4).expand(len(frames), 4, 4))
+                continue
+            images = torch.from_numpy(source.images(index, name, wanted)).permute(3, 0, 1, 2)
+            video.append(CropResize(entry.views[name], self.clip.size).images(images))
+            here = cameras[name]
+            moving: Any = list(frames) if here.shape[0] > 1 else [0] * len(frames)
+            intrinsics.append(here.intrinsics[moving])
+            poses.append(here.world_from_camera[moving])
+        return torch.stack(video).div_(127.5).sub_(1), torch.stack(intrinsics), torch.stack(poses)
+
+    def _fit_cameras(self, entry: EpisodeEntry, header: EpisodeHeader) -> dict[str, Cameras]:
+        """The episode's cameras for pictures of the clip's size."""
+        fitted = {}
+        for name in set(entry.views) & set(self.clip.views):
+            k, e = torch.from_numpy(header.intrinsics[name]), torch.from_numpy(header.world_from_camera[name])
+            fitted[name] = CropResize(entry.views[name], self.clip.size).cameras(Cameras(k, e))
+        return fitted
+
+
+class Collate:
+    """Samples to a `Batch`; frames that were not decoded are black and not valid."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+
+    def __call__(self, samples: Sequence[Sample | None]) -> Batch:
+        """Stack samples; those left out (None) make the batch smaller.
+
+        Raises:
+            ShardError: none is left.
+        """
+        rows = [sample for sample in samples if sample is not None]
+        if not rows:
+            raise ShardError(
+                f"all {len(samples)} samples of a batch are damaged; on_error: raise names the shard"
+            )
+        decoded = rows[0].video.shape[2]
+        action_valid = torch.tensor([row.action_valid for row in rows])
+        return Batch(
+            video=self._video(rows),
+            cameras=Cameras(
+                torch.stack([row.intrinsics for row in rows]),
+                torch.stack([row.world_from_camera for row in rows]),
+            ),
+            view_mask=torch.stack([row.view_mask for row in rows]),
+            video_valid=(torch.arange(self.frames) < decoded).repeat(len(rows), 1),
+            actions=torch.stack([row.actions for row in rows]),
+            action_valid=action_valid[:, None].repeat(1, self.frames),
+            prompts=tuple(row.prompt for row in rows),
+            keys=tuple(row.key for row in rows),
+        )
+
+    def _video(self, rows: Sequence[Sample]) -> Float[Tensor, "b v 3 t h w"]:
+        v, _, decoded, h, w = rows[0].video.shape
+        if decoded == self.frames:
+            return torch.stack([row.video for row in rows])
+        # NumPy's zeros are pages that cost nothing until they are written, and most of these never are.
+        video = torch.from_numpy(np.zeros((len(rows), v, 3, self.frames, h, w), dtype=np.float32))
+        for place, row in zip(video, rows, strict=True):
+            place[:, :, :decoded] = row.video
+        return video

@@ -1,0 +1,230 @@
+"""One episode as the files of a shard, checked on the way in: what is in a shard is well-formed."""
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ai_wam.cameras import Cameras
+from ai_wam.types import Episode, Frame, View
+from ai_wam.video import VideoEncoding, VideoWriter
+from datamodules.shard_format import ACTIONS, CAMERAS, META, SCHEMA
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_LONGEST_NAME = 100  # of a member in a plain (USTAR) tar
+_QUATERNION_TOLERANCE = 1e-3
+_OPENNESS_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class EpisodeMembers:
+    """An episode's files and what the index says of it.
+
+    Attributes:
+        key: name of the episode.
+        frames: number of frames.
+        hz: frames per second.
+        views: height and width by camera name.
+        files: contents by what follows the key in the file's name.
+    """
+
+    key: str
+    frames: int
+    hz: float
+    views: Mapping[str, tuple[int, int]]
+    files: Mapping[str, bytes]
+
+
+@dataclass
+class _Track:
+    """What one camera has seen so far."""
+
+    video: VideoWriter
+    intrinsics: list[np.ndarray] = field(default_factory=list)
+    poses: list[np.ndarray] = field(default_factory=list)
+
+
+def encode_episode(episode: Episode, encoding: VideoEncoding) -> EpisodeMembers:
+    """Compress an episode, frame by frame.
+
+    Raises:
+        ValueError: a malformed episode; the message names it and the frame.
+    """
+    where = f"episode {episode.key!r}"
+    _check_head(episode, where)
+    tracks: dict[str, _Track] = {}
+    actions: list[np.ndarray | None] = []
+    begin = 0.0
+    for number, frame in enumerate(episode.frames):
+        at = f"{where}, frame {number}"
+        begin = frame.seconds if number == 0 else begin
+        _check_time(frame.seconds - begin, number, episode.hz, at)
+        if number == 0:
+            tracks = {
+                name: _open_track(name, view, episode.hz, encoding, at) for name, view in frame.views.items()
+            }
+        _add_views(tracks, frame, at)
+        actions.append(None if frame.action is None else checked_action(frame.action, at))
+    if not actions:
+        raise ValueError(f"{where} has no frames")
+    files = {f"{name}.mp4": track.video.finish() for name, track in tracks.items()}
+    files[CAMERAS] = _npz(
+        {key: value for name, track in tracks.items() for key, value in _cameras(name, track, where)}
+    )
+    if (recorded := _stack_actions(actions, where)) is not None:
+        files[ACTIONS] = _npy(recorded)
+    views = {name: track.video.size for name, track in tracks.items()}
+    files[META] = _meta(episode, len(actions), views, recorded is not None, where)
+    return EpisodeMembers(episode.key, len(actions), float(episode.hz), views, files)
+
+
+def checked_action(action: Float[np.ndarray, "8"], at: str) -> Float[np.ndarray, "8"]:
+    """The action as float32 with a quaternion of length 1.
+
+    Args:
+        action: x y z, quaternion x y z w, openness.
+        at: where it comes from, for the error.
+
+    Raises:
+        ValueError: wrong shape, a number that is not finite, a quaternion further than 1e-3 from length 1,
+            openness outside [0, 1].
+    """
+    if action.shape != (8,):
+        raise ValueError(
+            f"{at}: an action has 8 numbers (x y z, quaternion x y z w, openness), got {action.shape}"
+        )
+    if not np.isfinite(action).all():
+        raise ValueError(
+            f"{at}: action {action.tolist()} is not finite; give None where no action was recorded"
+        )
+    exact = action.astype(np.float64)
+    length = float(np.linalg.norm(exact[3:7]))
+    if abs(length - 1) > _QUATERNION_TOLERANCE:
+        raise ValueError(
+            f"{at}: quaternion {exact[3:7].tolist()} (x y z w) has length {length:.6g}, expected 1 within "
+            f"{_QUATERNION_TOLERANCE:g}; is the order of the numbers right?"
+        )
+    if not -_OPENNESS_TOLERANCE <= exact[7] <= 1 + _OPENNESS_TOLERANCE:
+        raise ValueError(
+            f"{at}: openness {exact[7]:.6g} lies outside [0, 1] (1 = open); scale it in the source"
+        )
+    exact[3:7] /= length
+    exact[7] = exact[7].clip(0, 1)
+    return exact.astype(np.float32)
+
+
+def _check_head(episode: Episode, where: str) -> None:
+    if not _NAME.fullmatch(episode.key):
+        raise ValueError(f"{where}: a key is made of letters, digits, '-' and '_' only")
+    if not episode.hz > 0:
+        raise ValueError(f"{where}: hz is {episode.hz}, must be above 0")
+    if not episode.instructions:
+        raise ValueError(f"{where} has no instruction; give the empty string where none is known")
+
+
+def _check_time(seconds: float, number: int, hz: float, at: str) -> None:
+    if abs(seconds - number / hz) > 0.5 / hz:
+        raise ValueError(
+            f"{at}: {seconds:.4f} s after the first frame, expected {number / hz:.4f} s at {hz:g} Hz; "
+            "resample the recording or correct its hz"
+        )
+
+
+def _open_track(name: str, view: View, hz: float, encoding: VideoEncoding, at: str) -> _Track:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{at}: view {name!r} must be made of letters, digits, '-' and '_' only")
+    return _Track(VideoWriter((view.image.shape[0], view.image.shape[1]), hz, encoding))
+
+
+def _add_views(tracks: Mapping[str, _Track], frame: Frame, at: str) -> None:
+    if not tracks or set(frame.views) != set(tracks):
+        raise ValueError(f"{at}: views {sorted(frame.views)}, but the episode began with {sorted(tracks)}")
+    for name, view in frame.views.items():
+        track = tracks[name]
+        if view.image.shape[:2] != track.video.size:
+            raise ValueError(
+                f"{at}, view {name!r}: image of {view.image.shape[:2]} pixels (h, w), the first had "
+                f"{track.video.size}"
+            )
+        track.video.add(view.image)
+        track.intrinsics.append(view.intrinsics)
+        track.poses.append(view.world_from_camera)
+
+
+def _cameras(name: str, track: _Track, where: str) -> list[tuple[str, Float[np.ndarray, "t n n"]]]:
+    """Both stacks of matrices, of one entry where the camera never moved."""
+    k, e = np.stack(track.intrinsics).astype(np.float64), np.stack(track.poses).astype(np.float64)
+    lost = np.isnan(k).all(axis=(1, 2)) | np.isnan(e).all(axis=(1, 2))  # a lost calibration is all NaN
+    bad = ~lost & ~(
+        np.isfinite(k).all(axis=(1, 2)) & np.isfinite(e).all(axis=(1, 2)) & (k[:, 2] == [0, 0, 1]).all(-1)
+    )
+    if bad.any():
+        frame = int(bad.argmax())
+        raise ValueError(
+            f"{where}, view {name!r}, frame {frame}: matrices must be finite (or all NaN where the "
+            "calibration is lost) and K end in the row 0 0 1, got "
+            f"K\n{k[frame]}\nworld_from_camera\n{e[frame]}"
+        )
+    try:
+        Cameras(torch.from_numpy(k), torch.from_numpy(e))
+    except ValueError as error:
+        raise ValueError(f"{where}, view {name!r}, index = frame: {error}") from error
+    stacks = {f"{name}.intrinsics": k, f"{name}.world_from_camera": e}
+    still = all(np.array_equal(m, np.broadcast_to(m[:1], m.shape), equal_nan=True) for m in stacks.values())
+    return [(key, (stack[:1] if still else stack).astype(np.float32)) for key, stack in stacks.items()]
+
+
+def _stack_actions(actions: list[np.ndarray | None], where: str) -> Float[np.ndarray, "t 8"] | None:
+    recorded = [action for action in actions if action is not None]
+    if not recorded:
+        return None
+    if len(recorded) < len(actions):
+        missing = next(number for number, action in enumerate(actions) if action is None)
+        raise ValueError(f"{where}: frame {missing} has no action, others have; give all of them or none")
+    return np.stack(recorded)
+
+
+def _meta(
+    episode: Episode, frames: int, views: Mapping[str, tuple[int, int]], actions: bool, where: str
+) -> bytes:
+    meta = {
+        "schema": SCHEMA,
+        "key": episode.key,
+        "frames": frames,
+        "hz": float(episode.hz),
+        "instructions": list(episode.instructions),
+        "views": {name: list(size) for name, size in views.items()},
+        "actions": actions,
+        "provenance": dict(episode.provenance),
+    }
+    try:
+        text = json.dumps(meta, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: provenance must hold JSON values only: {error}") from error
+    names = [f"{episode.key}.{name}.mp4" for name in views]
+    if long := [name for name in names if len(name) > _LONGEST_NAME]:
+        raise ValueError(
+            f"{where}: file name {long[0]!r} has more than {_LONGEST_NAME} characters; shorten the key"
+        )
+    if len({name.lower() for name in views}) < len(views):
+        raise ValueError(
+            f"{where}: views {sorted(views)} differ in case only, which WebDataset does not tell apart"
+        )
+    return text.encode()
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stub takes `allow_pickle` for one of them
+    return buffer.getvalue()

@@ -1,0 +1,218 @@
+"""Bring your own robot: plain files in, episodes out.
+
+    recordings/
+        pick-0001/               one folder per episode; its name is the key
+            front.mp4            one video per camera, any codec, equally many frames
+            wrist.mp4
+            cameras.json         {"front": {"K": 3x3, "size": [height, width], "camera_to_world": 4x4}, ...}
+            actions.csv          x,y,z,qx,qy,qz,qw,openness: one row per frame; leave out if not recorded
+            instruction.txt      one phrasing per line
+            meta.json            {"hz": 20, ...}: frames per second; the rest becomes provenance
+
+Row i of every file belongs to frame i. In `cameras.json` a camera has exactly one of `camera_to_world` and
+`world_to_camera` (OpenCV axes: x right, y down, z forward; metres); matrices are 4x4, or one per frame where
+the camera moves.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ai_wam.types import Episode, Frame, View
+from ai_wam.video import VideoTable, iterate_video
+
+COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "openness")
+_POSES = ("camera_to_world", "world_to_camera")
+
+
+class FolderSource:
+    """The episodes of a folder in the layout above, in the order of their names."""
+
+    def __init__(self, path: str) -> None:
+        """List the episodes.
+
+        Args:
+            path: the folder that holds one folder per episode.
+
+        Raises:
+            ValueError: no such folder, or no episodes in it.
+        """
+        self.path = path
+        root = Path(path)
+        self._folders = (
+            sorted(f for f in root.iterdir() if f.is_dir() and f.name[0] != ".") if root.is_dir() else []
+        )
+        if not self._folders:
+            raise ValueError(
+                f"{path} holds no episode folders; expected {path}/<episode>/ with <view>.mp4, cameras.json, "
+                "instruction.txt, meta.json and (if recorded) actions.csv"
+            )
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def __getitem__(self, index: int) -> Episode:
+        folder = self._folders[index]
+        meta = _read_json(folder / "meta.json")
+        hz = meta.pop("hz", None)
+        if isinstance(hz, bool) or not isinstance(hz, int | float) or not hz > 0:
+            raise ValueError(f'{folder / "meta.json"}: "hz" is {hz!r}, expected frames per second above 0')
+        cameras = {
+            name: _Camera.read(name, folder, entry)
+            for name, entry in _read_json(folder / "cameras.json").items()
+        }
+        _check_videos(folder, cameras)
+        actions = _read_actions(folder / "actions.csv")
+        _check_lengths(folder, cameras, actions)
+        provenance = {**meta, "source": "folder", "episode": folder.name}
+        return Episode(
+            folder.name,
+            _frames(folder, cameras, actions, float(hz)),
+            _instructions(folder),
+            float(hz),
+            provenance,
+        )
+
+
+@dataclass(frozen=True)
+class _Camera:
+    """One entry of cameras.json and the number of frames of its video."""
+
+    intrinsics: Float[np.ndarray, "_ 3 3"]
+    world_from_camera: Float[np.ndarray, "_ 4 4"]
+    frames: int
+
+    @classmethod
+    def read(cls, name: str, folder: Path, entry: Any) -> "_Camera":
+        at = f"{folder / 'cameras.json'}, camera {name!r}"
+        video = folder / f"{name}.mp4"
+        if not isinstance(entry, dict) or not {"K", "size"} <= set(entry):
+            raise ValueError(f'{at}: expected an object with "K", "size" and one of {_POSES}, got {entry!r}')
+        given = [key for key in _POSES if key in entry]
+        if len(given) != 1:
+            raise ValueError(
+                f"{at}: has {given or 'neither pose'}; give exactly one of {' and '.join(_POSES)}"
+            )
+        if not video.exists():
+            raise ValueError(f"{at}: its video {video} is missing; add it or remove the camera")
+        try:
+            table = VideoTable.of(video.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{video}: {error}") from error
+        if list(table.size) != list(entry["size"]):
+            raise ValueError(
+                f"{at}: size {entry['size']} (height, width), but {video.name} has {list(table.size)}; "
+                "K must be given for the pictures as they are in the video"
+            )
+        poses = _matrices(entry[given[0]], 4, f"{at}, {given[0]}")
+        poses = poses if given[0] == "camera_to_world" else _inverse(poses, at)
+        return cls(_matrices(entry["K"], 3, f"{at}, K"), poses, len(table))
+
+
+def _matrices(value: Any, size: int, at: str) -> Float[np.ndarray, "_ n n"]:
+    """One matrix or one per frame, as a stack."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{at}: {error}") from error
+    array = array[None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[1:] != (size, size):
+        raise ValueError(
+            f"{at}: expected {size}x{size} numbers, or one such matrix per frame, got shape {array.shape}"
+        )
+    return array
+
+
+def _inverse(poses: Float[np.ndarray, "t 4 4"], at: str) -> Float[np.ndarray, "t 4 4"]:
+    try:
+        return np.asarray(np.linalg.inv(poses))
+    except np.linalg.LinAlgError as error:
+        raise ValueError(f"{at}: world_to_camera cannot be inverted: {error}") from error
+
+
+def _check_videos(folder: Path, cameras: Mapping[str, _Camera]) -> None:
+    extra = sorted(path.name for path in folder.glob("*.mp4") if path.stem not in cameras)
+    if not cameras or extra:
+        raise ValueError(
+            f"{folder / 'cameras.json'} describes cameras {sorted(cameras)}, but the folder also holds "
+            f"{extra}; every video needs its calibration"
+        )
+
+
+def _check_lengths(
+    folder: Path, cameras: Mapping[str, _Camera], actions: Float[np.ndarray, "t 8"] | None
+) -> None:
+    """All files must tell of the same frames."""
+    lengths = {f"{name}.mp4": camera.frames for name, camera in cameras.items()}
+    for name, camera in cameras.items():
+        for what, stack in (("K", camera.intrinsics), ("pose", camera.world_from_camera)):
+            if len(stack) > 1:
+                lengths[f"cameras.json {name} {what}"] = len(stack)
+    if actions is not None:
+        lengths["actions.csv"] = len(actions)
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"{folder}: the files have different numbers of frames: {lengths}; row i belongs to frame i"
+        )
+
+
+def _read_actions(path: Path) -> Float[np.ndarray, "t 8"] | None:
+    if not path.exists():
+        return None
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.reader(stream))
+    if not rows or tuple(cell.strip() for cell in rows[0]) != COLUMNS:
+        raise ValueError(
+            f"{path}: the first line must be {','.join(COLUMNS)}, got {','.join(rows[0]) if rows else ''!r}"
+        )
+    actions = np.empty((len(rows) - 1, len(COLUMNS)))
+    for number, row in enumerate(rows[1:]):
+        try:
+            actions[number] = [float(cell) for cell in row]
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number + 2}: expected {len(COLUMNS)} numbers, got {row}: {error}"
+            ) from error
+    return actions
+
+
+def _instructions(folder: Path) -> tuple[str, ...]:
+    path = folder / "instruction.txt"
+    if not path.exists():
+        raise ValueError(
+            f"{path} is missing; write one phrasing per line, or an empty file where none is known"
+        )
+    lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return lines or ("",)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, expected a JSON object")
+    return data
+
+
+def _frames(
+    folder: Path, cameras: Mapping[str, _Camera], actions: Float[np.ndarray, "t 8"] | None, hz: float
+) -> Iterator[Frame]:
+    videos = [iterate_video(str(folder / f"{name}.mp4")) for name in cameras]
+    for number, images in enumerate(zip(*videos, strict=True)):
+        views = {
+            name: View(image, _at(camera.intrinsics, number), _at(camera.world_from_camera, number))
+            for (name, camera), image in zip(cameras.items(), images, strict=True)
+        }
+        yield Frame(views, None if actions is None else actions[number], number / hz)
+
+
+def _at(stack: Float[np.ndarray, "t n n"], number: int) -> Float[np.ndarray, "n n"]:
+    return np.asarray(stack[number if len(stack) > 1 else 0])

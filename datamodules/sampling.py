@@ -1,0 +1,145 @@
+"""Which window comes when: pure functions of (seed, epoch, rank, step), from counter-based generators.
+
+A sample's number counts windows over passes: number = pass * windows + window. Whatever is random about a
+sample depends on its number and the seed alone, so order, ranks and workers cannot change it.
+"""
+
+from collections.abc import Iterator, Sequence, Sized
+from enum import IntEnum
+from typing import Any, cast
+
+import numpy as np
+from jaxtyping import Int64
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+
+class Stream(IntEnum):
+    """What a random generator is for; different streams never share a number."""
+
+    PASS = 0
+    EPOCH = 1
+    SAMPLE = 2
+
+
+def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
+    """A generator that depends on its arguments alone; at most two counters, each below 2**64."""
+    first, second = (*counters, 0, 0)[:2]
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, first, second, int(stream)]))
+
+
+class EpochPlan:
+    """Which samples make up an epoch.
+
+    Each folder's windows are drawn without replacement: its n-th pass is a permutation, and epochs take the
+    next part of these passes one after the other.
+    """
+
+    def __init__(
+        self, windows: Sequence[int], weights: Sequence[float] | None, epoch_size: int | None, seed: int
+    ) -> None:
+        """Share an epoch out among the folders.
+
+        Args:
+            windows: number of windows in each folder.
+            weights: the folders' shares; in proportion to their windows if left out.
+            epoch_size: samples per epoch over all ranks; as many as there are windows if left out.
+            seed: of the order.
+
+        Raises:
+            ValueError: no windows, weights that are not positive, or an epoch too small for a folder's share.
+        """
+        self.windows, self.seed = np.asarray(windows, dtype=np.int64), seed
+        total = int(self.windows.sum())
+        shares = np.asarray(weights if weights is not None else windows, dtype=np.float64)
+        if total < 1 or (shares <= 0).any() or not np.isfinite(shares).all():
+            raise ValueError(
+                f"folders with {list(windows)} windows and weights {weights}: all must be above 0"
+            )
+        self.size = total if epoch_size is None else epoch_size
+        self.counts = _apportion(shares / shares.sum(), self.size)
+        if (self.counts < 1).any():
+            raise ValueError(
+                f"epoch_size {self.size} gives folders of weights {shares.tolist()} {self.counts.tolist()} "
+                "samples; each needs at least 1: raise epoch_size or drop the folder"
+            )
+
+    def epoch(self, epoch: int) -> Int64[np.ndarray, "n"]:
+        """Sample numbers of an epoch in their order."""
+        total, first = int(self.windows.sum()), np.concatenate([[0], np.cumsum(self.windows)[:-1]])
+        parts = []
+        for folder, (count, windows) in enumerate(
+            zip(self.counts.tolist(), self.windows.tolist(), strict=True)
+        ):
+            position = np.arange(epoch * count, (epoch + 1) * count, dtype=np.int64)
+            for turn in np.unique(position // windows).tolist():
+                order = generator(self.seed, Stream.PASS, turn, folder).permutation(windows)
+                here = position[position // windows == turn] - turn * windows
+                parts.append(turn * total + first[folder] + order[here])
+        numbers = np.concatenate(parts)
+        return generator(self.seed, Stream.EPOCH, epoch).permutation(numbers)
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """A rank's sample numbers, epoch by epoch.
+
+    Step s of rank r takes the r-th slice of the s-th global batch, so the same samples make up a step
+    whatever the number of ranks. What does not fill a global batch is left out. Lightning leaves samplers of
+    this base class alone and calls `set_epoch`; without such a call every iteration is the next epoch.
+    """
+
+    def __init__(self, dataset: Sized, plan: EpochPlan, batch_size: int, ranks: int, rank: int) -> None:
+        """Take a rank's part of a plan.
+
+        Raises:
+            ValueError: an epoch smaller than one global batch.
+        """
+        super().__init__(cast("Dataset[Any]", dataset), ranks, rank, shuffle=False, drop_last=True)
+        self.plan, self.batch_size = plan, batch_size
+        self.steps = plan.size // (batch_size * ranks)
+        if self.steps < 1:
+            raise ValueError(
+                f"an epoch of {plan.size} samples does not fill one batch of {batch_size} on {ranks} "
+                "rank(s); lower batch_size, raise epoch_size or record more episodes"
+            )
+
+    def __iter__(self) -> Iterator[int]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        numbers = self.plan.epoch(epoch)[: self.steps * self.num_replicas * self.batch_size]
+        return iter(
+            numbers.reshape(self.steps, self.num_replicas, self.batch_size)[:, self.rank].flatten().tolist()
+        )
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+
+class FixedSampler(DistributedSampler[Any]):
+    """The same samples in every epoch, each on one rank.
+
+    No sample comes twice and all ranks have equally many (unequal numbers can make ranks wait for each other
+    forever), so up to ranks - 1 of the last samples are left out.
+    """
+
+    def __init__(self, dataset: Sized, ranks: int, rank: int) -> None:
+        super().__init__(cast("Dataset[Any]", dataset), ranks, rank, shuffle=False, drop_last=True)
+        self._count = len(dataset) // ranks
+        if self._count < 1:
+            raise ValueError(
+                f"{len(dataset)} validation windows are too few for {ranks} ranks; record more episodes"
+            )
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, self._count * self.num_replicas, self.num_replicas))
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def _apportion(shares: np.ndarray, size: int) -> Int64[np.ndarray, "n"]:
+    """Whole numbers that add up to `size`, by largest remainder."""
+    exact = shares * size
+    counts = np.floor(exact).astype(np.int64)
+    order = np.argsort(counts - exact, kind="stable")
+    counts[order[: size - int(counts.sum())]] += 1
+    return counts

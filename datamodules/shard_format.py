@@ -1,0 +1,170 @@
+"""What a folder of shards holds, and the JSON that says so. docs/shards.md is the same for humans.
+
+index.json           the whole set: schema, settings of the recording, one line per shard
+shard-000000.tar     episodes; per episode `<key>.json`, `<key>.actions.npy`, `<key>.cameras.npz`,
+`<key>.<view>.mp4` shard-000000.json    that shard: size, checksum, and where each member of each episode lies
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SCHEMA = 1
+INDEX = "index.json"
+META, ACTIONS, CAMERAS = "json", "actions.npy", "cameras.npz"
+PARTIAL = ".partial"
+
+
+class ShardError(RuntimeError):
+    """A folder of shards that is missing, unfinished, foreign or damaged; says where and what to do."""
+
+
+class Member(NamedTuple):
+    """One file inside a tar: its first byte, its length and its CRC-32."""
+
+    offset: int
+    size: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class EpisodeEntry:
+    """What the index says of an episode.
+
+    Attributes:
+        key: its name, unique in the set.
+        file: name of the shard it lies in.
+        frames: number of frames.
+        hz: frames per second.
+        views: height and width of the pictures by camera name.
+        members: where its files lie, by what follows the key in their names.
+    """
+
+    key: str
+    file: str
+    frames: int
+    hz: float
+    views: Mapping[str, tuple[int, int]]
+    members: Mapping[str, Member]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; the file's name is the shard's to say."""
+        return {
+            "key": self.key,
+            "frames": self.frames,
+            "hz": self.hz,
+            "views": {name: list(size) for name, size in self.views.items()},
+            "members": {name: list(member) for name, member in self.members.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], file: str) -> "EpisodeEntry":
+        """The inverse of `to_json`."""
+        return cls(
+            key=data["key"],
+            file=file,
+            frames=data["frames"],
+            hz=float(data["hz"]),
+            views={name: (int(h), int(w)) for name, (h, w) in data["views"].items()},
+            members={name: Member(*where) for name, where in data["members"].items()},
+        )
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """What a shard's own index says.
+
+    Attributes:
+        file: name of the tar.
+        bytes: its size.
+        sha256: its checksum.
+        episodes: what lies in it.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+    episodes: tuple[EpisodeEntry, ...]
+
+    @property
+    def frames(self) -> int:
+        """Frames of all its episodes, each view's counted once."""
+        return sum(episode.frames for episode in self.episodes)
+
+    def summary(self) -> dict[str, Any]:
+        """The shard's line in the set's index."""
+        return {
+            "file": self.file,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "episodes": len(self.episodes),
+            "frames": self.frames,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write `shard-….json` beside the tar; from then on the shard counts as finished."""
+        episodes = [episode.to_json() for episode in self.episodes]
+        write_json(folder / index_name(self.file), {**self.summary(), "schema": SCHEMA, "episodes": episodes})
+
+    @classmethod
+    def read(cls, path: Path) -> "ShardEntry":
+        """Read a shard's index.
+
+        Raises:
+            ShardError: it is damaged or of another schema.
+        """
+        data = read_json(path)
+        check_schema(data, path)
+        try:
+            episodes = tuple(EpisodeEntry.from_json(episode, data["file"]) for episode in data["episodes"])
+            return cls(data["file"], data["bytes"], data["sha256"], episodes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ShardError(f"{path} is no shard index ({error!r}); collect into a new folder") from error
+
+
+def shard_name(number: int) -> str:
+    """File name of shard `number`."""
+    return f"shard-{number:06d}.tar"
+
+
+def index_name(file: str) -> str:
+    """File name of a shard's own index."""
+    return Path(file).with_suffix(".json").name
+
+
+def check_schema(data: Mapping[str, Any], path: Path) -> None:
+    """Refuse an index of another version.
+
+    Raises:
+        ShardError: naming both versions.
+    """
+    if data.get("schema") != SCHEMA:
+        raise ShardError(
+            f"{path} has schema version {data.get('schema')!r}; this version of ai-wam reads {SCHEMA}. "
+            "Install the version that wrote it, or write it again with `ai-wam collect`."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ShardError: unreadable.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ShardError(f"{path} holds a {type(data).__name__}, expected a JSON object")
+    return data
+
+
+def write_json(path: Path, data: Mapping[str, Any], indent: int | None = None) -> None:
+    """Write a file that is either the old one or the new one at any moment, whatever interrupts."""
+    temporary = path.with_name(path.name + PARTIAL)
+    temporary.write_text(json.dumps(data, indent=indent, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,153 @@
+"""Batches from folders of shards, for Lightning."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import lightning
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from ai_wam.types import Batch, Clip
+from datamodules.clip_dataset import ClipDataset, Collate, Decode, OnError, Pad, Windows
+from datamodules.sampling import EpochPlan, EpochSampler, FixedSampler
+from datamodules.shard_format import ShardError
+from datamodules.shard_reader import ShardSet
+
+
+class ShardDataModule(lightning.LightningDataModule):
+    """Random windows of recorded episodes for training, fixed ones for validation and prediction.
+
+    What a training epoch holds, in which order, with which phrasing and which views, is a pure function of
+    (seed, epoch, rank, step); the number of workers changes nothing.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        train: str | list[str] | dict[str, float],
+        val: str | list[str] | None = None,
+        batch_size: int = 32,
+        workers: int = 2,
+        seed: int = 0,
+        pad: Pad = "hold",
+        decode: Decode = "all",
+        views_per_sample: int | None = None,
+        on_error: OnError = "raise",
+        epoch_size: int | None = None,
+        verify: bool = False,
+    ) -> None:
+        """Remember where the shards are.
+
+        Args:
+            clip: frames, stride, size and views of a sample; the model's.
+            train: folders that `ai-wam collect` wrote. As a mapping, each with its share of an epoch;
+                otherwise every window has the same chance.
+            val: folders to validate on; no validation if left out.
+            batch_size: samples per rank and step.
+            workers: processes that decode; 0 decodes in the training process.
+            seed: of the order, phrasings and views.
+            pad: "hold": windows start anywhere, the last frame repeats past an episode's end, as if the robot
+                held still; "none": only windows that lie in the episode.
+            decode: "all" frames, or the "first" of each window only (the rest is zero and not valid): enough
+                for the policy plan, and several times faster.
+            views_per_sample: draw so many of the clip's views for each training sample; all if left out.
+            on_error: "raise" stops at a damaged sample; "skip" leaves it out, counts and reports it.
+            epoch_size: samples per epoch over all ranks; every window once if left out.
+            verify: compare every shard's checksum before the start.
+        """
+        super().__init__()
+        self.clip, self.batch_size, self.workers, self.seed = clip, batch_size, workers, seed
+        self.train, self.val = train, [val] if isinstance(val, str) else list(val or [])
+        self.pad, self.decode, self.views_per_sample, self.on_error = pad, decode, views_per_sample, on_error
+        self.epoch_size, self.verify = epoch_size, verify
+        self._train: ClipDataset | None = None
+        self._val: ClipDataset | None = None
+        if (
+            not self.val
+        ):  # Lightning asks whether the hook is overridden and warns of an empty list of loaders
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+            self.predict_dataloader = super().predict_dataloader  # type: ignore[method-assign]
+        if batch_size < 1 or workers < 0:
+            raise ValueError(f"batch_size {batch_size} must be at least 1 and workers {workers} at least 0")
+
+    def setup(self, stage: str) -> None:
+        """Read the indices of the shards.
+
+        Raises:
+            ShardError: a folder that is missing, unfinished, of another schema or damaged.
+            ValueError: recordings that do not fit the clip.
+        """
+        if stage == "fit" and self._train is None:
+            self._train = self._dataset(self._train_folders(), dense=True)
+        if self._val is None and self.val:
+            self._val = self._dataset(self.val, dense=False)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Random windows, without replacement within an epoch."""
+        dataset = self._ready(self._train, "train")
+        weights = list(self.train.values()) if isinstance(self.train, Mapping) else None
+        plan = EpochPlan(dataset.windows_per_set(), weights, self.epoch_size, self.seed)
+        ranks, rank = self._ranks()
+        return self._loader(dataset, EpochSampler(dataset, plan, self.batch_size, ranks, rank))
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Windows one after the other, the same in every epoch."""
+        dataset = self._ready(self._val, "val")
+        return self._loader(dataset, FixedSampler(dataset, *self._ranks()))
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The validation windows."""
+        return self.val_dataloader()
+
+    @property
+    def skipped(self) -> int:
+        """Damaged samples left out so far, by this rank's workers."""
+        return sum(int(dataset.skipped) for dataset in (self._train, self._val) if dataset is not None)
+
+    def teardown(self, stage: str) -> None:
+        """Report what was left out."""
+        if self.skipped:
+            lightning.pytorch.utilities.rank_zero_warn(f"{self.skipped} damaged samples were left out in all")
+
+    def _train_folders(self) -> list[str]:
+        return [self.train] if isinstance(self.train, str) else list(self.train)
+
+    def _dataset(self, folders: list[str], dense: bool) -> ClipDataset:
+        sets = [ShardSet(folder, self.verify) for folder in folders]
+        views = self.views_per_sample if dense else None
+        dataset = ClipDataset(
+            sets, Windows(self.clip, self.pad, dense), self.decode, views, self.on_error, self.seed
+        )
+        for folder, count in zip(folders, dataset.windows_per_set(), strict=True):
+            if not count:
+                raise ShardError(
+                    f"{folder}: no episode is long enough for a clip of {self.clip.frames} frames, "
+                    f"{self.clip.seconds_per_frame:g} s apart; shorten the clip or use pad: hold"
+                )
+        return dataset
+
+    def _ready(self, dataset: ClipDataset | None, name: str) -> ClipDataset:
+        if dataset is None:
+            raise RuntimeError(f"ShardDataModule: call setup('fit') before asking for {name} batches")
+        return dataset
+
+    def _ranks(self) -> tuple[int, int]:
+        """Number of ranks, and this one's."""
+        if self.trainer is not None:
+            return self.trainer.world_size, self.trainer.global_rank
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_world_size(), torch.distributed.get_rank()
+        return 1, 0
+
+    def _loader(self, dataset: ClipDataset, sampler: DistributedSampler[Any]) -> DataLoader[Batch]:
+        loader = DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.workers,
+            collate_fn=Collate(self.clip.frames),
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return cast("DataLoader[Batch]", loader)

@@ -1,0 +1,143 @@
+import json
+
+import numpy as np
+import pytest
+from jsonargparse import auto_cli
+
+from ai_wam.cli.collect import collect
+from ai_wam.types import EpisodeSource
+from ai_wam.video import VideoEncoding, write_video
+from benchmarks.speed.data import MovingSquares
+from datamodules.folder import COLUMNS, FolderSource
+from datamodules.shard_reader import ShardSet
+
+SQUARES = MovingSquares(episodes=2, frames=5, size=(24, 32), hz=10.0, views=("front", "wrist"))
+
+
+def write_folder(root):
+    """The documented layout: `front` still and camera_to_world, `wrist` moving and world_to_camera."""
+    for index in range(len(SQUARES)):
+        episode = SQUARES[index]
+        folder, frames = root / episode.key, list(episode.frames)
+        folder.mkdir()
+        for name in SQUARES.views:
+            images = [frame.views[name].image for frame in frames]
+            (folder / f"{name}.mp4").write_bytes(
+                write_video(images, 30.0, VideoEncoding(lossless=True, gop=4))
+            )
+        views = [frame.views for frame in frames]
+        k, size = views[0]["front"].intrinsics.tolist(), [24, 32]
+        moving = [np.linalg.inv(view["wrist"].world_from_camera).tolist() for view in views]
+        cameras = {
+            "front": {"K": k, "size": size, "camera_to_world": views[0]["front"].world_from_camera.tolist()},
+            "wrist": {"K": k, "size": size, "world_to_camera": moving},
+        }
+        (folder / "cameras.json").write_text(json.dumps(cameras))
+        rows = [",".join(COLUMNS), *(",".join(str(x) for x in frame.action) for frame in frames)]
+        (folder / "actions.csv").write_text("\n".join(rows) + "\n")
+        (folder / "instruction.txt").write_text("follow the square\n\n go after it \n")
+        (folder / "meta.json").write_text('{"hz": 10, "operator": "ann"}')
+    return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "recordings").mkdir()
+    return write_folder(tmp_path / "recordings")
+
+
+def test_everything_is_read(root):
+    source = FolderSource(str(root))
+    assert isinstance(source, EpisodeSource)
+    assert len(source) == 2
+    for index in range(2):
+        episode, wanted = source[index], SQUARES[index]
+        assert (episode.key, episode.hz) == (wanted.key, 10.0)
+        assert episode.instructions == ("follow the square", "go after it")
+        assert episode.provenance["operator"] == "ann"
+        for found, frame in zip(episode.frames, wanted.frames, strict=True):
+            assert found.seconds == frame.seconds
+            assert np.allclose(found.action, frame.action)
+            for name in SQUARES.views:
+                assert np.array_equal(found.views[name].image, frame.views[name].image)
+                assert np.allclose(found.views[name].world_from_camera, frame.views[name].world_from_camera)
+
+
+def test_actions_may_be_missing_and_the_instruction_empty(root):
+    (root / "squares-0000" / "actions.csv").unlink()
+    (root / "squares-0000" / "instruction.txt").write_text("")
+    episode = FolderSource(str(root))[0]
+    assert episode.instructions == ("",)
+    assert all(frame.action is None for frame in episode.frames)
+
+
+def edit_cameras(function):
+    def change(folder):
+        path = folder / "cameras.json"
+        cameras = json.loads(path.read_text())
+        function(cameras)
+        path.write_text(json.dumps(cameras))
+
+    return change
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "meta.json").unlink(), "meta.json cannot be read"),
+        (write("meta.json", '{"hz": 0}'), '"hz" is 0, expected frames per second'),
+        (
+            lambda f: (f / "instruction.txt").unlink(),
+            "instruction.txt is missing; write one phrasing per line",
+        ),
+        (lambda f: (f / "wrist.mp4").unlink(), r"camera 'wrist': its video .*wrist.mp4 is missing"),
+        (write("wrist.mp4", "none"), r"wrist.mp4: no readable video"),
+        (lambda f: (f / "wrist.mp4").rename(f / "hand.mp4"), r"its video .*wrist.mp4 is missing"),
+        (edit_cameras(lambda c: c.pop("wrist")), r"the folder also holds \['wrist.mp4'\]"),
+        (edit_cameras(lambda c: c["front"].pop("camera_to_world")), "has neither pose; give exactly one of"),
+        (
+            edit_cameras(lambda c: c["wrist"].update(camera_to_world=0)),
+            r"\['camera_to_world', 'world_to_camera'\]; give",
+        ),
+        (edit_cameras(lambda c: c["front"].update(size=[32, 24])), r"size \[32, 24\] .* has \[24, 32\]"),
+        (edit_cameras(lambda c: c["front"].update(K=[1, 2])), r"'front', K: expected 3x3 numbers"),
+        (edit_cameras(lambda c: c["wrist"]["world_to_camera"].pop()), r"'cameras.json wrist pose': 4"),
+        (write("actions.csv", "x,y\n"), r"the first line must be x,y,z,qx,qy,qz,qw,openness, got 'x,y'"),
+        (
+            write("actions.csv", ",".join(COLUMNS) + "\n0,0,0,0,0,0,1,1\n0,0,0,0,0,0,one,1\n"),
+            "actions.csv, line 3",
+        ),
+        (
+            write("actions.csv", ",".join(COLUMNS) + "\n0,0,0,0,0,0,1,1\n"),
+            r"'front.mp4': 5, .*'actions.csv': 1",
+        ),
+    ],
+)
+def test_errors_name_the_file(change, message, root):
+    change(root / "squares-0000")
+    with pytest.raises(ValueError, match=message):
+        FolderSource(str(root))[0]
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="holds no episode folders; expected"):
+        FolderSource(str(tmp_path))
+
+
+def test_collect_from_the_command_line(root, tmp_path, capsys):
+    out = tmp_path / "out"
+    config = tmp_path / "convert.yaml"
+    config.write_text(
+        f"source:\n  class_path: datamodules.folder.FolderSource\n  init_args:\n    path: {root}\n"
+        f"out: {out}\nworkers: 0\n"
+    )
+    auto_cli(collect, as_positional=False, args=["--config", str(config), "--lossless", "true"])
+    assert "2 episodes, 11 frames" in capsys.readouterr().out
+    shards = ShardSet(out)
+    assert [episode.key for episode in shards.episodes] == ["squares-0000", "squares-0001"]
+    frame = list(SQUARES[1].frames)[3]
+    assert np.array_equal(shards.images(1, "wrist", [3])[0], frame.views["wrist"].image)
