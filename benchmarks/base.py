@@ -1,0 +1,124 @@
+"""What a benchmark runs on: simulators and trials."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from ai_wam.types import Frame
+
+if TYPE_CHECKING:
+    Action = Float[np.ndarray, "8"]
+    Actions = Iterator[Action]
+else:
+    # A jaxtyping type equals itself only. The command line compares a simulator's signatures with the
+    # protocol's and would refuse every simulator that spells the type out; nothing here is ever called, so no
+    # check is lost.
+    Action = Actions = Any
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One scene to be solved once.
+
+    Attributes:
+        task: name of the task.
+        variation: which of the task's variations.
+        index: number of the scene within (split, task, variation).
+        split: scenes of different splits never share a seed: "train" for demonstrations, "test" for
+            evaluation.
+    """
+
+    task: str
+    variation: int
+    index: int
+    split: str = "test"
+
+    @property
+    def id(self) -> str:
+        """A name that says it all, usable as a file name."""
+        return f"{self.split}-{self.task}-v{self.variation:02d}-{self.index:05d}"
+
+    @classmethod
+    def from_id(cls, name: str) -> "Trial":
+        """The trial of a name.
+
+        Raises:
+            ValueError: a name that `id` does not give.
+        """
+        match = re.fullmatch(r"([^-]+)-(.+)-v(\d{2,})-(\d{5,})", name)
+        if match is None:
+            raise ValueError(f"{name!r} is no trial's name; they look like {cls('reach_target', 0, 7).id!r}")
+        return cls(match[2], int(match[3]), int(match[4]), match[1])
+
+    @property
+    def seed(self) -> int:
+        """A stable 32-bit hash of the name, equal everywhere and for every policy, so trials are paired."""
+        return int.from_bytes(hashlib.blake2b(self.id.encode(), digest_size=4).digest(), "little")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one control step did.
+
+    Attributes:
+        success: the task's goal is reached.
+        failed: the goal can no longer be reached (the wrong object was touched).
+        reached: the commanded pose could be followed; False when inverse kinematics found no solution.
+    """
+
+    success: bool
+    failed: bool
+    reached: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether the trial is decided."""
+        return self.success or self.failed
+
+
+@runtime_checkable
+class Simulator(Protocol):
+    """One world, one trial at a time."""
+
+    control_hz: float
+
+    def tasks(self) -> Mapping[str, int]:
+        """Names of the tasks with their numbers of variations."""
+        ...
+
+    def reset(self, trial: Trial) -> tuple[str, ...]:
+        """Build the trial's scene; gives its instructions (phrasings of one command).
+
+        Raises:
+            ValueError: unknown task or variation; the message lists the known ones.
+        """
+        ...
+
+    def observe(self, views: Sequence[str] | None = None) -> Frame:
+        """Render the named cameras (all of them if left out) and read the pose."""
+        ...
+
+    def pose(self) -> Action:
+        """The tool's pose and openness now, without rendering."""
+        ...
+
+    def step(self, action: Action) -> StepResult:
+        """Follow an absolute action for one control step."""
+        ...
+
+    def demonstrate(self) -> Actions:
+        """The scripted expert's actions from the present state on, one per control step; the caller steps."""
+        ...
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """Task-specific figures of the trial so far, averaged over trials in the results."""
+        ...
+
+    def close(self) -> None:
+        """Release the renderer."""
+        ...

@@ -1,0 +1,151 @@
+"""A simulator's scripted experts as a source of episodes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ai_wam.types import Episode, Frame
+from benchmarks.base import Simulator, Trial
+
+
+class Demonstrations:
+    """An `ai_wam.types.EpisodeSource` that lets a simulator demonstrate its tasks.
+
+    Tasks take turns, and so do each task's variations, so that any part of the source is balanced. Episode
+    `i` always is the same: its scene follows from its number, and so do those tried next where the expert
+    fails.
+
+    Args:
+        simulator: demonstrates; used by one episode at a time.
+        tasks: names of the tasks; all that the simulator has if empty.
+        episodes_per_task: number of episodes of each.
+        split: of the trials' seeds; "train" keeps them apart from evaluation.
+        record_hz: frames per second; the simulator's control rate must be a multiple of it.
+        views: cameras to record; the simulator's own choice if left out.
+        hold_seconds: how long an episode goes on after the expert's last action, which is held.
+        max_attempts: scenes tried for one episode.
+
+    Raises:
+        ValueError: an argument out of range; the message says what is possible.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        tasks: Sequence[str] = (),
+        episodes_per_task: int = 100,
+        split: str = "train",
+        record_hz: float = 5.0,
+        views: Sequence[str] | None = None,
+        hold_seconds: float = 0.8,
+        max_attempts: int = 20,
+    ) -> None:
+        self.simulator = simulator
+        self.tasks = tuple(tasks) or tuple(simulator.tasks())
+        self.episodes_per_task, self.split, self.max_attempts = episodes_per_task, split, max_attempts
+        self.record_hz, self.hold_seconds = record_hz, hold_seconds
+        self.views = None if views is None else tuple(views)
+        self._variations = _known(simulator, self.tasks)
+        self._stride = _stride(simulator.control_hz, record_hz)
+        if episodes_per_task < 1 or max_attempts < 1 or hold_seconds < 0:
+            raise ValueError(
+                f"Demonstrations: episodes_per_task {episodes_per_task} and max_attempts {max_attempts} "
+                f"must be >= 1, hold_seconds {hold_seconds} >= 0"
+            )
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self.tasks) * self.episodes_per_task
+
+    def __getitem__(self, index: int) -> Episode:
+        """Demonstrate episode `index`.
+
+        Raises:
+            IndexError: no such episode.
+            RuntimeError: the expert failed in every attempt.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"Demonstrations: episode {index} of {len(self)}")
+        for attempt in range(self.max_attempts):
+            trial = self.trial(index, attempt)
+            instructions = self.simulator.reset(trial)
+            frames = self._record()
+            if frames is not None:
+                provenance = self._provenance(trial, attempt + 1)
+                return Episode(trial.id, frames, instructions, self.record_hz, provenance)
+        raise RuntimeError(
+            f"Demonstrations: the expert of {trial.task!r} (variation {trial.variation}) failed in all "
+            f"{self.max_attempts} scenes of episode {index}, the last being {trial.id}; "
+            f"raise max_attempts or look at that scene"
+        )
+
+    def trial(self, index: int, attempt: int = 0) -> Trial:
+        """The scene of an episode's attempt."""
+        number, position = divmod(index, len(self.tasks))
+        task = self.tasks[position]
+        turn, variation = divmod(number, self._variations[task])
+        return Trial(task, variation, turn * self.max_attempts + attempt, self.split)
+
+    def _record(self) -> tuple[Frame, ...] | None:
+        """Frames of one demonstration; None if it did not end in success."""
+        frames, success = [self._frame(self.simulator.pose())], False
+        for taken, action in enumerate(self._actions(), start=1):
+            result = self.simulator.step(action)
+            success = result.success
+            if result.failed:
+                return None
+            if taken % self._stride == 0:
+                frames.append(self._frame(action))
+        return tuple(frames) if success else None
+
+    def _actions(self) -> Iterator[Float[np.ndarray, "8"]]:
+        """The expert's actions, then its last one again until the hold is over and a frame is due."""
+        action, taken = self.simulator.pose(), 0
+        for action in self.simulator.demonstrate():
+            taken += 1
+            yield action
+        hold = round(self.hold_seconds * self.simulator.control_hz)
+        yield from repeat(action, hold + -(taken + hold) % self._stride)
+
+    def _frame(self, command: Float[np.ndarray, "8"]) -> Frame:
+        """What is seen now: the pose achieved, the openness commanded."""
+        frame = self.simulator.observe(self.views)
+        pose = self.simulator.pose()
+        return replace(frame, action=np.concatenate([pose[:7], command[7:]]))
+
+    def _provenance(self, trial: Trial, attempts: int) -> Mapping[str, Any]:
+        kind = type(self.simulator)
+        return {
+            "source": "demonstration",
+            "simulator": f"{kind.__module__}.{kind.__qualname__}",
+            **getattr(self.simulator, "settings", {}),
+            "task": trial.task,
+            "variation": trial.variation,
+            "trial": trial.id,
+            "seed": trial.seed,
+            "attempts": attempts,
+        }
+
+
+def _known(simulator: Simulator, tasks: Sequence[str]) -> dict[str, int]:
+    """Numbers of variations of the tasks asked for."""
+    known = simulator.tasks()
+    unknown = [task for task in tasks if task not in known]
+    if unknown:
+        raise ValueError(f"Demonstrations: tasks {unknown} are unknown; the simulator has {sorted(known)}")
+    return {task: known[task] for task in tasks}
+
+
+def _stride(control_hz: float, record_hz: float) -> int:
+    """Control steps from one recorded frame to the next."""
+    stride = round(control_hz / record_hz) if record_hz > 0 else 0
+    if stride < 1 or abs(stride * record_hz - control_hz) > 1e-6:
+        raise ValueError(
+            f"Demonstrations: record_hz {record_hz} must divide the simulator's control_hz {control_hz}, "
+            f"as {control_hz}, {control_hz / 2} or {control_hz / 4} do"
+        )
+    return stride

@@ -1,0 +1,275 @@
+"""The tabletop simulator: scenes, actions, determinism, graphics."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks.base import Simulator, Trial
+from benchmarks.tabletop import panda
+from benchmarks.tabletop.graphics import NO_GRAPHICS, Pictures, choose_platform, loads_any, mujoco
+from benchmarks.tabletop.kinematics import Kinematics, Pose
+from benchmarks.tabletop.rigs import WORKSPACES
+from benchmarks.tabletop.simulator import Tabletop
+
+REACH = Trial("reach_target", 0, 0)
+HOME_TIP = np.array([0.2819, 0.0, 1.4533, 0.0, 0.9962, 0.0, 0.0871, 1.0])
+
+
+@pytest.fixture(scope="module")
+def simulator():
+    simulator = Tabletop(rig="framed", image_size=(32, 48), views=("front",))
+    yield simulator
+    simulator.close()
+
+
+def rollout(simulator, trial, steps=8):
+    """Instructions, poses and last picture of an expert's first steps."""
+    instructions = simulator.reset(trial)
+    poses = [simulator.pose()]
+    for _, action in zip(range(steps), simulator.demonstrate(), strict=False):
+        simulator.step(action)
+        poses.append(simulator.pose())
+    return instructions, np.stack(poses), simulator.observe().views["front"].image
+
+
+def test_is_a_simulator_with_the_four_tasks(simulator):
+    assert isinstance(simulator, Simulator)
+    assert simulator.tasks() == {
+        "close_drawer": 3,
+        "close_laptop_lid": 2,
+        "pick_up_cup": 6,
+        "reach_target": 6,
+    }
+
+
+def test_starts_at_rlbench_home_pose(simulator):
+    simulator.reset(REACH)
+    np.testing.assert_allclose(simulator.pose(), HOME_TIP, atol=2e-4)
+    frame = simulator.observe(["left_shoulder"])
+    assert list(frame.views) == ["left_shoulder"]
+    assert frame.views["left_shoulder"].image.shape == (32, 48, 3)
+    assert frame.seconds == 0.0
+
+
+def test_observe_draws_only_what_is_asked(simulator):
+    simulator.reset(REACH)
+    assert not simulator.observe([]).views
+    assert list(simulator.observe().views) == ["front"]
+    with pytest.raises(ValueError, match=r"'top'.*front"):
+        simulator.observe(["top"])
+
+
+def test_trial_depends_on_its_seed_alone(simulator):
+    first = rollout(simulator, REACH)
+    for index in range(1, 4):
+        rollout(simulator, Trial("reach_target", index, index), steps=5)
+    again = rollout(simulator, REACH)
+    fresh_simulator = Tabletop(rig="framed", image_size=(32, 48), views=("front",))
+    fresh = rollout(fresh_simulator, REACH)
+    fresh_simulator.close()
+    for other in (again, fresh):
+        assert first[0] == other[0]
+        np.testing.assert_array_equal(first[1], other[1])
+        np.testing.assert_array_equal(first[2], other[2])
+    assert not np.array_equal(first[2], rollout(simulator, Trial("reach_target", 0, 1))[2])
+
+
+def test_random_start_changes_the_start_and_not_the_scene():
+    home, anywhere = Tabletop(rig="framed"), Tabletop(rig="framed", randomise_start=1.0)
+    box = WORKSPACES["framed"]
+    for index in range(10):
+        trial = Trial("reach_target", 2, index)
+        goals = []
+        for simulator in (home, anywhere):
+            simulator.reset(trial)
+            goals.append(list(simulator.demonstrate())[-1][:3])
+        np.testing.assert_array_equal(goals[0], goals[1])
+        start = anywhere.pose()[:3]
+        assert (start >= np.array(box.low) - 0.005).all()
+        assert (start <= np.array(box.high) + 0.005).all()
+        assert np.linalg.norm(start - goals[0]) > 0.11
+        assert anywhere.diagnostics()["any_sphere"] == 0.0
+
+
+def test_half_of_the_starts_are_random():
+    simulator = Tabletop(randomise_start=0.5)
+    at_home = []
+    for index in range(60):
+        simulator.reset(Trial("reach_target", 0, index))
+        at_home.append(np.allclose(simulator.pose(), HOME_TIP, atol=1e-3))
+    assert 18 <= sum(at_home) <= 42  # 3 standard deviations
+
+
+def test_follows_the_commanded_pose(simulator):
+    simulator.reset(REACH)
+    errors = []
+    for action in simulator.demonstrate():
+        assert simulator.step(action).reached
+        errors.append(np.linalg.norm(simulator.pose()[:3] - action[:3]))
+    assert np.median(errors) < 0.004
+    assert errors[-1] < 0.001
+
+
+def test_unreachable_pose_is_told_and_leaves_the_arm(simulator):
+    simulator.reset(REACH)
+    before = simulator.pose()
+    far = before.copy()
+    far[0] += 3.0
+    result = simulator.step(far)
+    assert not result.reached
+    assert not result.done
+    np.testing.assert_allclose(simulator.pose(), before, atol=1e-3)
+
+
+def test_distant_pose_takes_several_steps_at_joint_speed_limits(simulator):
+    simulator.reset(REACH)
+    goal = simulator.pose()
+    goal[:3] = (0.35, 0.2, 0.9)
+    distances = []
+    for _ in range(30):
+        assert simulator.step(goal).reached
+        distances.append(np.linalg.norm(simulator.pose()[:3] - goal[:3]))
+    assert distances[0] > 0.4
+    assert distances[-1] < 0.002
+
+
+def test_gripper_opens_and_closes(simulator):
+    simulator.reset(REACH)
+    action = simulator.pose()
+    action[7] = 0.25
+    simulator.step(action)
+    assert simulator.pose()[7] == 0.25
+    action[7] = 7.0
+    simulator.step(action)
+    assert simulator.pose()[7] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.zeros(7), r"shape \(7,\), expected \(8,\)"),
+        (np.full(8, np.nan), "not finite"),
+        (np.array([0.3, 0, 1, 0, 0, 0, 0, 1.0]), "no orientation"),
+    ],
+)
+def test_bad_action_is_refused(simulator, action, message):
+    simulator.reset(REACH)
+    with pytest.raises(ValueError, match=message):
+        simulator.step(action)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rig": "narrow"}, "'narrow'.*wide.*framed"),
+        ({"workspace": "huge"}, "'huge'.*wide.*framed"),
+        ({"image_size": (0, 64)}, "between 1 and 2048"),
+        ({"views": ("front", "back")}, "'back'.*overhead"),
+        ({"randomise_start": 1.5}, "1.5 must lie between 0 and 1"),
+        ({"control_hz": 0.0}, "between 1 and 100"),
+    ],
+)
+def test_bad_setting_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Tabletop(**arguments)
+
+
+def test_unknown_trials_are_refused_with_the_known_ones(simulator):
+    with pytest.raises(ValueError, match=r"'juggle'.*reach_target"):
+        simulator.reset(Trial("juggle", 0, 0))
+    with pytest.raises(ValueError, match=r"variation 6.*0 to 5"):
+        simulator.reset(Trial("reach_target", 6, 0))
+    with pytest.raises(RuntimeError, match="reset"):
+        Tabletop().pose()
+
+
+def test_pickles_as_its_settings(simulator):
+    simulator.reset(REACH)
+    copy = pickle.loads(pickle.dumps(simulator))
+    assert copy.settings == simulator.settings
+    np.testing.assert_array_equal(rollout(copy, REACH)[1], rollout(simulator, REACH)[1])
+    copy.close()
+
+
+def test_works_again_after_close():
+    simulator = Tabletop(image_size=(16, 16), views=("wrist",))
+    simulator.close()
+    for _ in range(2):
+        simulator.reset(REACH)
+        assert simulator.observe().views["wrist"].image.std() > 0
+        simulator.close()
+
+
+def test_kinematics_solves_poses_of_random_joints():
+    kinematics = Kinematics()
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        joints = panda.HOME + rng.uniform(-0.5, 0.5, 7)
+        pose = kinematics.pose(joints)
+        solution = kinematics.solve(pose, panda.HOME)
+        found = kinematics.pose(solution.joints)
+        assert solution.reached
+        np.testing.assert_allclose(found.position, pose.position, atol=2e-4)
+        np.testing.assert_allclose(np.abs(found.quaternion @ pose.quaternion), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(WORKSPACES))
+def test_whole_workspace_is_within_reach(name):
+    kinematics, box = Kinematics(), WORKSPACES[name]
+    home = kinematics.pose(panda.HOME)
+    axes = [np.linspace(low, high, 4) for low, high in zip(box.low, box.high, strict=True)]
+    grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3)
+    unreachable = [p for p in grid if not kinematics.solve(Pose(p, home.quaternion), panda.HOME).reached]
+    assert not unreachable
+
+
+def test_platform_choice():
+    assert choose_platform(egl_devices=1, osmesa=True) == "egl"
+    assert choose_platform(egl_devices=0, osmesa=True) == "osmesa"
+    assert choose_platform(egl_devices=0, osmesa=False) == "disable"
+    assert loads_any(("libnothere.so", "libc.so.6"))
+    assert not loads_any(("libnothere.so",))
+
+
+def test_without_graphics_one_error_names_the_packages(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    with pytest.raises(RuntimeError, match=r"libegl1 libegl-mesa0.*libosmesa6") as error:
+        Pictures(model, (8, 8), shadows=False)
+    assert str(error.value) == NO_GRAPHICS
+
+
+def run_headless(code):
+    """A fresh interpreter without a display or a choice of graphics."""
+    hidden = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY", "PYOPENGL_PLATFORM")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_mujoco_imported_too_early_is_told():
+    done = run_headless(
+        "import mujoco\n"
+        "from benchmarks.tabletop.graphics import Pictures\n"
+        "Pictures(mujoco.MjModel.from_xml_string('<mujoco/>'), (8, 8), False)\n"
+    )
+    assert "RuntimeError: MuJoCo cannot draw with MUJOCO_GL unset" in done.stderr
+    assert "import benchmarks.tabletop before mujoco" in done.stderr
+
+
+def test_draws_headless_and_exits_quietly():
+    done = run_headless(
+        "from benchmarks.base import Trial\n"
+        "from benchmarks.tabletop.simulator import Tabletop\n"
+        "simulator = Tabletop(image_size=(16, 16))\n"
+        "simulator.reset(Trial('reach_target', 0, 0))\n"
+        "print(simulator.observe(['front']).views['front'].image.shape)\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(16, 16, 3)"
+    assert done.stderr == ""
