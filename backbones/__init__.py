@@ -1,0 +1,1 @@
+"""Video backbones behind one interface: a file a family."""

@@ -1,0 +1,82 @@
+"""Prompt encoders: the interface, and hashed words for models that learn language from scratch."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ai_wam.types import Movable
+
+
+@dataclass(frozen=True)
+class Context(Movable):
+    """What a denoiser is told besides the canvas.
+
+    Attributes:
+        tokens: prompt embeddings for cross-attention or joint attention; zeros after the end of the prompt.
+        pooled: one vector per prompt.
+    """
+
+    tokens: Float[Tensor, "b l d"]
+    pooled: Float[Tensor, "b d"]
+
+
+class PromptEncoder(nn.Module, ABC):
+    """A frozen map from prompts to embeddings.
+
+    Attributes:
+        width: size d of an embedding.
+    """
+
+    width: int
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str], device: torch.device) -> Context:
+        """Embeddings of a batch of prompts; the empty prompt is the null condition of guidance."""
+
+
+class HashedWords(PromptEncoder):
+    """Every word is a fixed random vector drawn from its hash: nothing to download, equal on every machine.
+
+    Words are lower-cased; punctuation is dropped.
+
+    Args:
+        width: size of an embedding.
+        length: number of tokens; longer prompts are refused rather than cut.
+    """
+
+    def __init__(self, width: int = 64, length: int = 16) -> None:
+        super().__init__()
+        self.width, self.length = width, length
+        self._vectors: dict[str, Tensor] = {}
+
+    def encode(self, prompts: Sequence[str], device: torch.device) -> Context:
+        """Word vectors in order, then zeros; pooled: their sum over the root of their number.
+
+        Raises:
+            ValueError: a prompt with more than `length` words.
+        """
+        tokens = torch.zeros(len(prompts), self.length, self.width)
+        for row, prompt in enumerate(prompts):
+            words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
+            if len(words) > self.length:
+                raise ValueError(
+                    f"HashedWords: {prompt!r} has {len(words)} words, limit {self.length}; raise `length`"
+                )
+            for position, word in enumerate(words):
+                tokens[row, position] = self._vector(word)
+        count = tokens.abs().sum(-1).gt(0).sum(-1, keepdim=True).clamp(min=1)
+        return Context(tokens.to(device), (tokens.sum(1) / count.sqrt()).to(device))
+
+    def _vector(self, word: str) -> Tensor:
+        if word not in self._vectors:
+            seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+            self._vectors[word] = torch.from_numpy(
+                np.random.default_rng(seed).standard_normal(self.width)
+            ).float()
+        return self._vectors[word]

@@ -1,0 +1,144 @@
+"""Every backbone with a tiny YAML keeps the contract; a new one is found by its file name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ai_wam.cameras import Cameras
+from ai_wam.canvas import Canvas, build_canvas, plan
+from ai_wam.cli.configs import instantiate
+from backbones.base import VideoBackbone
+from backbones.prompts import Context
+
+TINY = sorted((Path(__file__).parents[2] / "configs" / "backbone").glob("*-tiny.yaml"))
+SIZE, FRAMES, VIEWS = (64, 64), 9, 2
+
+
+def build(file: Path) -> VideoBackbone:
+    torch.manual_seed(0)
+    return instantiate(str(file), VideoBackbone)
+
+
+@pytest.fixture(scope="module", params=TINY, ids=lambda file: file.stem)
+def backbone(request: pytest.FixtureRequest) -> VideoBackbone:
+    return build(request.param)
+
+
+def canvas_of(backbone: VideoBackbone, name: str, batch: int = 2, seed: int = 0) -> Canvas:
+    g = torch.Generator().manual_seed(seed)
+    video, action = torch.rand(2, batch, VIEWS, 3, FRAMES, *SIZE, generator=g) * 2 - 1
+    k = torch.tensor([[70.0, 0, 32], [0, 70.0, 32], [0, 0, 1]]).expand(batch, VIEWS, 1, 3, 3)
+    poses = torch.eye(4).repeat(batch, VIEWS, 1, 1, 1)
+    poses[:, :, :, 0, 3] = torch.arange(VIEWS)[:, None]
+    first = [backbone.encode(part[:, :, :, :1]) for part in (video, action)]
+    whole = [backbone.encode(part) for part in (video, action)]
+    mask = torch.ones(batch, VIEWS, dtype=torch.bool)
+    return build_canvas(
+        plan(name), backbone.spec, SIZE, Cameras(k, poses), mask, first[0], first[1], whole[0], whole[1]
+    )
+
+
+def inputs(backbone: VideoBackbone, canvas: Canvas) -> tuple[Context, torch.Tensor]:
+    context = backbone.encode_prompts(["reach the red ball", ""][: len(canvas.clean)], torch.device("cpu"))
+    noise = torch.randn(canvas.clean.shape, generator=torch.Generator().manual_seed(1))
+    return context, noise
+
+
+def awaken(backbone: VideoBackbone) -> VideoBackbone:
+    """Leave the zero initialisation, so that every input has a say."""
+    with torch.no_grad():
+        for parameter in backbone.denoiser.parameters():
+            if (parameter == 0).all():
+                parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(2))
+    return backbone
+
+
+def test_there_are_tiny_twins():
+    assert {"wan-tiny", "cogvideox-tiny"} <= {file.stem for file in TINY}
+
+
+def test_codec_gives_what_the_spec_says(backbone: VideoBackbone):
+    video = torch.rand(1, VIEWS, 3, FRAMES, *SIZE) * 2 - 1
+    latents = backbone.encode(video)
+    spec = backbone.spec
+    assert latents.shape == (1, VIEWS, spec.channels, spec.latent_frames(FRAMES), *spec.grid(SIZE))
+    assert backbone.decode(latents).shape == video.shape
+    with pytest.raises(ValueError, match="frames"):
+        spec.latent_frames(FRAMES + 1) if spec.frame_multiple > 1 else spec.grid((63, 64))
+
+
+@pytest.mark.parametrize("name", ["joint", "policy", "video_only"])
+def test_conditions_change_nothing_at_step_0(backbone: VideoBackbone, name: str):
+    canvas = canvas_of(backbone, name)
+    context, noise = inputs(backbone, canvas)
+    u = torch.tensor([0.7, 0.3])
+    with torch.no_grad():
+        plain = backbone.predict(noise, u, canvas, context)
+        blank = canvas.to("cpu")
+        object.__setattr__(blank, "condition", torch.randn_like(canvas.condition))
+        assert torch.equal(backbone.predict(noise, u, blank, context), plain)
+
+
+@pytest.mark.parametrize("name", ["joint", "policy", "labeling"])
+def test_every_parameter_learns(backbone: VideoBackbone, name: str):
+    awaken(backbone).zero_grad()
+    canvas = canvas_of(backbone, name)
+    context, noise = inputs(backbone, canvas)
+    loss = backbone.loss(canvas, context, torch.tensor([0.7, 0.3]), noise)
+    assert loss.shape == (2,)
+    loss.sum().backward()
+    for parameter_name, parameter in backbone.denoiser.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.abs().max() > 0, parameter_name
+    assert not any(p.requires_grad for p in [*backbone.codec.parameters(), *backbone.prompts.parameters()])
+
+
+@pytest.mark.parametrize(
+    "name", ["joint", "policy", "action_conditioned", "labeling", "video_only", "cross_view"]
+)
+def test_sampling_keeps_what_is_given_and_repeats_itself(backbone: VideoBackbone, name: str):
+    awaken(backbone)
+    canvas = canvas_of(backbone, name)
+    context, noise = inputs(backbone, canvas)
+    sample = backbone.sample(canvas, context, noise, steps=2)
+    given = canvas.given.expand_as(sample)
+    assert torch.equal(sample[given], canvas.clean[given])
+    assert sample.isfinite().all()
+    assert torch.equal(sample, backbone.sample(canvas, context, noise, steps=2))
+
+
+def test_the_truth_leaks_nowhere(backbone: VideoBackbone):
+    """What is to be generated does not reach the network but through the noisy latents."""
+    awaken(backbone)
+    one = canvas_of(backbone, "policy")
+    other = canvas_of(backbone, "policy")
+    hidden = torch.where(other.given, other.clean, torch.randn_like(other.clean))
+    object.__setattr__(other, "clean", hidden)
+    context, noise = inputs(backbone, one)
+    assert torch.equal(backbone.sample(one, context, noise, 2), backbone.sample(other, context, noise, 2))
+
+
+def test_guidance_at_scale_1_is_off_and_pushes_otherwise(backbone: VideoBackbone):
+    awaken(backbone)
+    canvas = canvas_of(backbone, "policy")
+    context, noise = inputs(backbone, canvas)
+    null = backbone.encode_prompts(["", ""], torch.device("cpu"))
+    plain = backbone.sample(canvas, context, noise, 2)
+    guided = backbone.sample(canvas, context, noise, 2, guidance=3.0, null_context=null)
+    assert not torch.allclose(plain[0], guided[0])
+    torch.testing.assert_close(plain[1], guided[1], atol=2e-3, rtol=1e-3)  # an empty prompt is its own null
+    with pytest.raises(ValueError, match=r"guidance 3\.0 needs null_context"):
+        backbone.sample(canvas, context, noise, 2, guidance=3.0)
+
+
+def test_rows_do_not_see_one_another(backbone: VideoBackbone):
+    awaken(backbone)
+    canvas = canvas_of(backbone, "joint")
+    context, noise = inputs(backbone, canvas)
+    both = backbone.sample(canvas, context, noise, 1)
+    changed = noise.clone()
+    changed[1] += 1
+    again = backbone.sample(canvas, context, changed, 1)
+    torch.testing.assert_close(again[0], both[0], atol=1e-5, rtol=1e-5)

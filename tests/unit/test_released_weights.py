@@ -1,0 +1,187 @@
+"""The loading code for released weights, on tiny checkpoints saved in the genuine format."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
+    CogVideoXTransformer3DModel,
+    WanTransformer3DModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+from ai_wam.cameras import Cameras
+from ai_wam.canvas import Canvas, build_canvas, plan
+from backbones.base import VideoBackbone
+from backbones.cogvideox import CogVideoX
+from backbones.wan import Wan
+
+CPU = torch.device("cpu")
+TEXT = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 8}
+
+
+def save_text(folder: Path, encoder: torch.nn.Module) -> None:
+    encoder.save_pretrained(folder / "text_encoder")
+    known = ["<pad>", "</s>", "<unk>", "reach", "the", "red", "ball"]
+    words = {word: index for index, word in enumerate(known)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.save_pretrained(folder / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def wan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wan")
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16, text_dim=16,
+        freq_dim=16, ffn_dim=32, num_layers=2,
+    )  # fmt: skip
+    transformer.save_pretrained(folder / "transformer", max_shard_size="20KB")
+    AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1).save_pretrained(folder / "vae")
+    save_text(folder, UMT5EncoderModel(UMT5Config(**TEXT)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cogvideox_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cogvideox")
+    torch.manual_seed(0)
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=16, out_channels=16, time_embed_dim=8,
+        text_embed_dim=16, num_layers=2, sample_width=8, sample_height=8,
+        use_rotary_positional_embeddings=True,
+    )  # fmt: skip
+    transformer.save_pretrained(folder / "transformer")
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 16), latent_channels=16, layers_per_block=1, norm_num_groups=4,
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+    )  # fmt: skip
+    vae.save_pretrained(folder / "vae")
+    save_text(folder, T5EncoderModel(T5Config(**TEXT)))
+    return folder
+
+
+def canvas_of(backbone: VideoBackbone, frames: int = 9) -> Canvas:
+    video = torch.rand(1, 1, 3, frames, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    cameras = Cameras(torch.eye(3)[None, None, None] * 30, torch.eye(4)[None, None, None])
+    first, whole = backbone.encode(video[:, :, :, :1]), backbone.encode(video)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    return build_canvas(plan("joint"), backbone.spec, (32, 32), cameras, mask, first, first, whole, whole)
+
+
+def test_wan_is_the_released_model_at_step_0(wan_folder: Path):
+    wan = Wan(str(wan_folder))
+    canvas = canvas_of(wan)
+    context = wan.encode_prompts(["reach the red ball"], CPU)
+    noise = torch.randn(canvas.clean.shape)
+    plain = WanTransformer3DModel.from_pretrained(wan_folder, subfolder="transformer")
+    time = 1000 * 0.6 * (~canvas.given[:, 0, :, ::2, ::2]).flatten(1)
+    with torch.no_grad():
+        ours = wan.predict(noise, torch.tensor([0.6]), canvas, context)
+        theirs = plain(noise, time, context.tokens, return_dict=False)[0]
+    assert torch.equal(ours, theirs)
+
+
+def test_wan_codec_is_causal_and_normalised(wan_folder: Path):
+    wan = Wan(str(wan_folder))
+    video = torch.rand(1, 1, 3, 9, 32, 32) * 2 - 1
+    latents = wan.encode(video)
+    torch.testing.assert_close(latents[:, :, :, :1], wan.encode(video[:, :, :, :1]))
+    vae = AutoencoderKLWan.from_pretrained(wan_folder, subfolder="vae")
+    raw = vae.encode(video[0]).latent_dist.mode()
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    torch.testing.assert_close(latents[0], (raw - mean) / std)
+    theirs = vae.decode(raw, return_dict=False)[0]
+    torch.testing.assert_close(wan.decode(latents)[0], theirs, atol=1e-4, rtol=0)
+
+
+def test_wan_prompts_end_in_zeros(wan_folder: Path):
+    context = Wan(str(wan_folder)).encode_prompts(["reach the red ball", "reach", ""], CPU)
+    assert context.tokens.shape == (3, 512, 16)
+    assert [int(row.abs().sum(-1).gt(0).sum()) for row in context.tokens] == [5, 2, 1]
+    torch.testing.assert_close(context.pooled[1], context.tokens[1, :2].mean(0))
+
+
+def test_cogvideox_is_the_released_model_at_step_0(cogvideox_folder: Path):
+    model = CogVideoX(str(cogvideox_folder))
+    canvas = canvas_of(model)
+    context = model.encode_prompts(["reach the red ball"], CPU)
+    assert context.tokens.shape == (1, 226, 16)
+    assert context.tokens[0, 5:].abs().sum() > 0
+    noise = torch.randn(canvas.clean.shape)
+    plain = CogVideoXTransformer3DModel.from_pretrained(cogvideox_folder, subfolder="transformer")
+    with torch.no_grad():
+        ours = model.predict(noise, torch.tensor([0.6]), canvas, context)
+        theirs = plain(
+            noise.transpose(1, 2),
+            context.tokens,
+            torch.tensor([599]),
+            image_rotary_emb=model._rotary(noise),
+            return_dict=False,
+        )[0]
+    assert torch.equal(ours, theirs.transpose(1, 2))
+
+
+def test_cogvideox_counts_frames_by_eights(cogvideox_folder: Path):
+    model = CogVideoX(str(cogvideox_folder))
+    with pytest.raises(ValueError, match=r"8k \+ 1 frames, such as 9 or 17"):
+        model.spec.latent_frames(13)
+    video = torch.rand(1, 1, 3, 9, 32, 32) * 2 - 1
+    assert model.decode(model.encode(video)).shape == video.shape
+
+
+def test_checkpoints_leave_out_what_never_changes(wan_folder: Path):
+    wan, other = Wan(str(wan_folder)), Wan(str(wan_folder))
+    state = wan.state_dict()
+    assert state
+    assert all(name.startswith("denoiser.") for name in state)
+    with torch.no_grad():
+        other.denoiser.proj_out.weight.zero_()
+    assert not other.load_state_dict(state).missing_keys
+    assert torch.equal(other.denoiser.proj_out.weight, wan.denoiser.proj_out.weight)
+    with pytest.raises(RuntimeError, match=r"denoiser\.proj_out\.weight"):
+        other.load_state_dict({name: value for name, value in state.items() if "proj_out.weight" not in name})
+
+
+@pytest.mark.parametrize("missing", ["vae", "transformer", "text_encoder"])
+def test_a_missing_part_is_named(wan_folder: Path, tmp_path: Path, missing: str):
+    for part in wan_folder.iterdir():
+        if part.name != missing:
+            (tmp_path / part.name).symlink_to(part)
+    with pytest.raises(FileNotFoundError, match=f"cannot load '{missing}' of the pretrained model"):
+        Wan(str(tmp_path))
+
+
+def test_a_missing_shard_is_named(wan_folder: Path, tmp_path: Path):
+    index = wan_folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    gone = sorted(set(json.loads(index.read_text())["weight_map"].values()))[-1]
+    (tmp_path / "transformer").mkdir()
+    for part in [*wan_folder.iterdir(), *(wan_folder / "transformer").iterdir()]:
+        target = tmp_path / part.relative_to(wan_folder)
+        if part.name not in (gone, "transformer"):
+            target.symlink_to(part)
+    with pytest.raises(FileNotFoundError, match=r"cannot load 'transformer'.*Download it again"):
+        Wan(str(tmp_path))
+
+
+def test_hub_ids_say_how_to_fetch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match=r"hf download nobody/nothing --include 'vae/\*'"):
+        Wan("nobody/nothing")
+
+
+def test_either_weights_or_a_configuration():
+    with pytest.raises(ValueError, match="either `pretrained`"):
+        Wan()
+    with pytest.raises(ValueError, match="needs `codec` and `prompts`"):
+        CogVideoX(transformer={"num_layers": 1})
