@@ -1,0 +1,185 @@
+"""Policies without a model: what every result is read against."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.types import ActionChunk, Observation
+from benchmarks.base import Simulator, Trial
+
+
+class HoldStill:
+    """The floor: stay where the tool is.
+
+    Args:
+        dt: seconds until the pose is confirmed; any value does the same.
+    """
+
+    def __init__(self, dt: float = 1.0) -> None:
+        self.dt = dt
+
+    def reset(self, episodes: Sequence[str]) -> None:
+        """Nothing is remembered."""
+
+    def predict_action(self, observation: Observation) -> ActionChunk:
+        """One action: the current pose."""
+        return _chunk(observation.action[:, None], self.dt)
+
+
+class Replay:
+    """Recorded actions, found by the episode's name and the time that has passed.
+
+    Args:
+        recording: poses and openness [t 8] by episode, number i at time i * dt; or a path to an `.npz` file
+            of them.
+        dt: seconds between two recorded actions.
+        horizon: actions of one chunk; all that are left if None.
+        tokenizer: if given, the actions are drawn as action images for the observation's cameras and read
+            back, so that the chunk carries the codec's error and validity.
+    """
+
+    def __init__(
+        self,
+        recording: Mapping[str, Float[np.ndarray, "t 8"]] | str | Path,
+        dt: float = 0.2,
+        horizon: int | None = None,
+        tokenizer: ActionImageTokenizer | None = None,
+    ) -> None:
+        self.recording = dict(np.load(recording)) if isinstance(recording, str | Path) else dict(recording)
+        self.dt = dt
+        self.horizon = horizon
+        self.tokenizer = tokenizer
+
+    def reset(self, episodes: Sequence[str]) -> None:
+        """Nothing but the recording is remembered.
+
+        Raises:
+            ValueError: an episode that was not recorded.
+        """
+        if missing := [name for name in episodes if name not in self.recording]:
+            raise ValueError(
+                f"replay: no recorded actions of {missing[:3]} ({len(missing)} of {len(episodes)} missing; "
+                f"{len(self.recording)} are recorded); record those episodes or run the trials that were"
+            )
+
+    def predict_action(self, observation: Observation) -> ActionChunk:
+        """What was recorded from now on; a row that has less left than another repeats its last action."""
+        pieces = [
+            self._ahead(self.recording[name], float(seconds))
+            for name, seconds in zip(observation.episodes, observation.seconds, strict=True)
+        ]
+        length = max(len(piece) for piece in pieces)
+        padded = [
+            np.concatenate([piece, np.repeat(piece[-1:], length - len(piece), axis=0)]) for piece in pieces
+        ]
+        actions = torch.from_numpy(np.stack(padded)).to(observation.action)
+        return (
+            _chunk(actions, self.dt) if self.tokenizer is None else self._through_codec(observation, actions)
+        )
+
+    def _ahead(self, actions: Float[np.ndarray, "t 8"], seconds: float) -> Float[np.ndarray, "a 8"]:
+        first = min(round(seconds / self.dt) + 1, len(actions) - 1)
+        return actions[first:][: self.horizon]
+
+    def _through_codec(self, observation: Observation, actions: torch.Tensor) -> ActionChunk:
+        """Row by row: a long demonstration is large at full size, and rows may miss different views."""
+        with_start = torch.cat([observation.action[:, None], actions], dim=1)
+        rows = [self._row_through_codec(observation, with_start, row) for row in range(len(actions))]
+        decoded, valid, confidence, images = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        return ActionChunk(
+            actions=decoded[:, 1:].float(),
+            valid=valid[:, 1:],
+            confidence=confidence[:, 1:].float(),
+            dt=self.dt,
+            imagined={"action_images": images * 2 - 1},
+        )
+
+    def _row_through_codec(
+        self, observation: Observation, actions: torch.Tensor, row: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        assert self.tokenizer is not None
+        t, mask = actions.shape[1], observation.view_mask[row]
+        h, w = observation.video.shape[-2], observation.video.shape[-1]
+        cameras = observation.cameras.map(
+            lambda matrix: matrix[row : row + 1, mask, -1:].expand(-1, -1, t, -1, -1)
+        )
+        images = self.tokenizer.encode(actions[row : row + 1], cameras, (h, w))
+        decoded = self.tokenizer.decode(images, cameras)
+        all_views = images.new_zeros(1, len(mask), *images.shape[2:])
+        all_views[:, mask] = images
+        return decoded.actions, decoded.valid, decoded.confidence, all_views
+
+
+class Expert:
+    """The scripted expert as a policy: it solves each trial in a world of its own, then replays it.
+
+    With a tokenizer this is the ceiling of every model that speaks in action images: the truth through the
+    same codec, the same rate and the same controller.
+
+    Args:
+        simulator: prototype; a copy of it is used.
+        stride: control steps from one action to the next, as in the model's clip.
+        max_seconds: longest demonstration, simulated seconds.
+        horizon: actions of one chunk; the whole rest of the demonstration if None.
+        tokenizer: as in `Replay`.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        stride: int = 4,
+        max_seconds: float = 8.0,
+        horizon: int | None = None,
+        tokenizer: ActionImageTokenizer | None = None,
+    ) -> None:
+        self.simulator = simulator
+        self.stride = stride
+        self.max_seconds = max_seconds
+        self.horizon = horizon
+        self.tokenizer = tokenizer
+        self._world = copy.deepcopy(simulator)
+        self._replay = Replay({}, stride / simulator.control_hz, horizon, tokenizer)
+
+    def reset(self, episodes: Sequence[str]) -> None:
+        """Solve the named trials.
+
+        Raises:
+            ValueError: an episode whose name is no trial's.
+        """
+        for name in episodes:
+            self._replay.recording[name] = self._demonstrate(Trial.from_id(name))
+
+    def predict_action(self, observation: Observation) -> ActionChunk:
+        """The demonstration from now on."""
+        return self._replay.predict_action(observation)
+
+    def close(self) -> None:
+        """Release the simulator."""
+        self._world.close()
+
+    def _demonstrate(self, trial: Trial) -> Float[np.ndarray, "t 8"]:
+        """Poses reached, every `stride` control steps, the start and the very last one included."""
+        poses = list(self._poses(trial))
+        kept = poses[:: self.stride]
+        if (len(poses) - 1) % self.stride:
+            kept.append(poses[-1])
+        return np.stack(kept)
+
+    def _poses(self, trial: Trial) -> Iterator[Float[np.ndarray, "8"]]:
+        world = self._world
+        world.reset(trial)
+        yield world.pose()
+        for action in islice(world.demonstrate(), round(self.max_seconds * world.control_hz)):
+            world.step(action)
+            yield world.pose()
+
+
+def _chunk(actions: torch.Tensor, dt: float) -> ActionChunk:
+    sure = torch.ones(actions.shape[:2], device=actions.device)
+    return ActionChunk(actions=actions, valid=sure.bool(), confidence=sure, dt=dt, imagined={})

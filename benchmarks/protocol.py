@@ -1,0 +1,134 @@
+"""The rules of an evaluation: two results may be compared where their `protocol_hash` agrees."""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import Any, Literal
+
+from ai_wam.types import Clip
+from benchmarks.base import Simulator, Trial
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How trials are drawn, executed and stopped.
+
+    Attributes:
+        execution: "one_shot" executes one chunk open loop and holds its last pose to the end of the budget;
+            "receding" executes the first `execute_frames` actions of a chunk, observes and plans again.
+        execute_frames: actions executed of each chunk (receding only).
+        max_seconds: budget of a trial, simulated seconds; when it is spent the trial stops as "timeout".
+        trials_per_task: trials of every task, spread evenly over its variations.
+        tasks: names of the tasks; all of the simulator's if empty.
+        split: which scenes; "test" scenes share no seed with "train" demonstrations.
+        max_invalid_frames: an action marked invalid is not executed, the last valid pose is held in its
+            place; a trial that meets more of them than this stops as "invalid".
+        max_unreached_streak: more control steps in a row than this whose pose inverse kinematics cannot
+            follow stop the trial as "unreachable".
+    """
+
+    execution: Literal["one_shot", "receding"] = "one_shot"
+    execute_frames: int = 4
+    max_seconds: float = 8.0
+    trials_per_task: int = 50
+    tasks: tuple[str, ...] = ()
+    split: str = "test"
+    max_invalid_frames: int = 8
+    max_unreached_streak: int = 20
+
+    def __post_init__(self) -> None:
+        if self.execution not in ("one_shot", "receding"):
+            raise ValueError(f"protocol: execution is {self.execution!r}; choose 'one_shot' or 'receding'")
+        for name, low in (("execute_frames", 1), ("trials_per_task", 1), ("max_invalid_frames", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"protocol: {name} is {getattr(self, name)}, the least is {low}")
+        if self.max_seconds <= 0 or self.max_unreached_streak < 0:
+            raise ValueError(
+                f"protocol: max_seconds ({self.max_seconds}) must be positive and max_unreached_streak "
+                f"({self.max_unreached_streak}) at least 0"
+            )
+
+    def task_names(self, simulator: Simulator) -> tuple[str, ...]:
+        """The tasks to run, in order.
+
+        Raises:
+            ValueError: a task the simulator does not have.
+        """
+        known = simulator.tasks()
+        if unknown := [name for name in self.tasks if name not in known]:
+            raise ValueError(
+                f"protocol: unknown tasks {unknown}; {type(simulator).__name__} has {sorted(known)}"
+            )
+        return self.tasks or tuple(known)
+
+    def trials(self, simulator: Simulator) -> list[Trial]:
+        """Every trial, task by task; number i of a task is scene i // n of variation i % n."""
+        return [
+            Trial(task, i % simulator.tasks()[task], i // simulator.tasks()[task], self.split)
+            for task in self.task_names(simulator)
+            for i in range(self.trials_per_task)
+        ]
+
+    def describe(self, simulator: Simulator, clip: Clip) -> dict[str, Any]:
+        """Everything that decides what a trial is, as JSON: these rules, the simulator, the clip's geometry.
+
+        The clip's number of frames is left out: how far ahead a model plans is the model's business.
+        """
+        rules = dataclasses.asdict(self) | {"tasks": self.task_names(simulator)}
+        if self.execution == "one_shot":
+            del rules["execute_frames"]
+        view = {name: getattr(clip, name) for name in ("views", "size", "stride", "control_hz")}
+        described: dict[str, Any] = json.loads(
+            canonical(rules | {"clip": view, "simulator": configuration(simulator)})
+        )
+        return described
+
+    def hash(self, simulator: Simulator, clip: Clip) -> str:
+        """SHA-256 of `describe` in canonical JSON."""
+        return hashlib.sha256(canonical(self.describe(simulator, clip)).encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def configuration(component: object) -> dict[str, Any]:
+    """Class path and constructor arguments of an object, as JSON values.
+
+    Arguments are read back from attributes of the same name (or with a leading underscore).
+
+    Raises:
+        ValueError: an argument that was not kept, or that is no JSON value.
+    """
+    cls = type(component)
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        kept = [key for key in (name, f"_{name}") if hasattr(component, key)]
+        if not kept or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError(
+                f"{cls.__qualname__} does not keep its constructor argument {name!r}, so a result could not "
+                f"say how it was configured; store it as self.{name}"
+            )
+        arguments[name] = _plain(getattr(component, kept[0]), f"{cls.__qualname__}.{name}")
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+
+
+def _plain(value: Any, name: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name), name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, name) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, name) for item in value]
+    raise ValueError(
+        f"{name} is a {type(value).__name__}; results record numbers, texts, lists and dataclasses only"
+    )

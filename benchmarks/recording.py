@@ -1,0 +1,132 @@
+"""Pictures of a trial for the report: what happened beside what the policy imagined, in one small video."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib.image
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from ai_wam.cameras import CropResize
+from ai_wam.types import Clip, Frame
+from ai_wam.video import VideoEncoding, overlay, to_uint8, write_video
+
+_SHORT_SIDE = (160, 224)  # pixels; smaller panels are enlarged so that 4:2:0 does not smear a blob's colour
+_ENCODING = VideoEncoding(crf=26, browser=True, gop=50)
+_LINE = 4  # pixels; even, as the video's size must be
+_SECONDS_AT_END = 0.8  # the last picture stays so long, or a looping video could not be read
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A trial's video: one row per view, one column per panel.
+
+    Attributes:
+        panels: names of the columns.
+        views: names of the rows.
+        video: MP4 that browsers play, in real time.
+        poster: PNG of its last picture.
+    """
+
+    panels: tuple[str, ...]
+    views: tuple[str, ...]
+    video: bytes
+    poster: bytes
+
+
+class Recorder:
+    """Collects a trial's pictures as it runs.
+
+    Args:
+        clip: the policy's views and size; rollout pictures are cropped as the policy sees them.
+        hz: pictures per simulated second.
+    """
+
+    def __init__(self, clip: Clip, hz: float) -> None:
+        self._clip, self._hz = clip, hz
+        h, w = clip.size
+        scale = float(np.clip(min(h, w), *_SHORT_SIDE)) / min(h, w)
+        self._panel = (2 * round(h * scale / 2), 2 * round(w * scale / 2))
+        self._imagined: Mapping[str, Float[Tensor, "v 3 t h w"]] = {}
+        self._actions, self._dt = 0, 1.0
+        self._rows: dict[str, list[Float[Tensor, "v 3 h w"]]] = {}
+        self._length = 0
+
+    def plan(self, imagined: Mapping[str, Float[Tensor, "v 3 t h w"]], actions: int, dt: float) -> None:
+        """A new chunk of so many actions, dt seconds apart, with what the policy pictured for it."""
+        self._imagined, self._actions, self._dt = imagined, actions, dt
+
+    def add(self, frame: Frame, since_plan: float) -> None:
+        """A picture of the world, and what the policy had pictured for that time.
+
+        Args:
+            frame: the world now.
+            since_plan: seconds since the chunk was planned.
+        """
+        rollout = torch.stack([self._view(frame, name) for name in self._clip.views])
+        self._put("rollout", rollout)
+        for name, video in self._imagined.items():
+            # A video of the chunk starts with the current frame: one frame more than there are actions.
+            first = self._actions + 1 - video.shape[2]
+            index = min(max(round(since_plan / self._dt) - first, 0), video.shape[2] - 1)
+            self._put(name, self._fit(video[:, :, index]))
+        self._length += 1
+
+    def finish(self) -> Recording:
+        """The video of all pictures."""
+        rows = {name: torch.stack(self._filled(pictures), dim=2) for name, pictures in self._rows.items()}
+        panels = {"rollout": _pictures(rows["rollout"])}
+        if "action_images" in rows:
+            panels["imagined actions"] = _pictures(rows["action_images"])
+            panels["overlay"] = overlay(rows["rollout"].movedim(1, 2), rows["action_images"].movedim(1, 2))
+        if "observation" in rows:
+            panels["imagined video"] = _pictures(rows["observation"])
+        sheet = _sheet(list(panels.values()))
+        held = np.concatenate([sheet, np.repeat(sheet[-1:], round(_SECONDS_AT_END * self._hz), axis=0)])
+        return Recording(
+            tuple(panels), self._clip.views, write_video(held, self._hz, _ENCODING), _png(sheet[-1])
+        )
+
+    def _view(self, frame: Frame, name: str) -> Float[Tensor, "3 h w"]:
+        if name not in frame.views:
+            return torch.full((3, *self._panel), -1.0)
+        image = frame.views[name].image
+        # The crop follows the aspect ratio alone, so it is the policy's, but with all the detail there is.
+        crop = CropResize((image.shape[0], image.shape[1]), self._panel)
+        picture: Tensor = crop.images(torch.from_numpy(image.copy()).permute(2, 0, 1)) / 127.5 - 1
+        return picture.clamp(-1, 1)
+
+    def _fit(self, pictures: Float[Tensor, "v 3 h w"]) -> Float[Tensor, "v 3 ph pw"]:
+        resized = functional.interpolate(pictures.float().cpu(), self._panel, mode="bilinear", antialias=True)
+        return resized.clamp(-1, 1)
+
+    def _put(self, name: str, pictures: Float[Tensor, "v 3 h w"]) -> None:
+        row = self._rows.setdefault(name, [])
+        row.extend([torch.full_like(pictures, -1.0)] * (self._length - len(row)))
+        row.append(pictures)
+
+    def _filled(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        """A panel that the policy stopped picturing stays black."""
+        return [*pictures, *[torch.full_like(pictures[0], -1.0)] * (self._length - len(pictures))]
+
+
+def _pictures(video: Float[Tensor, "v 3 t h w"]) -> UInt8[np.ndarray, "v t h w 3"]:
+    return to_uint8(video.movedim(1, 2))
+
+
+def _sheet(panels: Sequence[np.ndarray]) -> UInt8[np.ndarray, "t gh gw 3"]:
+    """Panels "v t h w 3" side by side, views below one another, a dark line between any two."""
+    line = ((0, 0), (0, 0), (0, _LINE), (0, _LINE), (0, 0))
+    columns = np.concatenate([np.pad(panel, line) for panel in panels], axis=3)
+    sheet: UInt8[np.ndarray, "t gh gw 3"] = np.concatenate(list(columns), axis=1)
+    return sheet[:, :-_LINE, :-_LINE]
+
+
+def _png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, picture[::2, ::2], format="png")
+    return buffer.getvalue()

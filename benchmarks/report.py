@@ -1,0 +1,269 @@
+"""One self-contained page about an evaluation: figures, protocol, and videos of trials."""
+
+import json
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from benchmarks.recording import Recording
+
+_LIMIT = 28 * 2**20  # bytes of the page; mail and review tools refuse much more
+_ARMS = {
+    "policy": "policy",
+    "ceiling": "the expert's demonstration through the action-image codec and the same controller",
+    "floor": "hold still",
+}
+_REASONS = {
+    "success": "solved",
+    "failed": "goal missed for good",
+    "timeout": "out of time",
+    "invalid": "too many invalid actions",
+    "unreachable": "poses out of reach",
+}
+
+
+def render(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> str:
+    """The page.
+
+    Args:
+        results: content of results.json.
+        recordings: pictures by trial id; failures are shown first, and none past a page of 28 MB.
+    """
+    template = Template((files("benchmarks") / "report.html").read_text(encoding="utf-8"))
+    gallery, note = _gallery(results, recordings)
+    name = _policy_name(results["policy"])
+    return template.substitute(
+        title=escape(f"{name}: {_percent(results['mean']['policy'])}"),
+        policy=escape(name),
+        lead=_lead(results),
+        figures=_figures(results),
+        tasks="".join(
+            _task(name, summary, results, recordings) for name, summary in results["tasks"].items()
+        ),
+        diagnostics=_diagnostics(results["tasks"]),
+        note=note,
+        filters=_filters(results),
+        gallery=gallery,
+        protocol=_protocol(results),
+    )
+
+
+def _policy_name(policy: Mapping[str, Any]) -> str:
+    """The class, and what it wraps if it wraps a policy."""
+    wrapped = policy["config"].get("policy")
+    path = wrapped.get("class_path") if isinstance(wrapped, Mapping) else wrapped
+    name: str = policy["name"].rpartition(".")[2]
+    return f"{name}: {path.rpartition('.')[2]}" if isinstance(path, str) else name
+
+
+def _lead(results: Mapping[str, Any]) -> str:
+    protocol = results["protocol"]
+    execution = "one shot, open loop"
+    if protocol["execution"] == "receding":
+        execution = f"receding horizon, {protocol['execute_frames']} actions per plan"
+    simulator = protocol["simulator"]["class_path"].rpartition(".")[2]
+    parts = [
+        execution,
+        f"{len(results['trials'])} trials",
+        simulator,
+        results["created"].replace("T", " ")[:16] + " UTC",
+    ]
+    return "".join(f"<span>{escape(part)}</span>" for part in parts)
+
+
+def _figures(results: Mapping[str, Any]) -> str:
+    """The means over tasks, in large type."""
+    boxes = []
+    for arm, rate in results["mean"].items():
+        counts = [summary[arm] for summary in results["tasks"].values()]
+        of = f"success, {sum(c['successes'] for c in counts)} of {sum(c['trials'] for c in counts)} trials"
+        of += ", mean over tasks" if len(counts) > 1 else ""
+        label = of if arm == "policy" else f"{arm}: {_ARMS[arm]}"
+        boxes.append(_figure(_percent(rate), label, "main" if arm == "policy" else ""))
+    boxes.append(
+        _figure(_percent(_invalid_share(results)), "of trials met an action the policy could not vouch for")
+    )
+    return "".join(boxes)
+
+
+def _figure(value: str, label: str, kind: str = "") -> str:
+    return f'<div class="figure {kind}"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+
+
+def _invalid_share(results: Mapping[str, Any]) -> float:
+    """Share of trials in which the policy could not vouch for some action."""
+    runs = [trial["policy"] for trial in results["trials"]]
+    return sum(run["invalid_frames"] > 0 for run in runs) / len(runs)
+
+
+def _task(
+    name: str, summary: Mapping[str, Any], results: Mapping[str, Any], recordings: Mapping[str, Recording]
+) -> str:
+    arms = "".join(_arm(arm, summary[arm]) for arm in results["mean"])
+    trials = [trial for trial in results["trials"] if trial["task"] == name]
+    counts = "".join(
+        f'<span><i class="{reason}"></i>{count} {_REASONS[reason]}</span>'
+        for reason, count in sorted(
+            summary["stop_reasons"].items(), key=lambda item: list(_REASONS).index(item[0])
+        )
+    )
+    return (
+        f'<div class="task"><header><h3>{escape(name)}</h3></header>{arms}'
+        f'<div class="strip">{"".join(_square(trial, trial["id"] in recordings) for trial in trials)}</div>'
+        f'<div class="key">{counts}</div></div>'
+    )
+
+
+def _arm(arm: str, figures: Mapping[str, Any]) -> str:
+    """One bar of a success rate with its interval as a whisker."""
+    low, high = (100 * end for end in figures["interval"])
+    ends = "".join(f'<line class="whisker" x1="{x:.2f}" x2="{x:.2f}" y1="3" y2="7"/>' for x in (low, high))
+    return (
+        f'<div class="arm {arm}"><label title="{escape(_ARMS[arm])}">{arm}</label>'
+        f'<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" '
+        f'aria-label="{figures["rate"]:.3f}"><rect class="track" width="100" height="10"/>'
+        f'<rect class="value" width="{100 * figures["rate"]:.2f}" height="10"/>'
+        f'<line class="whisker" x1="{low:.2f}" x2="{high:.2f}" y1="5" y2="5"/>{ends}</svg>'
+        f"<b>{_percent(figures['rate'])}</b>"
+        f"<small>{figures['successes']}/{figures['trials']}, 95 % in [{low:.0f}, {high:.0f}]</small></div>"
+    )
+
+
+def _square(trial: Mapping[str, Any], shown: bool) -> str:
+    reason = trial["policy"]["stop_reason"]
+    title = escape(
+        f"{trial['id']}: {_REASONS[reason]} after {trial['policy']['seconds']:.1f} s; {trial['prompt']}"
+    )
+    if shown:
+        return f'<a class="{reason}" href="#{escape(trial["id"])}" title="{title}"></a>'
+    return f'<i class="{reason}" title="{title}"></i>'
+
+
+def _diagnostics(tasks: Mapping[str, Any]) -> str:
+    blocks = []
+    for name, summary in tasks.items():
+        figures = {
+            **{key.replace("_", " "): _number(value) for key, value in summary["diagnostics"].items()},
+            "seconds per trial": _number(summary["mean_seconds"]),
+            "invalid actions": str(summary["invalid_frames"]),
+            "steps out of reach": str(summary["unreached_steps"]),
+        }
+        blocks.append(f'<div class="task named"><h3>{escape(name)}</h3>{_facts(figures)}</div>')
+    return "".join(blocks)
+
+
+def _protocol(results: Mapping[str, Any]) -> str:
+    protocol, policy = results["protocol"], results["policy"]
+    facts = {"protocol hash": results["protocol_hash"][:16], "policy": policy["name"]}
+    if policy["checkpoint"]:
+        facts["checkpoint"] = policy["checkpoint"]
+    facts |= {
+        key.replace("_", " "): _plain(value)
+        for key, value in protocol.items()
+        if key not in ("clip", "simulator")
+    }
+    facts |= {f"clip: {key.replace('_', ' ')}": _plain(value) for key, value in protocol["clip"].items()}
+    facts |= {
+        f"simulator: {key.replace('_', ' ')}": _plain(value)
+        for key, value in protocol["simulator"]["init_args"].items()
+    }
+    whole = {key: results[key] for key in ("policy", "protocol", "protocol_hash", "versions")}
+    text = f"<pre><code>{escape(json.dumps(whole, indent=2))}</code></pre>"
+    return f"{_facts(facts)}<details><summary>Policy, protocol and versions in full</summary>{text}</details>"
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    rows = "".join(
+        f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items()
+    )
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def _filters(results: Mapping[str, Any]) -> str:
+    outcomes = _buttons("outcome", {"all": "All", "failure": "Failures", "success": "Successes"})
+    if len(results["tasks"]) == 1:
+        return outcomes
+    tasks = _buttons("task", {"all": "All tasks", **{name: name for name in results["tasks"]}})
+    return f'{outcomes}<span class="gap"></span>{tasks}'
+
+
+def _buttons(key: str, labels: Mapping[str, str]) -> str:
+    return "".join(
+        f'<button type="button" data-key="{key}" data-value="{escape(value)}" '
+        f'aria-pressed="{str(value == "all").lower()}">{escape(label)}</button>'
+        for value, label in labels.items()
+    )
+
+
+def _gallery(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> tuple[str, str]:
+    """Cards, failures first, and a sentence on what is shown."""
+    trials = [trial for trial in results["trials"] if trial["id"] in recordings]
+    trials.sort(key=lambda trial: trial["policy"]["outcome"] == "success")
+    cards, size = [], 0
+    for trial in trials:
+        card = _card(trial, recordings[trial["id"]])
+        size += len(card)
+        if size > _LIMIT:
+            break
+        cards.append(card)
+    if not trials:
+        return "", "No trial was recorded."
+    note = (
+        f"{len(cards)} of {len(results['trials'])} trials, chosen before they ran (the first of every task), "
+        "failures first. Videos run in real time; click to pause. In action images red is the tool centre "
+        "point, green and blue are points along its axes, the blue background is the gripper's openness."
+    )
+    if len(cards) < len(trials):
+        note += f" {len(trials) - len(cards)} more recorded trials would have made the page too large."
+    return "".join(cards), note
+
+
+def _card(trial: Mapping[str, Any], recording: Recording) -> str:
+    run = trial["policy"]
+    reason = run["stop_reason"]
+    kind = {"success": "good", "failed": "bad"}.get(reason, "")
+    figures = {"": f"{run['seconds']:.1f} s", "plans": str(run["plans"])}
+    figures |= {"invalid": str(run["invalid_frames"])} if run["invalid_frames"] else {}
+    figures |= {key.replace("_", " "): _number(value) for key, value in run["diagnostics"].items()}
+    foot = "".join(f"<span>{escape(key)} <b>{escape(value)}</b></span>" for key, value in figures.items())
+    return (
+        f'<article class="card trial" id="{escape(trial["id"])}" data-outcome="{run["outcome"]}" '
+        f'data-task="{escape(trial["task"])}"><header><div><q>{escape(trial["prompt"])}</q>'
+        f"<small>{escape(trial['id'])}, seed {trial['seed']}</small></div>"
+        f'<span class="badge {kind}">{_REASONS[reason]}</span></header>'
+        f'<div class="pictures"><div class="columns">{_spans(recording.panels)}</div>'
+        f'<div class="rows">{_spans(view.replace("_", " ") for view in recording.views)}</div>'
+        f'<video muted loop playsinline preload="none" poster="{_data("image/png", recording.poster)}" '
+        f'data-src="{_data("video/mp4", recording.video)}"></video></div>'
+        f"<footer>{foot}</footer></article>"
+    )
+
+
+def _spans(texts: Iterable[str]) -> str:
+    return "".join(f"<span>{escape(text)}</span>" for text in texts)
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{b64encode(content).decode()}"
+
+
+def _percent(rate: float) -> str:
+    """With a space that does not break."""
+    return f"{100 * rate:.0f}\N{NO-BREAK SPACE}%"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return (
+            " x ".join(map(str, value))
+            if all(isinstance(item, int) for item in value)
+            else ", ".join(map(str, value))
+        )
+    return str(value)

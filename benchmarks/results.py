@@ -1,0 +1,139 @@
+"""What an evaluation leaves behind: one JSON file that says all of it, and the figures in it."""
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from benchmarks.base import Trial
+from benchmarks.benchmark import TrialResult
+from benchmarks.statistics import Proportion
+
+ARMS = ("policy", "ceiling", "floor")
+_PACKAGES = ("ai-wam", "torch", "lightning", "diffusers", "mujoco", "numpy", "av")
+
+
+def assemble(
+    trials: Sequence[Trial],
+    arms: Mapping[str, Mapping[str, TrialResult]],
+    protocol: Mapping[str, Any],
+    protocol_hash: str,
+    policy: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of results.json.
+
+    Args:
+        trials: every trial of the protocol.
+        arms: results by arm ("policy" and optionally "ceiling" and "floor") and trial id.
+        protocol: the described rules, and
+        protocol_hash: their hash.
+        policy: name, configuration and checkpoint of what was tested.
+
+    Raises:
+        RuntimeError: an arm that has not exactly one result for every trial.
+    """
+    for arm, results in arms.items():
+        check_complete(arm, trials, list(results))
+    tasks = list(dict.fromkeys(trial.task for trial in trials))
+    summary = {task: _task_summary([trial for trial in trials if trial.task == task], arms) for task in tasks}
+    return {
+        "schema": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "policy": dict(policy),
+        "protocol": dict(protocol),
+        "protocol_hash": protocol_hash,
+        "mean": {arm: sum(summary[task][arm]["rate"] for task in tasks) / len(tasks) for arm in arms},
+        "tasks": summary,
+        "trials": [_trial(trial, arms) for trial in trials],
+        "versions": versions(),
+    }
+
+
+def check_complete(arm: str, trials: Sequence[Trial], ids: Sequence[str]) -> None:
+    """Exactly one result per trial.
+
+    Raises:
+        RuntimeError: trials that are missing, foreign or counted twice.
+    """
+    expected = {trial.id for trial in trials}
+    missing, foreign = sorted(expected - set(ids)), sorted(set(ids) - expected)
+    if missing or foreign or len(ids) != len(expected):
+        raise RuntimeError(
+            f"{arm}: {len(ids)} results for {len(expected)} trials; missing {missing[:3]} ({len(missing)}), "
+            f"foreign {foreign[:3]} ({len(foreign)}), repeated {len(ids) - len(set(ids))}. Every trial must "
+            "run exactly once: to run fewer, lower the protocol's trials_per_task instead of limiting the "
+            "trainer's batches"
+        )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as a whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file under another name in the same folder, then rename: readers never see half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)  # mkstemp makes private files; results are for everyone
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def versions() -> dict[str, str]:
+    """Versions of what was at work; packages that are not installed are left out."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # an optional package, or a checkout that was never installed
+            continue
+    return found
+
+
+def _task_summary(trials: Sequence[Trial], arms: Mapping[str, Mapping[str, TrialResult]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    for arm, results in arms.items():
+        summary[arm] = Proportion.of([results[trial.id].success for trial in trials]).to_json()
+    runs = [arms["policy"][trial.id] for trial in trials]
+    names = list(dict.fromkeys(name for run in runs for name in run.diagnostics))
+    means = {
+        name: _mean([run.diagnostics[name] for run in runs if name in run.diagnostics]) for name in names
+    }
+    reasons = [run.stop_reason for run in runs]
+    return {
+        **summary,
+        "diagnostics": means,
+        "stop_reasons": {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
+        "mean_seconds": _mean([run.seconds for run in runs]),
+        "invalid_frames": sum(run.invalid_frames for run in runs),
+        "unreached_steps": sum(run.unreached_steps for run in runs),
+    }
+
+
+def _trial(trial: Trial, arms: Mapping[str, Mapping[str, TrialResult]]) -> dict[str, Any]:
+    return {
+        "id": trial.id,
+        "task": trial.task,
+        "variation": trial.variation,
+        "seed": trial.seed,
+        "prompt": arms["policy"][trial.id].prompt,
+        **{arm: results[trial.id].to_json() for arm, results in arms.items()},
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """Over the trials a figure applies to; None if there is none."""
+    finite = [value for value in values if isfinite(value)]
+    return sum(finite) / len(finite) if finite else None

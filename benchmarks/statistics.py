@@ -1,0 +1,85 @@
+"""Success rates with their uncertainty, and paired comparisons."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb, sqrt
+
+_Z_95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """Successes among trials.
+
+    Attributes:
+        successes: how many trials succeeded.
+        trials: how many were run.
+    """
+
+    successes: int
+    trials: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.successes <= self.trials or self.trials < 1:
+            raise ValueError(f"{self}: a proportion needs 0 <= successes <= trials and at least one trial")
+
+    @classmethod
+    def of(cls, outcomes: Sequence[bool]) -> "Proportion":
+        """Count the successes."""
+        return cls(sum(outcomes), len(outcomes))
+
+    @property
+    def rate(self) -> float:
+        """Share of successes, in [0, 1]."""
+        return self.successes / self.trials
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `wilson`."""
+        return wilson(self.successes, self.trials)
+
+    def to_json(self) -> dict[str, object]:
+        """`successes`, `trials`, `rate` and `interval`."""
+        return {
+            "successes": self.successes,
+            "trials": self.trials,
+            "rate": self.rate,
+            "interval": list(self.interval),
+        }
+
+
+def wilson(successes: int, trials: int, z: float = _Z_95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927): sensible for few trials and at 0 % and 100 %.
+
+    Args:
+        successes: number of successes.
+        trials: number of trials, at least 1.
+        z: normal quantile; the default gives 95 % coverage.
+    """
+    p, shrink = successes / trials, 1 + z * z / trials
+    centre = (p + z * z / (2 * trials)) / shrink
+    half = z / shrink * sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    # At the ends the formula gives 0 and 1 exactly; rounding must not put the rate outside its own interval.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == trials else centre + half
+    return low, high
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Two-sided p-value of McNemar's exact test on paired outcomes of the same trials.
+
+    Only pairs that differ count: under the null hypothesis each is won by either side with probability 1/2.
+
+    Raises:
+        ValueError: the two sides have different numbers of trials.
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"mcnemar: {len(first)} outcomes against {len(second)}; the test pairs the same trials, "
+            "so both sides need all of them in the same order"
+        )
+    wins = sum(a and not b for a, b in zip(first, second, strict=True))
+    losses = sum(b and not a for a, b in zip(first, second, strict=True))
+    n = wins + losses
+    tail = sum(comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
+    return min(1.0, 2 * tail)

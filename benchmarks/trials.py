@@ -1,0 +1,231 @@
+"""Trials as test data: `Trainer.test` runs a benchmark like any other test set.
+
+    ai-wam test --ckpt_path x.ckpt --data configs/benchmark/tabletop.yaml
+
+A task needs one line for it: `test_step` calls `batch.run(self)`. Results are gathered when the test epoch
+ends, under the trials' names, so no step waits for another rank and no trial is padded, repeated or lost.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from ai_wam.types import Clip, Policy
+from benchmarks.base import Trial
+from benchmarks.benchmark import Benchmark, TrialResult
+from benchmarks.report import render
+from benchmarks.results import assemble, check_complete, write_json, write_whole
+
+Results = dict[str, dict[str, TrialResult]]
+
+
+class TrialBatch:
+    """Trials that are run together. No dataclass, or Lightning would copy it field by field.
+
+    Args:
+        benchmark: what runs them.
+        trials: the trials.
+        clip: the policy's views and size.
+        record: ids of the trials to take pictures of.
+        references: run ceiling and floor too.
+        results: where results go, by arm and trial id.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        trials: list[Trial],
+        clip: Clip,
+        record: frozenset[str],
+        references: bool,
+        results: Results,
+    ) -> None:
+        self.benchmark, self.trials, self.clip = benchmark, trials, clip
+        self.record, self.references, self.results = record, references, results
+        self.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def to(self, device: torch.device | str, **_: Any) -> "TrialBatch":
+        """Remember where the policy wants its observations; the worlds stay where they are."""
+        self.device = torch.device(device)
+        return self
+
+    def run(self, policy: Policy) -> list[TrialResult]:
+        """Run every trial, keep the results for the end of the test, and give the policy's."""
+        own = self.benchmark.run(policy, self.trials, self.clip, self.record, self.device)
+        arms = {"policy": own}
+        if self.references:
+            arms["ceiling"] = self.benchmark.ceiling(self.trials, self.clip)
+            arms["floor"] = self.benchmark.floor(self.trials, self.clip)
+        for arm, results in arms.items():
+            self.results.setdefault(arm, {}).update({result.trial.id: result for result in results})
+        return own
+
+
+class TrialLoader:
+    """One rank's batches in order. No `DataLoader`: Lightning would share it out between ranks, padded."""
+
+    def __init__(self, batches: list[TrialBatch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[TrialBatch]:
+        return iter(self.batches)
+
+
+class TrialDataModule(LightningDataModule):
+    """Test data whose items are trials; writes results.json and report.html when they have run.
+
+    Every rank runs every n-th trial with a whole model of its own.
+
+    Args:
+        benchmark: simulator and protocol.
+        clip: the model's; the command line links it.
+        out: folder of results.json and report.html; the trainer's log folder if None.
+        record: trials of every task, from its first on, to show in the report.
+        references: run ceiling and floor beside the policy.
+        trials_per_step: trials of one test step; as many as worlds run in parallel if None.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        clip: Clip | None = None,
+        out: str | Path | None = None,
+        record: int = 12,
+        references: bool = True,
+        trials_per_step: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer trials than ranks is no error
+        self.benchmark = benchmark
+        self.clip = clip or Clip()
+        self.out = None if out is None else Path(out)
+        self.record = record
+        self.references = references
+        self.trials_per_step = trials_per_step or benchmark.parallel
+        self.results: dict[str, Any] = {}
+        self._own: Results = {}
+        self._collector = _Collector(self)
+
+    def setup(self, stage: str) -> None:
+        """Hook into the end of the test."""
+        if stage != "test":
+            raise ValueError(
+                "TrialDataModule has trials to test, no data to fit or validate on: run Trainer.test"
+            )
+        callbacks: list[Callback] = self._trainer().callbacks  # type: ignore[attr-defined]
+        if self._collector not in callbacks:
+            callbacks.append(self._collector)
+        self._own.clear()
+
+    def teardown(self, stage: str) -> None:
+        """Release the simulators."""
+        callbacks: list[Callback] = self._trainer().callbacks  # type: ignore[attr-defined]
+        callbacks.remove(self._collector)
+        self.benchmark.close()
+
+    def test_dataloader(self) -> TrialLoader:
+        """This rank's trials: every n-th on n ranks."""
+        trainer = self._trainer()
+        trials = self.benchmark.trials()
+        own = trials[trainer.global_rank :: trainer.world_size]
+        step, record = self.trials_per_step, self._recorded(trials)
+        batches = [
+            TrialBatch(self.benchmark, own[i : i + step], self.clip, record, self.references, self._own)
+            for i in range(0, len(own), step)
+        ]
+        return TrialLoader(batches)
+
+    def finish(self, trainer: Trainer, module: LightningModule) -> None:
+        """Gather every rank's results, log the rates, write the files.
+
+        Raises:
+            RuntimeError: the ranks together did not run every trial exactly once.
+        """
+        trials = self.benchmark.trials()
+        arms = _gather(self._own, trials)
+        policy = {
+            "name": _class_path(module),
+            "config": json.loads(json.dumps(dict(module.hparams), default=_class_path)),
+            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+        }
+        protocol, simulator = self.benchmark.protocol, self.benchmark.simulator
+        self.results = assemble(
+            trials, arms, protocol.describe(simulator, self.clip), protocol.hash(simulator, self.clip), policy
+        )
+        for name, value in _scalars(self.results).items():
+            module.log(name, value, sync_dist=trainer.world_size > 1)
+        if trainer.is_global_zero:
+            self._write(Path(self.out or trainer.log_dir or trainer.default_root_dir), arms["policy"])
+
+    def _write(self, folder: Path, results: Mapping[str, TrialResult]) -> None:
+        recordings = {name: run.recording for name, run in results.items() if run.recording is not None}
+        write_json(folder / "results.json", self.results)
+        write_whole(folder / "report.html", render(self.results, recordings))
+        rank_zero_info(f"results: {folder / 'results.json'}\nreport: {folder / 'report.html'}")
+
+    def _recorded(self, trials: list[Trial]) -> frozenset[str]:
+        """The first trials of every task: chosen before they run, so the report shows no selection."""
+        tasks = dict.fromkeys(trial.task for trial in trials)
+        return frozenset(
+            trial.id for task in tasks for trial in [t for t in trials if t.task == task][: self.record]
+        )
+
+    def _trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise RuntimeError(
+                "TrialDataModule runs inside Trainer.test(model, datamodule=...); without a trainer use "
+                "Benchmark.run"
+            )
+        return self.trainer
+
+
+class _Collector(Callback):
+    """Tells the datamodule that the last trial has run: datamodules have no hook of their own for it."""
+
+    def __init__(self, datamodule: TrialDataModule) -> None:
+        self.datamodule = datamodule
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.datamodule.finish(trainer, pl_module)
+
+
+def _class_path(component: object) -> str:
+    """What a configuration says of an object that was made in code."""
+    return f"{type(component).__module__}.{type(component).__qualname__}"
+
+
+def _gather(own: Results, trials: list[Trial]) -> Results:
+    """Results of all ranks by arm and trial id."""
+    parts = [own]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [{} for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(parts, own)
+    merged: Results = {}
+    for arm in dict.fromkeys(["policy", *(arm for part in parts for arm in part)]):
+        results = [result for part in parts if arm in part for result in part[arm].values()]
+        check_complete(arm, trials, [result.trial.id for result in results])
+        merged[arm] = {result.trial.id: result for result in results}
+    return merged
+
+
+def _scalars(results: Mapping[str, Any]) -> dict[str, float]:
+    """What loggers get: success rates by task and arm, their means, and the policy's diagnostics."""
+    scalars = {f"test/success/{arm}": rate for arm, rate in results["mean"].items()}
+    for task, summary in results["tasks"].items():
+        for arm in results["mean"]:
+            scalars[f"test/{task}/{arm}"] = summary[arm]["rate"]
+        for name, value in summary["diagnostics"].items():
+            if value is not None:
+                scalars[f"test/{task}/{name}"] = value
+    return scalars

@@ -1,0 +1,1 @@
+"""LightningModules over any backbone: a file a task."""

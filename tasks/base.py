@@ -1,0 +1,281 @@
+"""The training loop, sampling and logging that all tasks share; subclasses choose plans and outputs."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.optim import param_groups_weight_decay
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from ai_wam.action_images import ActionImageTokenizer, DecodedActions
+from ai_wam.cameras import Cameras
+from ai_wam.canvas import Canvas, Kind, Plan, build_canvas, plan
+from ai_wam.seeds import named_generator
+from ai_wam.types import ActionChunk, Batch, Clip, Observation
+from backbones.base import VideoBackbone
+from tasks.evaluation import ActionErrors, Trials, log_sample_videos
+
+
+class WorldActionTask(LightningModule):
+    """A world action model: a backbone, the clip it sees, and the plans it is trained on.
+
+    All tasks share one state_dict, so a checkpoint of any of them loads into the others.
+
+    Args:
+        backbone: the video model.
+        clip: frames, stride, size and views; data and benchmarks follow it.
+        tokenizer: how actions are drawn.
+        plans: what is trained, by name, with relative shares; drawn per sample.
+        control_plan: the plan by which `predict_action` acts.
+        learning_rate: peak rate of AdamW.
+        weight_decay: on matrices; biases, norms and embeddings have none.
+        warmup_steps: of linear warm-up.
+        schedule: "cosine" falls to a hundredth at the trainer's last step; "constant" stays.
+        prompt_dropout: share of samples that train with the empty prompt.
+        sampling_steps: network evaluations of one prediction.
+        guidance: scale of classifier-free guidance; 1 is off.
+        seed: of everything the task draws: plans, noise levels, noise.
+    """
+
+    def __init__(
+        self,
+        backbone: VideoBackbone,
+        clip: Clip,
+        plans: dict[str, float],
+        control_plan: str,
+        tokenizer: ActionImageTokenizer | None = None,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 100,
+        schedule: Literal["cosine", "constant"] = "cosine",
+        prompt_dropout: float = 0.05,
+        sampling_steps: int = 4,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.clip, self.tokenizer = backbone, clip, tokenizer or ActionImageTokenizer()
+        self.plans = [(plan(name), share) for name, share in plans.items() if share > 0]
+        if not self.plans:
+            raise ValueError(f"plans must name at least one plan with a positive share, got {plans}")
+        self.control_plan = plan(control_plan)
+        self.latent_frames = backbone.spec.latent_frames(clip.frames)
+        backbone.spec.grid(clip.size)
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.warmup_steps, self.schedule = warmup_steps, schedule
+        self.prompt_dropout, self.sampling_steps, self.guidance = prompt_dropout, sampling_steps, guidance
+        self.seed = seed
+        self.errors = ActionErrors()
+
+    # ------------------------------------------------------------------ training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch: every row by its own plan, rows of equal plans in one forward."""
+        self._check(batch)
+        generator = named_generator(self.seed, "train", self.current_epoch, batch_idx, self.global_rank)
+        drop = torch.rand(len(batch.keys), generator=generator) < self.prompt_dropout
+        prompts = [
+            "" if dropped else prompt for prompt, dropped in zip(batch.prompts, drop.tolist(), strict=True)
+        ]
+        total = batch.video.new_zeros(())
+        for chosen, rows in self._draw_plans(batch, generator):
+            part = batch.rows(rows)
+            canvas = self.training_canvas(part, chosen)
+            u = self.backbone.path.sampling.draw(len(rows), generator).to(self.device)
+            noise = torch.randn(canvas.clean.shape, generator=generator).to(self.device)
+            context = self.backbone.encode_prompts([prompts[row] for row in rows], self.device)
+            loss = self.backbone.loss(canvas, context, u, noise)
+            self.log(f"train/loss_{chosen.name}", loss.mean(), batch_size=len(rows))
+            self.log(f"train/share_{chosen.name}", len(rows) / len(batch.keys), batch_size=len(batch.keys))
+            total = total + loss.sum()
+        total = total / len(batch.keys)
+        self.log("train/loss", total, prog_bar=True, batch_size=len(batch.keys))
+        return total
+
+    def _draw_plans(self, batch: Batch, generator: torch.Generator) -> list[tuple[Plan, list[int]]]:
+        """Each plan with its rows; rows without recorded actions take part as video-only."""
+        shares = torch.tensor([share for _, share in self.plans])
+        draws = torch.multinomial(shares, len(batch.keys), replacement=True, generator=generator).tolist()
+        rows = defaultdict(list)
+        for row, draw in enumerate(draws):
+            chosen = self.plans[draw][0]
+            if chosen.needs_actions and not bool(batch.action_valid[row].all()):
+                chosen = plan("video_only")
+            rows[chosen].append(row)
+        return list(rows.items())
+
+    def training_canvas(self, batch: Batch, chosen: Plan) -> Canvas:
+        """The canvas of a batch whose truth is known."""
+        video = None
+        if chosen.needs_video:
+            missing = [
+                key
+                for key, valid in zip(batch.keys, batch.video_valid.all(1).tolist(), strict=True)
+                if not valid
+            ]
+            if missing:
+                raise ValueError(
+                    f"plan {chosen.name!r} needs all frames of the observation video, which {missing[0]!r} "
+                    "lacks; set `decode: all` in the data's configuration"
+                )
+            video = self.backbone.encode(batch.video)
+        action = self.encode_actions(batch.actions, batch.cameras) if chosen.needs_actions else None
+        return self._canvas(chosen, batch.observation, batch.cameras, video, action)
+
+    def encode_actions(
+        self, actions: Float[Tensor, "b t 8"], cameras: Cameras
+    ) -> Float[Tensor, "b v c tl h w"]:
+        """Latents of the action images of every view."""
+        return self.backbone.encode(2 * self.tokenizer.encode(actions, cameras, self.clip.size) - 1)
+
+    def _canvas(
+        self,
+        chosen: Plan,
+        observation: Observation,
+        cameras: Cameras,
+        video: Tensor | None = None,
+        action: Tensor | None = None,
+    ) -> Canvas:
+        now = observation.video[:, :, :, -1:]
+        return build_canvas(
+            chosen,
+            self.backbone.spec,
+            self.clip.size,
+            cameras,
+            observation.view_mask,
+            first_video=self.backbone.encode(now),
+            first_action=self.encode_actions(observation.action[:, None], cameras[:, :, :1]),
+            video=video,
+            action=action,
+            latent_frames=self.latent_frames,
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with warm-up; norms, biases and embeddings without weight decay."""
+        groups = param_groups_weight_decay(self.backbone.denoiser, self.weight_decay)
+        optimizer = AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)
+        steps = self.trainer.estimated_stepping_batches
+        if self.schedule == "cosine" and math.isinf(steps):
+            raise ValueError(
+                "schedule: cosine needs trainer.max_steps or max_epochs; set one, or schedule: constant"
+            )
+
+        def factor(step: int) -> float:
+            warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+            if self.schedule == "constant":
+                return warm
+            progress = min(1.0, step / max(1, steps))
+            return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
+
+    # ------------------------------------------------------------------ acting
+
+    def reset(self, episodes: Sequence[str]) -> None:
+        """Nothing is remembered between predictions."""
+
+    @torch.no_grad()
+    def predict_action(self, observation: Observation) -> ActionChunk:
+        """The poses at the clip's frame times after the observation, decoded from generated action images.
+
+        The draw depends on each row's episode and time alone, so a row's result does not depend on its batch.
+        Cameras are taken to stay where they are.
+        """
+        frames = self.clip.frames
+        observation = observation.to(self.device)
+        cameras = observation.cameras.map(lambda m: m[:, :, -1:].expand(-1, -1, frames, -1, -1))
+        canvas, latents = self.generate(self.control_plan, observation, cameras)
+        segments = self.decode_segments(canvas, latents)
+        decoded = self.decode_actions(segments[Kind.ACTION], cameras, observation)
+        imagined = {"action_images": segments[Kind.ACTION].cpu()}
+        if Kind.VIDEO in segments and segments[Kind.VIDEO].shape[3] > 1:
+            imagined["observation"] = segments[Kind.VIDEO].cpu()
+        return ActionChunk(
+            actions=decoded.actions[:, 1:].float().cpu(),
+            valid=decoded.valid[:, 1:].cpu(),
+            confidence=decoded.confidence[:, 1:].float().cpu(),
+            dt=self.clip.seconds_per_frame,
+            imagined=imagined,
+        )
+
+    def generate(
+        self,
+        chosen: Plan,
+        observation: Observation,
+        cameras: Cameras,
+        video: Tensor | None = None,
+        action: Tensor | None = None,
+    ) -> tuple[Canvas, Float[Tensor, "b c f h w"]]:
+        """Sample the canvas of an observation; `video`, `action`: latents of what the plan gives whole."""
+        canvas = self._canvas(chosen, observation, cameras, video, action)
+        draws = zip(observation.episodes, observation.seconds.tolist(), strict=True)
+        noise = torch.stack(
+            [
+                torch.randn(
+                    canvas.clean.shape[1:], generator=named_generator(self.seed, episode, f"{seconds:.3f}")
+                )
+                for episode, seconds in draws
+            ]
+        ).to(self.device)
+        context = self.backbone.encode_prompts(observation.prompts, self.device)
+        null = self.backbone.encode_prompts([""] * len(noise), self.device) if self.guidance != 1 else None
+        return canvas, self.backbone.sample(canvas, context, noise, self.sampling_steps, self.guidance, null)
+
+    def decode_segments(
+        self, canvas: Canvas, latents: Float[Tensor, "b c f h w"]
+    ) -> dict[Kind, Float[Tensor, "b v 3 _ _ _"]]:
+        """Videos in [-1, 1] by kind, all views of a kind stacked."""
+        parts: dict[Kind, list[Tensor]] = defaultdict(list)
+        for segment, part in zip(canvas.segments, canvas.unpack(latents.float()), strict=True):
+            parts[segment.kind].append(part)
+        return {
+            kind: self.backbone.decode(torch.stack(views, dim=1))
+            for kind, views in parts.items()
+            if len({view.shape[2] for view in views}) == 1
+        }
+
+    def decode_actions(
+        self, video: Float[Tensor, "b v 3 t h w"], cameras: Cameras, observation: Observation
+    ) -> DecodedActions:
+        """Poses of an action video in [-1, 1]."""
+        return self.tokenizer.decode((video + 1) / 2, cameras, view_mask=observation.view_mask)
+
+    # ------------------------------------------------------------------ judging
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Errors of sampled actions against the recorded ones; sample videos of the first batch."""
+        self._check(batch)
+        chunk = self.predict_action(batch.observation)
+        moved = chunk.to(self.device)
+        self.errors.update(moved, batch.actions[:, 1:], batch.action_valid[:, 1:])
+        if batch_idx == 0:
+            log_sample_videos(self, batch, chunk, self.tokenizer)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch's errors."""
+        self.log_dict(
+            {f"val/{name}": value for name, value in self.errors.compute().items()}, sync_dist=False
+        )
+        self.errors.reset()
+
+    def test_step(self, batch: Trials, batch_idx: int) -> None:
+        """Let the test data decide what is tested: trials of a benchmark run closed loops."""
+        batch.run(self)
+
+    def _check(self, batch: Batch) -> None:
+        found, wanted = tuple(batch.video.shape[-2:]), tuple(self.clip.size)
+        if found != wanted or batch.video.shape[1] != len(self.clip.views):
+            raise ValueError(
+                f"the data gives {batch.video.shape[1]} views of {found} pixels, the model's clip has "
+                f"{len(self.clip.views)} views of {wanted}; give both the same clip"
+            )

@@ -1,0 +1,34 @@
+"""A policy without parameters as a LightningModule, so that `ai-wam test` runs without a model."""
+
+from collections.abc import Sequence
+
+from lightning import LightningModule
+
+from ai_wam.types import ActionChunk, Clip, Observation, Policy
+from tasks.evaluation import Trials
+
+
+class FixedPolicy(LightningModule):
+    """Passes everything on to a policy: an expert, a replay, hold-still, a client of a remote model.
+
+    Args:
+        policy: what acts.
+        clip: views, size and rate that the benchmark shall observe with; the policy need not look.
+    """
+
+    def __init__(self, policy: Policy, clip: Clip | None = None) -> None:
+        super().__init__()
+        self.policy = policy
+        self.clip = clip or Clip()
+
+    def reset(self, episodes: Sequence[str]) -> None:
+        """Tell the policy that episodes begin."""
+        self.policy.reset(episodes)
+
+    def predict_action(self, observation: Observation) -> ActionChunk:
+        """The policy's next actions."""
+        return self.policy.predict_action(observation)
+
+    def test_step(self, batch: Trials, batch_idx: int) -> None:
+        """Let the test data run the policy."""
+        batch.run(self)

@@ -1,0 +1,270 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.states import RunningStage
+
+from ai_wam.types import ActionChunk, Clip
+from benchmarks.benchmark import Benchmark
+from benchmarks.policies import Expert, HoldStill
+from benchmarks.protocol import EvaluationProtocol
+from benchmarks.results import assemble, check_complete, write_json, write_whole
+from benchmarks.rollout import RolloutCallback
+from benchmarks.tabletop.simulator import Tabletop
+from benchmarks.trials import TrialBatch, TrialDataModule
+from tasks.fixed import FixedPolicy
+
+SIZE = (32, 32)
+CLIP = Clip(size=SIZE, views=("front", "left_shoulder"))
+SIMULATOR = Tabletop(rig="framed", image_size=SIZE)
+PROTOCOL = EvaluationProtocol(max_seconds=2.0, trials_per_task=3, tasks=("reach_target",))
+CONFIGS = Path(__file__).parents[2] / "configs" / "benchmark"
+QUIET = {
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+}
+
+pytestmark = [
+    # Lightning's own use of a torch function that torch has renamed.
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
+    # Trials come in order from one process: there is nothing for data workers to do.
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    # The learner below has a frozen part in evaluation mode on purpose.
+    pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode"),
+    # No accelerator is wanted here even where there is one.
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),
+]
+
+
+def test_a_fixed_policy_is_tested_through_the_trainer(tmp_path):
+    policy = Expert(SIMULATOR)
+    data = TrialDataModule(Benchmark(SIMULATOR, PROTOCOL, parallel=2), CLIP, out=tmp_path / "new", record=1)
+    trainer = Trainer(logger=False, **QUIET)
+    (logged,) = trainer.test(FixedPolicy(policy, CLIP), datamodule=data, verbose=False)
+    policy.close()
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["report.html", "results.json"]
+    results = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert results == data.results
+    summary = results["tasks"]["reach_target"]
+    assert summary["policy"] == {
+        "successes": 3,
+        "trials": 3,
+        "rate": 1.0,
+        "interval": pytest.approx([0.438503, 1]),
+    }
+    assert summary["floor"]["successes"] == 0
+    assert summary["ceiling"]["trials"] == 3
+    assert set(summary["diagnostics"]) >= {"any_sphere", "nearest_is_named"}
+    assert results["mean"] == {arm: summary[arm]["rate"] for arm in ("policy", "ceiling", "floor")}
+    assert results["protocol_hash"] == PROTOCOL.hash(SIMULATOR, CLIP)
+    assert results["protocol"] == PROTOCOL.describe(SIMULATOR, CLIP)
+    assert results["policy"]["name"] == "tasks.fixed.FixedPolicy"
+    assert results["policy"]["config"]["policy"] == "benchmarks.policies.Expert"
+    for trial, expected in zip(results["trials"], PROTOCOL.trials(SIMULATOR), strict=True):
+        assert (trial["id"], trial["seed"]) == (expected.id, expected.seed)
+        assert (trial["policy"]["outcome"], trial["policy"]["stop_reason"]) == ("success", "success")
+        assert trial["floor"]["stop_reason"] == "timeout"
+    assert logged["test/success/policy"] == 1
+    assert logged["test/reach_target/floor"] == 0
+    assert (tmp_path / "new" / "report.html").read_text().count("<video") == 1
+    # The hook is gone with the data, so the same trainer can test something else.
+    assert not any("Collector" in type(callback).__name__ for callback in trainer.callbacks)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_benchmark_file_gives_trials(path):
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    config = parser.parse_args([f"--data={path}", "--data.clip.size=[32,48]"])
+    data = parser.instantiate_classes(config).data
+    assert data.clip.size == (32, 48)
+    tasks = {trial.task for trial in data.benchmark.trials()}
+    assert tasks == set(data.benchmark.protocol.tasks or data.benchmark.simulator.tasks())
+
+
+def test_trials_are_for_testing_only():
+    data = TrialDataModule(Benchmark(SIMULATOR, PROTOCOL), CLIP)
+    with pytest.raises(ValueError, match="no data to fit"):
+        Trainer(logger=False, max_steps=1, **QUIET).fit(Learner(CLIP), datamodule=data)
+
+
+def test_trials_that_did_not_run_are_an_error(tmp_path):
+    data = TrialDataModule(Benchmark(SIMULATOR, PROTOCOL, parallel=2), CLIP, out=tmp_path, references=False)
+    trainer = Trainer(logger=False, limit_test_batches=1, **QUIET)
+    with pytest.raises(RuntimeError, match=r"policy: 2 results for 3 trials; missing .*trials_per_task"):
+        trainer.test(FixedPolicy(HoldStill(), CLIP), datamodule=data, verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_totals_are_exact():
+    trials = PROTOCOL.trials(SIMULATOR)
+    ids = [trial.id for trial in trials]
+    check_complete("policy", trials, ids[::-1])
+    with pytest.raises(RuntimeError, match="repeated 1"):
+        check_complete("policy", trials, [*ids, ids[0]])
+    with pytest.raises(RuntimeError, match="foreign"):
+        check_complete("policy", trials, [*ids[:2], "test-other-v00-00000"])
+    with pytest.raises(RuntimeError, match="0 results for 3 trials"):
+        assemble(trials, {"policy": {}}, {}, "", {})
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "a.json", "\ud800")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+
+
+def test_batches_survive_a_transfer_and_remember_the_device():
+    batch = TrialBatch(
+        Benchmark(SIMULATOR, PROTOCOL), PROTOCOL.trials(SIMULATOR), CLIP, frozenset(), False, {}
+    )
+    moved = Trainer(logger=False, **QUIET).strategy.batch_to_device(batch, torch.device("meta"))
+    assert moved is batch
+    assert batch.device == torch.device("meta")
+
+
+class Learner(LightningModule):
+    """A policy with a weight that notes how it was called."""
+
+    def __init__(self, clip):
+        super().__init__()
+        self.clip, self.weight = clip, torch.nn.Parameter(torch.zeros(()))
+        self.frozen = torch.nn.Dropout().eval()
+        self.drop = torch.nn.Dropout()
+        self.seen = []
+
+    def reset(self, episodes):
+        torch.rand(3)  # a policy may use up random numbers
+
+    def predict_action(self, observation):
+        self.seen.append((self.training, self.drop.training, self.weight.item(), torch.is_grad_enabled()))
+        sure = torch.ones(len(observation.episodes), 1)
+        return ActionChunk(observation.action[:, None], sure.bool(), sure, 1.0, {})
+
+    def training_step(self, batch, batch_idx):
+        self.noise = torch.rand(())
+        return (self.weight - 1) ** 2
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.25)
+
+
+def fit(module, tmp_path, *callbacks, **trainer):
+    torch.manual_seed(0)
+    logger = CSVLogger(tmp_path)
+    run = Trainer(logger=logger, callbacks=list(callbacks), log_every_n_steps=3, **trainer, **QUIET)
+    run.fit(module, torch.utils.data.DataLoader(torch.zeros(4, 1)))
+    return run
+
+
+def test_rollouts_during_fit_are_logged_and_leave_training_as_it_was(tmp_path):
+    rules = EvaluationProtocol(max_seconds=0.2, trials_per_task=3, tasks=("reach_target",))
+    callback = RolloutCallback(Benchmark(SIMULATOR, rules, parallel=4), every_n_steps=2, trials=2)
+    module = Learner(CLIP)
+    run = fit(module, tmp_path, callback, max_steps=4)
+    # Every second step, in evaluation mode, without gradients; afterwards training mode again.
+    assert [call[:2] for call in module.seen] == [(False, False)] * 2
+    assert not any(call[3] for call in module.seen)
+    assert [call[2] for call in module.seen] == pytest.approx([0.75, 0.9375])
+    assert module.training
+    assert module.drop.training
+    assert not module.frozen.training
+    assert run.callback_metrics["rollout/reach_target/success"] == 0
+    rows = (Path(run.logger.log_dir) / "metrics.csv").read_text().splitlines()
+    assert "rollout/reach_target/success" in rows[0]
+    assert len(rows) == 3
+    after = module.noise.clone()
+    alone = Learner(CLIP)
+    fit(alone, tmp_path, max_steps=4)
+    assert alone.noise == after
+
+
+def test_rollouts_use_the_averaged_weights_and_give_them_back(tmp_path):
+    rules = EvaluationProtocol(max_seconds=0.1, trials_per_task=1, tasks=("reach_target",))
+    callback = RolloutCallback(Benchmark(SIMULATOR, rules), every_n_epochs=1)
+    module = Learner(CLIP)
+    fit(module, tmp_path, EMAWeightAveraging(decay=0.5), callback, max_epochs=2)
+    weights, average = [1 - 0.5**step for step in range(1, 9)], None
+    averages = []
+    for weight in weights:
+        average = weight if average is None else (average + weight) / 2
+        averages.append(average)
+    assert [call[2] for call in module.seen] == pytest.approx([averages[3], averages[7]])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"every_n_steps": 1, "every_n_epochs": 1}, {"every_n_steps": 0}])
+def test_rollouts_need_one_interval(arguments):
+    with pytest.raises(ValueError, match="exactly one of every_n_steps"):
+        RolloutCallback(Benchmark(SIMULATOR, PROTOCOL), **arguments)
+
+
+def test_rollouts_refuse_a_module_that_cannot_act(tmp_path):
+    callback = RolloutCallback(Benchmark(SIMULATOR, PROTOCOL), every_n_steps=1)
+
+    module = LightningModule()
+    module.clip = CLIP
+    with pytest.raises(TypeError, match="LightningModule is no policy"):
+        callback._roll_out(Trainer(logger=False, **QUIET), module)
+
+
+TWO_RANKS = """
+import sys
+from lightning.pytorch import Trainer
+from benchmarks.benchmark import Benchmark
+from benchmarks.policies import HoldStill
+from benchmarks.protocol import EvaluationProtocol
+from benchmarks.tabletop.simulator import Tabletop
+from benchmarks.trials import TrialDataModule
+from tasks.fixed import FixedPolicy
+from ai_wam.types import Clip
+
+rules = EvaluationProtocol(max_seconds=0.1, trials_per_task=5, tasks=("reach_target",))
+benchmark, clip = Benchmark(Tabletop(image_size=(32, 32)), rules, parallel=2), Clip(size=(32, 32))
+data = TrialDataModule(benchmark, clip, out=sys.argv[1], references=False, record=1)
+trainer = Trainer(logger=False, accelerator="cpu", devices=2, strategy="ddp_fork", enable_progress_bar=False)
+trainer.test(FixedPolicy(HoldStill(), clip), datamodule=data, verbose=False)
+"""
+
+
+@pytest.mark.parametrize(("rank", "expected"), [("0", [0, 2, 4]), ("1", [1, 3])])
+def test_ranks_share_the_trials_without_padding(monkeypatch, rank, expected):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    trainer = Trainer(logger=False, devices=2, strategy="ddp", **QUIET)
+    rules = EvaluationProtocol(trials_per_task=5, tasks=("reach_target",))
+    data = TrialDataModule(Benchmark(SIMULATOR, rules, parallel=2), CLIP)
+    data.trainer = trainer
+    loader = data.test_dataloader()
+    assert trainer._data_connector._prepare_dataloader(loader, False, RunningStage.TESTING) is loader
+    trials = rules.trials(SIMULATOR)
+    assert [trial for batch in loader for trial in batch.trials] == [trials[index] for index in expected]
+
+
+@pytest.mark.slow
+def test_five_trials_on_two_ranks_are_five(tmp_path):
+    # A process of its own: ranks are forked, which a process that has drawn pictures does not survive.
+    root = Path(__file__).parents[2]
+    subprocess.run(
+        [sys.executable, "-c", TWO_RANKS, str(tmp_path)],
+        check=True,
+        cwd=root,
+        timeout=100,
+        capture_output=True,
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    rules = EvaluationProtocol(trials_per_task=5, tasks=("reach_target",))
+    assert [trial["id"] for trial in results["trials"]] == [trial.id for trial in rules.trials(SIMULATOR)]
+    assert results["tasks"]["reach_target"]["policy"]["trials"] == 5
+    assert (tmp_path / "report.html").read_text().count("<video") == 1

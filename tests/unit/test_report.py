@@ -1,0 +1,163 @@
+import re
+from base64 import b64decode
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from ai_wam.types import Clip
+from ai_wam.video import VideoEncoding, decode_frames, write_video
+from benchmarks import report
+from benchmarks.base import Trial
+from benchmarks.benchmark import TrialResult
+from benchmarks.protocol import EvaluationProtocol
+from benchmarks.recording import Recording
+from benchmarks.report import render
+from benchmarks.results import assemble
+from benchmarks.tabletop.simulator import Tabletop
+
+SIMULATOR = Tabletop(rig="framed", image_size=(32, 32))
+CLIP = Clip(size=(32, 32))
+PROTOCOL = EvaluationProtocol(execution="receding", trials_per_task=4, tasks=("reach_target",))
+VOID = {"meta", "rect", "line", "br", "link", "img", "input"}
+
+
+def result(trial, reason, prompt='touch the "<b>red</b>" ball'):
+    return TrialResult(trial, prompt, reason, 20, 1.0, 2, 1, 0, {"any_sphere": 1.0, "gap": float("nan")})
+
+
+def results_of(reasons, task="reach_target", policy=None):
+    trials = [Trial(task, 0, index) for index in range(len(reasons))]
+    arms = {
+        "policy": {trial.id: result(trial, reason) for trial, reason in zip(trials, reasons, strict=True)},
+        "ceiling": {trial.id: result(trial, "success") for trial in trials},
+        "floor": {trial.id: result(trial, "timeout") for trial in trials},
+    }
+    described = PROTOCOL.describe(SIMULATOR, CLIP)
+    policy = policy or {"name": "tasks.policy.PolicyControl", "config": {}, "checkpoint": "last.ckpt"}
+    return trials, assemble(trials, arms, described, PROTOCOL.hash(SIMULATOR, CLIP), policy)
+
+
+def recording():
+    frames = np.random.default_rng(0).integers(0, 255, (3, 32, 64, 3), dtype=np.uint8)
+    video = write_video(frames, 10.0, VideoEncoding(browser=True))
+    return Recording(("rollout", "imagined actions"), ("front",), video, b"picture")
+
+
+class Checker(HTMLParser):
+    """Collects attributes and makes sure that every element is closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.found = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page():
+    trials, results = results_of(["success", "failed", "timeout", "success"])
+    return render(results, {trial.id: recording() for trial in trials[:3]})
+
+
+@pytest.fixture(scope="module")
+def parsed(page):
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    return checker.found
+
+
+def test_the_page_is_well_formed_and_loads_nothing(page, parsed):
+    assert not re.search(r"https?://|@import|url\(", page)
+    for _, attributes in parsed:
+        for name in ("src", "data-src", "poster"):
+            assert attributes.get(name, "data:").startswith("data:")
+        assert attributes.get("href", "#").startswith("#")
+
+
+def test_videos_in_the_page_are_the_recorded_ones_and_play_in_browsers(parsed):
+    videos = [attributes["data-src"] for tag, attributes in parsed if tag == "video"]
+    assert len(videos) == 3
+    content = b64decode(videos[0].removeprefix("data:video/mp4;base64,"))
+    assert content == recording().video
+    assert decode_frames(content).shape == (3, 32, 64, 3)
+
+
+def test_failures_come_first(parsed):
+    outcomes = [attributes["data-outcome"] for tag, attributes in parsed if tag == "article"]
+    assert outcomes == ["failure", "failure", "success"]
+
+
+def test_rates_and_intervals_are_drawn_as_they_are(page, parsed):
+    assert "2/4, 95 % in [15, 85]" in page
+    widths = [
+        attributes["width"] for tag, attributes in parsed if tag == "rect" and attributes["class"] == "value"
+    ]
+    assert [float(width) for width in widths] == [50, 100, 0]
+    assert "success, 2 of 4 trials" in page
+
+
+def test_every_trial_has_its_square(parsed):
+    squares = [
+        attributes
+        for tag, attributes in parsed
+        if tag in ("a", "i") and attributes.get("title", "").startswith("test-")
+    ]
+    assert [square["class"] for square in squares] == ["success", "failed", "timeout", "success"]
+    assert ["href" in square for square in squares] == [True, True, True, False]
+
+
+def test_texts_are_escaped(page):
+    assert "<b>red</b>" not in page
+    assert "&lt;b&gt;red&lt;/b&gt;" in page
+
+
+def test_the_protocol_is_stated(page):
+    assert PROTOCOL.hash(SIMULATOR, CLIP) in page
+    assert "receding horizon, 4 actions per plan" in page
+    assert "<dt>simulator: rig</dt><dd>framed</dd>" in page
+    assert "last.ckpt" in page
+
+
+def test_a_figure_that_never_applied_is_none(page):
+    assert "<dt>gap</dt><dd>none</dd>" in page
+
+
+def test_a_wrapped_policy_is_named():
+    _, results = results_of(
+        ["success"],
+        policy={
+            "name": "tasks.fixed.FixedPolicy",
+            "config": {"policy": "benchmarks.policies.Expert"},
+            "checkpoint": None,
+        },
+    )
+    assert "<h1>FixedPolicy: Expert</h1>" in render(results, {})
+
+
+def test_a_page_without_recordings_says_so():
+    _, results = results_of(["success"])
+    page = render(results, {})
+    assert "<article" not in page
+    assert "No trial was recorded." in page
+
+
+def test_the_page_stays_within_its_size(monkeypatch):
+    trials, results = results_of(["success"] * 4)
+    recordings = {trial.id: recording() for trial in trials}
+    card = len(report._card(results["trials"][0], recording()))
+    monkeypatch.setattr(report, "_LIMIT", 2.5 * card)
+    page = render(results, recordings)
+    assert page.count("<article") == 2
+    assert "2 more recorded trials would have made the page too large" in page

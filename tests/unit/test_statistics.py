@@ -1,0 +1,62 @@
+from math import comb
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from benchmarks.statistics import Proportion, mcnemar, wilson
+
+
+def test_wilson_equals_values_worked_out_by_hand():
+    # z = 2, 1 of 4: 1 + z^2/n = 2, centre (1/4 + 1/2) / 2 = 3/8, half width sqrt(3/64 + 1/16) = sqrt(7)/8.
+    assert wilson(1, 4, z=2.0) == pytest.approx((3 / 8 - 7**0.5 / 8, 3 / 8 + 7**0.5 / 8))
+    # The closed forms at the ends: z^2 / (n + z^2) above 0 of n and below n of n.
+    z2 = 3.841458820694124
+    assert wilson(0, 20) == pytest.approx((0, z2 / (20 + z2)))
+    assert wilson(20, 20) == pytest.approx((20 / (20 + z2), 1))
+    # A published evaluation: 60 of 280, [17.0, 26.6] %.
+    assert [round(100 * end, 1) for end in wilson(60, 280)] == [17.0, 26.6]
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 50), (1, 7), (37, 50), (60, 280), (50, 50)])
+def test_wilson_equals_scipy(successes, trials):
+    reference = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    assert wilson(successes, trials) == pytest.approx((reference.low, reference.high), abs=1e-12)
+
+
+def test_wilson_at_one_half_is_symmetric_and_has_its_closed_form():
+    low, high = wilson(
+        5, 10, z=2.0
+    )  # half width z / (n + z^2) * sqrt(n / 4 + z^2 / 4) = 2 / 14 * sqrt(2.5 + 1)
+    assert (low + high) / 2 == pytest.approx(0.5)
+    assert (high - low) / 2 == pytest.approx(2 / 14 * (2.5 + 1) ** 0.5)
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_interval_contains_the_rate_and_stays_in_the_unit_interval(counts):
+    proportion = Proportion(*counts)
+    low, high = proportion.interval
+    assert 0 <= low <= proportion.rate <= high <= 1
+
+
+def test_proportion_counts_and_refuses_nonsense():
+    assert Proportion.of([True, False, True, True]) == Proportion(3, 4)
+    with pytest.raises(ValueError, match="at least one trial"):
+        Proportion.of([])
+    with pytest.raises(ValueError, match="0 <= successes <= trials"):
+        Proportion(5, 4)
+
+
+def test_mcnemar_counts_only_pairs_that_differ():
+    first = [True] * 8 + [False] * 1 + [True] * 20 + [False] * 5
+    second = [False] * 8 + [True] * 1 + [True] * 20 + [False] * 5
+    assert mcnemar(first, second) == pytest.approx(2 * (comb(9, 0) + comb(9, 1)) / 2**9)
+    assert mcnemar(second, first) == mcnemar(first, second)
+    assert mcnemar(first, first) == 1
+    assert mcnemar([True, False], [False, True]) == 1
+
+
+def test_mcnemar_refuses_unpaired_outcomes():
+    with pytest.raises(ValueError, match="3 outcomes against 2"):
+        mcnemar([True, True, False], [True, False])

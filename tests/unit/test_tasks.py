@@ -1,0 +1,152 @@
+"""The training loop's pieces: plans per row, stable draws, errors that say what to change."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.cameras import Cameras
+from ai_wam.canvas import Kind, plan
+from ai_wam.cli.configs import instantiate
+from ai_wam.types import ActionChunk, Batch, Clip
+from backbones.base import VideoBackbone
+from tasks.evaluation import ActionErrors
+from tasks.joint import JointGeneration
+from tasks.policy import PolicyControl
+
+CLIP = Clip(frames=9, size=(32, 32), views=("front", "side"))
+
+
+@pytest.fixture(scope="module")
+def backbone() -> VideoBackbone:
+    torch.manual_seed(0)
+    return instantiate("configs/backbone/wan-tiny.yaml", VideoBackbone)
+
+
+def batch_of(rows: int = 3, seed: int = 0) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    k = torch.tensor([[30.0, 0, 16], [0, 30.0, 16], [0, 0, 1]]).expand(rows, 2, 9, 3, 3)
+    poses = torch.eye(4).repeat(rows, 2, 9, 1, 1)
+    side = torch.tensor([[0.0, 0, -1, 1], [0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 1]])
+    poses[:, 1] = side
+    actions = torch.tensor([0.0, 0, 1, 0, 0, 0, 1, 1]).repeat(rows, 9, 1)
+    actions[:, :, :3] += 0.1 * torch.randn(rows, 9, 3, generator=g)
+    return Batch(
+        video=torch.rand(rows, 2, 3, 9, 32, 32, generator=g) * 2 - 1,
+        cameras=Cameras(k, poses),
+        view_mask=torch.ones(rows, 2, dtype=torch.bool),
+        video_valid=torch.ones(rows, 9, dtype=torch.bool),
+        actions=actions,
+        action_valid=torch.ones(rows, 9, dtype=torch.bool),
+        prompts=("reach the red ball",) * rows,
+        keys=tuple(f"episode{row}" for row in range(rows)),
+    )
+
+
+def test_every_row_gets_a_plan_in_the_shares_asked_for(backbone: VideoBackbone):
+    shares = {"joint": 0.5, "policy": 0.3, "labeling": 0.2}
+    task = JointGeneration(backbone, CLIP, plans=shares)
+    batch = batch_of(3).rows([0, 1, 2] * 1000)
+    drawn = task._draw_plans(batch, torch.Generator().manual_seed(0))
+    assert sorted(row for _, rows in drawn for row in rows) == list(range(3000))
+    for chosen, rows in drawn:
+        assert len(rows) / 3000 == pytest.approx(shares[chosen.name], abs=0.03)
+
+
+def test_rows_without_actions_train_as_video_only(backbone: VideoBackbone):
+    batch = batch_of()
+    valid = batch.action_valid.clone()
+    valid[1] = False
+    drawn = dict(
+        PolicyControl(backbone, CLIP)._draw_plans(replace(batch, action_valid=valid), torch.Generator())
+    )
+    assert drawn == {plan("policy"): [0, 2], plan("video_only"): [1]}
+
+
+def test_rows_of_a_batch_are_their_own(backbone: VideoBackbone):
+    batch = batch_of()
+    part = batch.rows([2, 0])
+    assert part.keys == ("episode2", "episode0")
+    assert torch.equal(part.video[0], batch.video[2])
+    assert torch.equal(part.cameras.intrinsics[1], batch.cameras.intrinsics[0])
+
+
+@pytest.mark.parametrize("kind", [PolicyControl, JointGeneration])
+def test_a_prediction_does_not_depend_on_its_batch(backbone: VideoBackbone, kind: type):
+    task = kind(backbone, CLIP, sampling_steps=2).eval()
+    together = task.predict_action(batch_of().observation)
+    alone = task.predict_action(batch_of().rows([1]).observation)
+    torch.testing.assert_close(
+        alone.imagined["action_images"][0], together.imagined["action_images"][1], atol=1e-5, rtol=0
+    )
+    assert together.actions.shape == (3, 8, 8)
+    assert together.dt == pytest.approx(0.2)
+    assert ("observation" in together.imagined) == (kind is JointGeneration)
+
+
+def test_another_moment_draws_other_noise(backbone: VideoBackbone):
+    task, observation = PolicyControl(backbone, CLIP, sampling_steps=1).eval(), batch_of(1).observation
+    later = replace(observation, seconds=observation.seconds + 1)
+    first, second = (task.predict_action(seen).imagined["action_images"] for seen in (observation, later))
+    assert not torch.allclose(first, second)
+
+
+def test_the_given_action_comes_back_through_the_canvas(backbone: VideoBackbone):
+    """Action frame 0 of a sample is the present pose as the codec keeps it."""
+    task, batch = PolicyControl(backbone, CLIP, sampling_steps=1).eval(), batch_of(1)
+    generated = task.predict_action(batch.observation).imagined["action_images"]
+    now = 2 * task.tokenizer.encode(batch.actions[:, :1], batch.cameras[:, :, :1], CLIP.size) - 1
+    kept = backbone.decode(backbone.encode(now))
+    torch.testing.assert_close(generated[:, :, :, 0], kept[:, :, :, 0])
+
+
+def test_decoded_segments_are_sorted_by_kind(backbone: VideoBackbone):
+    task, batch = JointGeneration(backbone, CLIP).eval(), batch_of(2)
+    canvas = task.training_canvas(batch, plan("joint"))
+    segments = task.decode_segments(canvas, canvas.clean)
+    images = 2 * ActionImageTokenizer().encode(batch.actions, batch.cameras, CLIP.size) - 1
+    torch.testing.assert_close(segments[Kind.ACTION], backbone.decode(backbone.encode(images)))
+    torch.testing.assert_close(segments[Kind.VIDEO], backbone.decode(backbone.encode(batch.video)))
+
+
+def test_plans_that_need_video_say_so_where_it_was_not_decoded(backbone: VideoBackbone):
+    batch = batch_of()
+    valid = batch.video_valid.clone()
+    valid[2, 1:] = False
+    with pytest.raises(ValueError, match=r"'joint' needs all frames.*'episode2' lacks.*decode: all"):
+        JointGeneration(backbone, CLIP).training_canvas(replace(batch, video_valid=valid), plan("joint"))
+
+
+def test_data_of_another_clip_are_refused(backbone: VideoBackbone):
+    task = PolicyControl(backbone, replace(CLIP, views=("front",)))
+    with pytest.raises(ValueError, match=r"2 views of \(32, 32\) pixels, the model's clip has 1 views"):
+        task.training_step(batch_of(), 0)
+
+
+def test_clips_the_backbone_cannot_take_are_refused(backbone: VideoBackbone):
+    with pytest.raises(ValueError, match=r"10 frames does not fit .* such as 9 or 13"):
+        PolicyControl(backbone, replace(CLIP, frames=10))
+    with pytest.raises(ValueError, match="multiples of 16"):
+        PolicyControl(backbone, replace(CLIP, size=(40, 32)))
+    with pytest.raises(ValueError, match="unknown plan 'act'"):
+        PolicyControl(backbone, CLIP, plans={"act": 1.0})
+    with pytest.raises(ValueError, match="at least one plan with a positive share"):
+        JointGeneration(backbone, CLIP, plans={"joint": 0.0})
+
+
+def test_action_errors_count_what_is_valid_and_known():
+    errors, batch = ActionErrors(), batch_of(2)
+    truth = batch.actions[:, 1:]
+    moved = truth.clone()
+    moved[..., 0] += 0.01
+    moved[1] = torch.nan
+    valid = torch.ones(2, 8, dtype=torch.bool)
+    valid[1] = False
+    errors.update(ActionChunk(moved, valid, valid.float(), 0.2, {}), truth, torch.ones(2, 8, dtype=torch.bool))
+    found = {name: float(value) for name, value in errors.compute().items()}
+    assert found["position_mm"] == pytest.approx(10, abs=1e-3)
+    assert found["final_position_mm"] == pytest.approx(10, abs=1e-3)
+    assert found["rotation_deg"] == pytest.approx(0, abs=1e-3)
+    assert found["openness"] == 1
+    assert found["valid"] == 0.5
