@@ -1,0 +1,44 @@
+"""The command `ai-wam`: Lightning's four commands, and one typed function per file for the others."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+_LIGHTNING = {
+    "fit": "train a model",
+    "validate": "errors of a checkpoint on recorded episodes",
+    "test": "closed-loop trials of a checkpoint on a benchmark",
+    "predict": "run a checkpoint on your own input",
+}
+_OWN = {
+    "quickstart": "the whole line on this machine: collect, fit, test, report",
+    "collect": "write the demonstrations of a simulator's expert into shards",
+    "convert": "write recorded files of another layout into shards",
+}
+_MODULES = {"convert": "collect"}  # one function serves both: a source is a source
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; `arguments` stand for the process's own."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    command, rest = words[0], words[1:]
+    if command in _LIGHTNING:
+        import_module("ai_wam.cli.training").run([command, *rest])
+    elif command in _OWN:
+        from jsonargparse import auto_cli
+
+        from ai_wam.cli.configs import resolved
+
+        name = _MODULES.get(command, command)
+        module = import_module(f"ai_wam.cli.{name}")
+        auto_cli(getattr(module, name), args=resolved(rest), as_positional=False, prog=f"ai-wam {command}")
+    else:
+        sys.exit(f"ai-wam: unknown command {command!r}\n\n{_usage()}")
+
+
+def _usage() -> str:
+    lines = [f"  {name:<12}{text}" for name, text in {**_OWN, **_LIGHTNING}.items()]
+    return "usage: ai-wam COMMAND [options]      (ai-wam COMMAND --help lists them)\n\n" + "\n".join(lines)

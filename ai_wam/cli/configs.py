@@ -1,0 +1,45 @@
+"""Shipped configurations by their name: `configs/...` works from any folder."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser
+
+_T = TypeVar("_T")
+
+
+def instantiate(name: str, kind: type[_T]) -> _T:
+    """The object that a YAML file of one class describes, for use from Python.
+
+    Args:
+        name: the file, or a shipped one by its name, such as "configs/backbone/wan-tiny.yaml".
+        kind: the interface it must have, such as `backbones.base.VideoBackbone`.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--object", type=kind, sub_configs=True)
+    made: Any = parser.instantiate(parser.parse_args([f"--object={resolved([name])[0]}"]))
+    return made.object
+
+
+def config_path(name: str) -> Path:
+    """The file of a shipped configuration such as "configs/quickstart.yaml"."""
+    return Path(str(files("configs"))).joinpath(*Path(name).parts[1:])
+
+
+def resolved(words: Sequence[str]) -> list[str]:
+    """Command-line words; `configs/...yaml` means the shipped file where the working folder has none."""
+    return [_resolve(word) for word in words]
+
+
+def _resolve(word: str) -> str:
+    option, equals, value = word.rpartition("=")
+    if (
+        value.startswith("configs/")
+        and value.endswith(".yaml")
+        and not Path(value).exists()
+        and config_path(value).exists()
+    ):
+        return f"{option}{equals}{config_path(value)}"
+    return word

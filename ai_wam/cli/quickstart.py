@@ -1,0 +1,94 @@
+"""`ai-wam quickstart`: the whole line on this machine, each step the command one would type."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_SPLITS = {"train": 1.0, "val": 0.02}  # share of `episodes`
+_MODES = {
+    "one_shot": "configs/benchmark/reach_target.yaml",
+    "receding": "configs/benchmark/reach_target_receding.yaml",
+}
+
+
+def quickstart(
+    out: str = "runs/quickstart",
+    episodes: int = 6000,
+    steps: int = 4000,
+    trials: int = 50,
+    seed: int = 0,
+    workers: int = 2,
+    threads: int = 2,
+    config: str = "configs/quickstart.yaml",
+    backbone: str | None = None,
+) -> None:
+    """Collect demonstrations, train a policy, test it in closed loop and write the report.
+
+    Every step is an ordinary `ai-wam` command and is printed before it runs. A folder that holds the results of
+    a step is used again, so an interrupted quickstart goes on where it stopped.
+
+    Args:
+        out: folder for everything that is written.
+        episodes: demonstrations to train on.
+        steps: optimizer steps.
+        trials: unseen scenes to test on.
+        seed: of the training; the demonstrations and the scenes do not depend on it.
+        workers: processes that collect.
+        threads: CPU threads of the training.
+        config: what is trained.
+        backbone: another backbone's YAML, such as configs/backbone/cogvideox-tiny.yaml.
+    """
+    folder, began = Path(out), time.monotonic()
+    for split, share in _SPLITS.items():
+        count = ["--source.init_args.episodes_per_task", str(max(8, round(share * episodes)))]
+        words = ["--config", "configs/collect/reach_target.yaml", "--source.init_args.split", split, *count]
+        _run("collect", *words, "--out", str(folder / "data" / split), "--workers", str(workers))
+    run = folder / f"seed{seed}"
+    checkpoint = run / "fit" / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        words = ["--trainer.max_steps", str(steps), "--seed_everything", str(seed), "--model.seed", str(seed)]
+        places = ["--data.train", str(folder / "data" / "train"), "--data.val", str(folder / "data" / "val")]
+        log = ["--trainer.logger.init_args.save_dir", str(run), "--data.seed", str(seed)]
+        other = [] if backbone is None else ["--model.backbone", backbone]
+        _run("fit", "--config", config, *words, *places, *log, *other, threads=threads)
+    for mode, benchmark in _MODES.items():
+        words = ["--ckpt_path", str(checkpoint), "--data", benchmark]
+        count = ["--data.benchmark.init_args.protocol.trials_per_task", str(trials)]
+        _run("test", *words, *count, "--data.out", str(run / mode), threads=threads)
+    _summary(run, time.monotonic() - began)
+
+
+def _run(*words: str, threads: int = 1) -> None:
+    """Run one command in a process of its own; its failure ends the quickstart."""
+    print(f"\n$ ai-wam {shlex.join(words)}", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    # -P keeps the working folder off the import path: a stranger's `tasks` folder there must not hide ours.
+    program = "from ai_wam.cli import main; main()"
+    done = subprocess.run([sys.executable, "-P", "-c", program, *words], env=environment, check=False)
+    if done.returncode:
+        sys.exit(
+            f"ai-wam quickstart: the command above ended with code {done.returncode}; "
+            "run it alone to look closer"
+        )
+
+
+def _summary(run: Path, seconds: float) -> None:
+    """What one wants to know, in a few lines."""
+    print(f"\nquickstart: {seconds / 60:.1f} minutes")
+    for mode in _MODES:
+        results: dict[str, Any] = json.loads((run / mode / "results.json").read_text())
+        for task, row in results["tasks"].items():
+            rates = "   ".join(f"{who} {_rate(row[who])}" for who in ("policy", "ceiling", "floor"))
+            print(f"{task}, {mode}: {rates}")
+            print("    " + "   ".join(f"{name} {value:.2f}" for name, value in row["diagnostics"].items()))
+        print(f"    report: {run / mode / 'report.html'}")
+
+
+def _rate(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{row['successes']}/{row['trials']} [{100 * low:.0f}, {100 * high:.0f}] %"

@@ -1,0 +1,146 @@
+"""`fit`, `validate`, `test` and `predict` through the Lightning CLI.
+
+Settings come in this order, later ones winning: defaults, the checkpoint's hyperparameters, YAML files, command
+line. Lightning itself lays the checkpoint over everything else, so that asking for another head or another number
+of steps would silently do nothing.
+"""
+
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from ai_wam.cli.configs import resolved
+
+_FOREIGN = (  # warnings of libraries that a user can do nothing about
+    (r".*isinstance\(treespec, LeafSpec\).*", FutureWarning),  # Lightning 2.6 asks torch in an old way
+    (r".*callbacks used to create the checkpoint need.*", UserWarning),  # testing needs no EMA or saving
+    (r"Found \d+ module\(s\) in eval mode.*", UserWarning),  # codec and prompt encoder are frozen on purpose
+    (r".*does not have many workers.*", UserWarning),  # trials are no data to load; training sets its workers
+)
+_KEYWORDS = ("best", "last", "hpc", "registry")
+
+
+class _CLI(LightningCLI):
+    """The Lightning CLI with the project's precedence, and one clip for model and data."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Data and benchmarks follow the model's clip."""
+        parser.link_arguments("model.init_args.clip", "data.init_args.clip")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Insert the checkpoint's hyperparameters before every other setting."""
+        words = sys.argv[1:]
+        checkpoint = _option(words, "--ckpt_path")
+        if checkpoint is None or checkpoint.startswith(_KEYWORDS):
+            super().parse_arguments(parser, args)
+            return
+        model = _hyperparameters(checkpoint)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "checkpoint.yaml"
+            file.write_text(yaml.safe_dump({"model": model}))
+            sys.argv[1:] = [words[0], "--config", str(file), *words[1:]]
+            super().parse_arguments(parser, args)
+            sys.argv[1:] = words
+        _check_backbone(checkpoint, model, self.config[words[0]].model)
+
+    def after_instantiate_classes(self) -> None:
+        """Keep the model's configuration, plain values only, in every checkpoint: it rebuilds the model from it alone."""
+        asked = self.config[self.config.subcommand].model
+        arguments = _bare(asked.get("init_args", Namespace()))
+        known = {"_class_path": asked.class_path, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+        self.model.save_hyperparameters({**known, **arguments}, logger=False)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would lay the checkpoint's hyperparameters over YAML and command line here."""
+
+
+def run(words: Sequence[str]) -> None:
+    """Run one of Lightning's commands; `words` begin with its name."""
+    torch.set_float32_matmul_precision("high")
+    for message, category in _FOREIGN:
+        warnings.filterwarnings("ignore", message=message, category=category)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "💡" not in record.getMessage()
+    )
+    # Lightning warns if arguments reach it by another way than the command line.
+    sys.argv[1:] = resolved(words)
+    _CLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"prog": "ai-wam"},
+    )
+
+
+def _option(words: Sequence[str], name: str) -> str | None:
+    """Value of a command-line option in either spelling, or None."""
+    for index, word in enumerate(words):
+        if word == name and index + 1 < len(words):
+            return words[index + 1]
+        if word.startswith(name + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def _hyperparameters(path: str) -> dict[str, Any]:
+    """Class path and arguments of the model a checkpoint was made by."""
+    if not Path(path).is_file():
+        raise SystemExit(
+            f"ai-wam: there is no checkpoint {path!r}; --ckpt_path takes a .ckpt file written by `ai-wam fit`"
+        )
+    # Tensors are mapped, not read: only the hyperparameters are wanted here.
+    saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
+    arguments = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
+    if "_class_path" not in saved:
+        raise SystemExit(
+            f"ai-wam: {path!r} does not say which model it belongs to; only checkpoints written by `ai-wam fit` "
+            "do. In Python, build the task yourself and load the file's state_dict."
+        )
+    return {"class_path": saved["_class_path"], "init_args": arguments}
+
+
+# What decides which function the weights compute; a backbone's other arguments (source, precision) may change.
+_IDENTITY = ("transformer", "unet", "codec", "prompts", "prediction", "prompt_modulation", "time")
+
+
+def _check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
+    """Refuse weights of another backbone even where all shapes agree."""
+    old, new = saved["init_args"].get("backbone"), asked.init_args.get("backbone")
+    if old is None or new is None:
+        return
+    new = new.as_dict() if isinstance(new, Namespace) else new
+    pairs = {"class_path": (old["class_path"], new["class_path"])}
+    for name in _IDENTITY:
+        pairs[name] = (_bare(old.get("init_args", {}).get(name)), _bare(new.get("init_args", {}).get(name)))
+    differing = [f"  {name}: checkpoint {a!r}, asked for {b!r}" for name, (a, b) in pairs.items() if a != b]
+    if differing:
+        raise SystemExit(
+            "\n".join(
+                [
+                    f"ai-wam: the checkpoint {path!r} holds the weights of another backbone:",
+                    *differing,
+                    "Leave --model.backbone out to use the checkpoint's own, or give a checkpoint of this one.",
+                ]
+            )
+        )
+
+
+def _bare(value: Any) -> Any:
+    """Namespaces and tuples as YAML would write them."""
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {key: _bare(part) for key, part in value.items()}
+    return [_bare(part) for part in value] if isinstance(value, list | tuple) else value

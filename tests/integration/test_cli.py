@@ -1,0 +1,156 @@
+"""`ai-wam` from the command line: every YAML parses, tiny ones are fitted and tested, precedence holds."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning import LightningDataModule
+
+from ai_wam.cli import main
+from ai_wam.cli.collect import collect
+from ai_wam.cli.configs import config_path, instantiate
+from backbones.base import VideoBackbone
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY = sorted(file.stem for file in (CONFIGS / "backbone").glob("*-tiny.yaml"))
+SHORT = ["--trainer.max_steps=3", "--trainer.val_check_interval=3", "--data.batch_size=2", "--data.workers=0"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["ai-wam", *words])
+    main()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards of a few demonstrations and one fitted policy."""
+    folder = tmp_path_factory.mktemp("line")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        words = ["--source.init_args.episodes_per_task=8", "--episodes_per_shard=4", "--workers=0"]
+        run(patch, "collect", "--config", "configs/collect/reach_target.yaml", "--out=data", *words)
+        fit(patch, "fit")
+    return folder
+
+
+def fit(patch: pytest.MonkeyPatch, name: str, *more: str) -> None:
+    folders = ["--data.train=data", "--data.val=data", f"--trainer.logger.init_args.save_dir={name}"]
+    run(patch, "fit", "--config", "configs/quickstart.yaml", *SHORT, *folders, *more)
+
+
+def one_trial(patch: pytest.MonkeyPatch, out: str, *words: str) -> dict:
+    few = "--data.benchmark.init_args.protocol.trials_per_task=2"
+    run(patch, "test", "--data", "configs/benchmark/reach_target.yaml", few, f"--data.out={out}", *words)
+    return json.loads((Path(out) / "results.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")))
+def test_every_yaml_parses(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Against the signatures it is for; models and trainers are parsed, not built."""
+    file = CONFIGS / name
+    parser = ArgumentParser(exit_on_error=False)
+    content = yaml.safe_load(file.read_text())
+    if file.parent.name == "collect":
+        parser.add_function_arguments(collect, sub_configs=True)
+        parser.parse_args([f"--{key}={json.dumps(value)}" for key, value in content.items()])
+    elif file.parent.name in ("backbone", "data", "benchmark"):
+        kind = VideoBackbone if file.parent.name == "backbone" else LightningDataModule
+        parser.add_subclass_arguments(kind, "object", skip={"clip"})
+        parser.parse_args([f"--object={file}"])
+    elif file.parent.name == "trainer":
+        used = any(f"trainer/{file.name}" in other.read_text() for other in CONFIGS.glob("*.yaml"))
+        assert used, f"no experiment uses {file.name}"
+    else:
+        with pytest.raises(SystemExit) as stop:
+            run(monkeypatch, "fit", "--config", str(file), "--print_config")
+        assert stop.value.code == 0
+
+
+def test_fit_leaves_a_checkpoint_and_videos(place: Path):
+    saved = torch.load(place / "fit" / "fit" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["hyper_parameters"]["_class_path"] == "tasks.policy.PolicyControl"
+    assert saved["global_step"] == 3
+    assert saved["optimizer_states"]
+    events = next((place / "fit" / "fit").glob("events*")).read_bytes()
+    assert b"samples/0" in events
+    assert b"GIF89a" in events
+    assert b"val/position_mm" in events
+
+
+@pytest.mark.parametrize("backbone", TINY)
+@pytest.mark.parametrize("task", ["tasks.policy.PolicyControl", "tasks.joint.JointGeneration"])
+def test_every_tiny_backbone_fits_every_task(
+    place: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, task: str
+):
+    monkeypatch.chdir(place)
+    name = f"{backbone}-{task.rpartition('.')[2]}"
+    decode = "--data.decode=all" if "joint" in task else "--data.decode=first"
+    words = [f"--model={task}", f"--model.backbone=configs/backbone/{backbone}.yaml", decode]
+    fit(monkeypatch, name, *words)
+    assert (place / name / "fit" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_test_runs_trials_and_reports(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    found = one_trial(monkeypatch, "tested", "--ckpt_path=fit/fit/checkpoints/last.ckpt")
+    task = found["tasks"]["reach_target"]
+    assert task["policy"]["trials"] == task["ceiling"]["trials"] == task["floor"]["trials"] == 2
+    assert task["ceiling"]["successes"] == 2
+    assert task["floor"]["successes"] == 0
+    assert "<video" in (place / "tested" / "report.html").read_text()
+
+
+def test_the_command_line_wins_over_the_checkpoint(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    words = ["--ckpt_path=fit/fit/checkpoints/last.ckpt", "--model.sampling_steps=2"]
+    found = one_trial(monkeypatch, "stepped", *words)
+    assert found["policy"]["config"]["sampling_steps"] == 2
+    assert found["policy"]["config"]["learning_rate"] == 2e-3  # what nobody overrides is the checkpoint's
+
+
+def test_another_head_takes_the_same_weights(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    words = ["--ckpt_path=fit/fit/checkpoints/last.ckpt", "--model=tasks.joint.JointGeneration"]
+    found = one_trial(monkeypatch, "swapped", *words)
+    assert found["policy"]["name"] == "tasks.joint.JointGeneration"
+    assert found["policy"]["config"]["backbone"]["class_path"] == "backbones.wan.Wan"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.backbone=configs/backbone/cogvideox-tiny.yaml"],
+        ["--model.backbone.init_args.codec.init_args.gain=0.5"],  # all shapes agree, the function does not
+    ],
+)
+def test_weights_of_another_backbone_are_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+):
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit, match="holds the weights of another backbone"):
+        one_trial(monkeypatch, "refused", "--ckpt_path=fit/fit/checkpoints/last.ckpt", *words)
+
+
+def test_a_missing_checkpoint_is_named(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(SystemExit, match=r"no checkpoint 'nowhere\.ckpt'"):
+        one_trial(monkeypatch, "refused", "--ckpt_path=nowhere.ckpt")
+
+
+def test_unknown_commands_list_the_known_ones(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit, match=r"unknown command 'trian'[\s\S]*quickstart"):
+        run(monkeypatch, "trian")
+    run(monkeypatch, "--help")
+    assert "closed-loop trials" in capsys.readouterr().out
+
+
+def test_shipped_objects_load_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_path("configs/quickstart.yaml").is_file()
+    backbone = instantiate("configs/backbone/wan-tiny.yaml", VideoBackbone)
+    assert backbone.spec.channels == 48
+    assert not os.listdir(tmp_path)
