@@ -1,8 +1,8 @@
 """Pinhole cameras: the one place that knows what a pixel and a camera frame are.
 
 Camera frames are OpenCV's: x right, y down, z forward. The centre of pixel (0, 0) lies at (0.5, 0.5), so an
-image of w x h pixels covers [0, w] x [0, h]. `world_from_camera` maps camera coordinates to world coordinates;
-RLBench calls that matrix "extrinsics", OpenCV and COLMAP call its inverse so.
+image of w x h pixels covers [0, w] x [0, h]. `world_from_camera` maps camera coordinates to world
+coordinates; RLBench calls that matrix "extrinsics", OpenCV and COLMAP call its inverse so.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class Cameras:
         world_from_camera: rigid 4 x 4 matrices, metres.
 
     Raises:
-        ValueError: wrong shapes, half precision, or a finite matrix that is no rigid motion. Matrices with NaN
-            are accepted (a lost calibration): nothing is visible in such a camera.
+        ValueError: wrong shapes, half precision, or a finite matrix that is no rigid motion. Matrices with
+            NaN are accepted (a lost calibration): nothing is visible in such a camera.
     """
 
     intrinsics: Float[Tensor, "*n 3 3"]
@@ -46,8 +46,8 @@ class Cameras:
         k, e = self.intrinsics, self.world_from_camera
         if k.shape[-2:] != (3, 3) or e.shape[-2:] != (4, 4) or k.shape[:-2] != e.shape[:-2]:
             raise ValueError(
-                "Cameras: intrinsics must be [..., 3, 3] and world_from_camera [..., 4, 4] with equal leading "
-                f"dimensions, got {tuple(k.shape)} and {tuple(e.shape)}"
+                "Cameras: intrinsics must be [..., 3, 3] and world_from_camera [..., 4, 4] with equal "
+                f"leading dimensions, got {tuple(k.shape)} and {tuple(e.shape)}"
             )
         for name, matrix in (("intrinsics", k), ("world_from_camera", e)):
             if matrix.dtype not in (torch.float32, torch.float64):
@@ -243,8 +243,8 @@ def _check_rigid(matrix: Tensor) -> None:
     if bad.any():
         first = tuple(int(i) for i in bad.nonzero()[0])
         raise ValueError(
-            f"Cameras: world_from_camera{list(first)} is no rigid motion (R R^T differs from the identity by "
-            f"{float(error[first]):.3g}, limit {_ROTATION_TOLERANCE:g}; det R must be +1; last row 0 0 0 1):\n"
-            f"{matrix[first]}\n"
+            f"Cameras: world_from_camera{list(first)} is no rigid motion (R R^T is "
+            f"{float(error[first]):.3g} off the identity, limit {_ROTATION_TOLERANCE:g}; det R must be +1; "
+            f"last row 0 0 0 1):\n{matrix[first]}\n"
             "Give a rotation and a translation in metres; scale and shear belong into the intrinsics."
         )

@@ -1,9 +1,9 @@
 """The canvas: which segments a model sees at once, and which of their latent frames are given.
 
-For V views the canvas holds [video_0 | action_0 | video_1 | action_1 | ...], each segment encoded on its own. A
-plan says which segments exist and how much of each is given clean; the rest is generated. Acting, imagining,
-labeling and simulating are six plans over one canvas (arXiv 2604.06168, section 3). The same `plan` function and
-the same `Canvas` serve training, sampling and evaluation.
+For V views the canvas holds [video_0 | action_0 | video_1 | action_1 | ...], each segment encoded on its own.
+A plan says which segments exist and how much of each is given clean; the rest is generated. Acting,
+imagining, labeling and simulating are six plans over one canvas (arXiv 2604.06168, section 3). The same
+`plan` function and the same `Canvas` serve training, sampling and evaluation.
 """
 
 from collections.abc import Sequence
@@ -130,7 +130,7 @@ class Canvas(Movable):
 
     Attributes:
         segments: in packing order.
-        axis: along which they are packed: "time", or "width" for models whose temporal attention sees one pixel.
+        axis: along which they are packed: "time", or "width" where temporal attention sees one pixel only.
         clean: clean latents; where they are to be generated, the truth in training and zeros in sampling.
         given: True where the clean latents are given: never noised, never stepped, never in the loss.
         counted: True where the loss counts: generated, and the truth is known.

@@ -1,9 +1,9 @@
 """Gaussian noise paths z = a(u) x0 + b(u) eps from clean (u = 0) to pure noise (u = 1), without a network.
 
 Flow matching, variance-preserving v-prediction and EDM differ in four things only: the coefficients, what the
-network is asked to predict, the time it is told, and which times are drawn in training. Everything else (loss,
-sampling) is written once over these. Both paths here invert linearly, so one step z' = a' x0 + b' eps equals
-diffusers' FlowMatchEulerDiscreteScheduler and CogVideoXDDIMScheduler.
+network is asked to predict, the time it is told, and which times are drawn in training. Everything else
+(loss, sampling) is written once over these. Both paths here invert linearly, so one step z' = a' x0 + b' eps
+equals diffusers' FlowMatchEulerDiscreteScheduler and CogVideoXDDIMScheduler.
 """
 
 from abc import ABC, abstractmethod
@@ -122,9 +122,9 @@ class FlowMatching(NoisePath):
 class VariancePreserving(NoisePath):
     """Discrete variance-preserving path with v-prediction (CogVideoX; arXiv 2202.00512).
 
-    The 1,000 training steps follow diffusers' CogVideoXDDIMScheduler: scaled-linear betas, the signal-to-noise
-    ratio divided by `snr_shift`, rescaled so that the last step is pure noise. u = (t + 1) / 1000 for step t;
-    u = 0 is clean.
+    The 1,000 training steps follow diffusers' CogVideoXDDIMScheduler: scaled-linear betas, the
+    signal-to-noise ratio divided by `snr_shift`, rescaled so that the last step is pure noise. u = (t + 1) /
+    1000 for step t; u = 0 is clean.
     """
 
     beta_start: float = 0.00085

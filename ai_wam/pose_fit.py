@@ -45,7 +45,8 @@ class Scene(NamedTuple):
 
     def take(self, index: Tensor) -> "Scene":
         """The steps at `index`."""
-        return Scene(*(field[index] for field in self[:6]), self.offsets)
+        steps = {name: field[index] for name, field in self._asdict().items() if name != "offsets"}
+        return self._replace(**steps)
 
     def scaled(self, variance: Tensor) -> "Scene":
         """The same with the covariance of the pixels of each step multiplied by `variance`, "n"."""

@@ -6,8 +6,8 @@ Letters, the same in every shape of the project:
     s segments     tl hl wl latent grid   l prompt tokens   n tokens      a action horizon
 
 Video is float32 in [-1, 1], laid out "b v 3 t h w". Metres, radians, seconds. An action is "x y z, quaternion
-x y z w, openness" (1 = open, continuous): the tool centre point's absolute pose in the world frame. Cameras are
-`ai_wam.cameras.Cameras` (OpenCV axes). The noise level u in [0, 1] is the diffusion time, 1 = pure noise.
+x y z w, openness" (1 = open, continuous): the tool centre point's absolute pose in the world frame. Cameras
+are `ai_wam.cameras.Cameras` (OpenCV axes). The noise level u in [0, 1] is the diffusion time, 1 = pure noise.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

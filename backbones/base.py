@@ -31,8 +31,8 @@ class VideoBackbone(nn.Module, ABC):
         prompts: the frozen prompt encoder.
         path: the noise path the network was trained on.
         spec: its latents.
-        prediction: "native" reads the network's output as the path's own target; "clean" as the clean latents,
-            which small models trained from scratch learn faster.
+        prediction: "native" reads the network's output as the path's own target; "clean" as the clean
+            latents, which small models trained from scratch learn faster.
         frozen_in_checkpoint: whether checkpoints carry codec and prompt encoder. Released ones are gigabytes
             that never change: they are left out and loaded again from where they came.
     """
@@ -60,7 +60,7 @@ class VideoBackbone(nn.Module, ABC):
     def predict(
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
     ) -> Float[Tensor, "b c f h w"]:
-        """The network's raw output for a noisy canvas at noise levels u; given positions hold clean latents."""
+        """The network's raw output for a canvas at noise levels u; given positions hold clean latents."""
 
     def train(self, mode: bool = True) -> "VideoBackbone":
         """Switch the denoiser's mode; the frozen parts stay in evaluation mode."""

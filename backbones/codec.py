@@ -35,10 +35,10 @@ class LatentCodec(nn.Module, ABC):
 class PatchCodec(LatentCodec):
     """Cosine transforms of patches, cut to the lowest frequencies: nothing to learn, save or download.
 
-    The first frame is cut into 8 x 8 patches, later frames into 8 x 8 x 4 blocks, as causal video autoencoders
-    do; the transforms are orthonormal. A third of the channels belongs to each colour. `gain` brings the lowest
-    frequencies of real pictures near unit variance; being one constant, it keeps squared errors of latents
-    proportional to squared errors of pixels.
+    The first frame is cut into 8 x 8 patches, later frames into 8 x 8 x 4 blocks, as causal video
+    autoencoders do; the transforms are orthonormal. A third of the channels belongs to each colour. `gain`
+    brings the lowest frequencies of real pictures near unit variance; being one constant, it keeps squared
+    errors of latents proportional to squared errors of pixels.
 
     Args:
         channels: latent channels, a multiple of 3.
@@ -62,7 +62,7 @@ class PatchCodec(LatentCodec):
         super().__init__()
         if channels % 3 or channels // 3 > patch * patch:
             raise ValueError(
-                f"PatchCodec: channels must be a multiple of 3 and at most {3 * patch * patch}, got {channels}"
+                f"PatchCodec: channels must be a multiple of 3, at most {3 * patch * patch}, got {channels}"
             )
         self.channels, self.spatial_stride = channels, patch
         self.temporal_stride = self.frame_multiple = frames
@@ -111,7 +111,7 @@ class PatchCodec(LatentCodec):
 
 
 def _cosine_basis(shape: tuple[int, int, int], keep: int, temporal_weight: float) -> Float[Tensor, "k n"]:
-    """The `keep` lowest rows of the orthonormal three-dimensional DCT-II of a block: frames, rows, columns."""
+    """The `keep` lowest rows of the orthonormal 3D DCT-II of a block (frames, rows, columns)."""
     axes = []
     for n in shape:
         k, x = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)[None]

@@ -26,8 +26,9 @@ from backbones.t5 import T5Prompts
 class CogVideoXVAE(LatentCodec):
     """CogVideoX's video autoencoder: 16 channels, 8x in space, 4x in time.
 
-    It is not causal: the first latent frame of a clip has seen up to eight later frames, which is why the canvas
-    takes the first frame encoded alone. Clips of 8k + 1 frames come back with as many frames as went in.
+    It is not causal: the first latent frame of a clip has seen up to eight later frames, which is why the
+    canvas takes the first frame encoded alone. Clips of 8k + 1 frames come back with as many frames as went
+    in.
 
     Args:
         pretrained: local folder or hub id in diffusers' layout.
@@ -71,8 +72,7 @@ class CogVideoX(VideoBackbone):
         dtype: precision in which pretrained weights are loaded.
 
     Raises:
-        ValueError: neither or both of `pretrained` and `transformer`, a part is missing, or weights of another
-            kind.
+        ValueError: neither or both of `pretrained` and `transformer`, a missing part, or other weights.
     """
 
     denoiser: CogVideoXTransformer3DModel
@@ -107,8 +107,8 @@ class CogVideoX(VideoBackbone):
         if config.in_channels != codec.channels or config.patch_size_t is not None:
             raise ValueError(
                 f"CogVideoX: the transformer takes {config.in_channels} latent channels (temporal patch "
-                f"{config.patch_size_t}), the video autoencoder makes {codec.channels}; this backbone takes the "
-                "1.0 text-to-video weights: equal channels, no temporal patch"
+                f"{config.patch_size_t}), the video autoencoder makes {codec.channels}; this backbone takes "
+                "the 1.0 text-to-video weights: equal channels, no temporal patch"
             )
         strides = (codec.spatial_stride, codec.temporal_stride, codec.frame_multiple)
         spec = LatentSpec(codec.channels, *strides, config.patch_size)

@@ -1,4 +1,4 @@
-"""Loading parts of a released checkpoint in diffusers' folder layout, with one clear error for what is missing."""
+"""Loading parts of a released checkpoint in diffusers' layout, with one clear error for what is missing."""
 
 from pathlib import Path
 from typing import Any

@@ -18,7 +18,7 @@ class T5Prompts(PromptEncoder):
         pretrained: local folder or hub id in diffusers' layout.
         encoder: the class in transformers.
         length: number of tokens.
-        padding: what follows the prompt's end: "zeros" (Wan), or the encoder's "states" of padding (CogVideoX).
+        padding: what follows the prompt's end: "zeros" (Wan), or "states" of padding tokens (CogVideoX).
         dtype: the weights' precision.
     """
 

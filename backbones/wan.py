@@ -66,8 +66,8 @@ class Wan(VideoBackbone):
 
     Args:
         pretrained: local folder or hub id in diffusers' layout (transformer, vae, text_encoder, tokenizer).
-        transformer: configuration of a WanTransformer3DModel to be built from scratch instead; latent channels
-            and text width are filled in.
+        transformer: configuration of a WanTransformer3DModel to be built from scratch instead; latent
+            channels and text width are filled in.
         codec: video autoencoder; the pretrained one if left out.
         prompts: prompt encoder; the pretrained one if left out.
         path: noise path; flow matching with Wan 2.2's sampler shift of 5 if left out.
@@ -170,7 +170,7 @@ def _check_channels(denoiser: WanTransformer3DModel, spec: LatentSpec) -> None:
     if channels != spec.channels or denoiser.config.patch_size[0] != 1:
         raise ValueError(
             f"Wan: the transformer takes {channels} latent channels in patches "
-            f"{tuple(denoiser.config.patch_size)}, the video autoencoder makes {spec.channels}; this backbone "
-            "needs equal channels and a temporal patch of 1 (text-to-video or TI2V weights; image-to-video "
-            "weights with extra channels are another model)"
+            f"{tuple(denoiser.config.patch_size)}, the video autoencoder makes {spec.channels}; this "
+            "backbone needs equal channels and a temporal patch of 1 (text-to-video or TI2V weights; "
+            "image-to-video weights with extra channels are another model)"
         )

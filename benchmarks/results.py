@@ -15,7 +15,6 @@ from benchmarks.base import Trial
 from benchmarks.benchmark import TrialResult
 from benchmarks.statistics import Proportion
 
-ARMS = ("policy", "ceiling", "floor")
 _PACKAGES = ("ai-wam", "torch", "lightning", "diffusers", "mujoco", "numpy", "av")
 
 

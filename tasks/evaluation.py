@@ -33,8 +33,9 @@ class Trials(Protocol):
 class ActionErrors(torch.nn.Module):
     """Errors of predicted actions, over predictions that are valid and truths that are known.
 
-    position_mm and rotation_deg are means; final_position_mm is that of the last action; openness is the share
-    of actions whose gripper state (open above 0.5) is right; valid is the share of predictions that were valid.
+    position_mm and rotation_deg are means; final_position_mm is that of the last action; openness is the
+    share of actions whose gripper state (open above 0.5) is right; valid is the share of predictions that
+    were valid.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """`fit`, `validate`, `test` and `predict` through the Lightning CLI.
 
-Settings come in this order, later ones winning: defaults, the checkpoint's hyperparameters, YAML files, command
-line. Lightning itself lays the checkpoint over everything else, so that asking for another head or another number
-of steps would silently do nothing.
+Settings come in this order, later ones winning: defaults, the checkpoint's hyperparameters, YAML files,
+command line. Lightning itself lays the checkpoint over everything else, so that asking for another head or
+another number of steps would silently do nothing.
 """
 
 import logging
@@ -49,12 +49,14 @@ class _CLI(LightningCLI):
             file = Path(folder) / "checkpoint.yaml"
             file.write_text(yaml.safe_dump({"model": model}))
             sys.argv[1:] = [words[0], "--config", str(file), *words[1:]]
-            super().parse_arguments(parser, args)
-            sys.argv[1:] = words
+            try:
+                super().parse_arguments(parser, args)
+            finally:
+                sys.argv[1:] = words
         _check_backbone(checkpoint, model, self.config[words[0]].model)
 
     def after_instantiate_classes(self) -> None:
-        """Keep the model's configuration, plain values only, in every checkpoint: it rebuilds the model from it alone."""
+        """Keep the model's configuration in every checkpoint, in plain values that rebuild the model."""
         asked = self.config[self.config.subcommand].model
         arguments = _bare(asked.get("init_args", Namespace()))
         known = {"_class_path": asked.class_path, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
@@ -105,13 +107,13 @@ def _hyperparameters(path: str) -> dict[str, Any]:
     arguments = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
     if "_class_path" not in saved:
         raise SystemExit(
-            f"ai-wam: {path!r} does not say which model it belongs to; only checkpoints written by `ai-wam fit` "
-            "do. In Python, build the task yourself and load the file's state_dict."
+            f"ai-wam: {path!r} does not say which model it belongs to; only checkpoints written by "
+            "`ai-wam fit` do. In Python, build the task yourself and load the file's state_dict."
         )
     return {"class_path": saved["_class_path"], "init_args": arguments}
 
 
-# What decides which function the weights compute; a backbone's other arguments (source, precision) may change.
+# What decides which function the weights compute; a backbone's other arguments (precision, ...) may change.
 _IDENTITY = ("transformer", "unet", "codec", "prompts", "prediction", "prompt_modulation", "time")
 
 
@@ -131,16 +133,16 @@ def _check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
                 [
                     f"ai-wam: the checkpoint {path!r} holds the weights of another backbone:",
                     *differing,
-                    "Leave --model.backbone out to use the checkpoint's own, or give a checkpoint of this one.",
+                    "Leave --model.backbone out to use the checkpoint's own, or give one of this backbone.",
                 ]
             )
         )
 
 
 def _bare(value: Any) -> Any:
-    """Namespaces and tuples as YAML would write them."""
+    """Namespaces and tuples as YAML would write them, without the parser's notes of where a part was read."""
     if isinstance(value, Namespace):
         value = value.as_dict()
     if isinstance(value, dict):
-        return {key: _bare(part) for key, part in value.items()}
+        return {key: _bare(part) for key, part in value.items() if not key.startswith("__")}
     return [_bare(part) for part in value] if isinstance(value, list | tuple) else value

@@ -12,7 +12,7 @@ from backbones.base import VideoBackbone
 from backbones.prompts import Context
 
 TINY = sorted((Path(__file__).parents[2] / "configs" / "backbone").glob("*-tiny.yaml"))
-SIZE, FRAMES, VIEWS = (64, 64), 9, 2
+SIZE, FRAMES, VIEWS, BATCH = (64, 64), 9, 2, 2
 
 
 def build(file: Path) -> VideoBackbone:
@@ -25,15 +25,15 @@ def backbone(request: pytest.FixtureRequest) -> VideoBackbone:
     return build(request.param)
 
 
-def canvas_of(backbone: VideoBackbone, name: str, batch: int = 2, seed: int = 0) -> Canvas:
-    g = torch.Generator().manual_seed(seed)
-    video, action = torch.rand(2, batch, VIEWS, 3, FRAMES, *SIZE, generator=g) * 2 - 1
-    k = torch.tensor([[70.0, 0, 32], [0, 70.0, 32], [0, 0, 1]]).expand(batch, VIEWS, 1, 3, 3)
-    poses = torch.eye(4).repeat(batch, VIEWS, 1, 1, 1)
+def canvas_of(backbone: VideoBackbone, name: str) -> Canvas:
+    g = torch.Generator().manual_seed(0)
+    video, action = torch.rand(2, BATCH, VIEWS, 3, FRAMES, *SIZE, generator=g) * 2 - 1
+    k = torch.tensor([[70.0, 0, 32], [0, 70.0, 32], [0, 0, 1]]).expand(BATCH, VIEWS, 1, 3, 3)
+    poses = torch.eye(4).repeat(BATCH, VIEWS, 1, 1, 1)
     poses[:, :, :, 0, 3] = torch.arange(VIEWS)[:, None]
     first = [backbone.encode(part[:, :, :, :1]) for part in (video, action)]
     whole = [backbone.encode(part) for part in (video, action)]
-    mask = torch.ones(batch, VIEWS, dtype=torch.bool)
+    mask = torch.ones(BATCH, VIEWS, dtype=torch.bool)
     return build_canvas(
         plan(name), backbone.spec, SIZE, Cameras(k, poses), mask, first[0], first[1], whole[0], whole[1]
     )

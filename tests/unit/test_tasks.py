@@ -143,7 +143,7 @@ def test_action_errors_count_what_is_valid_and_known():
     moved[1] = torch.nan
     valid = torch.ones(2, 8, dtype=torch.bool)
     valid[1] = False
-    errors.update(ActionChunk(moved, valid, valid.float(), 0.2, {}), truth, torch.ones(2, 8, dtype=torch.bool))
+    errors.update(ActionChunk(moved, valid, valid.float(), 0.2, {}), truth, torch.ones_like(valid))
     found = {name: float(value) for name, value in errors.compute().items()}
     assert found["position_mm"] == pytest.approx(10, abs=1e-3)
     assert found["final_position_mm"] == pytest.approx(10, abs=1e-3)
