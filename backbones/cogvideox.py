@@ -18,7 +18,7 @@ from ai_wam.types import LatentSpec
 from backbones.adapter import ConditionedInput, conditioned
 from backbones.base import Prediction, VideoBackbone
 from backbones.codec import LatentCodec
-from backbones.loading import load_part
+from backbones.loading import load_denoiser, load_part, or_released
 from backbones.prompts import Context, PromptEncoder
 from backbones.t5 import T5Prompts
 
@@ -88,20 +88,16 @@ class CogVideoX(VideoBackbone):
         prompt_modulation: bool = False,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
-        if (pretrained is None) == (transformer is None):
-            raise ValueError(
-                "CogVideoX: give either `pretrained` (released weights) or `transformer` (a configuration)"
-            )
-        if pretrained is None and (codec is None or prompts is None):
-            raise ValueError("CogVideoX: a model from scratch needs `codec` and `prompts`")
-        codec = codec or CogVideoXVAE(str(pretrained))
-        prompts = prompts or T5Prompts(
-            str(pretrained), encoder="T5EncoderModel", length=226, padding="states"
-        )
-        denoiser = (
-            load_part(CogVideoXTransformer3DModel, pretrained, "transformer", getattr(torch, dtype))
-            if pretrained is not None
-            else _from_scratch(transformer or {}, codec, prompts)
+        codec = or_released(codec, "codec", pretrained, CogVideoXVAE)
+        prompts = or_released(prompts, "prompts", pretrained, _t5)
+        channels = {"in_channels": codec.channels, "out_channels": codec.channels}
+        denoiser = load_denoiser(
+            CogVideoXTransformer3DModel,
+            pretrained,
+            transformer,
+            getattr(torch, dtype),
+            **channels,
+            text_embed_dim=prompts.width,
         )
         config = denoiser.config
         if config.in_channels != codec.channels or config.patch_size_t is not None:
@@ -161,14 +157,5 @@ def _region(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, in
     return (top, left), (top + h, left + w)
 
 
-def _from_scratch(
-    config: dict[str, Any], codec: LatentCodec, prompts: PromptEncoder
-) -> CogVideoXTransformer3DModel:
-    """A transformer of the given size with the codec's channels and the prompts' width."""
-    fixed = {"in_channels": codec.channels, "out_channels": codec.channels, "text_embed_dim": prompts.width}
-    clash = {key for key in fixed if key in config and config[key] != fixed[key]}
-    if clash:
-        raise ValueError(
-            f"CogVideoX: transformer.{sorted(clash)} follow from codec and prompts ({fixed}); leave them out"
-        )
-    return CogVideoXTransformer3DModel(**{**config, **fixed})
+def _t5(pretrained: str) -> PromptEncoder:
+    return T5Prompts(pretrained, encoder="T5EncoderModel", length=226, padding="states")

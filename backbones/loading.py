@@ -1,9 +1,12 @@
 """Loading parts of a released checkpoint in diffusers' layout, with one clear error for what is missing."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+_T = TypeVar("_T")
 
 
 def load_part(
@@ -48,3 +51,46 @@ def _missing(pretrained: str, subfolder: str, reason: str, local: bool) -> str:
         "(or pass a local folder as `pretrained`)."
     )
     return f"cannot load {subfolder!r} of the pretrained model {pretrained!r}: {reason}. {way}"
+
+
+def load_denoiser(
+    kind: Any, pretrained: str | None, config: dict[str, Any] | None, dtype: torch.dtype, **fixed: int
+) -> Any:
+    """A denoiser with released weights, or a new one of a given size.
+
+    Args:
+        kind: its class in diffusers.
+        pretrained: a local folder or hub id.
+        config: constructor arguments of a new one.
+        dtype: of released weights.
+        fixed: constructor arguments that follow from codec and prompts.
+
+    Raises:
+        ValueError: neither or both of `pretrained` and `config`, or a config that contradicts what is fixed.
+    """
+    if (pretrained is None) == (config is None):
+        raise ValueError(
+            f"{kind.__name__}: give either `pretrained` (released weights) or `transformer` (a configuration)"
+        )
+    if pretrained is not None:
+        return load_part(kind, pretrained, "transformer", dtype)
+    asked = config or {}
+    clash = sorted(key for key in fixed if key in asked and asked[key] != fixed[key])
+    if clash:
+        raise ValueError(
+            f"{kind.__name__}: {clash} follow from codec and prompts ({fixed}); leave them out"
+        )
+    return kind(**{**asked, **fixed})
+
+
+def or_released(part: _T | None, name: str, pretrained: str | None, load: Callable[[str], _T]) -> _T:
+    """A given part of a backbone, or the released model's own.
+
+    Raises:
+        ValueError: not given, and there is no released model to take it from.
+    """
+    if part is not None:
+        return part
+    if pretrained is None:
+        raise ValueError(f"a backbone from scratch needs its `{name}`; only released weights bring their own")
+    return load(pretrained)

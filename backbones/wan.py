@@ -17,7 +17,7 @@ from ai_wam.types import LatentSpec
 from backbones.adapter import ConditionedInput, conditioned
 from backbones.base import Prediction, VideoBackbone
 from backbones.codec import LatentCodec
-from backbones.loading import load_part
+from backbones.loading import load_denoiser, load_part, or_released
 from backbones.prompts import Context, PromptEncoder
 from backbones.t5 import T5Prompts
 
@@ -92,21 +92,16 @@ class Wan(VideoBackbone):
         prompt_modulation: bool = False,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
-        if (pretrained is None) == (transformer is None):
-            raise ValueError(
-                "Wan: give either `pretrained` (released weights) or `transformer` (a configuration)"
-            )
-        released = pretrained is not None
-        if pretrained is None and (codec is None or prompts is None):
-            raise ValueError("Wan: a model from scratch needs `codec` and `prompts`")
-        codec = codec or WanVAE(str(pretrained))
-        prompts = prompts or T5Prompts(
-            str(pretrained), encoder="UMT5EncoderModel", length=512, padding="zeros"
-        )
-        denoiser = (
-            load_part(WanTransformer3DModel, pretrained, "transformer", getattr(torch, dtype))
-            if pretrained is not None
-            else _from_scratch(transformer or {}, codec, prompts)
+        codec = or_released(codec, "codec", pretrained, WanVAE)
+        prompts = or_released(prompts, "prompts", pretrained, _umt5)
+        channels = {"in_channels": codec.channels, "out_channels": codec.channels}
+        denoiser = load_denoiser(
+            WanTransformer3DModel,
+            pretrained,
+            transformer,
+            getattr(torch, dtype),
+            **channels,
+            text_dim=prompts.width,
         )
         _, patch, _ = denoiser.config.patch_size
         spec = LatentSpec(
@@ -129,7 +124,7 @@ class Wan(VideoBackbone):
             path or FlowMatching(sampling=TimeSampling(shift=5.0), sampler_shift=5.0),
             spec,
             prediction,
-            frozen_in_checkpoint=not released,
+            frozen_in_checkpoint=pretrained is None,
         )
         self.time, self.prompt_modulation = time, prompt_modulation
 
@@ -152,17 +147,8 @@ class Wan(VideoBackbone):
         return prediction
 
 
-def _from_scratch(
-    config: dict[str, Any], codec: LatentCodec, prompts: PromptEncoder
-) -> WanTransformer3DModel:
-    """A transformer of the given size with the codec's channels and the prompts' width."""
-    fixed = {"in_channels": codec.channels, "out_channels": codec.channels, "text_dim": prompts.width}
-    clash = {key for key in fixed if key in config and config[key] != fixed[key]}
-    if clash:
-        raise ValueError(
-            f"Wan: transformer.{sorted(clash)} follow from codec and prompts ({fixed}); leave them out"
-        )
-    return WanTransformer3DModel(**{**config, **fixed})
+def _umt5(pretrained: str) -> PromptEncoder:
+    return T5Prompts(pretrained, encoder="UMT5EncoderModel", length=512, padding="zeros")
 
 
 def _check_channels(denoiser: WanTransformer3DModel, spec: LatentSpec) -> None:

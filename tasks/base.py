@@ -268,6 +268,11 @@ class WorldActionTask(LightningModule):
         )
         self.errors.reset()
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> ActionChunk:
+        """What the policy would do at the first frame of every sample."""
+        self._check(batch)
+        return self.predict_action(batch.observation)
+
     def test_step(self, batch: Trials, batch_idx: int) -> None:
         """Let the test data decide what is tested: trials of a benchmark run closed loops."""
         batch.run(self)

@@ -15,7 +15,7 @@ _MODES = {
     "receding": "configs/benchmark/reach_target_receding.yaml",
 }
 
-# glibc gives large tensors back to the system after every use; asking for them again costs a sixth of a training step.
+# glibc gives large tensors back to the system after each use; asking again costs a sixth of a training step.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 
 
@@ -51,7 +51,8 @@ def quickstart(
         count = ["--source.init_args.episodes_per_task", str(max(8, round(share * episodes)))]
         words = ["--config", "configs/collect/reach_target.yaml", "--source.init_args.split", split, *count]
         _run("collect", *words, "--out", str(folder / "data" / split), "--workers", str(workers))
-    run = folder / f"seed{seed}"
+    parts = [Path(name).stem for name in (config, backbone) if name is not None]
+    run = folder / "-".join([*parts, f"seed{seed}"])
     checkpoint = run / "fit" / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
         words = ["--trainer.max_steps", str(steps), "--seed_everything", str(seed), "--model.seed", str(seed)]

@@ -105,6 +105,16 @@ def test_test_runs_trials_and_reports(place: Path, monkeypatch: pytest.MonkeyPat
     assert "<video" in (place / "tested" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_recorded_episodes_are_judged_and_predicted(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, command: str
+):
+    monkeypatch.chdir(place)
+    shards = ["--data=configs/data/shards.yaml", "--data.train=data", "--data.val=data", "--data.workers=0"]
+    run(monkeypatch, command, "--ckpt_path=fit/fit/checkpoints/last.ckpt", *shards, "--trainer.logger=false")
+    assert ("val/position_mm" in capsys.readouterr().out) == (command == "validate")
+
+
 def test_the_command_line_wins_over_the_checkpoint(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     words = ["--ckpt_path=fit/fit/checkpoints/last.ckpt", "--model.sampling_steps=2"]

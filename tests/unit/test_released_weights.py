@@ -17,7 +17,9 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from backbones.base import VideoBackbone
+from backbones.codec import PatchCodec
 from backbones.cogvideox import CogVideoX
+from backbones.prompts import HashedWords
 from backbones.wan import Wan
 
 CPU = torch.device("cpu")
@@ -179,8 +181,18 @@ def test_hub_ids_say_how_to_fetch():
         Wan("nobody/nothing")
 
 
-def test_either_weights_or_a_configuration():
+def test_either_weights_or_a_configuration(wan_folder: Path):
+    codec, prompts = PatchCodec(), HashedWords()
     with pytest.raises(ValueError, match="either `pretrained`"):
-        Wan()
-    with pytest.raises(ValueError, match="needs `codec` and `prompts`"):
+        Wan(codec=codec, prompts=prompts)
+    with pytest.raises(ValueError, match="either `pretrained`"):
+        Wan(str(wan_folder), transformer={"num_layers": 1})
+    with pytest.raises(ValueError, match="needs its `codec`"):
         CogVideoX(transformer={"num_layers": 1})
+    with pytest.raises(ValueError, match=r"\['text_dim'\] follow from codec and prompts"):
+        Wan(transformer={"text_dim": 7}, codec=codec, prompts=prompts)
+
+
+def test_weights_of_another_codec_are_refused(wan_folder: Path):
+    with pytest.raises(ValueError, match=r"takes 16 latent channels .* makes 48"):
+        Wan(str(wan_folder), codec=PatchCodec(48))
