@@ -76,6 +76,11 @@ class Plan:
         )
 
     @property
+    def knows_cameras(self) -> bool:
+        """Whether the future of a moving camera is known; who acts does not know where the wrist will be."""
+        return self.video.given == "all" or (self.action is not None and self.action.given == "all")
+
+    @property
     def needs_actions(self) -> bool:
         """Whether recorded actions take part, as condition or as truth."""
         return self.action is not None

@@ -77,9 +77,7 @@ def load_denoiser(
     asked = config or {}
     clash = sorted(key for key in fixed if key in asked and asked[key] != fixed[key])
     if clash:
-        raise ValueError(
-            f"{kind.__name__}: {clash} follow from codec and prompts ({fixed}); leave them out"
-        )
+        raise ValueError(f"{kind.__name__}: {clash} follow from codec and prompts ({fixed}); leave them out")
     return kind(**{**asked, **fixed})
 
 

@@ -112,7 +112,14 @@ class WorldActionTask(LightningModule):
         return list(rows.items())
 
     def training_canvas(self, batch: Batch, chosen: Plan) -> Canvas:
-        """The canvas of a batch whose truth is known."""
+        """The canvas of a batch whose truth is known.
+
+        Where the plan does not know how a camera will move, it is taken to stay, as in `predict_action`.
+        """
+        known = batch.cameras
+        cameras = (
+            known if chosen.knows_cameras else known.map(lambda matrix: matrix[:, :, :1].expand_as(matrix))
+        )
         video = None
         if chosen.needs_video:
             missing = [
@@ -126,8 +133,8 @@ class WorldActionTask(LightningModule):
                     "lacks; set `decode: all` in the data's configuration"
                 )
             video = self.backbone.encode(batch.video)
-        action = self.encode_actions(batch.actions, batch.cameras) if chosen.needs_actions else None
-        return self._canvas(chosen, batch.observation, batch.cameras, video, action)
+        action = self.encode_actions(batch.actions, cameras) if chosen.needs_actions else None
+        return self._canvas(chosen, batch.observation, cameras, video, action)
 
     def encode_actions(
         self, actions: Float[Tensor, "b t 8"], cameras: Cameras

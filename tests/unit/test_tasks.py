@@ -118,6 +118,20 @@ def test_plans_that_need_video_say_so_where_it_was_not_decoded(backbone: VideoBa
         JointGeneration(backbone, CLIP).training_canvas(replace(batch, video_valid=valid), plan("joint"))
 
 
+@pytest.mark.parametrize(("name", "known"), [("policy", False), ("joint", False), ("labeling", True)])
+def test_who_acts_does_not_know_where_a_moving_camera_will_be(
+    backbone: VideoBackbone, name: str, known: bool
+):
+    """Neither rays nor action images may tell the wrist's future, which is the action."""
+    task, batch = JointGeneration(backbone, CLIP), batch_of(1)
+    poses = batch.cameras.world_from_camera.clone()
+    poses[:, 1, 1:, 0, 3] += 0.2
+    moving = replace(batch, cameras=replace(batch.cameras, world_from_camera=poses))
+    one, other = (task.training_canvas(each, plan(name)) for each in (batch, moving))
+    assert torch.equal(one.condition, other.condition) != known
+    assert torch.equal(one.clean, other.clean) != known
+
+
 def test_data_of_another_clip_are_refused(backbone: VideoBackbone):
     task = PolicyControl(backbone, replace(CLIP, views=("front",)))
     with pytest.raises(ValueError, match=r"2 views of \(32, 32\) pixels, the model's clip has 1 views"):
