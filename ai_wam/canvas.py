@@ -208,6 +208,7 @@ def build_canvas(
             for s in segments
         )
     rays = _latent_rays(cameras, spec, size, latent_frames)
+    calibrated = cameras.world_from_camera.isfinite().flatten(2).all(dim=2)  # b v
     parts: list[list[Tensor]] = [[], [], [], []]
     for segment in segments:
         first, whole = (first_video, video) if segment.kind is Kind.VIDEO else (first_action, action)
@@ -223,6 +224,8 @@ def build_canvas(
             [rays[:, segment.view, :, : segment.length], given.to(clean), is_action, context], dim=1
         )
         truth = given.new_ones(b) if counted is None else counted
+        if segment.kind is Kind.ACTION:  # without a calibration nothing can be drawn, so nothing is known
+            truth = truth & calibrated[:, segment.view]
         counts = ~given & present & truth[:, None, None, None, None]
         for part, value in zip(
             parts, (clean * present, given | ~present, counts, condition * present), strict=True
@@ -251,8 +254,10 @@ def _latent_rays(
 ) -> Float[Tensor, "b v 6 tl h w"]:
     """Pluecker rays at the latent grid's cell centres, in the frame of view 0 at time 0.
 
-    Latent frame k stands for the camera at video frame k * temporal_stride, the last frame it holds.
+    Latent frame k stands for the camera at video frame k * temporal_stride, the last frame it holds. Computed
+    in float64, which neither autocast nor TF32 touches; zeros where a calibration is lost.
     """
+    cameras = cameras.to(torch.float64)
     frames = cameras.shape[2]
     times = [min(k * spec.temporal_stride, frames - 1) for k in range(latent_frames)]
     if frames == 1:
@@ -260,7 +265,7 @@ def _latent_rays(
     reference = cameras.world_from_camera[:, :1, :1]
     rays = cameras[:, :, times].relative_to(reference).plucker(size, spec.grid(size))  # b v tl h w 6
     rays = rays.permute(0, 1, 5, 2, 3, 4)
-    return rays.expand(-1, -1, -1, latent_frames, -1, -1)
+    return rays.nan_to_num(0).float().expand(-1, -1, -1, latent_frames, -1, -1)
 
 
 def pack(

@@ -27,10 +27,10 @@ _Self = TypeVar("_Self", bound="Movable")  # typing.Self is unknown to runtime c
 class Movable:
     """A frozen dataclass of tensors that moves to a device as a whole; Lightning looks for `.to`."""
 
-    def to(self: _Self, *args: Any, **kwargs: Any) -> _Self:
-        """Every tensor and camera field moved or cast as `Tensor.to` does; other fields stay."""
+    def to(self: _Self, device: torch.device | str, non_blocking: bool = False) -> _Self:
+        """Every tensor and camera field on a device; other fields stay, and so does every dtype."""
         moved = {
-            field.name: value.to(*args, **kwargs)
+            field.name: value.to(device, non_blocking=non_blocking)
             for field in fields(self)  # type: ignore[arg-type]
             if isinstance(value := getattr(self, field.name), Tensor | Movable | Cameras)
         }

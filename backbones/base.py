@@ -71,12 +71,16 @@ class VideoBackbone(nn.Module, ABC):
 
     def encode(self, video: Float[Tensor, "b v 3 t h w"]) -> Float[Tensor, "b v c tl lh lw"]:
         """Latents of every view's clip, each encoded on its own."""
-        latents: Tensor = self.codec.encode(rearrange(video, "b v c t h w -> (b v) c t h w"))
+        clips = rearrange(video, "b v c t h w -> (b v) c t h w")
+        with torch.autocast(video.device.type, enabled=False):  # one codec for training and testing
+            latents: Tensor = self.codec.encode(clips.float()).float()
         return rearrange(latents, "(b v) c t h w -> b v c t h w", b=video.shape[0])
 
     def decode(self, latents: Float[Tensor, "b v c tl lh lw"]) -> Float[Tensor, "b v 3 t h w"]:
         """Video in [-1, 1] of every view's latents."""
-        video: Tensor = self.codec.decode(rearrange(latents, "b v c t h w -> (b v) c t h w"))
+        parts = rearrange(latents, "b v c t h w -> (b v) c t h w")
+        with torch.autocast(latents.device.type, enabled=False):
+            video: Tensor = self.codec.decode(parts.float()).float()
         return rearrange(video, "(b v) c t h w -> b v c t h w", b=latents.shape[0])
 
     def encode_prompts(self, prompts: Sequence[str], device: torch.device) -> Context:
@@ -87,7 +91,7 @@ class VideoBackbone(nn.Module, ABC):
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
     ) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, "b c f h w"]]:
         """The clean latents and the noise that the network sees in a noisy canvas, u > 0."""
-        prediction = self.predict(noisy, u, canvas, context)
+        prediction = self.predict(noisy, u, canvas, context).float()
         level = u.view(-1, 1, 1, 1, 1)
         if self.prediction == "native":
             return self.path.invert(prediction, noisy, level)

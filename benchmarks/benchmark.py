@@ -146,12 +146,21 @@ class Benchmark:
             running = [run for run in running if run.stop_reason is None]
         return [results[trial.id] for trial in trials]
 
-    def ceiling(self, trials: Sequence[Trial], clip: Clip) -> list[TrialResult]:
-        """The expert's demonstrations through the action-image codec and the same controller."""
+    def ceiling(
+        self, trials: Sequence[Trial], clip: Clip, tokenizer: ActionImageTokenizer | None = None
+    ) -> list[TrialResult]:
+        """The expert's demonstrations through an action-image codec and the same controller.
+
+        Args:
+            trials: which trials.
+            clip: views and size the codec draws.
+            tokenizer: the codec; the benchmark's own if left out.
+        """
+        codec = tokenizer or self.tokenizer
         horizon = None if self.protocol.execution == "one_shot" else self.protocol.execute_frames
-        expert = Expert(self.simulator, clip.stride, self.protocol.max_seconds, horizon, self.tokenizer)
+        expert = Expert(self.simulator, clip.stride, self.protocol.max_seconds, horizon, codec)
         try:
-            return self._reference("ceiling", expert, trials, clip)
+            return self._reference("ceiling", expert, trials, clip, canonical(configuration(codec)))
         finally:
             expert.close()
 
@@ -164,9 +173,11 @@ class Benchmark:
         while self._worlds:
             self._worlds.pop().close()
 
-    def _reference(self, name: str, policy: Policy, trials: Sequence[Trial], clip: Clip) -> list[TrialResult]:
+    def _reference(
+        self, name: str, policy: Policy, trials: Sequence[Trial], clip: Clip, codec: str = ""
+    ) -> list[TrialResult]:
         """Run once per process what no model has a say in: several checkpoints are read against it."""
-        setting = self.protocol.hash(self.simulator, clip) + canonical(configuration(self.tokenizer))
+        setting = self.protocol.hash(self.simulator, clip) + codec
         known = _REFERENCES.setdefault((name, setting), {})
         missing = [trial for trial in trials if trial.id not in known]
         known.update({result.trial.id: result for result in self.run(policy, missing, clip)})

@@ -62,7 +62,8 @@ class TrialBatch:
         own = self.benchmark.run(policy, self.trials, self.clip, self.record, self.device)
         arms = {"policy": own}
         if self.references:
-            arms["ceiling"] = self.benchmark.ceiling(self.trials, self.clip)
+            drawn = getattr(policy, "tokenizer", None)  # the ceiling is what this policy's drawing allows
+            arms["ceiling"] = self.benchmark.ceiling(self.trials, self.clip, drawn)
             arms["floor"] = self.benchmark.floor(self.trials, self.clip)
         for arm, results in arms.items():
             self.results.setdefault(arm, {}).update({result.trial.id: result for result in results})
@@ -165,8 +166,9 @@ class TrialDataModule(LightningDataModule):
         )
         for name, value in _scalars(self.results).items():
             module.log(name, value, sync_dist=trainer.world_size > 1)
+        folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)  # asks all ranks, so not below
         if trainer.is_global_zero:
-            self._write(Path(self.out or trainer.log_dir or trainer.default_root_dir), arms["policy"])
+            self._write(folder, arms["policy"])
 
     def _write(self, folder: Path, results: Mapping[str, TrialResult]) -> None:
         recordings = {name: run.recording for name, run in results.items() if run.recording is not None}

@@ -35,7 +35,7 @@ class WorldActionTask(LightningModule):
         plans: what is trained, by name, with relative shares; drawn per sample.
         control_plan: the plan by which `predict_action` acts.
         learning_rate: peak rate of AdamW.
-        weight_decay: on matrices; biases, norms and embeddings have none.
+        weight_decay: on matrices; biases, norms and modulation tables have none.
         warmup_steps: of linear warm-up.
         schedule: "cosine" falls to a hundredth at the trainer's last step; "constant" stays.
         prompt_dropout: share of samples that train with the empty prompt.
@@ -165,8 +165,10 @@ class WorldActionTask(LightningModule):
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up; norms, biases and embeddings without weight decay."""
-        groups = param_groups_weight_decay(self.backbone.denoiser, self.weight_decay)
+        """AdamW with warm-up; norms, biases and modulation tables without weight decay."""
+        denoiser = self.backbone.denoiser
+        tables = [name for name, _ in denoiser.named_parameters() if name.endswith("scale_shift_table")]
+        groups = param_groups_weight_decay(denoiser, self.weight_decay, tables)
         optimizer = AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)
         steps = self.trainer.estimated_stepping_batches
         if self.schedule == "cosine" and math.isinf(steps):
@@ -286,7 +288,7 @@ class WorldActionTask(LightningModule):
 
     def _check(self, batch: Batch) -> None:
         found, wanted = tuple(batch.video.shape[-2:]), tuple(self.clip.size)
-        if found != wanted or batch.video.shape[1] != len(self.clip.views):
+        if found != wanted or batch.video.shape[1] > len(self.clip.views):
             raise ValueError(
                 f"the data gives {batch.video.shape[1]} views of {found} pixels, the model's clip has "
                 f"{len(self.clip.views)} views of {wanted}; give both the same clip"

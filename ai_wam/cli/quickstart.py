@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _SPLITS = {"train": 1.0, "val": 0.02}  # share of `episodes`
+_SAVED_EVERY = 500  # steps, as in configs/quickstart.yaml
 _MODES = {
     "one_shot": "configs/benchmark/reach_target.yaml",
     "receding": "configs/benchmark/reach_target_receding.yaml",
@@ -46,6 +49,10 @@ def quickstart(
         config: what is trained.
         backbone: another backbone's YAML, such as configs/backbone/cogvideox-tiny.yaml.
     """
+    if steps % _SAVED_EVERY:
+        sys.exit(
+            f"ai-wam quickstart: --steps {steps} must be a multiple of {_SAVED_EVERY}: models are saved there"
+        )
     folder, began = Path(out), time.monotonic()
     for split, share in _SPLITS.items():
         count = ["--source.init_args.episodes_per_task", str(max(8, round(share * episodes)))]
@@ -54,17 +61,29 @@ def quickstart(
     parts = [Path(name).stem for name in (config, backbone) if name is not None]
     run = folder / "-".join([*parts, f"seed{seed}"])
     checkpoint = run / "fit" / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file():
+    done = _steps_done(checkpoint)
+    if done > steps:
+        sys.exit(f"ai-wam quickstart: {checkpoint} has {done} steps, not {steps}; delete it or raise --steps")
+    if done < steps:
         words = ["--trainer.max_steps", str(steps), "--seed_everything", str(seed), "--model.seed", str(seed)]
         places = ["--data.train", str(folder / "data" / "train"), "--data.val", str(folder / "data" / "val")]
         log = ["--trainer.logger.init_args.save_dir", str(run), "--data.seed", str(seed)]
         other = [] if backbone is None else ["--model.backbone", backbone]
-        _run("fit", "--config", config, *words, *places, *log, *other, threads=threads)
+        again = ["--ckpt_path", str(checkpoint)] if done else []
+        _run("fit", "--config", config, *words, *places, *log, *other, *again, threads=threads)
     for mode, benchmark in _MODES.items():
         words = ["--ckpt_path", str(checkpoint), "--data", benchmark]
         count = ["--data.benchmark.init_args.protocol.trials_per_task", str(trials)]
-        _run("test", *words, *count, "--data.out", str(run / mode), threads=threads)
+        machine = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger", "false"]
+        _run("test", *words, *count, *machine, "--data.out", str(run / mode), threads=threads)
     _summary(run, time.monotonic() - began)
+
+
+def _steps_done(checkpoint: Path) -> int:
+    """Optimizer steps behind a checkpoint; 0 if there is none."""
+    if not checkpoint.is_file():
+        return 0
+    return int(torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)["global_step"])
 
 
 def _run(*words: str, threads: int = 1) -> None:

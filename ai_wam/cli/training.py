@@ -20,6 +20,7 @@ from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ai_wam.cli.configs import resolved
+from tasks.writer import ActionWriter
 
 _FOREIGN = (  # warnings of libraries that a user can do nothing about
     (r".*isinstance\(treespec, LeafSpec\).*", FutureWarning),  # Lightning 2.6 asks torch in an old way
@@ -27,7 +28,7 @@ _FOREIGN = (  # warnings of libraries that a user can do nothing about
     (r"Found \d+ module\(s\) in eval mode.*", UserWarning),  # codec and prompt encoder are frozen on purpose
     (r".*does not have many workers.*", UserWarning),  # trials are no data to load; training sets its workers
 )
-_KEYWORDS = ("best", "last", "hpc", "registry")
+_KEYWORDS = ("best", "last", "hpc")  # what Lightning takes instead of a path
 
 
 class _CLI(LightningCLI):
@@ -41,10 +42,24 @@ class _CLI(LightningCLI):
         """Insert the checkpoint's hyperparameters before every other setting."""
         words = sys.argv[1:]
         checkpoint = _option(words, "--ckpt_path")
-        if checkpoint is None or checkpoint.startswith(_KEYWORDS):
+        model = self._parse_over(parser, args, checkpoint)
+        asked = self.config[words[0]]
+        if (
+            asked.get("ckpt_path") != checkpoint
+        ):  # named in a YAML file, or in a spelling not looked for above
+            checkpoint = asked.ckpt_path
+            model = self._parse_over(parser, args, checkpoint)
+        if model is not None:
+            _check_backbone(str(checkpoint), model, self.config[words[0]].model)
+
+    def _parse_over(
+        self, parser: LightningArgumentParser, args: ArgsType, checkpoint: str | None
+    ) -> dict[str, Any] | None:
+        """Parse the command line on top of a checkpoint's model, which is returned; None without a file."""
+        if checkpoint is None or checkpoint in _KEYWORDS or checkpoint.startswith("registry"):
             super().parse_arguments(parser, args)
-            return
-        model = _hyperparameters(checkpoint)
+            return None
+        words, model = sys.argv[1:], _hyperparameters(checkpoint)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "checkpoint.yaml"
             file.write_text(yaml.safe_dump({"model": model}))
@@ -53,7 +68,7 @@ class _CLI(LightningCLI):
                 super().parse_arguments(parser, args)
             finally:
                 sys.argv[1:] = words
-        _check_backbone(checkpoint, model, self.config[words[0]].model)
+        return model
 
     def after_instantiate_classes(self) -> None:
         """Keep the model's configuration in every checkpoint, in plain values that rebuild the model."""
@@ -61,6 +76,10 @@ class _CLI(LightningCLI):
         arguments = _bare(asked.get("init_args", Namespace()))
         known = {"_class_path": asked.class_path, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
         self.model.save_hyperparameters({**known, **arguments}, logger=False)
+
+    def before_predict(self) -> None:
+        """Predictions go to files, batch by batch."""
+        self.trainer.callbacks.append(ActionWriter(Path(self.trainer.default_root_dir) / "predictions"))  # type: ignore[attr-defined]  # set in its constructor
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would lay the checkpoint's hyperparameters over YAML and command line here."""
@@ -113,30 +132,33 @@ def _hyperparameters(path: str) -> dict[str, Any]:
     return {"class_path": saved["_class_path"], "init_args": arguments}
 
 
-# What decides which function the weights compute; a backbone's other arguments (precision, ...) may change.
-_IDENTITY = ("transformer", "unet", "codec", "prompts", "prediction", "prompt_modulation", "time")
+# Where weights come from and their precision may change; the rest decides which function they compute.
+_FREE = ("pretrained", "dtype")
 
 
 def _check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
     """Refuse weights of another backbone even where all shapes agree."""
-    old, new = saved["init_args"].get("backbone"), asked.init_args.get("backbone")
+    old, new = saved["init_args"].get("backbone"), _bare(asked.init_args.get("backbone"))
     if old is None or new is None:
         return
-    new = new.as_dict() if isinstance(new, Namespace) else new
     pairs = {"class_path": (old["class_path"], new["class_path"])}
-    for name in _IDENTITY:
-        pairs[name] = (_bare(old.get("init_args", {}).get(name)), _bare(new.get("init_args", {}).get(name)))
+    ours, theirs = old.get("init_args", {}), new.get("init_args", {})
+    for name in {**ours, **theirs}:
+        if name not in _FREE:
+            pairs[name] = (_identity(name, ours.get(name)), _identity(name, theirs.get(name)))
     differing = [f"  {name}: checkpoint {a!r}, asked for {b!r}" for name, (a, b) in pairs.items() if a != b]
     if differing:
         raise SystemExit(
-            "\n".join(
-                [
-                    f"ai-wam: the checkpoint {path!r} holds the weights of another backbone:",
-                    *differing,
-                    "Leave --model.backbone out to use the checkpoint's own, or give one of this backbone.",
-                ]
-            )
+            f"ai-wam: the checkpoint {path!r} holds the weights of another backbone:\n"
+            + "\n".join(differing)
+            + "\nLeave --model.backbone out to use the checkpoint's own, or give a checkpoint of this one."
         )
+
+
+def _identity(name: str, value: Any) -> Any:
+    """What of an argument must agree: of a noise path its kind, of others everything."""
+    value = _bare(value)
+    return value.get("class_path") if name == "path" and isinstance(value, dict) else value
 
 
 def _bare(value: Any) -> Any:

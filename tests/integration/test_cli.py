@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -105,14 +106,36 @@ def test_test_runs_trials_and_reports(place: Path, monkeypatch: pytest.MonkeyPat
     assert "<video" in (place / "tested" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("command", ["validate", "predict"])
-def test_recorded_episodes_are_judged_and_predicted(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, command: str
+def judge(patch: pytest.MonkeyPatch, command: str) -> None:
+    shards = ["--data=configs/data/shards.yaml", "--data.train=data", "--data.val=data", "--data.workers=0"]
+    run(patch, command, "--ckpt_path=fit/fit/checkpoints/last.ckpt", *shards, "--trainer.logger=false")
+
+
+def test_recorded_episodes_are_judged(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.chdir(place)
-    shards = ["--data=configs/data/shards.yaml", "--data.train=data", "--data.val=data", "--data.workers=0"]
-    run(monkeypatch, command, "--ckpt_path=fit/fit/checkpoints/last.ckpt", *shards, "--trainer.logger=false")
-    assert ("val/position_mm" in capsys.readouterr().out) == (command == "validate")
+    judge(monkeypatch, "validate")
+    assert "val/position_mm" in capsys.readouterr().out
+
+
+def test_predictions_are_written(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    judge(monkeypatch, "predict")
+    saved = np.load(place / "predictions" / "rank0-batch00000.npz")
+    assert saved["actions"].shape == (len(saved["keys"]), 8, 8)
+    assert saved["valid"].shape == saved["confidence"].shape == (len(saved["keys"]), 8)
+    assert float(saved["dt"]) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("spelling", ["--ckpt_path=last.ckpt", "--config=named.yaml"])
+def test_a_checkpoint_is_known_by_any_name(place: Path, monkeypatch: pytest.MonkeyPatch, spelling: str):
+    """`last` alone is a keyword of Lightning's, `last.ckpt` a file; a YAML may name it too."""
+    (place / "named.yaml").write_text("ckpt_path: fit/fit/checkpoints/last.ckpt\n")
+    monkeypatch.chdir(place / "fit" / "fit" / "checkpoints" if "last" in spelling else place)
+    other = "--model.backbone=configs/backbone/cogvideox-tiny.yaml"
+    with pytest.raises(SystemExit, match="holds the weights of another backbone"):
+        one_trial(monkeypatch, "refused", spelling, "--model=tasks.policy.PolicyControl", other)
 
 
 def test_the_command_line_wins_over_the_checkpoint(place: Path, monkeypatch: pytest.MonkeyPatch):

@@ -132,6 +132,38 @@ def test_who_acts_does_not_know_where_a_moving_camera_will_be(
     assert torch.equal(one.clean, other.clean) != known
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # float32 norms under autocast
+@pytest.mark.parametrize("name", ["policy", "joint"])
+def test_half_precision_leaves_geometry_and_codec_alone(backbone: VideoBackbone, name: str):
+    task, batch = JointGeneration(backbone, CLIP, plans={name: 1.0}), batch_of(2)
+    plain = task.training_canvas(batch, plan(name))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = task.training_canvas(batch, plan(name))
+        context = backbone.encode_prompts(batch.prompts, torch.device("cpu"))
+        loss = backbone.loss(mixed, context, torch.tensor([0.5, 1.0]), torch.randn(mixed.clean.shape))
+    assert torch.equal(plain.condition, mixed.condition)
+    assert torch.equal(plain.clean, mixed.clean)
+    assert loss.dtype == torch.float32
+
+
+def test_a_lost_calibration_costs_its_view_only(backbone: VideoBackbone):
+    task, batch = PolicyControl(backbone, CLIP), batch_of(2)
+    poses = batch.cameras.world_from_camera.clone()
+    poses[0, 1] = torch.nan
+    lost = replace(batch, cameras=replace(batch.cameras, world_from_camera=poses))
+    canvas = task.training_canvas(lost, plan("policy"))
+    assert canvas.condition.isfinite().all()
+    assert canvas.clean.isfinite().all()
+    counted = canvas.unpack(canvas.counted)
+    assert not counted[3][0].any()
+    assert counted[3][1].any()
+    assert counted[1].any()
+
+
+def test_fewer_views_than_the_clip_names_are_fine(backbone: VideoBackbone):
+    PolicyControl(backbone, replace(CLIP, views=("front", "side", "wrist")))._check(batch_of())
+
+
 def test_data_of_another_clip_are_refused(backbone: VideoBackbone):
     task = PolicyControl(backbone, replace(CLIP, views=("front",)))
     with pytest.raises(ValueError, match=r"2 views of \(32, 32\) pixels, the model's clip has 1 views"):
