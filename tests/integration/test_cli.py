@@ -122,7 +122,8 @@ def test_recorded_episodes_are_judged(
 def test_predictions_are_written(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     judge(monkeypatch, "predict")
-    saved = np.load(place / "predictions" / "rank0-batch00000.npz")
+    with np.load(place / "predictions" / "rank0-batch00000.npz") as file:
+        saved = dict(file)
     assert saved["actions"].shape == (len(saved["keys"]), 8, 8)
     assert saved["valid"].shape == saved["confidence"].shape == (len(saved["keys"]), 8)
     assert float(saved["dt"]) == pytest.approx(0.2)
