@@ -44,9 +44,8 @@ class _CLI(LightningCLI):
         checkpoint = _option(words, "--ckpt_path")
         model = self._parse_over(parser, args, checkpoint)
         asked = self.config[words[0]]
-        if (
-            asked.get("ckpt_path") != checkpoint
-        ):  # named in a YAML file, or in a spelling not looked for above
+        # It may be named in a YAML file, or in a spelling not looked for above.
+        if asked.get("ckpt_path") != checkpoint:
             checkpoint = asked.ckpt_path
             model = self._parse_over(parser, args, checkpoint)
         if model is not None:
