@@ -120,6 +120,7 @@ class Segment:
         length: latent frames.
         given: how many of them, from the first, are given clean.
         still: the first frame is repeated over the whole length (where segments must be equally long).
+        pad: copies of the first frame put before it, given, for networks whose tokens span several frames.
     """
 
     kind: Kind
@@ -127,6 +128,7 @@ class Segment:
     length: int
     given: int
     still: bool = False
+    pad: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,10 @@ class Canvas(Movable):
         clean: clean latents; where they are to be generated, the truth in training and zeros in sampling.
         given: True where the clean latents are given: never noised, never stepped, never in the loss.
         counted: True where the loss counts: generated, and the truth is known.
-        condition: per position: rays of the view (Pluecker, frame of view 0 at time 0), given, is-action, and
-            the clean first-observation latent of the view.
+        condition: per position: rays of the view (Pluecker, frame of view 0 at time 0), given, is-action,
+            and, where the spec says so, the clean first-observation latent of the view.
+        image: what an image-to-video model is shown of each segment: latents of its first frame alone, as
+            `VideoBackbone.encode_still` makes them; None for models that are not shown any.
     """
 
     segments: tuple[Segment, ...]
@@ -149,17 +153,19 @@ class Canvas(Movable):
     given: Bool[Tensor, "b 1 f h w"]
     counted: Bool[Tensor, "b 1 f h w"]
     condition: Float[Tensor, "b k f h w"]
+    image: Float[Tensor, "b c f h w"] | None = None
 
     def unpack(self, latents: Shaped[Tensor, "b c f h w"]) -> list[Shaped[Tensor, "b c _ _ _"]]:
-        """The segments' latents, in order."""
+        """The segments' latents, in order, without their padding."""
         if self.axis == "width":
             return list(latents.chunk(len(self.segments), dim=4))
-        return list(latents.split([segment.length for segment in self.segments], dim=2))
+        parts = latents.split([segment.pad + segment.length for segment in self.segments], dim=2)
+        return [part[:, :, segment.pad :] for segment, part in zip(self.segments, parts, strict=True)]
 
 
 def condition_channels(spec: LatentSpec) -> int:
     """Channels of `Canvas.condition`: rays, given, is-action, first-observation latent."""
-    return RAY_CHANNELS + 2 + spec.channels
+    return RAY_CHANNELS + 2 + spec.first_observation * spec.channels
 
 
 def build_canvas(
@@ -173,6 +179,7 @@ def build_canvas(
     video: Float[Tensor, "b v c tl h w"] | None = None,
     action: Float[Tensor, "b v c tl h w"] | None = None,
     latent_frames: int | None = None,
+    stills: tuple[Float[Tensor, "b v c tl h w"], Float[Tensor, "b v c tl h w"]] | None = None,
     counted: Bool[Tensor, "b"] | None = None,
 ) -> Canvas:
     """Pack latents by a plan.
@@ -188,6 +195,8 @@ def build_canvas(
         video: latents of the whole observation clips, where known.
         action: latents of the whole action clips, where known.
         latent_frames: length of a full segment; needed only where neither clip is known.
+        stills: for image-to-video models, what they are shown of the first frames of the observation and of
+            the action clip.
         counted: rows whose truth is known; all, if left out.
 
     Raises:
@@ -201,38 +210,47 @@ def build_canvas(
             )
         latent_frames = known.shape[3]
     b, v = view_mask.shape
-    segments = plan.segments(v, latent_frames)
-    if spec.pack_axis == "width":  # side by side, all segments must be equally long
-        segments = tuple(
-            replace(s, length=latent_frames, given=latent_frames, still=True) if s.length == 1 else s
-            for s in segments
-        )
+    segments = tuple(_fitted(segment, spec, latent_frames) for segment in plan.segments(v, latent_frames))
     rays = _latent_rays(cameras, spec, size, latent_frames)
     calibrated = cameras.world_from_camera.isfinite().flatten(2).all(dim=2)  # b v
-    parts: list[list[Tensor]] = [[], [], [], []]
+    parts: list[list[Tensor]] = [[], [], [], [], []]
     for segment in segments:
-        first, whole = (first_video, video) if segment.kind is Kind.VIDEO else (first_action, action)
+        is_video = segment.kind is Kind.VIDEO
+        first, whole = (first_video, video) if is_video else (first_action, action)
         clean = _segment_latents(
             segment, first[:, segment.view], None if whole is None else whole[:, segment.view], plan
         )
         given = torch.zeros_like(clean[:, :1], dtype=torch.bool)
         given[:, :, : segment.given] = True
         present = view_mask[:, segment.view, None, None, None, None]
-        is_action = torch.full_like(clean[:, :1], float(segment.kind is Kind.ACTION))
-        context = first_video[:, segment.view].expand_as(clean)
-        condition = torch.cat(
-            [rays[:, segment.view, :, : segment.length], given.to(clean), is_action, context], dim=1
-        )
+        conditions = [rays[:, segment.view, :, : segment.length], given.to(clean)]
+        conditions.append(torch.full_like(clean[:, :1], float(not is_video)))
+        if spec.first_observation:
+            conditions.append(first_video[:, segment.view].expand_as(clean))
         truth = given.new_ones(b) if counted is None else counted
-        if segment.kind is Kind.ACTION:  # without a calibration nothing can be drawn, so nothing is known
+        if not is_video:  # without a calibration nothing can be drawn, so nothing is known
             truth = truth & calibrated[:, segment.view]
         counts = ~given & present & truth[:, None, None, None, None]
-        for part, value in zip(
-            parts, (clean * present, given | ~present, counts, condition * present), strict=True
-        ):
-            part.append(value)
-    clean, given, counts, condition = (pack(part, spec.pack_axis) for part in parts)
-    return Canvas(segments, spec.pack_axis, clean, given, counts, condition)
+        values = [clean * present, given | ~present, counts, torch.cat(conditions, dim=1) * present]
+        if stills is not None:
+            values.append(stills[0 if is_video else 1][:, segment.view, :, : segment.length] * present)
+        for part, value in zip(parts, values, strict=False):
+            part.append(_padded(value, segment.pad))
+    clean, given, counts, condition = (pack(part, spec.pack_axis) for part in parts[:4])
+    image = None if stills is None else pack(parts[4], spec.pack_axis)
+    return Canvas(segments, spec.pack_axis, clean, given, counts, condition, image)
+
+
+def _fitted(segment: Segment, spec: LatentSpec, latent_frames: int) -> Segment:
+    """A segment as long as the network needs it: side by side all are equal, in time whole tokens."""
+    if spec.pack_axis == "width" and segment.length == 1:
+        return replace(segment, length=latent_frames, given=latent_frames, still=True)
+    return replace(segment, pad=-segment.length % spec.patch_time)
+
+
+def _padded(part: Shaped[Tensor, "b c l h w"], pad: int) -> Shaped[Tensor, "b c m h w"]:
+    """The first frame repeated `pad` times before it; the first frame is given in every plan."""
+    return part if pad == 0 else torch.cat([part[:, :, :1].expand(-1, -1, pad, -1, -1), part], dim=2)
 
 
 def _segment_latents(segment: Segment, first: Tensor, whole: Tensor | None, plan: Plan) -> Tensor:

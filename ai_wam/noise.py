@@ -2,13 +2,15 @@
 
 Flow matching, variance-preserving v-prediction and EDM differ in four things only: the coefficients, what the
 network is asked to predict, the time it is told, and which times are drawn in training. Everything else
-(loss, sampling) is written once over these. Both paths here invert linearly, so one step z' = a' x0 + b' eps
-equals diffusers' FlowMatchEulerDiscreteScheduler and CogVideoXDDIMScheduler.
+(loss, sampling) is written once over these. All of them invert linearly, so one step z' = a' x0 + b' eps
+equals diffusers' FlowMatchEulerDiscreteScheduler, CogVideoXDDIMScheduler and EulerDiscreteScheduler.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -72,6 +74,14 @@ class NoisePath(ABC):
     def model_time(self, u: Float[Tensor, "*n"]) -> Tensor:
         """The time argument the pretrained network knows for a noise level."""
 
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:
+        """Noise levels of n training samples, on the generator's device."""
+        return self.sampling.draw(n, generator)
+
+    def weight(self, u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """Weight of a sample's loss; 1 unless the model was trained otherwise."""
+        return torch.ones_like(u)
+
     def add_noise(
         self, clean: Float[Tensor, "*n"], noise: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
     ) -> Float[Tensor, "*n"]:
@@ -95,7 +105,24 @@ class NoisePath(ABC):
 
 @dataclass(frozen=True)
 class FlowMatching(NoisePath):
-    """Straight lines: z = (1 - u) x0 + u eps, prediction eps - x0 (Wan; arXiv 2210.02747)."""
+    """Straight lines: z = (1 - u) x0 + u eps, prediction eps - x0 (Wan; arXiv 2210.02747).
+
+    Attributes:
+        weighting: "bell" weighs samples by exp(-2 (u - 1/2)^2), moved to 0 at pure noise and scaled to a mean
+            of 1 over uniform u, as the released Action Images model was trained.
+    """
+
+    weighting: Literal["uniform", "bell"] = "uniform"
+
+    # Mean of exp(-2 (u - 1/2)^2) over uniform u: sqrt(pi / 2) erf(1 / sqrt(2)).
+    BELL_MEAN = 0.85562439
+
+    def weight(self, u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """1, or the bell."""
+        if self.weighting == "uniform":
+            return torch.ones_like(u)
+        lowest = math.exp(-0.5)
+        return (torch.exp(-2 * (u - 0.5) ** 2) - lowest) / (self.BELL_MEAN - lowest)
 
     def coefficients(self, u: Float[Tensor, "*n"]) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
         """1 - u and u."""
@@ -155,19 +182,97 @@ class VariancePreserving(NoisePath):
         self, clean: Float[Tensor, "*n"], noise: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
     ) -> Float[Tensor, "*n"]:
         """The velocity a eps - b x0."""
-        a, b = self.coefficients(u)
-        return a * noise - b * clean
+        return _velocity(*self.coefficients(u), clean, noise)
 
     def invert(
         self, prediction: Float[Tensor, "*n"], noisy: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
     ) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
         """x0 = a z - b v and eps = b z + a v."""
-        a, b = self.coefficients(u)
-        return a * noisy - b * prediction, b * noisy + a * prediction
+        return _from_velocity(*self.coefficients(u), prediction, noisy)
 
     def model_time(self, u: Float[Tensor, "*n"]) -> Tensor:
         """The training step, 0 to 999."""
         return (self._index(u) - 1).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class EDM(NoisePath):
+    """Continuous noise scales with preconditioning (Stable Video Diffusion; arXiv 2206.00364).
+
+    What the preconditioned network sees of x = x0 + s eps is z = x / sqrt(1 + s^2), and its raw output is
+    the velocity of that variance-preserving path, so EDM is one more path. u walks Karras's grid: s rises
+    from sigma_min at u = CLEAN to sigma_max at u = 1; below CLEAN it falls to 0 in a straight line. Pure
+    noise still holds 1 / sigma_max of the clean latents, as in the released model.
+
+    Attributes:
+        sigma_min: smallest noise scale.
+        sigma_max: largest noise scale.
+        rho: bend of the grid.
+        log_mean: training draws ln s from a normal distribution of this mean,
+        log_std: and this standard deviation; `sampling` contributes its share of pure noise.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 700.0
+    rho: float = 7.0
+    log_mean: float = 0.7
+    log_std: float = 1.6
+
+    CLEAN = 0.001
+
+    def sigma(self, u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """The noise scale s."""
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        ramp = ((u - self.CLEAN) / (1 - self.CLEAN)).clamp(min=0)
+        return torch.where(
+            u < self.CLEAN, self.sigma_min * u / self.CLEAN, (low + ramp * (high - low)) ** self.rho
+        )
+
+    def coefficients(self, u: Float[Tensor, "*n"]) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+        """1 / sqrt(1 + s^2) and s / sqrt(1 + s^2)."""
+        sigma = self.sigma(u)
+        a = (1 + sigma**2).rsqrt()
+        return a, sigma * a
+
+    def target(
+        self, clean: Float[Tensor, "*n"], noise: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> Float[Tensor, "*n"]:
+        """The velocity a eps - b x0."""
+        return _velocity(*self.coefficients(u), clean, noise)
+
+    def invert(
+        self, prediction: Float[Tensor, "*n"], noisy: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+        """x0 = a z - b v and eps = b z + a v."""
+        return _from_velocity(*self.coefficients(u), prediction, noisy)
+
+    def model_time(self, u: Float[Tensor, "*n"]) -> Tensor:
+        """ln(s) / 4; what is clean is told the smallest noise scale."""
+        return self.sigma(u).clamp(min=self.sigma_min).log() / 4
+
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:
+        """Log-normal noise scales within the grid, and the share of pure noise."""
+        pure = self.sampling.draw(n, generator) == 1
+        log = torch.randn(n, generator=generator, device=generator.device) * self.log_std + self.log_mean
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        ramp = (log.exp().clamp(self.sigma_min, self.sigma_max) ** (1 / self.rho) - low) / (high - low)
+        return torch.where(pure, 1.0, self.CLEAN + (1 - self.CLEAN) * ramp)
+
+    def grid(self, steps: int) -> Float[Tensor, "n"]:
+        """Karras's noise scales from sigma_max to sigma_min, then clean."""
+        if steps < 1:
+            raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+        levels = shifted(torch.linspace(1, 0, steps), self.sampler_shift)
+        return torch.cat([self.CLEAN + (1 - self.CLEAN) * levels, torch.zeros(1)])
+
+
+def _velocity(a: Tensor, b: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+    return a * noise - b * clean
+
+
+def _from_velocity(a: Tensor, b: Tensor, velocity: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor]:
+    """Clean latents and noise, where a^2 + b^2 = 1."""
+    return a * noisy - b * velocity, b * noisy + a * velocity
 
 
 def shifted(u: Float[Tensor, "*n"], shift: float) -> Float[Tensor, "*n"]:

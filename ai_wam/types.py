@@ -78,7 +78,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """What the canvas needs to know of a backbone's latents.
+    """What canvas, loss and sampling need to know of a backbone's latents.
 
     Attributes:
         channels: latent channels c.
@@ -86,7 +86,12 @@ class LatentSpec:
         temporal_stride: video frames per latent frame; the first latent frame holds the first frame alone.
         frame_multiple: clips of frame_multiple * k + 1 frames are valid.
         patch: latent cells per token, both ways.
+        patch_time: latent frames per token; segments are filled up to a multiple of it.
         pack_axis: how segments share the canvas.
+        time: whom the network tells a noise level apart: nobody ("shared"), or given frames or tokens, which
+            are then told that they are clean.
+        first_observation: whether the clean first-observation latent is among the conditions.
+        only_grid: the one latent grid that the network has positions for; None where any will do.
     """
 
     channels: int
@@ -94,7 +99,11 @@ class LatentSpec:
     temporal_stride: int
     frame_multiple: int
     patch: int = 2
+    patch_time: int = 1
     pack_axis: Literal["time", "width"] = "time"
+    time: Literal["shared", "per_frame", "per_token"] = "shared"
+    first_observation: bool = True
+    only_grid: tuple[int, int] | None = None
 
     def latent_frames(self, frames: int) -> int:
         """Latent frames of a clip.
@@ -114,7 +123,7 @@ class LatentSpec:
         """Rows and columns of the latent grid of an image.
 
         Raises:
-            ValueError: a size that is no multiple of a token's pixels.
+            ValueError: a size that is no multiple of a token's pixels, or not the only one there is.
         """
         token = self.spatial_stride * self.patch
         if size[0] % token or size[1] % token:
@@ -122,7 +131,14 @@ class LatentSpec:
                 f"images of {size[0]} x {size[1]} pixels do not fit this backbone: "
                 f"both must be multiples of {token}; change clip.size"
             )
-        return size[0] // self.spatial_stride, size[1] // self.spatial_stride
+        grid = (size[0] // self.spatial_stride, size[1] // self.spatial_stride)
+        if self.only_grid not in (None, grid):
+            raise ValueError(
+                f"images of {size[0]} x {size[1]} pixels do not fit this backbone: its learned positions are "
+                f"for {' x '.join(str(n * self.spatial_stride) for n in self.only_grid or ())}; "
+                "change clip.size"
+            )
+        return grid
 
 
 @dataclass(frozen=True)

@@ -8,49 +8,63 @@ from torch import Tensor, nn
 
 
 class ConditionedInput(nn.Module):
-    """Wraps a denoiser's input convolution; at step 0 its output is bit-identical to the convolution's.
+    """Wraps a denoiser's input projection; at step 0 its output is bit-identical to the projection's.
 
-    The input holds [latents | condition | pooled prompt], the prompt repeated over all positions: what the
-    wrapped model passes to its input projection anyway, so no block, hook or global state of it is touched.
+    The input holds [the model's own channels | condition | pooled prompt], the prompt repeated over all
+    positions: what the wrapped model passes to its input projection anyway, so no block, hook or global state
+    of it is touched.
 
     Args:
-        base: the pretrained projection (Conv2d or Conv3d) of the latents.
+        base: the pretrained projection: a convolution over positions, or a linear map of patches whose
+            features are ordered channel by channel.
         condition: channels of the canvas condition (rays, given, is-action, first observation).
         pooled: width of the pooled prompt, which scales and shifts the projected tokens; 0 leaves it out.
+        patch: positions per patch of a linear map.
     """
 
-    def __init__(self, base: nn.Conv2d | nn.Conv3d, condition: int, pooled: int = 0) -> None:
+    def __init__(
+        self, base: nn.Conv2d | nn.Conv3d | nn.Linear, condition: int, pooled: int = 0, patch: int = 1
+    ) -> None:
         super().__init__()
         self.base = base
-        self.channels = (base.in_channels, condition, pooled)
-        convolution: Any = type(base)
-        self.extra = convolution(
-            condition, base.out_channels, base.kernel_size, base.stride, base.padding, bias=False
-        )
-        nn.init.zeros_(self.extra.weight)
-        self.modulate = nn.Linear(pooled, 2 * base.out_channels) if pooled else None
-        if self.modulate is not None:
-            nn.init.zeros_(self.modulate.weight)
-            nn.init.zeros_(self.modulate.bias)
+        if isinstance(base, nn.Linear):
+            width, self.axis = base.out_features, -1
+            self.channels = [base.in_features, condition * patch, pooled * patch]
+            self.extra: nn.Module = nn.Linear(condition * patch, width, bias=False)
+        else:
+            width, self.axis = base.out_channels, 1
+            self.channels = [base.in_channels, condition, pooled]
+            convolution: Any = type(base)
+            self.extra = convolution(
+                condition, width, base.kernel_size, base.stride, base.padding, bias=False
+            )
+        self.modulate = nn.Linear(pooled, 2 * width) if pooled else None
+        for module in (self.extra, self.modulate):
+            for parameter in () if module is None else module.parameters():
+                nn.init.zeros_(parameter)
+        self.patch = patch
 
-    def forward(self, x: Float[Tensor, "b c *n"]) -> Float[Tensor, "b d *m"]:
+    def forward(self, x: Float[Tensor, "b *c"]) -> Float[Tensor, "b *d"]:
         """Tokens of latents plus tokens of conditions, modulated by the prompt."""
-        latents, condition, pooled = x.split(self.channels, dim=1)
-        tokens: Tensor = self.base(latents) + self.extra(condition)
+        own, condition, pooled = x.split(self.channels, dim=self.axis)
+        tokens: Tensor = self.base(own) + self.extra(condition)
         if self.modulate is None:
             return tokens
-        vector = pooled.flatten(2)[:, :, 0]
-        scale, shift = self.modulate(vector).chunk(2, dim=1)
-        shape = (*scale.shape, *(1 for _ in tokens.shape[2:]))
-        return tokens * (1 + scale.view(shape)) + shift.view(shape)
+        if self.axis == 1:  # one prompt per row; every position holds the same
+            vector = pooled.flatten(2)[:, :, 0]
+            shape = (len(tokens), -1, *(1 for _ in tokens.shape[2:]))
+            scale, shift = (part.view(shape) for part in self.modulate(vector).chunk(2, dim=1))
+        else:
+            scale, shift = self.modulate(pooled[..., :: self.patch]).chunk(2, dim=-1)
+        return tokens * (1 + scale) + shift
 
 
 def conditioned(
-    latents: Float[Tensor, "b c *n"], condition: Float[Tensor, "b k *n"], pooled: Float[Tensor, "b d"] | None
+    own: Float[Tensor, "b c *n"], condition: Float[Tensor, "b k *n"], pooled: Float[Tensor, "b d"] | None
 ) -> Float[Tensor, "b e *n"]:
     """The input of `ConditionedInput`."""
-    parts = [latents, condition.to(latents)]
+    parts = [own, condition.to(own)]
     if pooled is not None:
-        shape = (*pooled.shape, *(1 for _ in latents.shape[2:]))
-        parts.append(pooled.to(latents).view(shape).expand(-1, -1, *latents.shape[2:]))
+        shape = (*pooled.shape, *(1 for _ in own.shape[2:]))
+        parts.append(pooled.to(own).view(shape).expand(-1, -1, *own.shape[2:]))
     return torch.cat(parts, dim=1)

@@ -1,60 +1,161 @@
 """The interface of a video backbone, and what is written once for all of them: loss and sampling."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ai_wam.canvas import Canvas
+from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.noise import NoisePath
+from ai_wam.samplers import Solver, integrate
 from ai_wam.types import LatentSpec
+from backbones.adapter import ConditionedInput, conditioned
 from backbones.codec import LatentCodec
+from backbones.images import ImageEncoder
+from backbones.loading import load_denoiser, or_released
 from backbones.prompts import Context, PromptEncoder
 
 Prediction = Literal["native", "clean"]
+Time = Literal["shared", "per_frame", "per_token"]
 
 
 class VideoBackbone(nn.Module, ABC):
     """A latent video diffusion model that denoises a canvas.
 
-    A subclass builds three parts and writes `predict`; everything else is generic.
+    A subclass names its network and writes a few hooks and `predict`; everything else is generic. The hooks
+    are called in the order in which they stand here.
+
+    Attributes:
+        Denoiser: the network's class in diffusers.
+        folder: where a released checkpoint keeps it.
+        input_projection: dotted name of the projection that takes the latents in.
+        blocks: dotted names of the lists of repeated blocks: units of sharding and compilation.
+        times: time modes the network can do; the first one is how it was released.
 
     Args:
-        denoiser: the trainable network.
-        codec: the frozen video autoencoder.
-        prompts: the frozen prompt encoder.
-        path: the noise path the network was trained on.
-        spec: its latents.
+        pretrained: local folder or hub id of a released checkpoint in diffusers' layout.
+        architecture: constructor arguments of a denoiser to be built from scratch instead; whatever follows
+            from codec, prompts and images is filled in.
+        codec: video autoencoder; the released one if left out.
+        prompts: prompt encoder; the released one if left out.
+        images: image encoder; the released one, if the model has one and this is left out.
+        path: noise path; the released model's if left out.
         prediction: "native" reads the network's output as the path's own target; "clean" as the clean
             latents, which small models trained from scratch learn faster.
-        frozen_in_checkpoint: whether checkpoints carry codec and prompt encoder. Released ones are gigabytes
-            that never change: they are left out and loaded again from where they came.
+        time: whether given frames or tokens are told that they are clean, or all are told the same; as
+            released if left out.
+        first_observation: whether the clean first-observation latent enters at every position; not for
+            models that are shown a picture natively.
+        prompt_modulation: whether the pooled prompt also scales and shifts the input tokens.
+        gradient_checkpointing: recompute blocks in the backward pass: less memory, a third more time.
+        dtype: precision in which released weights are loaded.
+
+    Raises:
+        ValueError: neither or both of `pretrained` and `architecture`, a missing part, or parts that do not
+            fit one another.
+        FileNotFoundError: an incomplete checkpoint.
     """
+
+    Denoiser: ClassVar[Any]
+    folder: ClassVar[str] = "transformer"
+    input_projection: ClassVar[str]
+    blocks: ClassVar[tuple[str, ...]]
+    times: ClassVar[tuple[Time, ...]] = ("shared",)
 
     def __init__(
         self,
-        denoiser: nn.Module,
-        codec: LatentCodec,
-        prompts: PromptEncoder,
-        path: NoisePath,
-        spec: LatentSpec,
+        pretrained: str | None = None,
+        architecture: dict[str, Any] | None = None,
+        codec: LatentCodec | None = None,
+        prompts: PromptEncoder | None = None,
+        images: ImageEncoder | None = None,
+        path: NoisePath | None = None,
         prediction: Prediction = "native",
-        frozen_in_checkpoint: bool = True,
+        time: Time | None = None,
+        first_observation: bool = True,
+        prompt_modulation: bool = False,
+        gradient_checkpointing: bool = False,
+        dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
-        self.denoiser, self.codec, self.prompts = denoiser, codec, prompts
-        self.path, self.spec, self.prediction = path, spec, prediction
-        for part in (codec, prompts):
+        self.codec = or_released(codec, "codec", pretrained, self.released_codec)
+        self.prompts = or_released(prompts, "prompts", pretrained, self.released_prompts)
+        self.images, self.pretrained = images, pretrained
+        self.path, self.prediction = path or self.released_path(), prediction
+
+        def describe(config: Mapping[str, Any]) -> None:
+            self.spec = replace(
+                self.describe(config),
+                time=self._time(time),
+                first_observation=self._context(first_observation, config),
+            )
+            if self.images is None and pretrained is not None:
+                self.images = self.released_images(pretrained, config)
+
+        fixed = self.widths(architecture or {})
+        self.denoiser = load_denoiser(
+            self.Denoiser, self.folder, pretrained, architecture, getattr(torch, dtype), fixed, describe
+        )
+        self.prompt_modulation = prompt_modulation
+        self._adapt_input()
+        if gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+        for part in self._frozen():
             part.requires_grad_(False).eval()
-        if not frozen_in_checkpoint:
+        if pretrained is not None:
             self.register_state_dict_post_hook(_drop_frozen)
             self.register_load_state_dict_post_hook(_forgive_frozen)
+
+    # ------------------------------------------------------------------ what a subclass writes
+
+    @abstractmethod
+    def released_codec(self, pretrained: str) -> LatentCodec:
+        """The video autoencoder of a released checkpoint."""
+
+    @abstractmethod
+    def released_prompts(self, pretrained: str) -> PromptEncoder:
+        """The prompt encoder of a released checkpoint, loaded when first needed."""
+
+    def released_images(self, pretrained: str, config: Mapping[str, Any]) -> ImageEncoder | None:
+        """The image encoder of a released checkpoint, loaded when first needed; None if it has none."""
+        return None
+
+    @abstractmethod
+    def released_path(self) -> NoisePath:
+        """The noise path of the released model."""
+
+    @abstractmethod
+    def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+        """Constructor arguments of the denoiser that follow from codec, prompts and images."""
+
+    @abstractmethod
+    def describe(self, config: Mapping[str, Any]) -> LatentSpec:
+        """The latents of a denoiser of this configuration, before any weight is read.
+
+        Raises:
+            ValueError: a configuration that this backbone cannot use with its codec.
+        """
+
+    def shows_image(self, config: Mapping[str, Any]) -> bool:
+        """Whether a denoiser of this configuration is natively shown a picture beside the latents."""
+        return False
+
+    def encode_still(
+        self, first: Float[Tensor, "b v 3 1 h w"], latents: Float[Tensor, "b v c 1 lh lw"], frames: int
+    ) -> Float[Tensor, "b v c tl lh lw"] | None:
+        """What the network is shown of clips of which only the first frame is known; None: nothing.
+
+        Args:
+            first: the first frame in [-1, 1].
+            latents: the same, encoded.
+            frames: video frames of the clip.
+        """
+        return None
 
     @abstractmethod
     def predict(
@@ -62,12 +163,64 @@ class VideoBackbone(nn.Module, ABC):
     ) -> Float[Tensor, "b c f h w"]:
         """The network's raw output for a canvas at noise levels u; given positions hold clean latents."""
 
+    # ------------------------------------------------------------------ what is written once
+
     def train(self, mode: bool = True) -> "VideoBackbone":
         """Switch the denoiser's mode; the frozen parts stay in evaluation mode."""
         super().train(mode)
-        self.codec.eval()
-        self.prompts.eval()
+        for part in self._frozen():
+            part.eval()
         return self
+
+    def _frozen(self) -> list[nn.Module]:
+        return [part for part in (self.codec, self.prompts, self.images) if part is not None]
+
+    def _time(self, asked: Time | None) -> Time:
+        if asked is not None and asked not in self.times:
+            raise ValueError(
+                f"{type(self).__name__}: time {asked!r} is not known to this network; choose one of "
+                f"{', '.join(self.times)}"
+            )
+        return asked or self.times[0]
+
+    def _context(self, asked: bool, config: Mapping[str, Any]) -> bool:
+        if asked and self.shows_image(config):
+            raise ValueError(
+                f"{type(self).__name__}: this network is shown the first frame natively, so the condition "
+                "must not carry it again; set first_observation: false"
+            )
+        return asked
+
+    def _adapt_input(self) -> None:
+        """Put the condition adapter around the input projection."""
+        parent, _, name = self.input_projection.rpartition(".")
+        owner = self.denoiser.get_submodule(parent)
+        pooled = self.prompts.width if self.prompt_modulation else 0
+        volume = self.spec.patch**2 * self.spec.patch_time
+        adapted = ConditionedInput(getattr(owner, name), condition_channels(self.spec), pooled, volume)
+        setattr(owner, name, adapted)
+
+    def network_input(
+        self,
+        noisy: Float[Tensor, "b c f h w"],
+        canvas: Canvas,
+        context: Context,
+        native: Float[Tensor, "b n f h w"] | None = None,
+    ) -> Float[Tensor, "b d f h w"]:
+        """What the adapted input projection takes; `native`: channels the released model concatenates."""
+        own = noisy if native is None else torch.cat([noisy, native.to(noisy)], dim=1)
+        return conditioned(own, canvas.condition, context.pooled if self.prompt_modulation else None)
+
+    def network_time(self, u: Float[Tensor, "b"], canvas: Canvas) -> Float[Tensor, "b *n"]:
+        """The network's time argument: per row, frame or token, as the spec says."""
+        time = self.path.model_time(u).float()
+        if self.spec.time == "shared":
+            return time
+        p = self.spec.patch
+        generated = ~canvas.given[:, 0, :: self.spec.patch_time, ::p, ::p]
+        generated = generated.flatten(2).any(2) if self.spec.time == "per_frame" else generated.flatten(1)
+        clean = self.path.model_time(torch.zeros_like(u)).float()
+        return torch.where(generated, time[:, None], clean[:, None])
 
     def encode(self, video: Float[Tensor, "b v 3 t h w"]) -> Float[Tensor, "b v c tl lh lw"]:
         """Latents of every view's clip, each encoded on its own."""
@@ -83,9 +236,20 @@ class VideoBackbone(nn.Module, ABC):
             video: Tensor = self.codec.decode(parts.float()).float()
         return rearrange(video, "(b v) c t h w -> b v c t h w", b=latents.shape[0])
 
-    def encode_prompts(self, prompts: Sequence[str], device: torch.device) -> Context:
-        """The context of a batch of prompts."""
-        return self.prompts.encode(prompts, device)
+    def encode_context(
+        self,
+        prompts: Sequence[str],
+        now: Float[Tensor, "b v 3 1 h w"],
+        view_mask: Bool[Tensor, "b v"],
+    ) -> Context:
+        """What the network is told of prompts and observed pictures; missing views are zeros."""
+        context = self.prompts.encode(prompts, now.device)
+        if self.images is None:
+            return context
+        with torch.autocast(now.device.type, enabled=False):
+            tokens = self.images.encode(rearrange(now.float(), "b v c 1 h w -> (b v) c h w"))
+        tokens = rearrange(tokens, "(b v) k d -> b v k d", b=len(now)) * view_mask[:, :, None, None]
+        return replace(context, images=tokens.flatten(1, 2))
 
     def denoise(
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
@@ -106,6 +270,7 @@ class VideoBackbone(nn.Module, ABC):
         prediction = self.predict(noisy, u, canvas, context)
         target = canvas.clean if self.prediction == "clean" else self.path.target(canvas.clean, noise, level)
         error = ((prediction.float() - target.float()) ** 2 * canvas.counted).flatten(1).sum(1)
+        error = error * self.path.weight(u)
         return error / (canvas.counted.flatten(1).sum(1) * canvas.clean.shape[1]).clamp(min=1)
 
     @torch.no_grad()
@@ -117,32 +282,33 @@ class VideoBackbone(nn.Module, ABC):
         steps: int,
         guidance: float = 1.0,
         null_context: Context | None = None,
+        solver: Solver = "euler",
     ) -> Float[Tensor, "b c f h w"]:
-        """Generate what the canvas does not give, from noise (u = 1) down to clean (u = 0) in Euler steps.
+        """Generate what the canvas does not give, from noise (u = 1) down to clean (u = 0).
 
         Args:
             canvas: what is given; its given positions come back bit-identical.
-            context: the prompts.
+            context: prompts and pictures.
             noise: where the path starts; the same noise gives the same result.
-            steps: network evaluations.
+            steps: steps of the path's grid.
             guidance: scale of classifier-free guidance; 1 is off and costs nothing.
             null_context: the empty prompts, needed for guidance other than 1; evaluated in the same forward.
+            solver: see `ai_wam.samplers`.
         """
         if guidance != 1 and null_context is None:
             raise ValueError(f"guidance {guidance} needs null_context (the empty prompts)")
-        z = torch.where(canvas.given, canvas.clean, noise)
-        for now, after in pairwise(self.path.grid(steps).to(noise.device)):
-            u = now.expand(len(z))
+
+        def denoise(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
             if guidance == 1 or null_context is None:
-                clean, eps = self.denoise(z, u, canvas, context)
-            else:
-                both = self.denoise(_twice(z), _twice(u), _twice(canvas), _joined(context, null_context))
-                (clean, null_clean), (eps, null_eps) = (part.chunk(2) for part in both)
-                clean = null_clean + guidance * (clean - null_clean)
-                eps = null_eps + guidance * (eps - null_eps)
-            a, b = self.path.coefficients(after)
-            z = torch.where(canvas.given, canvas.clean, a * clean + b * eps)
-        return z
+                return self.denoise(z, u, canvas, context)
+            both = self.denoise(_twice(z), _twice(u), _twice(canvas), context.joined(null_context))
+            (clean, null_clean), (eps, null_eps) = (part.chunk(2) for part in both)
+            return null_clean + guidance * (clean - null_clean), null_eps + guidance * (eps - null_eps)
+
+        def hold(z: Tensor) -> Tensor:
+            return torch.where(canvas.given, canvas.clean, z)
+
+        return integrate(self.path, denoise, hold, noise, steps, solver)
 
 
 def _twice(value: Any) -> Any:
@@ -153,11 +319,7 @@ def _twice(value: Any) -> Any:
     return replace(value, **tensors)
 
 
-def _joined(first: Context, second: Context) -> Context:
-    return Context(torch.cat([first.tokens, second.tokens]), torch.cat([first.pooled, second.pooled]))
-
-
-_FROZEN = ("codec.", "prompts.")
+_FROZEN = ("codec.", "prompts.", "images.")
 
 
 def _drop_frozen(_: nn.Module, state: dict[str, Tensor], prefix: str, __: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Latent codecs: the interface of a backbone's video autoencoder, and a fixed linear one for small models."""
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -16,12 +17,18 @@ class LatentCodec(nn.Module, ABC):
         spatial_stride: pixels per latent cell.
         temporal_stride: video frames per latent frame after the first.
         frame_multiple: clips of frame_multiple * k + 1 frames are valid.
+        causal: what a latent frame has seen of later frames: "exact", nothing beyond its own block, so a
+            clip's beginning can be encoded and decoded alone; "blocks", the same for clips of valid lengths
+            only; "encoder", each frame is encoded alone, but the decoder looks ahead.
+        image_scale: factor from these latents to those an image-to-video network is shown.
     """
 
     channels: int
     spatial_stride: int
     temporal_stride: int
     frame_multiple: int
+    causal: Literal["exact", "blocks", "encoder"]
+    image_scale: float = 1.0
 
     @abstractmethod
     def encode(self, video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n c tl lh lw"]:
@@ -48,6 +55,7 @@ class PatchCodec(LatentCodec):
         temporal_weight: how much sooner a temporal frequency is dropped than a spatial one.
     """
 
+    causal = "exact"
     basis_first: Tensor
     basis_later: Tensor
 

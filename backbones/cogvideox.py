@@ -3,6 +3,7 @@
 Reading order: the video autoencoder, then the backbone.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,13 +13,12 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTran
 from jaxtyping import Float
 from torch import Tensor
 
-from ai_wam.canvas import Canvas, condition_channels
+from ai_wam.canvas import Canvas
 from ai_wam.noise import NoisePath, VariancePreserving
 from ai_wam.types import LatentSpec
-from backbones.adapter import ConditionedInput, conditioned
-from backbones.base import Prediction, VideoBackbone
+from backbones.base import VideoBackbone
 from backbones.codec import LatentCodec
-from backbones.loading import load_denoiser, load_part, or_released
+from backbones.loading import load_part
 from backbones.prompts import Context, PromptEncoder
 from backbones.t5 import T5Prompts
 
@@ -35,6 +35,8 @@ class CogVideoXVAE(LatentCodec):
         dtype: the weights' precision.
     """
 
+    causal = "blocks"
+
     def __init__(self, pretrained: str, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
         super().__init__()
         self.vae = load_part(AutoencoderKLCogVideoX, pretrained, "vae", getattr(torch, dtype))
@@ -43,6 +45,8 @@ class CogVideoXVAE(LatentCodec):
         self.spatial_stride = 2 ** (len(config.block_out_channels) - 1)
         self.temporal_stride = int(config.temporal_compression_ratio)
         self.frame_multiple = 2 * self.temporal_stride
+        if config.invert_scale_latents:  # 1.5 was shown pictures divided by the scale instead of multiplied
+            self.image_scale = self.scale**-2
 
     @torch.no_grad()
     def encode(self, video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n c tl lh lw"]:
@@ -58,93 +62,105 @@ class CogVideoXVAE(LatentCodec):
 
 
 class CogVideoX(VideoBackbone):
-    """A CogVideoX 1.0 text-to-video denoiser (2B, 5B) on the canvas; all positions are told one time.
+    """A CogVideoX denoiser on the canvas: 2B, 5B, 5B image to video, and 1.5; all positions share one time.
 
-    Args:
-        pretrained: local folder or hub id in diffusers' layout (transformer, vae, text_encoder, tokenizer).
-        transformer: configuration of a CogVideoXTransformer3DModel to be built from scratch instead; latent
-            channels and text width are filled in.
-        codec: video autoencoder; the pretrained one if left out.
-        prompts: prompt encoder; the pretrained one if left out.
-        path: noise path; the variance-preserving one with CogVideoX-5B's settings if left out.
-        prediction: what the network's output means; released weights are "native".
-        prompt_modulation: whether the pooled prompt also scales and shifts the input tokens.
-        dtype: precision in which pretrained weights are loaded.
-
-    Raises:
-        ValueError: neither or both of `pretrained` and `transformer`, a missing part, or other weights.
+    An image-to-video network sees, beside the noisy latents, the first frame's latent and zeros after it;
+    given frames stand there as they are. Tokens of 1.5 span two latent frames, so its segments begin with a
+    copy of their first frame where their number is odd, as in the released pipeline.
     """
 
-    denoiser: CogVideoXTransformer3DModel
+    Denoiser = CogVideoXTransformer3DModel
+    input_projection = "patch_embed.proj"
+    blocks = ("transformer_blocks",)
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        transformer: dict[str, Any] | None = None,
-        codec: LatentCodec | None = None,
-        prompts: PromptEncoder | None = None,
-        path: NoisePath | None = None,
-        prediction: Prediction = "native",
-        prompt_modulation: bool = False,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-    ) -> None:
-        codec = or_released(codec, "codec", pretrained, CogVideoXVAE)
-        prompts = or_released(prompts, "prompts", pretrained, _t5)
-        channels = {"in_channels": codec.channels, "out_channels": codec.channels}
-        denoiser = load_denoiser(
-            CogVideoXTransformer3DModel,
-            pretrained,
-            transformer,
-            getattr(torch, dtype),
-            **channels,
-            text_embed_dim=prompts.width,
-        )
-        config = denoiser.config
-        if config.in_channels != codec.channels or config.patch_size_t is not None:
+    OFFSET = 2.0  # what the released image-to-video 1.5 is always told
+
+    def released_codec(self, pretrained: str) -> LatentCodec:
+        """CogVideoX's video autoencoder."""
+        return CogVideoXVAE(pretrained)
+
+    def released_prompts(self, pretrained: str) -> PromptEncoder:
+        """T5 v1.1-XXL; padding tokens have states of their own."""
+        return T5Prompts(pretrained, encoder="T5EncoderModel", length=226, padding="states")
+
+    def released_path(self) -> NoisePath:
+        """Variance preserving, as 5B and 1.5; 2B has `snr_shift` 3."""
+        return VariancePreserving(snr_shift=1.0)
+
+    def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+        """Latent channels and text width."""
+        channels = self.codec.channels
+        taken = architecture.get("in_channels", channels)
+        return {"in_channels": taken, "out_channels": channels, "text_embed_dim": self.prompts.width}
+
+    def describe(self, config: Mapping[str, Any]) -> LatentSpec:
+        """Equal channels, or twice as many for image to video; positions that can be computed."""
+        codec, taken = self.codec, config["in_channels"]
+        if taken not in (codec.channels, 2 * codec.channels) or config["out_channels"] != codec.channels:
             raise ValueError(
-                f"CogVideoX: the transformer takes {config.in_channels} latent channels (temporal patch "
-                f"{config.patch_size_t}), the video autoencoder makes {codec.channels}; this backbone takes "
-                "the 1.0 text-to-video weights: equal channels, no temporal patch"
+                f"CogVideoX: the transformer takes {taken} channels and makes {config['out_channels']}, the "
+                f"video autoencoder makes {codec.channels}; this backbone needs {codec.channels} (text to "
+                f"video) or {2 * codec.channels} (image to video) in, {codec.channels} out: take both "
+                "from one release"
             )
         strides = (codec.spatial_stride, codec.temporal_stride, codec.frame_multiple)
-        spec = LatentSpec(codec.channels, *strides, config.patch_size)
-        pooled = prompts.width if prompt_modulation else 0
-        patches = denoiser.patch_embed
-        patches.proj = ConditionedInput(patches.proj, condition_channels(spec), pooled)
-        super().__init__(
-            denoiser,
-            codec,
-            prompts,
-            path or VariancePreserving(snr_shift=1.0),
-            spec,
-            prediction,
-            frozen_in_checkpoint=pretrained is None,
+        learned = config["use_learned_positional_embeddings"]
+        return LatentSpec(
+            codec.channels,
+            *strides,
+            patch=config["patch_size"],
+            patch_time=config["patch_size_t"] or 1,
+            only_grid=(config["sample_height"], config["sample_width"]) if learned else None,
         )
-        self.prompt_modulation = prompt_modulation
+
+    def shows_image(self, config: Mapping[str, Any]) -> bool:
+        """Image-to-video networks take twice the codec's channels."""
+        return bool(config["in_channels"] != self.codec.channels)
+
+    def encode_still(
+        self, first: Float[Tensor, "b v 3 1 h w"], latents: Float[Tensor, "b v c 1 lh lw"], frames: int
+    ) -> Float[Tensor, "b v c tl lh lw"] | None:
+        """The first frame's latent and zeros, for image-to-video networks."""
+        if not self.shows_image(self.denoiser.config):
+            return None
+        later = torch.zeros_like(latents).expand(-1, -1, -1, self.spec.latent_frames(frames) - 1, -1, -1)
+        return torch.cat([latents, later], dim=3)
 
     def predict(
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
     ) -> Float[Tensor, "b c f h w"]:
         """One forward of the transformer, which wants frames before channels."""
-        pooled = context.pooled if self.prompt_modulation else None
+        image, config = None, self.denoiser.config
+        if canvas.image is not None:
+            image = torch.where(canvas.given, canvas.clean, canvas.image) * self.codec.image_scale
+        offset = None if config.ofs_embed_dim is None else noisy.new_full((len(noisy),), self.OFFSET)
         prediction: Tensor = self.denoiser(
-            hidden_states=conditioned(noisy, canvas.condition, pooled).transpose(1, 2),
+            hidden_states=self.network_input(noisy, canvas, context, image).transpose(1, 2),
             encoder_hidden_states=context.tokens.to(noisy),
-            timestep=self.path.model_time(u),
+            timestep=self.network_time(u, canvas),
+            ofs=offset,
             image_rotary_emb=self._rotary(noisy),
             return_dict=False,
         )[0]
         return prediction.transpose(1, 2)
 
     def _rotary(self, noisy: Float[Tensor, "b c f h w"]) -> tuple[Tensor, Tensor] | None:
-        """Rotary positions, scaled to the training resolution as the released pipeline does; None for 2B."""
+        """Rotary positions as in the released pipelines; None for 2B.
+
+        1.0 scales them to the training resolution, 1.5 takes them as they are.
+        """
         config = self.denoiser.config
         if not config.use_rotary_positional_embeddings:
             return None
-        grid = (noisy.shape[3] // config.patch_size, noisy.shape[4] // config.patch_size)
-        base = (config.sample_height // config.patch_size, config.sample_width // config.patch_size)
+        p, steps = config.patch_size, self.spec.patch_time
+        grid = (noisy.shape[3] // p, noisy.shape[4] // p)
+        base = (config.sample_height // p, config.sample_width // p)
+        frames = noisy.shape[2] // steps
+        how: dict[str, Any] = {"crops_coords": _region(grid, base)}
+        if config.patch_size_t is not None:
+            how = {"crops_coords": None, "grid_type": "slice", "max_size": base}
         tables: tuple[Tensor, Tensor] = get_3d_rotary_pos_embed(
-            config.attention_head_dim, _region(grid, base), grid, noisy.shape[2], device=noisy.device
+            config.attention_head_dim, grid_size=grid, temporal_size=frames, device=noisy.device, **how
         )
         return tables
 
@@ -155,7 +171,3 @@ def _region(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, in
     h, w = round(grid[0] * scale), round(grid[1] * scale)
     top, left = round((base[0] - h) / 2), round((base[1] - w) / 2)
     return (top, left), (top + h, left + w)
-
-
-def _t5(pretrained: str) -> PromptEncoder:
-    return T5Prompts(pretrained, encoder="T5EncoderModel", length=226, padding="states")

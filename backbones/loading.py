@@ -1,6 +1,6 @@
 """Loading parts of a released checkpoint in diffusers' layout, with one clear error for what is missing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,31 +54,69 @@ def _missing(pretrained: str, subfolder: str, reason: str, local: bool) -> str:
 
 
 def load_denoiser(
-    kind: Any, pretrained: str | None, config: dict[str, Any] | None, dtype: torch.dtype, **fixed: int
+    kind: Any,
+    folder: str,
+    pretrained: str | None,
+    architecture: dict[str, Any] | None,
+    dtype: torch.dtype,
+    fixed: Mapping[str, int],
+    check: Callable[[Mapping[str, Any]], None],
 ) -> Any:
     """A denoiser with released weights, or a new one of a given size.
 
     Args:
         kind: its class in diffusers.
+        folder: where a checkpoint keeps it.
         pretrained: a local folder or hub id.
-        config: constructor arguments of a new one.
+        architecture: constructor arguments of a new one.
         dtype: of released weights.
-        fixed: constructor arguments that follow from codec and prompts.
+        fixed: constructor arguments of a new one that follow from codec, prompts and images.
+        check: looks at the configuration before any weight is read, and raises where it does not fit.
 
     Raises:
-        ValueError: neither or both of `pretrained` and `config`, or a config that contradicts what is fixed.
+        ValueError: neither or both of `pretrained` and `architecture`, an architecture that contradicts what
+            is fixed, or a checkpoint of another family.
+        FileNotFoundError: an incomplete checkpoint.
     """
-    if (pretrained is None) == (config is None):
+    if (pretrained is None) == (architecture is None):
         raise ValueError(
-            f"{kind.__name__}: give either `pretrained` (released weights) or `transformer` (a configuration)"
+            f"{kind.__name__}: give either `pretrained` (released weights) or `architecture` (a new one)"
         )
     if pretrained is not None:
-        return load_part(kind, pretrained, "transformer", dtype)
-    asked = config or {}
+        config = load_config(kind, pretrained, folder)
+        check(config)
+        return load_part(kind, pretrained, folder, dtype)
+    asked = architecture or {}
     clash = sorted(key for key in fixed if key in asked and asked[key] != fixed[key])
     if clash:
-        raise ValueError(f"{kind.__name__}: {clash} follow from codec and prompts ({fixed}); leave them out")
-    return kind(**{**asked, **fixed})
+        raise ValueError(
+            f"{kind.__name__}: {clash} follow from codec, prompts and images ({dict(fixed)}); leave them out"
+        )
+    denoiser = kind(**{**asked, **fixed})
+    check(denoiser.config)
+    return denoiser
+
+
+def load_config(kind: Any, pretrained: str, folder: str) -> Mapping[str, Any]:
+    """The full configuration of a checkpoint's denoiser, defaults included; no weight is read.
+
+    Raises:
+        ValueError: the checkpoint holds another class.
+        FileNotFoundError: it holds none.
+    """
+    local = Path(pretrained).is_dir()
+    try:
+        saved = kind.load_config(pretrained, subfolder=folder)
+    except OSError as error:
+        raise FileNotFoundError(_missing(pretrained, folder, str(error).split("\n")[0], local)) from error
+    found = saved.get("_class_name", kind.__name__)
+    if found != kind.__name__:
+        raise ValueError(
+            f"{pretrained!r} holds a {found}, this backbone needs a {kind.__name__}; "
+            "take the YAML of that model's family from configs/backbone"
+        )
+    with torch.device("meta"):
+        return kind.from_config(saved).config
 
 
 def or_released(part: _T | None, name: str, pretrained: str | None, load: Callable[[str], _T]) -> _T:

@@ -20,10 +20,19 @@ class Context(Movable):
     Attributes:
         tokens: prompt embeddings for cross-attention or joint attention; zeros after the end of the prompt.
         pooled: one vector per prompt.
+        images: tokens of the observed pictures, view by view, for models that are told of pictures.
     """
 
     tokens: Float[Tensor, "b l d"]
     pooled: Float[Tensor, "b d"]
+    images: Float[Tensor, "b n e"] | None = None
+
+    def joined(self, other: "Context") -> "Context":
+        """The rows of both."""
+        images = None
+        if self.images is not None and other.images is not None:
+            images = torch.cat([self.images, other.images])
+        return Context(torch.cat([self.tokens, other.tokens]), torch.cat([self.pooled, other.pooled]), images)
 
 
 class PromptEncoder(nn.Module, ABC):

@@ -54,13 +54,13 @@ class T5Prompts(PromptEncoder):
         """States "l d" of one prompt, on the CPU, and how many of them are its own."""
         tokenizer, encoder = self._load(device)
         text = tokenizer(
-            " ".join(prompt.split()),
-            padding="max_length",
-            truncation=True,
-            max_length=self.length,
-            return_tensors="pt",
+            " ".join(prompt.split()), padding="max_length", max_length=self.length, return_tensors="pt"
         ).to(device)
         count = int(text.attention_mask.sum())
+        if count > self.length:
+            raise ValueError(
+                f"the prompt {prompt[:60]!r}... has {count} tokens, limit {self.length}; shorten it"
+            )
         if self.padding == "states":
             return encoder(text.input_ids).last_hidden_state[0].float().cpu(), count
         states = encoder(text.input_ids, text.attention_mask).last_hidden_state[0, :count].float().cpu()

@@ -3,6 +3,7 @@
 Reading order: the video autoencoder, then the backbone.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,14 +11,15 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
-from ai_wam.canvas import Canvas, condition_channels
+from ai_wam.canvas import Canvas
 from ai_wam.noise import FlowMatching, NoisePath, TimeSampling
 from ai_wam.types import LatentSpec
-from backbones.adapter import ConditionedInput, conditioned
-from backbones.base import Prediction, VideoBackbone
+from backbones.base import VideoBackbone
 from backbones.codec import LatentCodec
-from backbones.loading import load_denoiser, load_part, or_released
+from backbones.images import CLIPImages, ImageEncoder
+from backbones.loading import load_part
 from backbones.prompts import Context, PromptEncoder
 from backbones.t5 import T5Prompts
 
@@ -31,6 +33,8 @@ class WanVAE(LatentCodec):
         pretrained: local folder or hub id in diffusers' layout.
         dtype: the weights' precision.
     """
+
+    causal = "exact"
 
     def __init__(self, pretrained: str, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
         super().__init__()
@@ -62,101 +66,88 @@ class WanVAE(LatentCodec):
 
 
 class Wan(VideoBackbone):
-    """A Wan denoiser on the canvas.
+    """A Wan denoiser on the canvas: text to video (2.1), image to video (2.1) or both (2.2 TI2V).
 
-    Args:
-        pretrained: local folder or hub id in diffusers' layout (transformer, vae, text_encoder, tokenizer).
-        transformer: configuration of a WanTransformer3DModel to be built from scratch instead; latent
-            channels and text width are filled in.
-        codec: video autoencoder; the pretrained one if left out.
-        prompts: prompt encoder; the pretrained one if left out.
-        path: noise path; flow matching with Wan 2.2's sampler shift of 5 if left out.
-        prediction: what the network's output means; released weights are "native".
-        time: "per_token" tells given positions the time 0 (Wan 2.2 TI2V), "shared" tells all the same.
-        prompt_modulation: whether the pooled prompt also scales and shifts the input tokens.
-        dtype: precision in which pretrained weights are loaded.
-
-    Raises:
-        ValueError: neither or both of `pretrained` and `transformer`, or a part is missing.
+    An image-to-video network sees, beside the noisy latents, which frames are given (one channel per video
+    frame of a latent frame) and the latents of a clip whose later frames are grey; given frames stand there
+    as they are. Its image tokens are those of every view, one after the other.
     """
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        transformer: dict[str, Any] | None = None,
-        codec: LatentCodec | None = None,
-        prompts: PromptEncoder | None = None,
-        path: NoisePath | None = None,
-        prediction: Prediction = "native",
-        time: Literal["per_token", "shared"] = "per_token",
-        prompt_modulation: bool = False,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-    ) -> None:
-        codec = or_released(codec, "codec", pretrained, WanVAE)
-        prompts = or_released(prompts, "prompts", pretrained, _umt5)
-        channels = {"in_channels": codec.channels, "out_channels": codec.channels}
-        denoiser = load_denoiser(
-            WanTransformer3DModel,
-            pretrained,
-            transformer,
-            getattr(torch, dtype),
-            **channels,
-            text_dim=prompts.width,
-        )
-        _, patch, _ = denoiser.config.patch_size
-        spec = LatentSpec(
-            codec.channels,
-            codec.spatial_stride,
-            codec.temporal_stride,
-            codec.frame_multiple,
-            patch,
-            pack_axis="time",
-        )
-        _check_channels(denoiser, spec)
-        pooled = prompts.width if prompt_modulation else 0
-        denoiser.patch_embedding = ConditionedInput(
-            denoiser.patch_embedding, condition_channels(spec), pooled
-        )
-        super().__init__(
-            denoiser,
-            codec,
-            prompts,
-            path or FlowMatching(sampling=TimeSampling(shift=5.0), sampler_shift=5.0),
-            spec,
-            prediction,
-            frozen_in_checkpoint=pretrained is None,
-        )
-        self.time, self.prompt_modulation = time, prompt_modulation
+    Denoiser = WanTransformer3DModel
+    input_projection = "patch_embedding"
+    blocks = ("blocks",)
+    times = ("per_token", "shared")
+
+    TEXT_LENGTH = 512  # image-to-video attention splits image and text tokens at this number
+
+    def released_codec(self, pretrained: str) -> LatentCodec:
+        """Wan's video autoencoder."""
+        return WanVAE(pretrained)
+
+    def released_prompts(self, pretrained: str) -> PromptEncoder:
+        """UMT5-XXL; tokens after the prompt's end are zeros."""
+        return T5Prompts(pretrained, encoder="UMT5EncoderModel", length=self.TEXT_LENGTH, padding="zeros")
+
+    def released_images(self, pretrained: str, config: Mapping[str, Any]) -> ImageEncoder | None:
+        """CLIP's patches, for networks that take them."""
+        if config["image_dim"] is None:
+            return None
+        return CLIPImages(pretrained, features="penultimate", processor="image_processor")
+
+    def released_path(self) -> NoisePath:
+        """Flow matching with the shift of Wan 2.2 TI2V."""
+        return FlowMatching(sampling=TimeSampling(shift=5.0), sampler_shift=5.0)
+
+    def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+        """Latent channels, text width and image width."""
+        channels = self.codec.channels
+        taken = architecture.get("in_channels", channels)
+        widths = {"in_channels": taken, "out_channels": channels, "text_dim": self.prompts.width}
+        return widths if self.images is None else {**widths, "image_dim": self.images.width}
+
+    def describe(self, config: Mapping[str, Any]) -> LatentSpec:
+        """Equal channels, or those of an image-to-video network."""
+        codec, taken = self.codec, config["in_channels"]
+        shown = 2 * codec.channels + codec.temporal_stride
+        if taken not in (codec.channels, shown) or config["out_channels"] != codec.channels:
+            raise ValueError(
+                f"Wan: the transformer takes {taken} channels and makes {config['out_channels']}, the video "
+                f"autoencoder makes {codec.channels}; this backbone needs {codec.channels} (text to video) "
+                f"or {shown} (image to video) in, {codec.channels} out: take both from one release"
+            )
+        steps, patch, _ = config["patch_size"]
+        strides = (codec.spatial_stride, codec.temporal_stride, codec.frame_multiple)
+        return LatentSpec(codec.channels, *strides, patch=patch, patch_time=steps)
+
+    def shows_image(self, config: Mapping[str, Any]) -> bool:
+        """Image-to-video networks take more channels than the codec makes."""
+        return bool(config["in_channels"] != self.codec.channels)
+
+    def encode_still(
+        self, first: Float[Tensor, "b v 3 1 h w"], latents: Float[Tensor, "b v c 1 lh lw"], frames: int
+    ) -> Float[Tensor, "b v c tl lh lw"] | None:
+        """Latents of the first frame followed by grey, for image-to-video networks."""
+        if not self.shows_image(self.denoiser.config):
+            return None
+        grey = torch.zeros_like(first).expand(-1, -1, -1, frames - 1, -1, -1)
+        return self.encode(torch.cat([first, grey], dim=3))
 
     def predict(
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
     ) -> Float[Tensor, "b c f h w"]:
         """One forward of the transformer."""
-        pooled = context.pooled if self.prompt_modulation else None
-        time = self.path.model_time(u)
-        if self.time == "per_token":
-            p = self.spec.patch
-            generated = ~canvas.given[:, 0, :, ::p, ::p].flatten(1)  # b n
-            time = time[:, None] * generated
+        text, native = context.tokens.to(noisy), None
+        if canvas.image is not None:
+            image = torch.where(canvas.given, canvas.clean, canvas.image)
+            given = canvas.given.to(noisy).expand(-1, self.codec.temporal_stride, -1, -1, -1)
+            native = torch.cat([given, image], dim=1)
+        if context.images is not None:
+            text = functional.pad(text, (0, 0, 0, self.TEXT_LENGTH - text.shape[1]))
         prediction: Tensor = self.denoiser(
-            hidden_states=conditioned(noisy, canvas.condition, pooled),
-            timestep=time,
-            encoder_hidden_states=context.tokens.to(noisy),
+            hidden_states=self.network_input(noisy, canvas, context, native),
+            timestep=self.network_time(u, canvas),
+            encoder_hidden_states=text,
+            encoder_hidden_states_image=None if context.images is None else context.images.to(noisy),
             return_dict=False,
         )[0]
         return prediction
-
-
-def _umt5(pretrained: str) -> PromptEncoder:
-    return T5Prompts(pretrained, encoder="UMT5EncoderModel", length=512, padding="zeros")
-
-
-def _check_channels(denoiser: WanTransformer3DModel, spec: LatentSpec) -> None:
-    channels = denoiser.config.in_channels
-    if channels != spec.channels or denoiser.config.patch_size[0] != 1:
-        raise ValueError(
-            f"Wan: the transformer takes {channels} latent channels in patches "
-            f"{tuple(denoiser.config.patch_size)}, the video autoencoder makes {spec.channels}; this "
-            "backbone needs equal channels and a temporal patch of 1 (text-to-video or TI2V weights; "
-            "image-to-video weights with extra channels are another model)"
-        )

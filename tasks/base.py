@@ -17,9 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from ai_wam.action_images import ActionImageTokenizer, DecodedActions
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, Kind, Plan, build_canvas, plan
+from ai_wam.samplers import Solver
 from ai_wam.seeds import named_generator
 from ai_wam.types import ActionChunk, Batch, Clip, Observation
 from backbones.base import VideoBackbone
+from backbones.prompts import Context
 from tasks.evaluation import ActionErrors, Trials, log_sample_videos
 
 
@@ -41,6 +43,7 @@ class WorldActionTask(LightningModule):
         prompt_dropout: share of samples that train with the empty prompt.
         sampling_steps: network evaluations of one prediction.
         guidance: scale of classifier-free guidance; 1 is off.
+        solver: how a prediction walks the noise path; see `ai_wam.samplers`.
         seed: of everything the task draws: plans, noise levels, noise.
     """
 
@@ -58,6 +61,7 @@ class WorldActionTask(LightningModule):
         prompt_dropout: float = 0.05,
         sampling_steps: int = 4,
         guidance: float = 1.0,
+        solver: Solver = "euler",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -71,7 +75,7 @@ class WorldActionTask(LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.prompt_dropout, self.sampling_steps, self.guidance = prompt_dropout, sampling_steps, guidance
-        self.seed = seed
+        self.solver, self.seed = solver, seed
         self.errors = ActionErrors()
 
     # ------------------------------------------------------------------ training
@@ -88,9 +92,9 @@ class WorldActionTask(LightningModule):
         for chosen, rows in self._draw_plans(batch, generator):
             part = batch.rows(rows)
             canvas = self.training_canvas(part, chosen)
-            u = self.backbone.path.sampling.draw(len(rows), generator).to(self.device)
+            u = self.backbone.path.draw(len(rows), generator).to(self.device)
             noise = torch.randn(canvas.clean.shape, generator=generator).to(self.device)
-            context = self.backbone.encode_prompts([prompts[row] for row in rows], self.device)
+            context = self._context([prompts[row] for row in rows], part.observation)
             loss = self.backbone.loss(canvas, context, u, noise)
             self.log(f"train/loss_{chosen.name}", loss.mean(), batch_size=len(rows))
             self.log(f"train/share_{chosen.name}", len(rows) / len(batch.keys), batch_size=len(batch.keys))
@@ -140,7 +144,14 @@ class WorldActionTask(LightningModule):
         self, actions: Float[Tensor, "b t 8"], cameras: Cameras
     ) -> Float[Tensor, "b v c tl h w"]:
         """Latents of the action images of every view."""
-        return self.backbone.encode(2 * self.tokenizer.encode(actions, cameras, self.clip.size) - 1)
+        return self.backbone.encode(self._draw(actions, cameras))
+
+    def _draw(self, actions: Float[Tensor, "b t 8"], cameras: Cameras) -> Float[Tensor, "b v 3 t h w"]:
+        """Action images in [-1, 1]."""
+        return 2 * self.tokenizer.encode(actions, cameras, self.clip.size) - 1
+
+    def _context(self, prompts: Sequence[str], observation: Observation) -> Context:
+        return self.backbone.encode_context(prompts, observation.video[:, :, :, -1:], observation.view_mask)
 
     def _canvas(
         self,
@@ -150,18 +161,24 @@ class WorldActionTask(LightningModule):
         video: Tensor | None = None,
         action: Tensor | None = None,
     ) -> Canvas:
-        now = observation.video[:, :, :, -1:]
+        firsts = (observation.video[:, :, :, -1:], self._draw(observation.action[:, None], cameras[:, :, :1]))
+        latents = [self.backbone.encode(first) for first in firsts]
+        stills = [
+            self.backbone.encode_still(first, latent, self.clip.frames)
+            for first, latent in zip(firsts, latents, strict=True)
+        ]
         return build_canvas(
             chosen,
             self.backbone.spec,
             self.clip.size,
             cameras,
             observation.view_mask,
-            first_video=self.backbone.encode(now),
-            first_action=self.encode_actions(observation.action[:, None], cameras[:, :, :1]),
+            first_video=latents[0],
+            first_action=latents[1],
             video=video,
             action=action,
             latent_frames=self.latent_frames,
+            stills=None if stills[0] is None or stills[1] is None else (stills[0], stills[1]),
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -236,9 +253,11 @@ class WorldActionTask(LightningModule):
                 for episode, seconds in draws
             ]
         ).to(self.device)
-        context = self.backbone.encode_prompts(observation.prompts, self.device)
-        null = self.backbone.encode_prompts([""] * len(noise), self.device) if self.guidance != 1 else None
-        return canvas, self.backbone.sample(canvas, context, noise, self.sampling_steps, self.guidance, null)
+        context = self._context(observation.prompts, observation)
+        null = self._context([""] * len(noise), observation) if self.guidance != 1 else None
+        return canvas, self.backbone.sample(
+            canvas, context, noise, self.sampling_steps, self.guidance, null, self.solver
+        )
 
     def decode_segments(
         self, canvas: Canvas, latents: Float[Tensor, "b c f h w"]

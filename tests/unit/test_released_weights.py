@@ -19,10 +19,9 @@ from ai_wam.canvas import Canvas, build_canvas, plan
 from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
 from backbones.cogvideox import CogVideoX
-from backbones.prompts import HashedWords
+from backbones.prompts import Context, HashedWords
 from backbones.wan import Wan
 
-CPU = torch.device("cpu")
 TEXT = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 8}
 
 
@@ -80,10 +79,15 @@ def canvas_of(backbone: VideoBackbone, frames: int = 9) -> Canvas:
     return build_canvas(plan("joint"), backbone.spec, (32, 32), cameras, mask, first, first, whole, whole)
 
 
+def context_of(backbone: VideoBackbone, *prompts: str) -> Context:
+    now = torch.zeros(len(prompts), 1, 3, 1, 32, 32)
+    return backbone.encode_context(prompts, now, torch.ones(len(prompts), 1, dtype=torch.bool))
+
+
 def test_wan_is_the_released_model_at_step_0(wan_folder: Path):
     wan = Wan(str(wan_folder))
     canvas = canvas_of(wan)
-    context = wan.encode_prompts(["reach the red ball"], CPU)
+    context = context_of(wan, "reach the red ball")
     noise = torch.randn(canvas.clean.shape)
     plain = WanTransformer3DModel.from_pretrained(wan_folder, subfolder="transformer")
     time = 1000 * 0.6 * (~canvas.given[:, 0, :, ::2, ::2]).flatten(1)
@@ -108,7 +112,7 @@ def test_wan_codec_is_causal_and_normalised(wan_folder: Path):
 
 
 def test_wan_prompts_end_in_zeros(wan_folder: Path):
-    context = Wan(str(wan_folder)).encode_prompts(["reach the red ball", "reach", ""], CPU)
+    context = context_of(Wan(str(wan_folder)), "reach the red ball", "reach", "")
     assert context.tokens.shape == (3, 512, 16)
     assert [int(row.abs().sum(-1).gt(0).sum()) for row in context.tokens] == [5, 2, 1]
     torch.testing.assert_close(context.pooled[1], context.tokens[1, :2].mean(0))
@@ -117,7 +121,7 @@ def test_wan_prompts_end_in_zeros(wan_folder: Path):
 def test_cogvideox_is_the_released_model_at_step_0(cogvideox_folder: Path):
     model = CogVideoX(str(cogvideox_folder))
     canvas = canvas_of(model)
-    context = model.encode_prompts(["reach the red ball"], CPU)
+    context = context_of(model, "reach the red ball")
     assert context.tokens.shape == (1, 226, 16)
     assert context.tokens[0, 5:].abs().sum() > 0
     noise = torch.randn(canvas.clean.shape)
@@ -186,13 +190,13 @@ def test_either_weights_or_a_configuration(wan_folder: Path):
     with pytest.raises(ValueError, match="either `pretrained`"):
         Wan(codec=codec, prompts=prompts)
     with pytest.raises(ValueError, match="either `pretrained`"):
-        Wan(str(wan_folder), transformer={"num_layers": 1})
+        Wan(str(wan_folder), architecture={"num_layers": 1})
     with pytest.raises(ValueError, match="needs its `codec`"):
-        CogVideoX(transformer={"num_layers": 1})
-    with pytest.raises(ValueError, match=r"\['text_dim'\] follow from codec and prompts"):
-        Wan(transformer={"text_dim": 7}, codec=codec, prompts=prompts)
+        CogVideoX(architecture={"num_layers": 1})
+    with pytest.raises(ValueError, match=r"\['text_dim'\] follow from codec, prompts and images"):
+        Wan(architecture={"text_dim": 7}, codec=codec, prompts=prompts)
 
 
 def test_weights_of_another_codec_are_refused(wan_folder: Path):
-    with pytest.raises(ValueError, match=r"takes 16 latent channels .* makes 48"):
+    with pytest.raises(ValueError, match=r"takes 16 channels .* makes 48"):
         Wan(str(wan_folder), codec=PatchCodec(48))

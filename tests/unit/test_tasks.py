@@ -139,7 +139,7 @@ def test_half_precision_leaves_geometry_and_codec_alone(backbone: VideoBackbone,
     plain = task.training_canvas(batch, plan(name))
     with torch.autocast("cpu", torch.bfloat16):
         mixed = task.training_canvas(batch, plan(name))
-        context = backbone.encode_prompts(batch.prompts, torch.device("cpu"))
+        context = backbone.encode_context(batch.prompts, batch.video[:, :, :, :1], batch.view_mask)
         loss = backbone.loss(mixed, context, torch.tensor([0.5, 1.0]), torch.randn(mixed.clean.shape))
     assert torch.equal(plain.condition, mixed.condition)
     assert torch.equal(plain.clean, mixed.clean)
