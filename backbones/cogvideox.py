@@ -158,7 +158,7 @@ class CogVideoX(VideoBackbone):
         frames = noisy.shape[2] // steps
         how: dict[str, Any] = {"crops_coords": _region(grid, base)}
         if config.patch_size_t is not None:
-            how = {"crops_coords": None, "grid_type": "slice", "max_size": base}
+            how = {"crops_coords": None, "grid_type": "slice", "max_size": grid}
         tables: tuple[Tensor, Tensor] = get_3d_rotary_pos_embed(
             config.attention_head_dim, grid_size=grid, temporal_size=frames, device=noisy.device, **how
         )
