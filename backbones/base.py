@@ -163,6 +163,10 @@ class VideoBackbone(nn.Module, ABC):
     ) -> Float[Tensor, "b c f h w"]:
         """The network's raw output for a canvas at noise levels u; given positions hold clean latents."""
 
+    def prepare(self, canvas: Canvas, context: Context) -> Context:
+        """Compute once what does not change while a canvas is sampled, and keep it in `Context.memory`."""
+        return context
+
     # ------------------------------------------------------------------ what is written once
 
     def train(self, mode: bool = True) -> "VideoBackbone":
@@ -229,12 +233,23 @@ class VideoBackbone(nn.Module, ABC):
             latents: Tensor = self.codec.encode(clips.float()).float()
         return rearrange(latents, "(b v) c t h w -> b v c t h w", b=video.shape[0])
 
-    def decode(self, latents: Float[Tensor, "b v c tl lh lw"]) -> Float[Tensor, "b v 3 t h w"]:
-        """Video in [-1, 1] of every view's latents."""
+    def decode(
+        self, latents: Float[Tensor, "b v c tl lh lw"], frames: int | None = None
+    ) -> Float[Tensor, "b v 3 t h w"]:
+        """Video in [-1, 1] of every view's latents.
+
+        Args:
+            latents: of whole clips.
+            frames: how many frames from the first on are wanted; all, if left out. A codec that does not look
+                ahead decodes no more than it must, with the same result.
+        """
+        if frames is not None and self.codec.causal != "encoder":
+            blocks = -(-(frames - 1) // self.spec.frame_multiple)  # ceiling
+            latents = latents[:, :, :, : self.spec.latent_frames(blocks * self.spec.frame_multiple + 1)]
         parts = rearrange(latents, "b v c t h w -> (b v) c t h w")
         with torch.autocast(latents.device.type, enabled=False):
             video: Tensor = self.codec.decode(parts.float()).float()
-        return rearrange(video, "(b v) c t h w -> b v c t h w", b=latents.shape[0])
+        return rearrange(video[:, :, :frames], "(b v) c t h w -> b v c t h w", b=latents.shape[0])
 
     def encode_context(
         self,
@@ -298,10 +313,15 @@ class VideoBackbone(nn.Module, ABC):
         if guidance != 1 and null_context is None:
             raise ValueError(f"guidance {guidance} needs null_context (the empty prompts)")
 
+        guided = guidance != 1 and null_context is not None
+        seen = _twice(canvas) if guided else canvas
+        told = context.joined(null_context) if guided and null_context is not None else context
+        told = self.prepare(seen, told)
+
         def denoise(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-            if guidance == 1 or null_context is None:
-                return self.denoise(z, u, canvas, context)
-            both = self.denoise(_twice(z), _twice(u), _twice(canvas), context.joined(null_context))
+            if not guided:
+                return self.denoise(z, u, seen, told)
+            both = self.denoise(_twice(z), _twice(u), seen, told)
             (clean, null_clean), (eps, null_eps) = (part.chunk(2) for part in both)
             return null_clean + guidance * (clean - null_clean), null_eps + guidance * (eps - null_eps)
 

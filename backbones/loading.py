@@ -23,6 +23,7 @@ def load_part(
 
     Raises:
         FileNotFoundError: the part, or one of its files, is not there; the message says how to fetch it.
+        ValueError: weights of other shapes than the part's configuration says.
     """
     local = Path(pretrained).is_dir()
     if local and not (Path(pretrained) / subfolder).is_dir():
@@ -33,6 +34,14 @@ def load_part(
         return kind.from_pretrained(pretrained, subfolder=subfolder, **_weights(kind, dtype), **options)
     except OSError as error:
         raise FileNotFoundError(_missing(pretrained, subfolder, str(error).split("\n")[0], local)) from error
+    except ValueError as error:
+        if "expected shape" not in str(error):
+            raise
+        reason = str(error).split(". If you want")[0].removeprefix("Cannot load ").strip()
+        raise ValueError(
+            f"the weights in {subfolder!r} of {pretrained!r} do not fit its own config.json ({reason}); "
+            "take both from one release"
+        ) from error
 
 
 def _weights(kind: Any, dtype: torch.dtype) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def load_config(kind: Any, pretrained: str, folder: str) -> Mapping[str, Any]:
     except OSError as error:
         raise FileNotFoundError(_missing(pretrained, folder, str(error).split("\n")[0], local)) from error
     found = saved.get("_class_name", kind.__name__)
-    if found != kind.__name__:
+    if found not in [base.__name__ for base in kind.__mro__]:
         raise ValueError(
             f"{pretrained!r} holds a {found}, this backbone needs a {kind.__name__}; "
             "take the YAML of that model's family from configs/backbone"

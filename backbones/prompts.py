@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +22,13 @@ class Context(Movable):
         tokens: prompt embeddings for cross-attention or joint attention; zeros after the end of the prompt.
         pooled: one vector per prompt.
         images: tokens of the observed pictures, view by view, for models that are told of pictures.
+        memory: whatever a backbone computes once per sample; see `VideoBackbone.prepare`.
     """
 
     tokens: Float[Tensor, "b l d"]
     pooled: Float[Tensor, "b d"]
     images: Float[Tensor, "b n e"] | None = None
+    memory: Any = None
 
     def joined(self, other: "Context") -> "Context":
         """The rows of both."""

@@ -1,15 +1,18 @@
 """Wan (arXiv 2503.20314) through diffusers: WanTransformer3DModel, AutoencoderKLWan and UMT5, or a tiny twin.
 
-Reading order: the video autoencoder, then the backbone.
+Reading order: the video autoencoder, the network, the backbone.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -65,20 +68,171 @@ class WanVAE(LatentCodec):
         return video.float().clamp(-1, 1)
 
 
+class Guide(NamedTuple):
+    """What self-attention of one block is told; goes where diffusers' blocks pass on rotary positions.
+
+    Attributes:
+        cos: rotary positions of the tokens,
+        sin: the same.
+        mask: which keys a query may look at; None for all.
+        past: keys and values of tokens that are not computed again.
+        record: where keys and values are appended, if they are to be remembered.
+    """
+
+    cos: Float[Tensor, "1 n 1 d"]
+    sin: Float[Tensor, "1 n 1 d"]
+    mask: Bool[Tensor, "b 1 q k"] | None = None
+    past: tuple[Tensor, Tensor] | None = None
+    record: list[tuple[Tensor, Tensor]] | None = None
+
+
+class GuidedAttention:
+    """Wan's self-attention, with a mask and remembered keys and values."""
+
+    _attention_backend = None  # what diffusers' set_attention_backend sets
+    _parallel_config = None
+
+    def __call__(
+        self, attn: Any, tokens: Float[Tensor, "b q d"], context: None, mask: None, guide: Guide
+    ) -> Float[Tensor, "b q d"]:
+        """Attend; diffusers' blocks fill the arguments."""
+        heads = (attn.heads, -1)
+        query = _rotated(attn.norm_q(attn.to_q(tokens)).unflatten(2, heads), guide)
+        key = _rotated(attn.norm_k(attn.to_k(tokens)).unflatten(2, heads), guide)
+        value = attn.to_v(tokens).unflatten(2, heads)
+        if guide.record is not None:
+            guide.record.append((key, value))
+        if guide.past is not None:
+            key, value = torch.cat([guide.past[0], key], dim=1), torch.cat([guide.past[1], value], dim=1)
+        found = dispatch_attention_fn(
+            query, key, value, attn_mask=guide.mask, backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )  # fmt: skip
+        result: Tensor = attn.to_out[0](found.flatten(2, 3).type_as(query))
+        return result
+
+
+def _rotated(x: Float[Tensor, "b q heads d"], guide: Guide) -> Float[Tensor, "b q heads d"]:
+    """Neighbouring channels turned by the position's angles."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = guide.cos[..., 0::2], guide.sin[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(3).type_as(x)
+
+
+class GuidedWan(WanTransformer3DModel):
+    """diffusers' Wan with a forward that may be told what is given, and compute some of the tokens only."""
+
+    def forward(
+        self,
+        latents: Float[Tensor, "b e f h w"],
+        time: Float[Tensor, "b *n"],
+        text: Float[Tensor, "b l d"],
+        images: Float[Tensor, "b m k"] | None = None,
+        mask: Bool[Tensor, "b 1 q k"] | None = None,
+        chosen: Int[Tensor, "q"] | None = None,
+        past: list[tuple[Tensor, Tensor]] | None = None,
+        record: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Float[Tensor, "b c f h w"]:
+        """The network's prediction.
+
+        Args:
+            latents: input channels of the widened projection.
+            time: 1000 times the noise level, per row or per token.
+            text: prompt embeddings.
+            images: image embeddings of image-to-video networks.
+            mask: which keys a query may look at.
+            chosen: tokens to compute; the prediction is zero elsewhere.
+            past: keys and values of the other tokens, block by block.
+            record: receives keys and values of the computed tokens, block by block.
+        """
+        cos, sin = self.rope(latents)
+        tokens = self.patch_embedding(latents)
+        grid = tokens.shape[2:]
+        tokens = tokens.flatten(2).transpose(1, 2).contiguous()
+        if chosen is not None:
+            tokens, cos, sin = tokens[:, chosen], cos[:, chosen], sin[:, chosen]
+            time = time[:, chosen] if time.ndim == 2 else time
+        length = time.shape[1] if time.ndim == 2 else None
+        embedded, modulation, text, images = self.condition_embedder(
+            time.flatten(), text, images, timestep_seq_len=length
+        )
+        modulation = modulation.unflatten(-1, (6, -1))
+        if images is not None:
+            text = torch.cat([images, text], dim=1)
+        for index, block in enumerate(self.blocks):
+            guide = Guide(cos, sin, mask, None if past is None else past[index], record)
+            arguments = (tokens, text, modulation, guide)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, *arguments)
+            else:
+                tokens = block(*arguments)
+        table = self.scale_shift_table.to(embedded.device)
+        shift, scale = (table + embedded.unsqueeze(-2)).chunk(2, dim=-2)
+        if length is not None:
+            shift, scale = shift.squeeze(-2), scale.squeeze(-2)
+        tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        return self._unpatched(self.proj_out(tokens), grid, chosen)
+
+    def _unpatched(
+        self, tokens: Float[Tensor, "b q d"], grid: torch.Size, chosen: Int[Tensor, "q"] | None
+    ) -> Float[Tensor, "b c f h w"]:
+        """Tokens as latents, zero where none was computed."""
+        if chosen is not None:
+            whole = tokens.new_zeros(len(tokens), grid.numel(), tokens.shape[2])
+            whole[:, chosen] = tokens
+            tokens = whole
+        f, h, w = grid
+        _, p, q = self.config.patch_size
+        return rearrange(
+            tokens, "b (f h w) (p q c) -> b c f (h p) (w q)", f=f, h=h, w=w, p=p, q=q
+        ).contiguous()
+
+
 class Wan(VideoBackbone):
     """A Wan denoiser on the canvas: text to video (2.1), image to video (2.1) or both (2.2 TI2V).
 
     An image-to-video network sees, beside the noisy latents, which frames are given (one channel per video
     frame of a latent frame) and the latents of a clip whose later frames are grey; given frames stand there
     as they are. Its image tokens are those of every view, one after the other.
+
+    Args:
+        pretrained: local folder or hub id of a released checkpoint.
+        given_attention: "full" lets every token look at every other one, as released; "one_way" keeps given
+            tokens from looking at generated ones, so that what they say does not change while sampling. A
+            model must be trained the way it is used.
+        cache_given: compute given tokens once per sample instead of in every step; the result is the same.
+            Needs one-way attention and per-token time; rows with different views missing are not cached.
+        options: the other arguments of `backbones.base.VideoBackbone`.
+
+    Raises:
+        ValueError: a cache that would not be exact.
     """
 
-    Denoiser = WanTransformer3DModel
+    Denoiser = GuidedWan
     input_projection = "patch_embedding"
     blocks = ("blocks",)
     times = ("per_token", "shared")
 
     TEXT_LENGTH = 512  # image-to-video attention splits image and text tokens at this number
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        *,
+        given_attention: Literal["full", "one_way"] = "full",
+        cache_given: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(pretrained, **options)
+        for block in self.denoiser.blocks:
+            block.attn1.set_processor(GuidedAttention())
+        self.given_attention, self.cache_given = given_attention, cache_given
+        if cache_given and (given_attention, self.spec.time) != ("one_way", "per_token"):
+            raise ValueError(
+                f"cache_given needs given_attention: one_way and time: per_token, got {given_attention} and "
+                f"{self.spec.time}: otherwise given tokens change from step to step; train the model so, or "
+                "leave the cache off"
+            )
 
     def released_codec(self, pretrained: str) -> LatentCodec:
         """Wan's video autoencoder."""
@@ -135,19 +289,62 @@ class Wan(VideoBackbone):
     def predict(
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
     ) -> Float[Tensor, "b c f h w"]:
-        """One forward of the transformer."""
+        """One forward of the transformer, without the tokens that `prepare` remembered."""
+        memory: Memory | None = context.memory
+        if memory is None:
+            mask = _one_way(self._given(canvas)) if self.given_attention == "one_way" else None
+            return self._forward(noisy, self.network_time(u, canvas), canvas, context, mask=mask)
+        time = self.network_time(u, canvas)
+        return self._forward(noisy, time, canvas, context, chosen=memory.generated, past=memory.past)
+
+    def prepare(self, canvas: Canvas, context: Context) -> Context:
+        """Keys and values of the given tokens, where they may be remembered."""
+        given = self._given(canvas)
+        if not self.cache_given or not bool((given == given[:1]).all()) or not bool(given.any()):
+            return context
+        record: list[tuple[Tensor, Tensor]] = []
+        clean = torch.zeros(given.shape, device=given.device)
+        indices = (given[0].nonzero()[:, 0], (~given[0]).nonzero()[:, 0])
+        self._forward(canvas.clean, clean, canvas, context, chosen=indices[0], record=record)
+        return replace(context, memory=Memory(indices[1], record))
+
+    def _given(self, canvas: Canvas) -> Bool[Tensor, "b n"]:
+        p = self.spec.patch
+        return canvas.given[:, 0, :, ::p, ::p].flatten(1)
+
+    def _forward(
+        self,
+        noisy: Float[Tensor, "b c f h w"],
+        time: Float[Tensor, "b *n"],
+        canvas: Canvas,
+        context: Context,
+        **tokens: Any,
+    ) -> Float[Tensor, "b c f h w"]:
         text, native = context.tokens.to(noisy), None
+        images = None if context.images is None else context.images.to(noisy)
         if canvas.image is not None:
             image = torch.where(canvas.given, canvas.clean, canvas.image)
             given = canvas.given.to(noisy).expand(-1, self.codec.temporal_stride, -1, -1, -1)
             native = torch.cat([given, image], dim=1)
-        if context.images is not None:
+        if images is not None:
             text = functional.pad(text, (0, 0, 0, self.TEXT_LENGTH - text.shape[1]))
-        prediction: Tensor = self.denoiser(
-            hidden_states=self.network_input(noisy, canvas, context, native),
-            timestep=self.network_time(u, canvas),
-            encoder_hidden_states=text,
-            encoder_hidden_states_image=None if context.images is None else context.images.to(noisy),
-            return_dict=False,
-        )[0]
+        seen = self.network_input(noisy, canvas, context, native)
+        prediction: Tensor = self.denoiser(seen, time, text, images, **tokens)
         return prediction
+
+
+class Memory(NamedTuple):
+    """What is remembered of given tokens while a canvas is sampled.
+
+    Attributes:
+        generated: the tokens that are computed in every step.
+        past: keys and values of the others, block by block.
+    """
+
+    generated: Int[Tensor, "q"]
+    past: list[tuple[Tensor, Tensor]]
+
+
+def _one_way(given: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
+    """Generated tokens look at all, given ones at given ones."""
+    return (~given[:, :, None] | given[:, None, :])[:, None]

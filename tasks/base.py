@@ -44,6 +44,8 @@ class WorldActionTask(LightningModule):
         sampling_steps: network evaluations of one prediction.
         guidance: scale of classifier-free guidance; 1 is off.
         solver: how a prediction walks the noise path; see `ai_wam.samplers`.
+        decoded_frames: video frames of a prediction that are decoded, the present one included; all, if left
+            out. Whoever executes a part of a chunk saves the decoding of the rest.
         seed: of everything the task draws: plans, noise levels, noise.
     """
 
@@ -62,6 +64,7 @@ class WorldActionTask(LightningModule):
         sampling_steps: int = 4,
         guidance: float = 1.0,
         solver: Solver = "euler",
+        decoded_frames: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -75,7 +78,11 @@ class WorldActionTask(LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.prompt_dropout, self.sampling_steps, self.guidance = prompt_dropout, sampling_steps, guidance
-        self.solver, self.seed = solver, seed
+        self.solver, self.seed, self.decoded_frames = solver, seed, decoded_frames
+        if decoded_frames is not None and not 2 <= decoded_frames <= clip.frames:
+            raise ValueError(
+                f"decoded_frames must lie between 2 and the clip's {clip.frames} frames, got {decoded_frames}"
+            )
         self.errors = ActionErrors()
 
     # ------------------------------------------------------------------ training
@@ -221,7 +228,8 @@ class WorldActionTask(LightningModule):
         observation = observation.to(self.device)
         cameras = observation.cameras.map(lambda m: m[:, :, -1:].expand(-1, -1, frames, -1, -1))
         canvas, latents = self.generate(self.control_plan, observation, cameras)
-        segments = self.decode_segments(canvas, latents)
+        segments = self.decode_segments(canvas, latents, self.decoded_frames)
+        cameras = cameras[:, :, : segments[Kind.ACTION].shape[3]]
         decoded = self.decode_actions(segments[Kind.ACTION], cameras, observation)
         imagined = {"action_images": segments[Kind.ACTION].cpu()}
         if Kind.VIDEO in segments and segments[Kind.VIDEO].shape[3] > 1:
@@ -260,14 +268,14 @@ class WorldActionTask(LightningModule):
         )
 
     def decode_segments(
-        self, canvas: Canvas, latents: Float[Tensor, "b c f h w"]
+        self, canvas: Canvas, latents: Float[Tensor, "b c f h w"], frames: int | None = None
     ) -> dict[Kind, Float[Tensor, "b v 3 _ _ _"]]:
-        """Videos in [-1, 1] by kind, all views of a kind stacked."""
+        """Videos in [-1, 1] by kind, all views of a kind stacked; `frames`: how many, from the first on."""
         parts: dict[Kind, list[Tensor]] = defaultdict(list)
         for segment, part in zip(canvas.segments, canvas.unpack(latents.float()), strict=True):
             parts[segment.kind].append(part)
         return {
-            kind: self.backbone.decode(torch.stack(views, dim=1))
+            kind: self.backbone.decode(torch.stack(views, dim=1), frames)
             for kind, views in parts.items()
             if len({view.shape[2] for view in views}) == 1
         }

@@ -1,6 +1,7 @@
 """The loading code for released weights, on tiny checkpoints saved in the genuine format."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,32 @@ def test_a_missing_shard_is_named(wan_folder: Path, tmp_path: Path):
             target.symlink_to(part)
     with pytest.raises(FileNotFoundError, match=r"cannot load 'transformer'.*Download it again"):
         Wan(str(tmp_path))
+
+
+def test_weights_of_other_shapes_are_named(wan_folder: Path, tmp_path: Path):
+    for part in wan_folder.iterdir():
+        if part.name != "transformer":
+            (tmp_path / part.name).symlink_to(part)
+    shutil.copytree(wan_folder / "transformer", tmp_path / "transformer")
+    file = tmp_path / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "ffn_dim": 64}))
+    with pytest.raises(ValueError, match=r"weights in 'transformer'.*ffn.*expected shape"):
+        Wan(str(tmp_path))
+
+
+def test_another_family_is_refused_before_weights_are_read(wan_folder: Path, tmp_path: Path):
+    for part in wan_folder.iterdir():
+        if part.name != "transformer":
+            (tmp_path / part.name).symlink_to(part)
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "CogVideoXTransformer3DModel"}')
+    with pytest.raises(ValueError, match="holds a CogVideoXTransformer3DModel, this backbone needs"):
+        Wan(str(tmp_path))
+
+
+def test_long_prompts_are_refused(wan_folder: Path):
+    with pytest.raises(ValueError, match=r"'reach reach .* has 513 tokens, limit 512; shorten it"):
+        context_of(Wan(str(wan_folder)), "reach " * 512)
 
 
 def test_hub_ids_say_how_to_fetch():

@@ -196,3 +196,19 @@ def test_action_errors_count_what_is_valid_and_known():
     assert found["rotation_deg"] == pytest.approx(0, abs=1e-3)
     assert found["openness"] == 1
     assert found["valid"] == 0.5
+
+
+def test_decoding_a_beginning_gives_the_beginning(backbone: VideoBackbone):
+    batch = batch_of(2)
+    whole = PolicyControl(backbone, CLIP).predict_action(batch.observation)
+    part = PolicyControl(backbone, CLIP, decoded_frames=6).predict_action(batch.observation)
+    assert part.actions.shape == (2, 5, 8)
+    assert torch.equal(part.imagined["action_images"], whole.imagined["action_images"][:, :, :, :6])
+    with pytest.raises(ValueError, match="between 2 and the clip's 9 frames, got 10"):
+        PolicyControl(backbone, CLIP, decoded_frames=10)
+
+
+def test_image_to_video_backbones_act(backbone: VideoBackbone):
+    shown = instantiate("configs/backbone/wan-i2v-tiny.yaml", VideoBackbone)
+    chunk = PolicyControl(shown, CLIP).predict_action(batch_of(2).observation)
+    assert chunk.actions.shape == (2, 8, 8)
