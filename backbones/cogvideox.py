@@ -18,7 +18,7 @@ from ai_wam.noise import NoisePath, VariancePreserving
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
 from backbones.codec import LatentCodec
-from backbones.loading import load_part
+from backbones.loading import load_codec
 from backbones.prompts import Context, PromptEncoder
 from backbones.t5 import T5Prompts
 
@@ -32,14 +32,20 @@ class CogVideoXVAE(LatentCodec):
 
     Args:
         pretrained: local folder or hub id in diffusers' layout.
+        architecture: constructor arguments of an autoencoder with random weights instead.
         dtype: the weights' precision.
     """
 
     causal = "blocks"
 
-    def __init__(self, pretrained: str, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        architecture: dict[str, Any] | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
         super().__init__()
-        self.vae = load_part(AutoencoderKLCogVideoX, pretrained, "vae", getattr(torch, dtype))
+        self.vae = load_codec(AutoencoderKLCogVideoX, pretrained, architecture, getattr(torch, dtype))
         config = self.vae.config
         self.channels, self.scale = config.latent_channels, config.scaling_factor
         self.spatial_stride = 2 ** (len(config.block_out_channels) - 1)

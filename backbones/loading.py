@@ -44,6 +44,25 @@ def load_part(
         ) from error
 
 
+def load_codec(
+    kind: Any, pretrained: str | None, architecture: dict[str, Any] | None, dtype: torch.dtype
+) -> Any:
+    """A released video autoencoder, or a new one of a given size.
+
+    Raises:
+        ValueError: neither or both of `pretrained` and `architecture`.
+        FileNotFoundError: an incomplete checkpoint.
+    """
+    if (pretrained is None) == (architecture is None):
+        raise ValueError(
+            f"{kind.__name__}: give either `pretrained` (released weights) or `architecture` (a new one)"
+        )
+    if pretrained is not None:
+        return load_part(kind, pretrained, "vae", dtype)
+    new = kind(**(architecture or {}))
+    return new if dtype == torch.float32 else new.to(dtype)
+
+
 def _weights(kind: Any, dtype: torch.dtype) -> dict[str, Any]:
     """The options of classes that hold weights: safetensors only, so nothing is unpickled."""
     if not isinstance(kind, type) or not issubclass(kind, torch.nn.Module):

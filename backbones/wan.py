@@ -13,16 +13,16 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from ai_wam.canvas import Canvas
+from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.noise import FlowMatching, NoisePath, TimeSampling
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
 from backbones.codec import LatentCodec
 from backbones.images import CLIPImages, ImageEncoder
-from backbones.loading import load_part
+from backbones.loading import load_codec
 from backbones.prompts import Context, PromptEncoder
 from backbones.t5 import T5Prompts
 
@@ -34,14 +34,20 @@ class WanVAE(LatentCodec):
 
     Args:
         pretrained: local folder or hub id in diffusers' layout.
+        architecture: constructor arguments of an autoencoder with random weights instead.
         dtype: the weights' precision.
     """
 
     causal = "exact"
 
-    def __init__(self, pretrained: str, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        architecture: dict[str, Any] | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
         super().__init__()
-        self.vae = load_part(AutoencoderKLWan, pretrained, "vae", getattr(torch, dtype))
+        self.vae = load_codec(AutoencoderKLWan, pretrained, architecture, getattr(torch, dtype))
         config = self.vae.config
         self.channels = config.z_dim
         self.spatial_stride, self.temporal_stride = config.scale_factor_spatial, config.scale_factor_temporal
@@ -119,8 +125,39 @@ def _rotated(x: Float[Tensor, "b q heads d"], guide: Guide) -> Float[Tensor, "b 
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(3).type_as(x)
 
 
+class BlockConditions(nn.Module):
+    """The canvas condition once more, through a low-rank map of its own into every block; zero at step 0.
+
+    Args:
+        channels: of the condition.
+        patch: latent cells per token, both ways.
+        rank: of the maps.
+        width: of the tokens.
+        blocks: how many there are.
+    """
+
+    def __init__(self, channels: int, patch: int, rank: int, width: int, blocks: int) -> None:
+        super().__init__()
+        size = (1, patch, patch)
+        self.down = nn.ModuleList(nn.Conv3d(channels, rank, size, size, bias=False) for _ in range(blocks))
+        self.up = nn.ModuleList(nn.Linear(rank, width, bias=False) for _ in range(blocks))
+        for up in self.up:
+            nn.init.zeros_(up.get_parameter("weight"))
+
+    def forward(self, condition: Float[Tensor, "b k f h w"], block: int) -> Float[Tensor, "b n d"]:
+        """What a block's tokens are told."""
+        tokens: Tensor = self.up[block](self.down[block](condition).flatten(2).transpose(1, 2))
+        return tokens
+
+
 class GuidedWan(WanTransformer3DModel):
-    """diffusers' Wan with a forward that may be told what is given, and compute some of the tokens only."""
+    """diffusers' Wan with a forward that may be told what is given, and compute some of the tokens only.
+
+    Attributes:
+        block_conditions: conditions told to every block; None if the input projection is all.
+    """
+
+    block_conditions: BlockConditions | None
 
     def forward(
         self,
@@ -160,6 +197,10 @@ class GuidedWan(WanTransformer3DModel):
         if images is not None:
             text = torch.cat([images, text], dim=1)
         for index, block in enumerate(self.blocks):
+            if self.block_conditions is not None:
+                condition = latents.split(self.patch_embedding.channels, dim=1)[1]
+                told = self.block_conditions(condition, index)
+                tokens = tokens + (told if chosen is None else told[:, chosen])
             guide = Guide(cos, sin, mask, None if past is None else past[index], record)
             arguments = (tokens, text, modulation, guide)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -202,6 +243,7 @@ class Wan(VideoBackbone):
             model must be trained the way it is used.
         cache_given: compute given tokens once per sample instead of in every step; the result is the same.
             Needs one-way attention and per-token time; rows with different views missing are not cached.
+        block_rank: rank of the maps that tell every block the condition again; 0 leaves them out.
         options: the other arguments of `backbones.base.VideoBackbone`.
 
     Raises:
@@ -221,9 +263,15 @@ class Wan(VideoBackbone):
         *,
         given_attention: Literal["full", "one_way"] = "full",
         cache_given: bool = False,
+        block_rank: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(pretrained, **options)
+        config = self.denoiser.config
+        size = (block_rank, config.num_attention_heads * config.attention_head_dim, config.num_layers)
+        self.denoiser.block_conditions = (
+            BlockConditions(condition_channels(self.spec), self.spec.patch, *size) if block_rank else None
+        )
         for block in self.denoiser.blocks:
             block.attn1.set_processor(GuidedAttention())
         self.given_attention, self.cache_given = given_attention, cache_given

@@ -122,6 +122,24 @@ def test_beginnings_decode_alone(frames: int):
     assert seen == [1 + -(-(frames - 1) // 4)]
 
 
+def test_every_block_can_be_told_the_condition():
+    plain, told = wan(), wan(block_rank=4)
+    told.load_state_dict({**told.state_dict(), **plain.state_dict()})
+    with torch.no_grad():
+        for up in told.denoiser.block_conditions.up:
+            up.weight.zero_()
+    canvas, context, noise = inputs(plain, "joint")
+    u = torch.tensor([0.9, 0.5])
+    assert torch.equal(told.predict(noise, u, canvas, context), plain.predict(noise, u, canvas, context))
+    told.loss(canvas, context, u, noise).sum().backward()
+    assert all(up.weight.grad.abs().max() > 0 for up in told.denoiser.block_conditions.up)
+    cached = wan(block_rank=4, given_attention="one_way", cache_given=True)
+    slow = wan(block_rank=4, given_attention="one_way")
+    torch.testing.assert_close(
+        cached.sample(canvas, context, noise, 2), slow.sample(canvas, context, noise, 2), atol=2e-5, rtol=1e-5
+    )
+
+
 def test_memory_does_not_outlive_a_sample():
     model = wan(given_attention="one_way", cache_given=True)
     canvas, context, noise = inputs(model, "policy")

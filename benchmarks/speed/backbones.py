@@ -1,0 +1,348 @@
+"""What the backbones cost: `python -m benchmarks.speed.backbones [--tiny]`.
+
+With `--tiny`: every tiny twin on this machine, each in a process of its own (parameters, ms per training
+step, ms per chunk, peak memory), and one ratio per mechanism, measured side by side. Without: the released
+models at 512 x 512, 41 frames, 2 views, with random weights: computed parameters, tokens and TFLOP always;
+times on a GPU where there is one, and the word that nothing was run where there is none.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from ai_wam.cameras import Cameras
+from ai_wam.canvas import Canvas, build_canvas, plan
+from ai_wam.cli.configs import config_path, instantiate
+from backbones.base import VideoBackbone
+from backbones.codec import PatchCodec
+from backbones.prompts import Context, HashedWords
+from backbones.wan import Wan, WanVAE
+from benchmarks.speed.sizes import SIZES, build
+
+_SMALL = {"patch_size": [1, 2, 2], "num_attention_heads": 4, "attention_head_dim": 48, "ffn_dim": 768}
+
+
+def main(tiny: bool = False, steps: int = 4, only: str | None = None) -> None:
+    """Print the tables.
+
+    Args:
+        tiny: measure the tiny twins on this machine instead of the released sizes.
+        steps: sampling steps of a chunk.
+        only: one tiny YAML by its name; prints its figures as JSON.
+    """
+    torch.set_num_threads(1)
+    if only is not None:
+        print(json.dumps(tiny_figures(only, steps)))
+    elif tiny:
+        print_twins(steps)
+        print_mechanisms(steps)
+    else:
+        print_computed()
+        if torch.cuda.is_available():
+            print_measured(steps)
+        else:
+            print("no GPU here: nothing above was run, it was computed from shapes")
+
+
+# ---------------------------------------------------------------------- inputs
+
+
+def canvas_of(
+    backbone: VideoBackbone, name: str, size: tuple[int, int], frames: int, rows: int = 1
+) -> tuple[Canvas, Context]:
+    """A canvas of random latents and its context, two views, on the backbone's device."""
+    spec, device = backbone.spec, next(backbone.denoiser.parameters()).device
+    latents = (rows, 2, spec.channels, spec.latent_frames(frames), *spec.grid(size))
+    cameras = Cameras(
+        (torch.eye(3) * size[0]).expand(rows, 2, 1, 3, 3), torch.eye(4).expand(rows, 2, 1, 4, 4)
+    )
+    video, action = (torch.randn(latents, device=device) for _ in range(2))
+    mask = torch.ones(rows, 2, dtype=torch.bool, device=device)
+    still = backbone.encode_still(
+        torch.zeros(rows, 2, 3, 1, *size, device=device), video[:, :, :, :1], frames
+    )
+    canvas = build_canvas(
+        plan(name), spec, size, cameras.to(device), mask, video[:, :, :, :1], action[:, :, :, :1], video,
+        action, stills=None if still is None else (still, still),
+    )  # fmt: skip
+    now = torch.zeros(rows, 2, 3, 1, *size, device=device)
+    return canvas, backbone.encode_context(["reach the red ball"] * rows, now, mask)
+
+
+def _shipped(name: str) -> VideoBackbone:
+    kind: Any = VideoBackbone  # abstract, which mypy would not have here
+    backbone: VideoBackbone = instantiate(f"configs/backbone/{name}.yaml", kind)
+    return backbone
+
+
+def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Least milliseconds of CPU time of each function, measured in turns after one uncounted round."""
+    best = dict.fromkeys(functions, float("inf"))
+    for turn in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            if turn:
+                best[name] = min(best[name], 1e3 * (time.process_time() - start))
+    return best
+
+
+def flops(function: Callable[[], object]) -> float:
+    """Floating-point operations of a call: matrix products, convolutions and attention."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function()
+    return float(counter.get_total_flops())
+
+
+# ---------------------------------------------------------------------- tiny twins
+
+
+def tiny_figures(name: str, steps: int) -> dict[str, float]:
+    """Parameters, milliseconds and memory of one tiny twin: 64 px, 9 frames, 2 views."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    torch.manual_seed(0)
+    backbone = _shipped(name)
+    optimizer = torch.optim.AdamW(backbone.denoiser.parameters(), lr=1e-4, fused=True)
+    canvas, context = canvas_of(backbone, "joint", (64, 64), 9, rows=4)
+    noise = torch.randn_like(canvas.clean)
+
+    def train() -> None:
+        loss = backbone.loss(canvas, context, torch.rand(4), noise).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    acting, told = canvas_of(backbone, "policy", (64, 64), 9)
+    start = torch.randn_like(acting.clean)
+    found = interleaved({"step": train, "chunk": lambda: chunk(backbone, acting, told, start, steps)}, 5)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    parameters = sum(p.numel() for p in backbone.denoiser.parameters())
+    return {"parameters": parameters / 1e6, "memory": (after - before) / 1024, **found}
+
+
+def chunk(
+    backbone: VideoBackbone,
+    canvas: Canvas,
+    context: Context,
+    noise: Tensor,
+    steps: int,
+    frames: int | None = None,
+) -> Tensor:
+    """What acting costs: sample the canvas and decode its action segments."""
+    latents = backbone.sample(canvas, context, noise, steps)
+    parts = zip(canvas.segments, canvas.unpack(latents), strict=True)
+    actions = [part for segment, part in parts if segment.kind.value == "action"]
+    return backbone.decode(torch.stack(actions, dim=1), frames)
+
+
+def print_twins(steps: int) -> None:
+    """One row per tiny twin."""
+    names = sorted(file.stem for file in config_path("configs/backbone").glob("*-tiny.yaml"))
+    print(
+        f"tiny twins, one thread, CPU time, 64 px, 9 frames, 2 views; a chunk is {steps} steps and decoding"
+    )
+    print(f"{'':<26}{'parameters':>12}{'training step':>16}{'policy chunk':>15}{'memory above import':>22}")
+    for name in tqdm(names, desc="twins", leave=False):
+        command = [sys.executable, "-m", "benchmarks.speed.backbones", f"--only={name}", f"--steps={steps}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        print(
+            f"  {name:<24}{found['parameters']:>10.2f} M{found['step']:>13.0f} ms{found['chunk']:>12.0f} ms"
+            f"{found['memory']:>19.0f} MB"
+        )
+
+
+# ---------------------------------------------------------------------- mechanisms
+
+
+def print_mechanisms(steps: int) -> None:
+    """One ratio per mechanism, both sides in one run."""
+    print("mechanisms, one thread, least CPU time of several turns")
+    torch.manual_seed(0)
+    model = _shipped("wan-tiny")
+    canvas, context = canvas_of(model, "joint", (64, 64), 9)
+    noise, u = torch.randn_like(canvas.clean), torch.full((1,), 0.5)
+
+    @torch.no_grad()
+    def bare() -> None:
+        for _ in range(steps):
+            model.predict(noise, u, canvas, context)
+
+    acting, _ = canvas_of(model, "policy", (64, 64), 9)
+    start = torch.randn_like(acting.clean)
+    found = interleaved(
+        {
+            "bare": bare,
+            "joint": lambda: model.sample(canvas, context, noise, steps),
+            "policy": lambda: model.sample(acting, context, start, steps),
+        },
+        10,
+    )
+    _ratio("sampler over its bare forwards", found["joint"] / found["bare"] - 1, "<= 10 %", percent=True)
+    _ratio("joint canvas over policy canvas, equal steps", found["joint"] / found["policy"], ">= 1.6")
+    _print_prefix()
+    _print_cache(steps)
+
+
+def _print_prefix() -> None:
+    codec = WanVAE(architecture={"base_dim": 8, "z_dim": 16, "num_res_blocks": 1})
+    model = Wan(architecture={**_SMALL, "num_layers": 1}, codec=codec, prompts=HashedWords(16, 8))
+    latents = torch.randn(1, 1, 16, 11, 8, 8)
+    found = interleaved({"all": lambda: model.decode(latents), "9": lambda: model.decode(latents, 9)}, 3)
+    _ratio("decoding 41 frames over the first 9 (tiny Wan VAE)", found["all"] / found["9"], ">= 3")
+
+
+def _print_cache(steps: int) -> None:
+    """The key/value cache against the same one-way model without it, and against their work."""
+    models = {}
+    for cached in (False, True):
+        torch.manual_seed(0)
+        models[cached] = Wan(
+            architecture={**_SMALL, "num_layers": 4},
+            codec=PatchCodec(12),
+            prompts=HashedWords(16, 8),
+            given_attention="one_way",
+            cache_given=cached,
+        )
+    for name in ("policy", "labeling"):
+        canvas, context = canvas_of(models[False], name, (64, 64), 41)
+        noise = torch.randn_like(canvas.clean)
+        runs: dict[str, Callable[[], object]] = {
+            str(cached): partial(model.sample, canvas, context, noise, steps)
+            for cached, model in models.items()
+        }
+        found = interleaved(runs, 4)
+        work = {key: flops(run) for key, run in runs.items()}
+        wanted = work["True"] / work["False"]
+        got = found["True"] / found["False"]
+        print(
+            f"  key/value cache, {name}, 41 frames, {steps} steps: time x {got:.2f}, work x {wanted:.2f}, "
+            f"time over work {got / wanted:.2f} (bar: within 20 %)"
+        )
+
+
+def _ratio(what: str, value: float, bar: str, percent: bool = False) -> None:
+    shown = f"{100 * value:.1f} %" if percent else f"{value:.2f}"
+    print(f"  {what}: {shown} (bar: {bar})")
+
+
+# ---------------------------------------------------------------------- full size
+
+
+def print_computed(size: int = 512, frames: int = 41) -> None:
+    """Parameters, tokens and work of every released size, from shapes alone."""
+    print(
+        f"{size} x {size}, {frames} frames, 2 views; TFLOP of one forward of one row, and of one clip "
+        "through the video autoencoder"
+    )
+    heads = (
+        "denoiser",
+        "adapter",
+        "tokens joint",
+        "policy",
+        "TFLOP joint",
+        "policy",
+        "encode",
+        "decode 9",
+        "decode",
+    )
+    print(f"{'':<18}" + "".join(f"{head:>14}" for head in heads))
+    for name in tqdm(SIZES, desc="sizes", leave=False):
+        print(f"  {name:<16}" + "".join(f"{cell:>14}" for cell in computed(name, (size, size), frames)))
+
+
+def computed(name: str, size: tuple[int, int], frames: int) -> list[str]:
+    """The cells of one row of `print_computed`."""
+    with torch.device("meta"):
+        model = build(name)
+        spec, u = model.spec, torch.zeros(1)
+        tokens, work = [], []
+        for each in ("joint", "policy"):
+            canvas, context = canvas_of(model, each, size, frames)
+            _, _, f, h, w = canvas.clean.shape
+            tokens.append(f * h * w // (spec.patch**2 * spec.patch_time))
+            work.append(flops(partial(model.predict, canvas.clean, u, canvas, context)))
+        clip = torch.zeros(1, 3, frames, *size)
+        work.append(flops(partial(model.codec.encode, clip)))
+        for length in (9, frames):
+            latents = torch.zeros(1, spec.channels, spec.latent_frames(length), *spec.grid(size))
+            work.append(flops(partial(model.codec.decode, latents)))
+    owner = model.denoiser.get_submodule(model.input_projection)
+    adapter = sum(p.numel() for p in owner.extra.parameters())
+    whole = sum(p.numel() for p in model.denoiser.parameters())
+    return [
+        f"{whole / 1e9:.3f} B", f"{adapter / 1e6:.2f} M", *(f"{n:,}" for n in tokens),
+        *(f"{n / 1e12:.1f}" for n in work),
+    ]  # fmt: skip
+
+
+def print_measured(steps: int, size: int = 512, frames: int = 41) -> None:
+    """Seconds per policy chunk on this GPU in bfloat16, and the share of its measured matrix rate."""
+    device = torch.device("cuda")
+    rate = _matrix_rate(device)
+    print(f"{torch.cuda.get_device_name()}: {rate / 1e12:.0f} TFLOP/s in bfloat16 matrix products of 8192")
+    for name in SIZES:
+        if _bytes(name) > 0.7 * torch.cuda.get_device_properties(device).total_memory:
+            print(f"  {name:<16} does not fit")
+        else:
+            print(f"  {name:<16} " + _measured(name, (size, size), frames, steps, rate, device))
+        torch.cuda.empty_cache()
+
+
+def _measured(
+    name: str, size: tuple[int, int], frames: int, steps: int, rate: float, device: torch.device
+) -> str:
+    """Seconds per chunk and share of the matrix rate of one model."""
+    with torch.device(device):
+        model = build(name).to(torch.bfloat16)
+        canvas, context = canvas_of(model, "policy", size, frames)
+        noise, u = torch.randn_like(canvas.clean), torch.full((1,), 0.5)
+    with torch.autocast("cuda", torch.bfloat16):
+        whole = _cuda_seconds(lambda: chunk(model, canvas, context, noise, steps, 9))
+        denoising = _cuda_seconds(lambda: model.sample(canvas, context, noise, steps))
+        work = steps * flops(lambda: model.predict(noise, u, canvas, context))
+    return (
+        f"{whole:6.2f} s per chunk ({steps} steps, 9 frames decoded), denoiser at "
+        f"{100 * work / denoising / rate:.0f} % of the matrix rate"
+    )
+
+
+def _bytes(name: str) -> int:
+    with torch.device("meta"):
+        model = build(name)
+    return 2 * sum(p.numel() for p in model.parameters())
+
+
+def _matrix_rate(device: torch.device) -> float:
+    a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * 8192**3 / _cuda_seconds(lambda: a @ b)
+
+
+def _cuda_seconds(function: Callable[[], Any], rounds: int = 5) -> float:
+    """Least seconds of a call."""
+    best = float("inf")
+    for turn in range(rounds + 2):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        torch.cuda.synchronize()
+        if turn > 1:
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

@@ -1,0 +1,47 @@
+"""The figures of `benchmarks.speed.backbones` that need no clock."""
+
+import pytest
+import torch
+
+from backbones.codec import PatchCodec
+from benchmarks.speed.backbones import canvas_of, chunk, computed, interleaved
+from benchmarks.speed.sizes import SIZES, build
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("wan2.1-1.3b", 1.419), ("wan2.2-5b", 5.000), ("wan2.1-14b", 14.289), ("cogvideox-5b", 5.571)],
+)
+def test_released_sizes_have_the_published_number_of_parameters(name: str, parameters: float):
+    with torch.device("meta"):
+        model = build(name)
+    assert sum(p.numel() for p in model.denoiser.parameters()) / 1e9 == pytest.approx(parameters, abs=2e-3)
+
+
+def test_computed_figures_follow_from_shapes():
+    small = computed("wan2.1-1.3b", (64, 64), 9)
+    assert small[:2] == ["1.419 B", "0.15 M"]
+    assert small[2:4] == [str(4 * 3 * 4 * 4), str((2 * 1 + 2 * 3) * 4 * 4)]  # 3 latent frames of 4 x 4 tokens
+    twice = computed("wan2.1-1.3b", (128, 64), 9)
+    assert float(twice[6]) == pytest.approx(2 * float(small[6]), rel=0.1)  # encoding grows with the area
+
+
+def test_a_chunk_decodes_the_action_segments():
+    small = {"num_attention_heads": 1, "attention_head_dim": 24, "ffn_dim": 8, "num_layers": 1, "freq_dim": 8}
+    model = build("wan2.1-1.3b", architecture=small, codec=PatchCodec(12))
+    canvas, context = canvas_of(model, "policy", (32, 32), 9)
+    video = chunk(model, canvas, context, torch.randn_like(canvas.clean), 2, frames=5)
+    assert video.shape == (1, 2, 3, 5, 32, 32)
+
+
+def test_interleaving_measures_every_function():
+    calls = []
+    found = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert calls == ["a", "b"] * 3
+    assert set(found) == {"a", "b"}
+
+
+def test_unknown_sizes_are_listed():
+    with pytest.raises(ValueError, match=r"unknown model 'wan3'; choose one of wan2\.1-1\.3b"):
+        build("wan3")
+    assert "wan2.2-5b" in SIZES
