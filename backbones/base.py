@@ -9,6 +9,8 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.noise import NoisePath
@@ -18,6 +20,7 @@ from backbones.adapter import ConditionedInput, conditioned
 from backbones.codec import LatentCodec
 from backbones.images import ImageEncoder
 from backbones.loading import load_denoiser, or_released
+from backbones.lora import LoRA, add_lora
 from backbones.prompts import Context, PromptEncoder
 
 Prediction = Literal["native", "clean"]
@@ -53,6 +56,8 @@ class VideoBackbone(nn.Module, ABC):
             models that are shown a picture natively.
         prompt_modulation: whether the pooled prompt also scales and shifts the input tokens.
         gradient_checkpointing: recompute blocks in the backward pass: less memory, a third more time.
+        lora: train low-rank adapters and the conditions' own weights only; released weights stay as they are.
+        compile_blocks: compile the repeated blocks, one by one.
         dtype: precision in which released weights are loaded.
 
     Raises:
@@ -80,6 +85,8 @@ class VideoBackbone(nn.Module, ABC):
         first_observation: bool = True,
         prompt_modulation: bool = False,
         gradient_checkpointing: bool = False,
+        lora: LoRA | None = None,
+        compile_blocks: bool = False,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
@@ -101,15 +108,19 @@ class VideoBackbone(nn.Module, ABC):
         self.denoiser = load_denoiser(
             self.Denoiser, self.folder, pretrained, architecture, getattr(torch, dtype), fixed, describe
         )
-        self.prompt_modulation = prompt_modulation
+        if lora is not None:
+            add_lora(self.denoiser, lora)
+        self.prompt_modulation, self.lora = prompt_modulation, lora
         self._adapt_input()
+        if compile_blocks:
+            for block in self.units():
+                block.compile()
         if gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         for part in self._frozen():
             part.requires_grad_(False).eval()
-        if pretrained is not None:
-            self.register_state_dict_post_hook(_drop_frozen)
-            self.register_load_state_dict_post_hook(_forgive_frozen)
+        self.register_state_dict_post_hook(_drop_released)
+        self.register_load_state_dict_post_hook(_forgive_released)
 
     # ------------------------------------------------------------------ what a subclass writes
 
@@ -175,6 +186,27 @@ class VideoBackbone(nn.Module, ABC):
         for part in self._frozen():
             part.eval()
         return self
+
+    def units(self) -> list[nn.Module]:
+        """The repeated blocks: what is sharded, and compiled, one by one."""
+        return [block for name in self.blocks for block in self.denoiser.get_submodule(name).children()]
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Shard the denoiser over a mesh (FSDP2): every block a unit, the rest one more."""
+        for block in self.units():
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.denoiser, mesh=mesh)
+
+    def released(self) -> set[str]:
+        """Names of what a checkpoint leaves out, since it comes from the released one and never changes."""
+        if self.pretrained is None:
+            return set()
+        tensors = [*self.named_parameters(), *self.named_buffers()]
+        names = {name for name, _ in tensors if not name.startswith("denoiser.")}
+        if self.lora is not None:
+            frozen = (name for name, value in self.named_parameters() if not value.requires_grad)
+            names.update(frozen)
+        return names
 
     def _frozen(self) -> list[nn.Module]:
         return [part for part in (self.codec, self.prompts, self.images) if part is not None]
@@ -339,18 +371,15 @@ def _twice(value: Any) -> Any:
     return replace(value, **tensors)
 
 
-_FROZEN = ("codec.", "prompts.", "images.")
+def _drop_released(module: nn.Module, state: dict[str, Tensor], prefix: str, _: dict[str, Any]) -> None:
+    assert isinstance(module, VideoBackbone)
+    for name in module.released():
+        state.pop(prefix + name, None)
 
 
-def _drop_frozen(_: nn.Module, state: dict[str, Tensor], prefix: str, __: dict[str, Any]) -> None:
-    for name in [name for name in state if name.startswith(tuple(prefix + part for part in _FROZEN))]:
-        del state[name]
-
-
-def _forgive_frozen(module: nn.Module, incompatible: Any) -> None:
-    own = {
-        name for name, _ in [*module.named_parameters(), *module.named_buffers()] if name.startswith(_FROZEN)
-    }
+def _forgive_released(module: nn.Module, incompatible: Any) -> None:
+    assert isinstance(module, VideoBackbone)
+    own = module.released()
     incompatible.missing_keys[:] = [
         key for key in incompatible.missing_keys if not any(key.endswith(name) for name in own)
     ]

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -84,6 +84,7 @@ class WorldActionTask(LightningModule):
                 f"decoded_frames must lie between 2 and the clip's {clip.frames} frames, got {decoded_frames}"
             )
         self.errors = ActionErrors()
+        self._sharded = False
 
     # ------------------------------------------------------------------ training
 
@@ -188,11 +189,22 @@ class WorldActionTask(LightningModule):
             stills=None if stills[0] is None or stills[1] is None else (stills[0], stills[1]),
         )
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up; norms, biases and modulation tables without weight decay."""
+    def configure_model(self) -> None:
+        """Shard the backbone where the strategy has a mesh (Lightning's ModelParallelStrategy)."""
+        if self.device_mesh is not None and not self._sharded:
+            self.backbone.shard(self.device_mesh["data_parallel"])
+            self._sharded = True
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Everything that is trained; norms, biases and modulation tables without weight decay."""
         denoiser = self.backbone.denoiser
         tables = [name for name, _ in denoiser.named_parameters() if name.endswith("scale_shift_table")]
-        groups = param_groups_weight_decay(denoiser, self.weight_decay, tables)
+        groups: list[dict[str, Any]] = param_groups_weight_decay(denoiser, self.weight_decay, tables)
+        return groups
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with warm-up, then the schedule."""
+        groups = self.parameter_groups()
         optimizer = AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)
         steps = self.trainer.estimated_stepping_batches
         if self.schedule == "cosine" and math.isinf(steps):

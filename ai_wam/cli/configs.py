@@ -10,16 +10,18 @@ from jsonargparse import ArgumentParser
 _T = TypeVar("_T")
 
 
-def instantiate(name: str, kind: type[_T]) -> _T:
+def instantiate(name: str, kind: type[_T], *changes: str) -> _T:
     """The object that a YAML file of one class describes, for use from Python.
 
     Args:
         name: the file, or a shipped one by its name, such as "configs/backbone/wan-tiny.yaml".
         kind: the interface it must have, such as `backbones.base.VideoBackbone`.
+        changes: arguments to be set, as on the command line: "lora.rank=8".
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--object", type=kind, sub_configs=True)
-    made: Any = parser.instantiate(parser.parse_args([f"--object={resolved([name])[0]}"]))
+    words = [f"--object={resolved([name])[0]}", *(f"--object.init_args.{change}" for change in changes)]
+    made: Any = parser.instantiate(parser.parse_args(words))
     return made.object
 
 

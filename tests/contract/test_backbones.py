@@ -8,16 +8,19 @@ import torch
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.cli.configs import instantiate
+from ai_wam.types import Clip
 from backbones.base import VideoBackbone
+from backbones.lora import merge_lora
 from backbones.prompts import Context
+from tasks.joint import JointGeneration
 
 TINY = sorted((Path(__file__).parents[2] / "configs" / "backbone").glob("*-tiny.yaml"))
 SIZE, FRAMES, VIEWS, BATCH = (64, 64), 9, 2, 2
 
 
-def build(file: Path) -> VideoBackbone:
+def build(file: Path, *changes: str) -> VideoBackbone:
     torch.manual_seed(0)
-    return instantiate(str(file), VideoBackbone)
+    return instantiate(str(file), VideoBackbone, *changes)
 
 
 @pytest.fixture(scope="module", params=TINY, ids=lambda file: file.stem)
@@ -171,3 +174,114 @@ def test_rows_do_not_see_one_another(backbone: VideoBackbone):
     changed[1] += 1
     again = backbone.sample(canvas, context, changed, 1)
     torch.testing.assert_close(again[0], both[0], atol=1e-5, rtol=1e-5)
+
+
+def learn(
+    backbone: VideoBackbone, steps: int = 1, autocast: bool = False
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The last loss and gradients of a few plain steps on one joint canvas."""
+    canvas = canvas_of(backbone, "joint")
+    context, noise = inputs(backbone, canvas)
+    trained = {name: p for name, p in backbone.denoiser.named_parameters() if p.requires_grad}
+    for _ in range(steps):
+        backbone.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = backbone.loss(canvas, context, torch.tensor([0.7, 0.3]), noise).sum()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in trained.values():
+                assert parameter.grad is not None
+                parameter -= 0.01 * parameter.grad.sign()
+    return float(loss.detach()), {name: p.grad for name, p in trained.items() if p.grad is not None}
+
+
+@pytest.mark.filterwarnings(  # the tracer looks at .grad of every tensor it meets
+    "ignore:The .grad attribute of a Tensor that is not a leaf Tensor is being accessed:UserWarning"
+)
+@pytest.mark.parametrize("change", ["gradient_checkpointing=true", "compile_blocks=true"])
+@pytest.mark.parametrize("file", TINY, ids=lambda file: file.stem)
+def test_a_step_is_the_same_with_less_memory_and_compiled(
+    file: Path, change: str, monkeypatch: pytest.MonkeyPatch
+):
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(  # traced, without minutes of code generation
+        torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager")
+    )
+    plain, changed = build(file).train(), build(file, change).train()
+    assert list(plain.state_dict()) == list(changed.state_dict())
+    (loss, gradients), (other_loss, other_gradients) = learn(plain), learn(changed)
+    assert loss == pytest.approx(other_loss, rel=1e-5)
+    torch.testing.assert_close(other_gradients, gradients, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def released(backbone: VideoBackbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The twin's network as a released checkpoint would hold it, without conditions."""
+    folder = tmp_path_factory.mktemp("released")
+    torch.manual_seed(1)
+    plain = backbone.Denoiser.from_config(dict(backbone.denoiser.config))
+    plain.save_pretrained(folder / backbone.folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def low_rank(released: Path) -> list[str]:
+    return [f"pretrained={released}", "architecture=null", "lora.rank=2"]
+
+
+def test_adapters_learn_are_saved_alone_and_merge(
+    backbone: VideoBackbone, low_rank: list[str], request: pytest.FixtureRequest
+):
+    file = request.node.callspec.params["backbone"]
+    lora, again, plain = (build(file, *words) for words in (low_rank, low_rank, low_rank[:2]))
+    canvas = canvas_of(plain, "joint")
+    context, noise = inputs(plain, canvas)
+    u = torch.tensor([0.7, 0.3])
+    with torch.no_grad():
+        silent = lora.predict(noise, u, canvas, context)
+        torch.testing.assert_close(silent, plain.predict(noise, u, canvas, context), atol=1e-5, rtol=1e-5)
+    before = {name: p.clone() for name, p in lora.denoiser.named_parameters() if not p.requires_grad}
+    learn(lora, steps=2)
+    for name, parameter in lora.denoiser.named_parameters():
+        assert name not in before or torch.equal(parameter, before[name])
+
+    saved = lora.state_dict()
+    trained = {f"denoiser.{name}" for name, p in lora.denoiser.named_parameters() if p.requires_grad}
+    assert set(saved) == trained
+    assert any("lora_A" in name for name in saved)
+    again.load_state_dict(saved, strict=True)
+    with torch.no_grad():
+        learned = lora.predict(noise, u, canvas, context)
+        assert not torch.allclose(learned, plain.predict(noise, u, canvas, context), atol=1e-3)
+        assert torch.equal(again.predict(noise, u, canvas, context), learned)
+        merge_lora(lora.denoiser)
+        torch.testing.assert_close(lora.predict(noise, u, canvas, context), learned, atol=1e-4, rtol=1e-4)
+    assert not any("lora" in name for name, _ in lora.denoiser.named_modules())
+    del saved[next(name for name in saved if "lora_A" in name)]
+    with pytest.raises(RuntimeError, match="lora_A"):
+        again.load_state_dict(saved, strict=True)
+
+
+def test_adapters_stay_float32_on_bfloat16_weights(
+    backbone: VideoBackbone, low_rank: list[str], request: pytest.FixtureRequest
+):
+    lora = build(request.node.callspec.params["backbone"], *low_rank, "dtype=bfloat16")
+    trained = [p for p in lora.denoiser.parameters() if p.requires_grad]
+    frozen = [p for p in lora.denoiser.parameters() if not p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert sum(p.numel() for p in frozen if p.dtype == torch.bfloat16) > 0.8 * sum(p.numel() for p in frozen)
+    loss, gradients = learn(lora, steps=2, autocast=True)
+    assert loss == loss  # not a number would not be
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
+    assert any(bool(gradient.any()) for name, gradient in gradients.items() if "lora_A" in name)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_every_trained_parameter_is_optimized_once(
+    backbone: VideoBackbone, low_rank: list[str], adapters: bool, request: pytest.FixtureRequest
+):
+    made = build(request.node.callspec.params["backbone"], *(low_rank if adapters else ()))
+    task = JointGeneration(made, Clip(frames=FRAMES, size=SIZE, views=("front", "side")))
+    grouped = [id(p) for group in task.parameter_groups() for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in task.parameters() if p.requires_grad}

@@ -1,0 +1,60 @@
+"""Low-rank adapters for any backbone, through peft."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685) beside frozen linear maps.
+
+    Attributes:
+        rank: of the adapters.
+        alpha: adapters are scaled by alpha / rank.
+        dropout: on the adapters' inputs.
+        targets: last parts of the names of the maps; attention's four by default, in every family alike.
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def add_lora(network: nn.Module, lora: LoRA) -> None:
+    """Freeze a network and put adapters into it, in place; they start silent, in float32.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: no map has such a name.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("lora needs peft; install it with: pip install 'ai-wam[lora]'") from error
+    if not any(name.endswith(lora.targets) for name, _ in network.named_modules()):
+        raise ValueError(f"lora: no module of {type(network).__name__} is called {' or '.join(lora.targets)}")
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+    )
+    network.requires_grad_(False)
+    inject_adapter_in_model(config, network)
+    for parameter in network.parameters():
+        if parameter.requires_grad:  # rounding small steps away would undo the training
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def merge_lora(network: nn.Module) -> None:
+    """Add the adapters into the maps beside them and remove them, in place; the output stays the same."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(network.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, last = name.rpartition(".")
+            setattr(network.get_submodule(parent), last, module.get_base_layer())
