@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from torch.distributed.fsdp import FSDPModule
 
+from ai_wam.averaging import AveragedWeights
 from ai_wam.types import Clip, Policy
 from benchmarks.base import Trial
 from benchmarks.benchmark import Benchmark, TrialResult
@@ -82,9 +83,16 @@ class RolloutCallback(Callback):
                 f"RolloutCallback: {type(module).__name__} is no policy; it needs reset(episodes), "
                 "predict_action(observation) and a clip"
             )
+        if any(isinstance(part, FSDPModule) for part in module.modules()):
+            raise ValueError(
+                "RolloutCallback: the model is sharded, and only the first rank would call it; leave the "
+                "callback out and test a checkpoint with `ai-wam test`"
+            )
         with ExitStack() as stack:
             stack.enter_context(_evaluating(module))
-            stack.enter_context(_averaged_weights(trainer, module))
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, AveragedWeights):
+                    stack.enter_context(callback.averaged(module))
             stack.enter_context(
                 torch.random.fork_rng([module.device] if module.device.type == "cuda" else [])
             )
@@ -108,20 +116,6 @@ def _evaluating(module: LightningModule) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-@contextmanager
-def _averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """The weights that validation would use: swapped in through the hooks that validation calls."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    averaging = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
-    for callback in averaging:
-        callback.on_validation_epoch_start(trainer, module)
-    try:
-        yield
-    finally:
-        for callback in averaging:
-            callback.on_validation_epoch_end(trainer, module)
 
 
 def _scalars(results: Sequence[TrialResult]) -> dict[str, float]:

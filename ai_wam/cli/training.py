@@ -131,8 +131,8 @@ def _hyperparameters(path: str) -> dict[str, Any]:
     return {"class_path": saved["_class_path"], "init_args": arguments}
 
 
-# Where weights come from and their precision may change; the rest decides which function they compute.
-_FREE = ("pretrained", "dtype")
+# Where weights come from, their precision and the cost of a step may change; the rest decides what they compute.
+_FREE = ("pretrained", "dtype", "gradient_checkpointing", "compile_blocks", "cache_given")
 
 
 def _check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from ai_wam.averaging import AveragedWeights
 from ai_wam.types import ActionChunk, Clip
 from benchmarks.benchmark import Benchmark
 from benchmarks.policies import Expert, HoldStill
@@ -197,7 +197,7 @@ def test_rollouts_use_the_averaged_weights_and_give_them_back(tmp_path):
     rules = EvaluationProtocol(max_seconds=0.1, trials_per_task=1, tasks=("reach_target",))
     callback = RolloutCallback(Benchmark(SIMULATOR, rules), every_n_epochs=1)
     module = Learner(CLIP)
-    fit(module, tmp_path, EMAWeightAveraging(decay=0.5), callback, max_epochs=2)
+    fit(module, tmp_path, AveragedWeights(decay=0.5), callback, max_epochs=2)
     weights, average = [1 - 0.5**step for step in range(1, 9)], None
     averages = []
     for weight in weights:

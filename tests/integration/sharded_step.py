@@ -1,0 +1,70 @@
+"""Run by test_sharding.py in two processes: sharded steps of every tiny twin against those of one."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from ai_wam.cameras import Cameras
+from ai_wam.canvas import Canvas, build_canvas, plan
+from ai_wam.cli.configs import instantiate
+from backbones.base import VideoBackbone
+
+ROWS, VIEWS, SIZE, FRAMES = 2, 2, (32, 32), 9
+
+
+def canvas_of(backbone: VideoBackbone) -> Canvas:
+    video = torch.rand(2, ROWS, VIEWS, 3, FRAMES, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    first = [backbone.encode(part[:, :, :, :1]) for part in video]
+    whole = [backbone.encode(part) for part in video]
+    pairs = zip(video, first, strict=True)
+    stills = [backbone.encode_still(part[:, :, :, :1], latents, FRAMES) for part, latents in pairs]
+    k = torch.tensor([[30.0, 0, 16], [0, 30.0, 16], [0, 0, 1]]).expand(ROWS, VIEWS, 1, 3, 3)
+    cameras = Cameras(k, torch.eye(4).expand(ROWS, VIEWS, 1, 4, 4))
+    seen = torch.ones(ROWS, VIEWS, dtype=torch.bool)
+    shown = None if stills[0] is None else tuple(stills)
+    return build_canvas(plan("joint"), backbone.spec, SIZE, cameras, seen, *first, *whole, stills=shown)
+
+
+def losses(backbone: VideoBackbone) -> torch.Tensor:
+    canvas = canvas_of(backbone)
+    now = torch.zeros(ROWS, VIEWS, 3, 1, *SIZE)
+    context = backbone.encode_context(
+        ["reach the red ball", ""], now, torch.ones(ROWS, VIEWS, dtype=torch.bool)
+    )
+    noise = torch.randn(canvas.clean.shape, generator=torch.Generator().manual_seed(1))
+    return backbone.loss(canvas, context, torch.tensor([0.7, 0.3]), noise)
+
+
+def main(rank: int, store: str, files: list[str]) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for file in files:
+        torch.manual_seed(0)
+        whole = instantiate(file, VideoBackbone)
+        torch.manual_seed(0)
+        sharded = instantiate(file, VideoBackbone)
+        sharded.shard(mesh)
+        expected = losses(whole)
+        expected.mean().backward()
+        found = losses(sharded)
+        found[rank].backward()  # every process its own row; gradients are averaged over processes
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        for (name, one), other in zip(
+            whole.denoiser.named_parameters(), sharded.denoiser.parameters(), strict=True
+        ):
+            assert isinstance(other.grad, DTensor), name
+            assert one.grad is not None, name
+            torch.testing.assert_close(other.grad.full_tensor(), one.grad, rtol=1e-4, atol=1e-6, msg=name)
+        parts = sum(p.to_local().numel() for p in sharded.denoiser.parameters() if isinstance(p, DTensor))
+        share = parts / sum(p.numel() for p in whole.denoiser.parameters())
+        assert 0.4 < share < 0.6, share
+        print(f"{Path(file).stem} rank {rank}: {share:.2f} of the parameters", flush=True)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -1,0 +1,79 @@
+"""Sharded training (FSDP2) on two processes: the mathematics of one; Lightning's strategy, resumed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ai_wam.cli import main
+
+TINY = sorted(map(str, (Path(__file__).parents[2] / "configs" / "backbone").glob("*-tiny.yaml")))
+STRATEGY = "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy"
+SHARDED = ["data_parallel_size=2", "tensor_parallel_size=1", "save_distributed_checkpoint=false"]
+
+
+def test_two_processes_compute_what_one_does(tmp_path: Path):
+    script = [sys.executable, str(Path(__file__).with_name("sharded_step.py"))]
+    running = [
+        subprocess.Popen(
+            [*script, str(rank), str(tmp_path / "store"), *TINY],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    for process in running:
+        output = process.communicate(timeout=300)[0].decode()
+        assert process.returncode == 0, output
+        assert output.count("of the parameters") == len(TINY)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    words = ["--source.init_args.episodes_per_task=4", "--episodes_per_shard=2", "--workers=0", "--out=data"]
+    monkeypatch.setattr(
+        sys, "argv", ["ai-wam", "collect", "--config=configs/collect/reach_target.yaml", *words]
+    )
+    main()
+    return tmp_path / "data"
+
+
+def fit(folder: Path, steps: int, *more: str) -> Path:
+    words = [f"--data.train={folder}", f"--data.val={folder}", "--data.batch_size=2", "--data.workers=0"]
+    words += ["--trainer.devices=2", STRATEGY, *(f"--trainer.strategy.init_args.{word}" for word in SHARDED)]
+    words += [
+        f"--trainer.max_steps={steps}",
+        "--trainer.val_check_interval=1",
+        "--trainer.limit_val_batches=1",
+    ]
+    command = [
+        str(Path(sys.executable).with_name("ai-wam")),
+        "fit",
+    ]  # Lightning starts it again per rank
+    done = subprocess.run(
+        [*command, "--config=configs/quickstart.yaml", *words, *more],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Path("runs/quickstart/fit/checkpoints/last.ckpt")
+
+
+def test_a_sharded_fit_saves_one_file_and_goes_on(data: Path):
+    saved = torch.load(fit(data, 2), weights_only=True)
+    resumed = torch.load(
+        fit(data, 3, "--ckpt_path=runs/quickstart/fit/checkpoints/last.ckpt"), weights_only=True
+    )
+    assert (saved["global_step"], resumed["global_step"]) == (2, 3)
+    for checkpoint in (saved, resumed):
+        state, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+        assert set(current) == {name for name in state if name.startswith("backbone.denoiser.")}
+        assert all(type(value) is torch.Tensor and value.isfinite().all() for value in state.values())
+        moments = checkpoint["optimizer_states"][0]["state"]
+        assert len(moments) == len(current)
+        assert all(float(moment["step"]) == checkpoint["global_step"] for moment in moments.values())
+        assert any(not torch.equal(state[name], current[name]) for name in current)
