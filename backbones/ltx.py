@@ -1,0 +1,171 @@
+"""LTX-Video (arXiv 2501.00103) through diffusers: transformer, video autoencoder and T5, or a tiny twin.
+
+Reading order: the video autoencoder, the prompts, the backbone.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
+from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from ai_wam.canvas import Canvas
+from ai_wam.noise import FlowMatching, NoisePath, TimeSampling
+from ai_wam.types import LatentSpec
+from backbones.base import VideoBackbone
+from backbones.codec import LatentCodec
+from backbones.loading import load_codec
+from backbones.prompts import Context, PromptEncoder
+from backbones.t5 import T5Prompts
+
+
+class LTXVAE(LatentCodec):
+    """LTX-Video's video autoencoder: 128 channels, 32x in space, 8x in time, normalised per channel.
+
+    The encoder is exactly causal; the decoder looks ahead. Since 0.9.1 the decoder also denoises and is told
+    how noisy its latents are: here 0, as the pipelines have it by default, since ours are clean. 0.9.1 alone
+    draws noise inside the decoder; it is drawn from one seed, so that latents always give the same video.
+
+    Args:
+        pretrained: local folder or hub id in diffusers' layout.
+        architecture: constructor arguments of an autoencoder with random weights instead.
+        dtype: the weights' precision.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        architecture: dict[str, Any] | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        super().__init__()
+        self.vae = load_codec(AutoencoderKLLTXVideo, pretrained, architecture, getattr(torch, dtype))
+        config = self.vae.config
+        self.channels = config.latent_channels
+        self.spatial_stride = self.vae.spatial_compression_ratio
+        self.temporal_stride = self.frame_multiple = self.vae.temporal_compression_ratio
+        self.causal = "exact" if config.decoder_causal else "encoder"
+
+    @torch.no_grad()
+    def encode(self, video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n c tl lh lw"]:
+        """The posterior's mode, normalised."""
+        latents = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode().float()
+        mean, scale = self._statistics()
+        return (latents - mean) / scale
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "n c tl lh lw"]) -> Float[Tensor, "n 3 t h w"]:
+        """Video, clamped to [-1, 1]."""
+        mean, scale = self._statistics()
+        raw = (latents * scale + mean).to(self.vae.dtype)
+        noise = raw.new_zeros(len(raw)) if self.vae.config.timestep_conditioning else None
+        with torch.random.fork_rng([raw.device] if raw.is_cuda else []):
+            torch.manual_seed(0)
+            video: Tensor = self.vae.decode(raw, noise, return_dict=False)[0]
+        return video.float().clamp(-1, 1)
+
+    def _statistics(self) -> tuple[Float[Tensor, "1 c 1 1 1"], Float[Tensor, "1 c 1 1 1"]]:
+        """Mean and scale of the raw latents; the checkpoint brings them as buffers."""
+        mean, std = (
+            part.float().view(1, -1, 1, 1, 1) for part in (self.vae.latents_mean, self.vae.latents_std)
+        )
+        return mean, std / self.vae.config.scaling_factor
+
+
+class LTXPrompts(T5Prompts):
+    """T5 v1.1-XXL as LTX-Video knows it: the encoder sees its padding, the denoiser does not.
+
+    Args:
+        pretrained: local folder or hub id in diffusers' layout.
+        dtype: the weights' precision.
+    """
+
+    def __init__(self, pretrained: str, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> None:
+        super().__init__(pretrained, encoder="T5EncoderModel", length=128, padding="states", dtype=dtype)
+
+    def _embed(self, prompt: str, device: torch.device) -> tuple[Tensor, int]:
+        """States "l d" of one prompt, zeros after its end, and how many of them are its own."""
+        states, count = super()._embed(prompt, device)
+        states[count:] = 0
+        return states, count
+
+
+class LTX(VideoBackbone):
+    """An LTX-Video denoiser on the canvas: 2B (0.9.0 to 0.9.5) and 13B (0.9.7 and later).
+
+    One network makes videos of texts and of pictures: given positions hold clean latents and are told so,
+    token by token. A token is one latent position. Text tokens after the prompt's end, which are zeros, are
+    not attended to.
+
+    Args:
+        pretrained: local folder or hub id of a released checkpoint.
+        fps: frames per second that the network is told; its positions count seconds.
+        options: the other arguments of `backbones.base.VideoBackbone`.
+    """
+
+    Denoiser = LTXVideoTransformer3DModel
+    input_projection = "proj_in"
+    blocks = ("transformer_blocks",)
+    times = ("per_token", "shared")
+
+    def __init__(self, pretrained: str | None = None, *, fps: int = 25, **options: Any) -> None:
+        super().__init__(pretrained, **options)
+        self.fps = fps
+
+    def released_codec(self, pretrained: str) -> LatentCodec:
+        """LTX-Video's video autoencoder."""
+        return LTXVAE(pretrained)
+
+    def released_prompts(self, pretrained: str) -> PromptEncoder:
+        """T5 v1.1-XXL."""
+        return LTXPrompts(pretrained)
+
+    def released_path(self) -> NoisePath:
+        """Flow matching; the released shift grows with the tokens, from 2.6 at 1,024 to 7.8 at 4,096."""
+        return FlowMatching(sampling=TimeSampling(shift=5.0), sampler_shift=5.0)
+
+    def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+        """Latent channels and text width."""
+        channels = self.codec.channels
+        return {
+            "in_channels": channels,
+            "out_channels": channels,
+            "caption_channels": self.prompts.width,
+        }
+
+    def describe(self, config: Mapping[str, Any]) -> LatentSpec:
+        """Equal channels, tokens of one position."""
+        codec, taken, made = self.codec, config["in_channels"], config["out_channels"]
+        patches = (config["patch_size_t"], config["patch_size"])
+        if (taken, made) != (codec.channels, codec.channels) or patches != (1, 1):
+            raise ValueError(
+                f"LTX: the transformer takes {taken} channels and makes {made} in patches of {patches}, the "
+                f"video autoencoder makes {codec.channels}; this backbone needs {codec.channels} in and out "
+                "and patches of (1, 1): take both from one release"
+            )
+        strides = (codec.spatial_stride, codec.temporal_stride, codec.frame_multiple)
+        return LatentSpec(codec.channels, *strides, patch=1)
+
+    def predict(
+        self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
+    ) -> Float[Tensor, "b c f h w"]:
+        """One forward of the transformer, which wants tokens; its positions count on over the canvas."""
+        f, h, w = noisy.shape[2:]
+        seen = rearrange(self.network_input(noisy, canvas, context), "b e f h w -> b (f h w) e")
+        stride = self.codec.spatial_stride
+        prediction: Tensor = self.denoiser(
+            hidden_states=seen,
+            encoder_hidden_states=context.tokens.to(noisy),
+            timestep=self.network_time(u, canvas),
+            encoder_attention_mask=context.tokens.ne(0).any(dim=2),
+            num_frames=f,
+            height=h,
+            width=w,
+            rope_interpolation_scale=(self.codec.temporal_stride / self.fps, stride, stride),
+            return_dict=False,
+        )[0]
+        return rearrange(prediction, "b (f h w) c -> b c f h w", f=f, h=h, w=w)

@@ -1,0 +1,157 @@
+"""LTX-Video: the pipeline from the prompt to the last latent; a causal encoder; what the decoder draws."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    FlowMatchEulerDiscreteScheduler,
+    LTXImageToVideoPipeline,
+    LTXVideoTransformer3DModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from ai_wam.cameras import Cameras
+from ai_wam.canvas import Canvas, build_canvas, plan
+from ai_wam.noise import FlowMatching
+from backbones.codec import PatchCodec
+from backbones.ltx import LTX, LTXVAE, LTXPrompts
+from backbones.prompts import HashedWords
+
+SIZE, FRAMES = (64, 64), 17
+VAE = {
+    "latent_channels": 8, "block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4,
+    "layers_per_block": (1,) * 5, "decoder_layers_per_block": (1,) * 5,
+}  # fmt: skip
+LATER_VAE = {  # 0.9.1: told how noisy latents are, with noise of its own
+    "latent_channels": 8, "block_out_channels": (8,) * 4, "layers_per_block": (1,) * 5,
+    "decoder_block_out_channels": (16, 32, 64), "decoder_layers_per_block": (1,) * 4,
+    "decoder_spatio_temporal_scaling": (True,) * 3, "decoder_inject_noise": (True, True, True, False),
+    "upsample_residual": (True,) * 3, "upsample_factor": (2,) * 3, "timestep_conditioning": True,
+}  # fmt: skip
+SMALL = {"num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16, "num_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint in the released layout."""
+    folder = tmp_path_factory.mktemp("ltx")
+    torch.manual_seed(0)
+    network = LTXVideoTransformer3DModel(in_channels=8, out_channels=8, caption_channels=16, **SMALL)
+    network.save_pretrained(folder / "transformer")
+    vae = AutoencoderKLLTXVideo(**VAE)
+    vae.latents_mean.normal_()
+    vae.latents_std.uniform_(0.5, 2)
+    vae.save_pretrained(folder / "vae")
+    text = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=8)
+    T5EncoderModel(text).save_pretrained(folder / "text_encoder")
+    known = ["<pad>", "</s>", "<unk>", "reach", "the", "red", "ball"]
+    words = {word: index for index, word in enumerate(known)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def canvas_of(model: LTX, name: str) -> Canvas:
+    video = torch.rand(1, 1, 3, FRAMES, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    cameras = Cameras(torch.eye(3)[None, None, None] * 60, torch.eye(4)[None, None, None])
+    first, whole = model.encode(video[:, :, :, :1]), model.encode(video)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    return build_canvas(plan(name), model.spec, SIZE, cameras, mask, first, first, whole, whole)
+
+
+def test_sampling_is_the_released_pipeline_at_step_0(folder: Path):
+    """From the prompt to the last latent; only the picture is encoded beforehand, as a posterior's mode."""
+    prompts = LTXPrompts(str(folder), dtype="float32")
+    model = LTX(str(folder), prompts=prompts, path=FlowMatching(), fps=24)
+    canvas = canvas_of(model, "video_only")
+    context = model.encode_context(
+        ["reach the red ball"], torch.zeros(1, 1, 3, 1, *SIZE), torch.ones(1, 1, dtype=torch.bool)
+    )
+    noise = torch.randn(canvas.clean.shape, generator=torch.Generator().manual_seed(1))
+    pipeline = LTXImageToVideoPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=AutoencoderKLLTXVideo.from_pretrained(folder, subfolder="vae"),
+        text_encoder=T5EncoderModel.from_pretrained(folder / "text_encoder"),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        transformer=LTXVideoTransformer3DModel.from_pretrained(folder, subfolder="transformer"),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    start = torch.where(canvas.given, canvas.clean, noise)
+    theirs = pipeline(
+        prompt="reach the red ball", latents=pipeline._pack_latents(start), height=SIZE[0], width=SIZE[1],
+        num_frames=FRAMES, frame_rate=24, num_inference_steps=3, guidance_scale=1.0, output_type="latent",
+    ).frames  # fmt: skip
+    ours = pipeline._pack_latents(model.sample(canvas, context, noise, steps=3))
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+    assert not torch.allclose(theirs, pipeline._pack_latents(start), atol=0.1)
+
+
+def test_the_given_are_told_that_they_are_clean(folder: Path):
+    model = LTX(str(folder))
+    canvas = canvas_of(model, "policy")  # one frame, then three
+    times = model.network_time(torch.tensor([0.9]), canvas).unflatten(1, (4, 4))
+    assert times[0, :, 0].tolist() == [0, 0, 900, 900]
+    assert (times == times[:, :, :1]).all()
+
+
+def test_padding_is_seen_by_the_encoder_and_hidden_from_the_denoiser(folder: Path):
+    prompts = LTXPrompts(str(folder), dtype="float32")
+    tokens = prompts.encode(["reach the red ball", ""], torch.device("cpu")).tokens
+    assert tokens.shape == (2, 128, 16)
+    assert tokens.ne(0).any(dim=2).sum(dim=1).tolist() == [5, 1]
+    encoder = T5EncoderModel.from_pretrained(folder / "text_encoder")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    text = tokenizer("reach the red ball", padding="max_length", max_length=128, return_tensors="pt")
+    with torch.no_grad():
+        padded = encoder(text.input_ids).last_hidden_state[:, :5]
+        masked = encoder(text.input_ids, text.attention_mask).last_hidden_state[:, :5]
+    torch.testing.assert_close(tokens[:1, :5], padded)
+    assert not torch.allclose(padded, masked, atol=1e-3)
+
+
+def test_the_codec_is_the_released_one_and_its_encoder_causal(folder: Path):
+    codec = LTXVAE(str(folder))
+    assert (codec.spatial_stride, codec.temporal_stride, codec.causal) == (32, 8, "encoder")
+    video = torch.rand(1, 3, FRAMES, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = codec.encode(video)
+    assert latents.shape == (1, 8, 3, 2, 2)
+    for frames in (1, 9):  # a beginning encoded alone is the beginning of the whole
+        beginning = codec.encode(video[:, :, :frames])
+        torch.testing.assert_close(beginning, latents[:, :, : beginning.shape[2]], atol=1e-5, rtol=0)
+    raw = codec.vae.encode(video).latent_dist.mode()
+    theirs = LTXImageToVideoPipeline._normalize_latents(raw, codec.vae.latents_mean, codec.vae.latents_std)
+    torch.testing.assert_close(latents, theirs)
+    decoded = codec.decode(latents)
+    torch.testing.assert_close(decoded, codec.vae.decode(raw).sample.clamp(-1, 1), atol=1e-5, rtol=0)
+    alone = codec.decode(latents[:, :, :2])
+    assert not torch.allclose(alone, decoded[:, :, :9], atol=1e-3)  # the decoder looks ahead
+
+
+def test_a_decoder_that_draws_noise_repeats_itself():
+    torch.manual_seed(0)
+    codec = LTXVAE(architecture=LATER_VAE)
+    for name, parameter in codec.vae.decoder.named_parameters():
+        if "per_channel_scale" in name:
+            parameter.data.fill_(0.5)
+    latents = torch.randn(1, 8, 2, 2, 2)
+    state = torch.random.get_rng_state()
+    first, second = codec.decode(latents), codec.decode(latents)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    told = torch.zeros(1)
+    free = [codec.vae.decode(latents, told).sample.clamp(-1, 1) for _ in range(2)]
+    assert not torch.equal(free[0], free[1])
+
+
+def test_other_networks_are_refused():
+    parts = {"codec": PatchCodec(12), "prompts": HashedWords(16, 8)}
+    with pytest.raises(ValueError, match=r"in patches of \(1, 2\).*needs 12 in and out"):
+        LTX(architecture={**SMALL, "patch_size": 2}, **parts)
