@@ -10,7 +10,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
 from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ai_wam.canvas import Canvas
@@ -77,7 +77,7 @@ class LTXVAE(LatentCodec):
 
 
 class LTXPrompts(T5Prompts):
-    """T5 v1.1-XXL as LTX-Video knows it: the encoder sees its padding, the denoiser does not.
+    """T5 v1.1-XXL as LTX-Video knew it before 0.9.5: the encoder sees its padding, the denoiser does not.
 
     Args:
         pretrained: local folder or hub id in diffusers' layout.
@@ -95,7 +95,7 @@ class LTXPrompts(T5Prompts):
 
 
 class LTX(VideoBackbone):
-    """An LTX-Video denoiser on the canvas: 2B (0.9.0 to 0.9.5) and 13B (0.9.7 and later).
+    """An LTX-Video denoiser on the canvas, 0.9.0 and 0.9.1; see `LTX095` for later ones.
 
     One network makes videos of texts and of pictures: given positions hold clean latents and are told so,
     token by token. A token is one latent position. Text tokens after the prompt's end, which are zeros, are
@@ -156,16 +156,39 @@ class LTX(VideoBackbone):
         """One forward of the transformer, which wants tokens; its positions count on over the canvas."""
         f, h, w = noisy.shape[2:]
         seen = rearrange(self.network_input(noisy, canvas, context), "b e f h w -> b (f h w) e")
-        stride = self.codec.spatial_stride
         prediction: Tensor = self.denoiser(
             hidden_states=seen,
             encoder_hidden_states=context.tokens.to(noisy),
             timestep=self.network_time(u, canvas),
             encoder_attention_mask=context.tokens.ne(0).any(dim=2),
-            num_frames=f,
-            height=h,
-            width=w,
-            rope_interpolation_scale=(self.codec.temporal_stride / self.fps, stride, stride),
+            video_coords=self._positions((f, h, w), noisy.device).expand(len(noisy), -1, -1),
             return_dict=False,
         )[0]
         return rearrange(prediction, "b (f h w) c -> b c f h w", f=f, h=h, w=w)
+
+    def _positions(self, grid: tuple[int, int, int], device: torch.device) -> Float[Tensor, "1 3 n"]:
+        """Seconds, row and column in pixels of every token."""
+        stride = self.codec.spatial_stride
+        f, h, w = (torch.arange(n, device=device) for n in grid)
+        axes = (self._first_frames(f) / self.fps, h * float(stride), w * float(stride))
+        return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)[None]
+
+    def _first_frames(self, latent: Int[Tensor, "f"]) -> Int[Tensor, "f"]:
+        """The video frame at which the network takes a latent frame to begin."""
+        return latent * self.codec.temporal_stride
+
+
+class LTX095(LTX):
+    """An LTX-Video denoiser on the canvas, 0.9.5 and later: 2B, and 13B from 0.9.7 on.
+
+    It knows that the first latent frame is one video frame, so later ones begin earlier, and its prompts are
+    longer. The released pipeline also adds a little noise to the given picture; here it stays as it is.
+    """
+
+    def released_prompts(self, pretrained: str) -> PromptEncoder:
+        """T5 v1.1-XXL; tokens after the prompt's end are zeros."""
+        return T5Prompts(pretrained, encoder="T5EncoderModel", length=256, padding="zeros")
+
+    def _first_frames(self, latent: Int[Tensor, "f"]) -> Int[Tensor, "f"]:
+        """The video frame with which a latent frame does begin."""
+        return (latent * self.codec.temporal_stride + 1 - self.codec.temporal_stride).clamp(min=0)

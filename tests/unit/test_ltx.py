@@ -7,6 +7,7 @@ import torch
 from diffusers import (
     AutoencoderKLLTXVideo,
     FlowMatchEulerDiscreteScheduler,
+    LTXConditionPipeline,
     LTXImageToVideoPipeline,
     LTXVideoTransformer3DModel,
 )
@@ -17,7 +18,7 @@ from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.noise import FlowMatching
 from backbones.codec import PatchCodec
-from backbones.ltx import LTX, LTXVAE, LTXPrompts
+from backbones.ltx import LTX, LTX095, LTXVAE, LTXPrompts
 from backbones.prompts import HashedWords
 
 SIZE, FRAMES = (64, 64), 17
@@ -25,13 +26,24 @@ VAE = {
     "latent_channels": 8, "block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4,
     "layers_per_block": (1,) * 5, "decoder_layers_per_block": (1,) * 5,
 }  # fmt: skip
-LATER_VAE = {  # 0.9.1: told how noisy latents are, with noise of its own
+VAE_091 = {  # 0.9.1: told how noisy latents are, with noise of its own
     "latent_channels": 8, "block_out_channels": (8,) * 4, "layers_per_block": (1,) * 5,
     "decoder_block_out_channels": (16, 32, 64), "decoder_layers_per_block": (1,) * 4,
     "decoder_spatio_temporal_scaling": (True,) * 3, "decoder_inject_noise": (True, True, True, False),
     "upsample_residual": (True,) * 3, "upsample_factor": (2,) * 3, "timestep_conditioning": True,
 }  # fmt: skip
+VAE_095 = {
+    "latent_channels": 8, "block_out_channels": (8, 8, 16, 32, 64), "layers_per_block": (1,) * 5,
+    "down_block_types": ("LTXVideo095DownBlock3D",) * 4, "spatio_temporal_scaling": (True,) * 4,
+    "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+    "decoder_block_out_channels": (16, 32, 64), "decoder_layers_per_block": (1,) * 4,
+    "decoder_spatio_temporal_scaling": (True,) * 3, "decoder_inject_noise": (False,) * 4,
+    "upsample_residual": (True,) * 3, "upsample_factor": (2,) * 3, "timestep_conditioning": True,
+    "spatial_compression_ratio": 32, "temporal_compression_ratio": 8,
+}  # fmt: skip
 SMALL = {"num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16, "num_layers": 2}
+
+RELEASES = [(LTX, LTXImageToVideoPipeline), (LTX095, LTXConditionPipeline)]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vae = AutoencoderKLLTXVideo(**VAE)
     vae.latents_mean.normal_()
     vae.latents_std.uniform_(0.5, 2)
+    with torch.no_grad():  # the pipelines sample the posterior: make it as narrow as it gets
+        vae.encoder.conv_out.conv.weight[-1] = 0
+        vae.encoder.conv_out.conv.bias[-1] = -40
     vae.save_pretrained(folder / "vae")
     text = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=8)
     T5EncoderModel(text).save_pretrained(folder / "text_encoder")
@@ -59,24 +74,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def random_video() -> torch.Tensor:
+    return torch.rand(1, 3, FRAMES, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
 def canvas_of(model: LTX, name: str) -> Canvas:
-    video = torch.rand(1, 1, 3, FRAMES, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    video = random_video()[None]
     cameras = Cameras(torch.eye(3)[None, None, None] * 60, torch.eye(4)[None, None, None])
     first, whole = model.encode(video[:, :, :, :1]), model.encode(video)
     mask = torch.ones(1, 1, dtype=torch.bool)
     return build_canvas(plan(name), model.spec, SIZE, cameras, mask, first, first, whole, whole)
 
 
-def test_sampling_is_the_released_pipeline_at_step_0(folder: Path):
-    """From the prompt to the last latent; only the picture is encoded beforehand, as a posterior's mode."""
-    prompts = LTXPrompts(str(folder), dtype="float32")
-    model = LTX(str(folder), prompts=prompts, path=FlowMatching(), fps=24)
+@pytest.mark.parametrize(("kind", "released"), RELEASES)
+def test_sampling_is_the_released_pipeline_at_step_0(folder: Path, kind: type[LTX], released: type):
+    """From prompt and picture to the last latent."""
+    model = kind(str(folder), path=FlowMatching(), fps=24)
+    model.prompts.dtype = torch.float32  # as the pipeline's
     canvas = canvas_of(model, "video_only")
     context = model.encode_context(
         ["reach the red ball"], torch.zeros(1, 1, 3, 1, *SIZE), torch.ones(1, 1, dtype=torch.bool)
     )
-    noise = torch.randn(canvas.clean.shape, generator=torch.Generator().manual_seed(1))
-    pipeline = LTXImageToVideoPipeline(
+    pipeline = released(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=AutoencoderKLLTXVideo.from_pretrained(folder, subfolder="vae"),
         text_encoder=T5EncoderModel.from_pretrained(folder / "text_encoder"),
@@ -84,14 +103,22 @@ def test_sampling_is_the_released_pipeline_at_step_0(folder: Path):
         transformer=LTXVideoTransformer3DModel.from_pretrained(folder, subfolder="transformer"),
     )
     pipeline.set_progress_bar_config(disable=True)
-    start = torch.where(canvas.given, canvas.clean, noise)
+    g = torch.Generator().manual_seed(1)
+    if kind is LTX:
+        torch.randn(canvas.clean[:, :, :1].shape, generator=g)  # the picture's posterior
+        options = {}
+    else:
+        options = {"image_cond_noise_scale": 0.0, "timesteps": [1000.0, 2000 / 3, 1000 / 3]}
+    noise = torch.randn(canvas.clean.shape, generator=g)
     theirs = pipeline(
-        prompt="reach the red ball", latents=pipeline._pack_latents(start), height=SIZE[0], width=SIZE[1],
+        prompt="reach the red ball", image=random_video()[:, :, 0] / 2 + 0.5, height=SIZE[0], width=SIZE[1],
         num_frames=FRAMES, frame_rate=24, num_inference_steps=3, guidance_scale=1.0, output_type="latent",
+        generator=torch.Generator().manual_seed(1), **options,
     ).frames  # fmt: skip
-    ours = pipeline._pack_latents(model.sample(canvas, context, noise, steps=3))
+    ours = model.sample(canvas, context, noise, steps=3)
+    if kind is LTX:
+        ours = pipeline._pack_latents(ours)
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
-    assert not torch.allclose(theirs, pipeline._pack_latents(start), atol=0.1)
 
 
 def test_the_given_are_told_that_they_are_clean(folder: Path):
@@ -117,27 +144,37 @@ def test_padding_is_seen_by_the_encoder_and_hidden_from_the_denoiser(folder: Pat
     assert not torch.allclose(padded, masked, atol=1e-3)
 
 
-def test_the_codec_is_the_released_one_and_its_encoder_causal(folder: Path):
-    codec = LTXVAE(str(folder))
+@pytest.mark.parametrize("architecture", [VAE, VAE_091, VAE_095], ids=["0.9.0", "0.9.1", "0.9.5"])
+def test_the_encoder_is_causal_and_the_decoder_looks_ahead(architecture: dict[str, object]):
+    torch.manual_seed(0)
+    codec = LTXVAE(architecture=architecture)
     assert (codec.spatial_stride, codec.temporal_stride, codec.causal) == (32, 8, "encoder")
-    video = torch.rand(1, 3, FRAMES, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    video = random_video()
     latents = codec.encode(video)
     assert latents.shape == (1, 8, 3, 2, 2)
     for frames in (1, 9):  # a beginning encoded alone is the beginning of the whole
         beginning = codec.encode(video[:, :, :frames])
         torch.testing.assert_close(beginning, latents[:, :, : beginning.shape[2]], atol=1e-5, rtol=0)
+    decoded, alone = codec.decode(latents * 10), codec.decode(latents[:, :, :2] * 10)
+    assert decoded.shape == video.shape
+    assert alone.shape[2] == 9
+    assert float((alone - decoded[:, :, :9]).abs().max()) > 1e-3
+
+
+def test_the_codec_is_the_released_one(folder: Path):
+    codec = LTXVAE(str(folder))
+    video = random_video()
+    latents = codec.encode(video)
     raw = codec.vae.encode(video).latent_dist.mode()
     theirs = LTXImageToVideoPipeline._normalize_latents(raw, codec.vae.latents_mean, codec.vae.latents_std)
     torch.testing.assert_close(latents, theirs)
     decoded = codec.decode(latents)
     torch.testing.assert_close(decoded, codec.vae.decode(raw).sample.clamp(-1, 1), atol=1e-5, rtol=0)
-    alone = codec.decode(latents[:, :, :2])
-    assert not torch.allclose(alone, decoded[:, :, :9], atol=1e-3)  # the decoder looks ahead
 
 
 def test_a_decoder_that_draws_noise_repeats_itself():
     torch.manual_seed(0)
-    codec = LTXVAE(architecture=LATER_VAE)
+    codec = LTXVAE(architecture=VAE_091)
     for name, parameter in codec.vae.decoder.named_parameters():
         if "per_channel_scale" in name:
             parameter.data.fill_(0.5)
