@@ -81,11 +81,11 @@ class LTXPrompts(T5Prompts):
 
     Args:
         pretrained: local folder or hub id in diffusers' layout.
-        dtype: the weights' precision.
+        options: `dtype`, `device` and `cache` of `backbones.t5.T5Prompts`.
     """
 
-    def __init__(self, pretrained: str, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> None:
-        super().__init__(pretrained, encoder="T5EncoderModel", length=128, padding="states", dtype=dtype)
+    def __init__(self, pretrained: str, **options: Any) -> None:
+        super().__init__(pretrained, encoder="T5EncoderModel", length=128, padding="states", **options)
 
     def _embed(self, prompt: str, device: torch.device) -> tuple[Tensor, int]:
         """States "l d" of one prompt, zeros after its end, and how many of them are its own."""

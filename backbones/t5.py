@@ -1,9 +1,14 @@
 """The T5 family of released checkpoints as prompt encoders: UMT5 for Wan, T5 v1.1 for CogVideoX."""
 
+import hashlib
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,6 +25,10 @@ class T5Prompts(PromptEncoder):
         length: number of tokens.
         padding: what follows the prompt's end: "zeros" (Wan), or "states" of padding tokens (CogVideoX).
         dtype: the weights' precision.
+        device: where the encoder runs: beside the "model", or on the "cpu", where it takes seconds a prompt
+            and no memory of the accelerator.
+        cache: folder that keeps embeddings from one run to the next; with all prompts in it the encoder is
+            never loaded.
     """
 
     def __init__(
@@ -29,12 +38,14 @@ class T5Prompts(PromptEncoder):
         length: int,
         padding: Literal["zeros", "states"],
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
+        device: Literal["model", "cpu"] = "model",
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         from transformers import AutoConfig
 
         self.pretrained, self.encoder, self.length, self.padding = pretrained, encoder, length, padding
-        self.dtype = getattr(torch, dtype)
+        self.dtype, self.device, self.cache = getattr(torch, dtype), device, cache
         self.width = load_part(AutoConfig, pretrained, "text_encoder").d_model
         # In a tuple, so that no checkpoint or optimizer sees the encoder.
         self._loaded: tuple[Any, Any] | None = None
@@ -44,10 +55,46 @@ class T5Prompts(PromptEncoder):
         """Last hidden states; pooled: their mean over the prompt's own tokens."""
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._known:
-                self._known[prompt] = self._embed(prompt, device)
+                self._known[prompt] = self._recall(prompt, device)
         tokens = torch.stack([self._known[prompt][0] for prompt in prompts])
         pooled = [states[:count].mean(dim=0) for states, count in (self._known[prompt] for prompt in prompts)]
         return Context(tokens.to(device), torch.stack(pooled).to(device))
+
+    def drop(self) -> None:
+        """Free the encoder; known prompts stay known, and a new one loads it again."""
+        self._loaded = None
+
+    def _recall(self, prompt: str, device: torch.device) -> tuple[Tensor, int]:
+        """As `_embed`, from the cache where it has the prompt; what follows the last state is not stored."""
+        file = self._file(prompt)
+        if file is not None and file.is_file():
+            kept = load_file(file)
+            states, count = kept["states"].float(), int(kept["count"])
+            return functional.pad(states, (0, 0, 0, self.length - len(states))), count
+        states, count = self._embed(prompt, torch.device("cpu") if self.device == "cpu" else device)
+        if file is not None:
+            end = int(states.any(dim=1).nonzero().max()) + 1
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = file.with_suffix(f".{os.getpid()}")
+            save_file({"states": states[:end].to(self.dtype), "count": torch.tensor(count)}, unfinished)
+            unfinished.replace(file)
+        return states, count
+
+    def _file(self, prompt: str) -> Path | None:
+        """Named by everything that decides an embedding."""
+        if self.cache is None:
+            return None
+        parts = (
+            type(self).__name__,
+            self.pretrained,
+            self.encoder,
+            self.length,
+            self.padding,
+            self.dtype,
+            prompt,
+        )
+        name = hashlib.blake2b(json.dumps([str(part) for part in parts]).encode(), digest_size=16).hexdigest()
+        return Path(self.cache) / f"{name}.safetensors"
 
     @torch.no_grad()
     def _embed(self, prompt: str, device: torch.device) -> tuple[Tensor, int]:

@@ -20,7 +20,7 @@ _COGVIDEOX_VAE = {
 
 
 def _wan(heads: int, ffn: int, layers: int, time: str, vae: dict[str, Any]) -> Callable[..., VideoBackbone]:
-    def build(**options: Any) -> VideoBackbone:
+    def build(layers: int = layers, **options: Any) -> VideoBackbone:
         size = {"num_attention_heads": heads, "ffn_dim": ffn, "num_layers": layers}
         parts = {"codec": WanVAE(architecture=vae), "prompts": HashedWords(4096, 512), "time": time}
         return Wan(**{"architecture": size, **parts, **options})
@@ -29,7 +29,7 @@ def _wan(heads: int, ffn: int, layers: int, time: str, vae: dict[str, Any]) -> C
 
 
 def _cogvideox(heads: int, layers: int, **architecture: Any) -> Callable[..., VideoBackbone]:
-    def build(**options: Any) -> VideoBackbone:
+    def build(layers: int = layers, **options: Any) -> VideoBackbone:
         size = {"num_attention_heads": heads, "num_layers": layers, "time_embed_dim": 512, **architecture}
         parts = {"codec": CogVideoXVAE(architecture=_COGVIDEOX_VAE), "prompts": HashedWords(4096, 226)}
         return CogVideoX(**{"architecture": size, **parts, **options})
@@ -52,7 +52,8 @@ def build(name: str, **options: Any) -> VideoBackbone:
 
     Args:
         name: as its YAML is called.
-        options: further arguments of the backbone.
+        options: further arguments of the backbone; `layers`: how many blocks, the released number if left
+            out.
 
     Raises:
         ValueError: a name that is not listed.

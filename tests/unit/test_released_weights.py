@@ -35,6 +35,7 @@ from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
 from backbones.cogvideox import CogVideoX
 from backbones.prompts import Context, HashedWords
+from backbones.t5 import T5Prompts
 from backbones.wan import Wan
 
 TEXT = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 8}
@@ -345,3 +346,28 @@ def test_cogvideox_image_to_video_is_the_released_model_at_step_0(
     if not later:
         with pytest.raises(ValueError, match="learned positions are for 32 x 32"):
             model.spec.grid((48, 48))
+
+
+@pytest.mark.parametrize(("padding", "kind"), [("zeros", "UMT5EncoderModel"), ("states", "T5EncoderModel")])
+def test_embeddings_are_kept_on_disk_and_the_encoder_can_be_dropped(
+    wan_folder: Path, cogvideox_folder: Path, tmp_path: Path, padding: str, kind: str
+):
+    folder = wan_folder if kind == "UMT5EncoderModel" else cogvideox_folder
+    words = {"encoder": kind, "length": 12, "padding": padding, "device": "cpu", "cache": str(tmp_path)}
+    cpu, said = torch.device("cpu"), ["reach the red ball", "ball", ""]
+    first = T5Prompts(str(folder), **words)
+    told = first.encode(said, cpu)
+    first.drop()
+    assert torch.equal(first.encode(said, cpu).tokens, told.tokens)
+    assert first._loaded is None  # what is known needs no encoder
+    assert len(list(tmp_path.iterdir())) == 3
+
+    again = T5Prompts(str(folder), **words)
+    recalled = again.encode(said, cpu)
+    assert again._loaded is None
+    assert torch.equal(recalled.tokens, told.tokens)
+    assert torch.equal(recalled.pooled, told.pooled)
+    again.encode(["the"], cpu)
+    assert again._loaded is not None
+    longer = T5Prompts(str(folder), **{**words, "length": 13}).encode(said, cpu)  # another key, another file
+    assert longer.tokens.shape[1] == 13

@@ -1,0 +1,129 @@
+"""What training needs of a GPU: `python -m benchmarks.speed.memory configs/recipes/lora_24gb.yaml [...]`.
+
+Computed, not measured: weights, gradients, optimizer and averages are counted from shapes, and what a step
+keeps for its backward pass is counted by tracing one and two blocks in fake tensors, bfloat16 as under
+bf16-mixed. Left out are the allocator's slack, cuDNN's and cuBLAS's workspaces and the video autoencoder's own
+activations: leave 3 to 4 GB.
+"""
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ai_wam.cli.configs import config_path
+from backbones.base import VideoBackbone
+from backbones.codec import PatchCodec
+from backbones.lora import LoRA
+from benchmarks.speed.backbones import canvas_of
+from benchmarks.speed.sizes import build
+
+_NAMES = {"Wan-AI/Wan2.2-TI2V-5B-Diffusers": "wan2.2-5b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan2.1-1.3b"}
+_LAYERS = {"wan2.2-5b": 30, "wan2.1-1.3b": 30}
+
+
+def main(recipes: list[str]) -> None:
+    """Print a budget per recipe."""
+    for recipe in recipes:
+        rows = budget(yaml.safe_load(config_path(recipe).read_text()))
+        print(f"{recipe}: {sum(rows.values()):.1f} GB per GPU (computed, nothing was run)")
+        for what, size in rows.items():
+            print(f"  {size:6.1f} GB  {what}")
+
+
+def budget(recipe: dict[str, Any]) -> dict[str, float]:
+    """Gigabytes (1e9 bytes) per GPU of a recipe's model, trainer and clip.
+
+    Raises:
+        KeyError: a pretrained model without a published size in `benchmarks.speed.sizes`.
+    """
+    arguments, trainer = recipe["model"]["init_args"], recipe["trainer"]
+    options, clip = arguments["backbone"]["init_args"], arguments["clip"]
+    name = _NAMES[options["pretrained"]]
+    lora = LoRA(**options["lora"]) if "lora" in options else None
+    shards = trainer["devices"] if isinstance(trainer.get("strategy"), dict) else 1
+    averaged = any("AveragedWeights" in callback["class_path"] for callback in trainer["callbacks"])
+    with torch.device("meta"):
+        model = build(name, lora=lora)
+    released = 2 if options.get("dtype") == "bfloat16" else 4
+    trained, frozen = (_count(model.denoiser, asked) for asked in (True, False))
+    block = sum(p.numel() for p in model.units()[0].parameters())
+    kept, working = _activations(name, lora, released, clip, recipe["data"]["init_args"]["batch_size"])
+    if not options.get("gradient_checkpointing"):
+        kept, working = _LAYERS[name] * working, 0.0
+    rows = {
+        "frozen weights": frozen * released,
+        "trained weights, float32": 4 * trained / shards,
+        "gradients and two moments, float32": 12 * trained / shards,
+        "averages, float32": 4 * trained / shards if averaged else 0.0,
+        "video autoencoder, float32": 4 * sum(p.numel() for p in model.codec.parameters()),
+        "two blocks gathered with one's gradients": 12.0 * block if shards > 1 else 0.0,
+        "what the forward pass keeps": kept,
+        "one block computed again": working,
+    }
+    return {what: size / 1e9 for what, size in rows.items() if size}
+
+
+def _count(module: nn.Module, trained: bool) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad == trained)
+
+
+def _activations(
+    name: str, lora: LoRA | None, released: int, clip: dict[str, Any], rows: int
+) -> tuple[float, float]:
+    """Bytes kept from block to block under gradient checkpointing, and those that one block keeps inside."""
+    traces = []
+    for layers in (1, 2):
+        with torch.device("meta"):
+            spec = build(name, layers=1).spec
+        codec = PatchCodec(spec.channels, spec.spatial_stride, spec.temporal_stride)
+        model = build(name, lora=lora, layers=layers, codec=codec)
+        for parameter in model.denoiser.parameters():
+            if released == 2 and not parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+        traces.append(_trace(model, clip, rows))
+    (first, entering), (second, _) = traces
+    block = second - first
+    return first - block + _LAYERS[name] * entering, block
+
+
+def _trace(model: VideoBackbone, clip: dict[str, Any], rows: int) -> tuple[float, float]:
+    """Bytes that one loss keeps for its backward pass, and bytes of the tokens that enter a block."""
+    canvas, context = canvas_of(model, "joint", tuple(clip["size"]), clip["frames"], rows)
+    noise, u = torch.randn_like(canvas.clean), torch.full((rows,), 0.5)
+    kept: dict[int, int] = {}
+    entering: list[int] = []
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    owned = {fake.from_tensor(part).untyped_storage()._cdata for part in model.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in owned:
+            kept[storage._cdata] = storage.nbytes()
+        alive.append(tensor)  # or another one might get its address
+        return tensor
+
+    alive: list[Tensor] = []
+    model.units()[0].register_forward_pre_hook(lambda _, args: entering.append(args[0].nbytes))
+    with (
+        fake,
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
+    ):
+        model.loss(canvas, context, u, noise)
+    return float(sum(kept.values())), float(entering[0])
+
+
+def _listed(words: Iterable[str]) -> list[str]:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("recipes", nargs="+", help="YAML files that `ai-wam fit` takes")
+    return list(parser.parse_args(list(words)).recipes)
+
+
+if __name__ == "__main__":
+    main(_listed(sys.argv[1:]))

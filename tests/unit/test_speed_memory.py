@@ -1,0 +1,23 @@
+"""The computed memory budget of a recipe against sums by hand."""
+
+import pytest
+import yaml
+
+from ai_wam.cli.configs import config_path
+from benchmarks.speed.memory import budget
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of RMS norm, under autocast
+def test_budget_of_adapters_on_24_gigabytes():
+    recipe = yaml.safe_load(config_path("configs/recipes/lora_24gb.yaml").read_text())
+    rows = budget(recipe)
+    tokens, width, blocks, rank = 7 * 4 * 16 * 16, 3072, 30, 32  # 25 frames, two views, two kinds of segment
+    adapters = blocks * 2 * 4 * 2 * width * rank  # two attentions, four maps, in and out of the rank
+    conditions = (6 + 2 + 48) * 4 * width  # rays, given, is-action and first observation; patches of 2 x 2
+    assert rows["trained weights, float32"] == pytest.approx(4e-9 * (adapters + conditions), rel=0.02)
+    assert rows["frozen weights"] == pytest.approx(2e-9 * 5.0e9, rel=0.01)
+    assert rows["gradients and two moments, float32"] == 3 * rows["trained weights, float32"]
+    assert rows["what the forward pass keeps"] > 2e-9 * blocks * tokens * width  # tokens between blocks
+    assert 20 > sum(rows.values()) > 12
+    recipe["model"]["init_args"]["backbone"]["init_args"]["gradient_checkpointing"] = False
+    assert sum(budget(recipe).values()) > 60
