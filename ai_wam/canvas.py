@@ -6,6 +6,7 @@ imagining, labeling and simulating are six plans over one canvas (arXiv 2604.061
 `plan` function and the same `Canvas` serve training, sampling and evaluation.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -145,6 +146,8 @@ class Canvas(Movable):
             and, where the spec says so, the clean first-observation latent of the view.
         image: what an image-to-video model is shown of each segment: latents of its first frame alone, as
             `VideoBackbone.encode_still` makes them; None for models that are not shown any.
+        camera_latents: the view's cameras as `VideoBackbone.encode_cameras` makes them; None for models that
+            know them by the rays of the condition alone.
     """
 
     segments: tuple[Segment, ...]
@@ -154,6 +157,7 @@ class Canvas(Movable):
     counted: Bool[Tensor, "b 1 f h w"]
     condition: Float[Tensor, "b k f h w"]
     image: Float[Tensor, "b c f h w"] | None = None
+    camera_latents: Float[Tensor, "b e f h w"] | None = None
 
     def unpack(self, latents: Shaped[Tensor, "b c f h w"]) -> list[Shaped[Tensor, "b c _ _ _"]]:
         """The segments' latents, in order, without their padding."""
@@ -181,6 +185,7 @@ def build_canvas(
     latent_frames: int | None = None,
     stills: tuple[Float[Tensor, "b v c tl h w"], Float[Tensor, "b v c tl h w"]] | None = None,
     counted: Bool[Tensor, "b"] | None = None,
+    camera_latents: Float[Tensor, "b v e tl h w"] | None = None,
 ) -> Canvas:
     """Pack latents by a plan.
 
@@ -198,6 +203,7 @@ def build_canvas(
         stills: for image-to-video models, what they are shown of the first frames of the observation and of
             the action clip.
         counted: rows whose truth is known; all, if left out.
+        camera_latents: of every view, for models that take them.
 
     Raises:
         ValueError: the plan gives what is not known.
@@ -213,7 +219,7 @@ def build_canvas(
     segments = tuple(_fitted(segment, spec, latent_frames) for segment in plan.segments(v, latent_frames))
     rays = _latent_rays(cameras, spec, size, latent_frames)
     calibrated = cameras.world_from_camera.isfinite().flatten(2).all(dim=2)  # b v
-    parts: list[list[Tensor]] = [[], [], [], [], []]
+    parts: dict[str, list[Tensor]] = defaultdict(list)
     for segment in segments:
         is_video = segment.kind is Kind.VIDEO
         first, whole = (first_video, video) if is_video else (first_action, action)
@@ -230,15 +236,20 @@ def build_canvas(
         truth = given.new_ones(b) if counted is None else counted
         if not is_video:  # without a calibration nothing can be drawn, so nothing is known
             truth = truth & calibrated[:, segment.view]
-        counts = ~given & present & truth[:, None, None, None, None]
-        values = [clean * present, given | ~present, counts, torch.cat(conditions, dim=1) * present]
-        if stills is not None:
-            values.append(stills[0 if is_video else 1][:, segment.view, :, : segment.length] * present)
-        for part, value in zip(parts, values, strict=False):
-            part.append(_padded(value, segment.pad))
-    clean, given, counts, condition = (pack(part, spec.pack_axis) for part in parts[:4])
-    image = None if stills is None else pack(parts[4], spec.pack_axis)
-    return Canvas(segments, spec.pack_axis, clean, given, counts, condition, image)
+        values = {
+            "clean": clean * present,
+            "given": given | ~present,
+            "counted": ~given & present & truth[:, None, None, None, None],
+            "condition": torch.cat(conditions, dim=1) * present,
+        }
+        optional = {"image": stills and stills[0 if is_video else 1], "camera_latents": camera_latents}
+        for name, latents in optional.items():
+            if latents is not None:
+                values[name] = latents[:, segment.view, :, : segment.length] * present
+        for name, value in values.items():
+            parts[name].append(_padded(value, segment.pad))
+    packed = {name: pack(part, spec.pack_axis) for name, part in parts.items()}
+    return Canvas(segments, spec.pack_axis, **packed)
 
 
 def _fitted(segment: Segment, spec: LatentSpec, latent_frames: int) -> Segment:

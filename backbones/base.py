@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.noise import NoisePath
 from ai_wam.samplers import Solver, integrate
@@ -112,6 +113,8 @@ class VideoBackbone(nn.Module, ABC):
             add_lora(self.denoiser, lora)
         self.prompt_modulation, self.lora = prompt_modulation, lora
         self._adapt_input()
+        for name, module in self.extras(self.denoiser.config).items():
+            setattr(self.denoiser, name, module)
         if compile_blocks:
             for block in self.units():
                 block.compile()
@@ -155,6 +158,22 @@ class VideoBackbone(nn.Module, ABC):
     def shows_image(self, config: Mapping[str, Any]) -> bool:
         """Whether a denoiser of this configuration is natively shown a picture beside the latents."""
         return False
+
+    def extras(self, config: Mapping[str, Any]) -> dict[str, nn.Module | None]:
+        """Modules by name that the denoiser gets and the released one lacks; silent at step 0, or None."""
+        return {}
+
+    def encode_cameras(
+        self, cameras: Cameras, size: tuple[int, int], frames: int
+    ) -> Float[Tensor, "b v e tl lh lw"] | None:
+        """Camera latents, for networks that know cameras by more than the rays of the condition; else None.
+
+        Args:
+            cameras: leading dimensions "b v t"; t = 1 stands for cameras that do not move.
+            size: height and width of the video in pixels.
+            frames: video frames of the clip.
+        """
+        return None
 
     def encode_still(
         self, first: Float[Tensor, "b v 3 1 h w"], latents: Float[Tensor, "b v c 1 lh lw"], frames: int

@@ -171,12 +171,6 @@ class SVD(VideoBackbone):
     ) -> None:
         super().__init__(pretrained, **options)
         self.fps, self.motion_bucket = fps, motion_bucket
-        text = None
-        if self.prompts.width:
-            text = nn.Linear(self.prompts.width, self.denoiser.config.cross_attention_dim)
-            nn.init.zeros_(text.weight)
-            nn.init.zeros_(text.bias)
-        self.denoiser.text = text
 
     def released_codec(self, pretrained: str) -> LatentCodec:
         """SVD's video autoencoder."""
@@ -220,6 +214,15 @@ class SVD(VideoBackbone):
     def shows_image(self, config: Mapping[str, Any]) -> bool:
         """Always."""
         return True
+
+    def extras(self, config: Mapping[str, Any]) -> dict[str, nn.Module | None]:
+        """The text path, if there are prompts."""
+        if not self.prompts.width:
+            return {"text": None}
+        text = nn.Linear(self.prompts.width, config["cross_attention_dim"])
+        nn.init.zeros_(text.weight)
+        nn.init.zeros_(text.bias)
+        return {"text": text}
 
     def encode_still(
         self, first: Float[Tensor, "b v 3 1 h w"], latents: Float[Tensor, "b v c 1 lh lw"], frames: int

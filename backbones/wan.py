@@ -16,10 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.noise import FlowMatching, NoisePath, TimeSampling
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
+from backbones.block_inputs import BlockConditions, CameraEncoders, ray_videos
 from backbones.codec import LatentCodec
 from backbones.images import CLIPImages, ImageEncoder
 from backbones.loading import load_codec
@@ -83,6 +85,7 @@ class Guide(NamedTuple):
         mask: which keys a query may look at; None for all.
         past: keys and values of tokens that are not computed again.
         record: where keys and values are appended, if they are to be remembered.
+        offset: what is added to the tokens.
     """
 
     cos: Float[Tensor, "1 n 1 d"]
@@ -90,10 +93,11 @@ class Guide(NamedTuple):
     mask: Bool[Tensor, "b 1 q k"] | None = None
     past: tuple[Tensor, Tensor] | None = None
     record: list[tuple[Tensor, Tensor]] | None = None
+    offset: Float[Tensor, "b n width"] | None = None
 
 
 class GuidedAttention:
-    """Wan's self-attention, with a mask and remembered keys and values."""
+    """Wan's self-attention, with a mask, remembered keys and values and an offset of its input."""
 
     _attention_backend = None  # what diffusers' set_attention_backend sets
     _parallel_config = None
@@ -103,6 +107,7 @@ class GuidedAttention:
     ) -> Float[Tensor, "b q d"]:
         """Attend; diffusers' blocks fill the arguments."""
         heads = (attn.heads, -1)
+        tokens = tokens if guide.offset is None else tokens + guide.offset.type_as(tokens)
         query = _rotated(attn.norm_q(attn.to_q(tokens)).unflatten(2, heads), guide)
         key = _rotated(attn.norm_k(attn.to_k(tokens)).unflatten(2, heads), guide)
         value = attn.to_v(tokens).unflatten(2, heads)
@@ -114,8 +119,7 @@ class GuidedAttention:
             query, key, value, attn_mask=guide.mask, backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )  # fmt: skip
-        result: Tensor = attn.to_out[0](found.flatten(2, 3).type_as(query))
-        return result
+        return attn.to_out[0](found.flatten(2, 3).type_as(query))
 
 
 def _rotated(x: Float[Tensor, "b q heads d"], guide: Guide) -> Float[Tensor, "b q heads d"]:
@@ -125,39 +129,16 @@ def _rotated(x: Float[Tensor, "b q heads d"], guide: Guide) -> Float[Tensor, "b 
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(3).type_as(x)
 
 
-class BlockConditions(nn.Module):
-    """The canvas condition once more, through a low-rank map of its own into every block; zero at step 0.
-
-    Args:
-        channels: of the condition.
-        patch: latent cells per token, both ways.
-        rank: of the maps.
-        width: of the tokens.
-        blocks: how many there are.
-    """
-
-    def __init__(self, channels: int, patch: int, rank: int, width: int, blocks: int) -> None:
-        super().__init__()
-        size = (1, patch, patch)
-        self.down = nn.ModuleList(nn.Conv3d(channels, rank, size, size, bias=False) for _ in range(blocks))
-        self.up = nn.ModuleList(nn.Linear(rank, width, bias=False) for _ in range(blocks))
-        for up in self.up:
-            nn.init.zeros_(up.get_parameter("weight"))
-
-    def forward(self, condition: Float[Tensor, "b k f h w"], block: int) -> Float[Tensor, "b n d"]:
-        """What a block's tokens are told."""
-        tokens: Tensor = self.up[block](self.down[block](condition).flatten(2).transpose(1, 2))
-        return tokens
-
-
 class GuidedWan(WanTransformer3DModel):
     """diffusers' Wan with a forward that may be told what is given, and compute some of the tokens only.
 
     Attributes:
         block_conditions: conditions told to every block; None if the input projection is all.
+        camera_encoders: maps of camera latents; None if cameras are told by their rays alone.
     """
 
     block_conditions: BlockConditions | None
+    camera_encoders: CameraEncoders | None
 
     def forward(
         self,
@@ -169,6 +150,7 @@ class GuidedWan(WanTransformer3DModel):
         chosen: Int[Tensor, "q"] | None = None,
         past: list[tuple[Tensor, Tensor]] | None = None,
         record: list[tuple[Tensor, Tensor]] | None = None,
+        offsets: Float[Tensor, "blocks b f width"] | None = None,
     ) -> Float[Tensor, "b c f h w"]:
         """The network's prediction.
 
@@ -181,6 +163,7 @@ class GuidedWan(WanTransformer3DModel):
             chosen: tokens to compute; the prediction is zero elsewhere.
             past: keys and values of the other tokens, block by block.
             record: receives keys and values of the computed tokens, block by block.
+            offsets: what is added to the input of self-attention, block by block, frame by frame.
         """
         cos, sin = self.rope(latents)
         tokens = self.patch_embedding(latents)
@@ -198,10 +181,11 @@ class GuidedWan(WanTransformer3DModel):
             text = torch.cat([images, text], dim=1)
         for index, block in enumerate(self.blocks):
             if self.block_conditions is not None:
-                condition = latents.split(self.patch_embedding.channels, dim=1)[1]
-                told = self.block_conditions(condition, index)
+                told = self.block_conditions(latents.split(self.patch_embedding.channels, dim=1)[1], index)
                 tokens = tokens + (told if chosen is None else told[:, chosen])
-            guide = Guide(cos, sin, mask, None if past is None else past[index], record)
+            offset = None if offsets is None else offsets[index].repeat_interleave(grid[1] * grid[2], dim=1)
+            offset = offset if offset is None or chosen is None else offset[:, chosen]
+            guide = Guide(cos, sin, mask, None if past is None else past[index], record, offset)
             arguments = (tokens, text, modulation, guide)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, *arguments)
@@ -244,6 +228,7 @@ class Wan(VideoBackbone):
         cache_given: compute given tokens once per sample instead of in every step; the result is the same.
             Needs one-way attention and per-token time; rows with different views missing are not cached.
         block_rank: rank of the maps that tell every block the condition again; 0 leaves them out.
+        camera_encoders: tell every block the cameras as the released Action Images checkpoint does.
         options: the other arguments of `backbones.base.VideoBackbone`.
 
     Raises:
@@ -264,14 +249,11 @@ class Wan(VideoBackbone):
         given_attention: Literal["full", "one_way"] = "full",
         cache_given: bool = False,
         block_rank: int = 0,
+        camera_encoders: bool = False,
         **options: Any,
     ) -> None:
+        self.block_rank, self.camera_encoders = block_rank, camera_encoders  # what `extras` asks
         super().__init__(pretrained, **options)
-        config = self.denoiser.config
-        size = (block_rank, config.num_attention_heads * config.attention_head_dim, config.num_layers)
-        self.denoiser.block_conditions = (
-            BlockConditions(condition_channels(self.spec), self.spec.patch, *size) if block_rank else None
-        )
         for block in self.denoiser.blocks:
             block.attn1.set_processor(GuidedAttention())
         self.given_attention, self.cache_given = given_attention, cache_given
@@ -334,27 +316,46 @@ class Wan(VideoBackbone):
         grey = torch.zeros_like(first).expand(-1, -1, -1, frames - 1, -1, -1)
         return self.encode(torch.cat([first, grey], dim=3))
 
+    def extras(self, config: Mapping[str, Any]) -> dict[str, nn.Module | None]:
+        """What every block is told besides."""
+        width, blocks = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
+        channels, rank = condition_channels(self.spec), self.block_rank
+        conditions = BlockConditions(channels, self.spec.patch, rank, width, blocks) if rank else None
+        cameras = CameraEncoders(width, blocks) if self.camera_encoders else None
+        return {"block_conditions": conditions, "camera_encoders": cameras}
+
+    def encode_cameras(
+        self, cameras: Cameras, size: tuple[int, int], frames: int
+    ) -> Float[Tensor, "b v e tl lh lw"] | None:
+        """Latents of every view's ray directions and moments, for camera encoders."""
+        if not self.camera_encoders:
+            return None
+        return torch.cat([self.encode(video) for video in ray_videos(cameras, size, frames)], dim=2)
+
     def predict(
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
     ) -> Float[Tensor, "b c f h w"]:
-        """One forward of the transformer, without the tokens that `prepare` remembered."""
-        memory: Memory | None = context.memory
-        if memory is None:
-            mask = _one_way(self._given(canvas)) if self.given_attention == "one_way" else None
-            return self._forward(noisy, self.network_time(u, canvas), canvas, context, mask=mask)
-        time = self.network_time(u, canvas)
-        return self._forward(noisy, time, canvas, context, chosen=memory.generated, past=memory.past)
+        """One forward of the transformer, without what `prepare` remembered."""
+        memory = context.memory or Memory(offsets=self._offsets(canvas))
+        told: dict[str, Any] = {"chosen": memory.generated, "past": memory.past, "offsets": memory.offsets}
+        if memory.past is None and self.given_attention == "one_way":
+            told["mask"] = _one_way(self._given(canvas))
+        return self._forward(noisy, self.network_time(u, canvas), canvas, context, **told)
 
     def prepare(self, canvas: Canvas, context: Context) -> Context:
-        """Keys and values of the given tokens, where they may be remembered."""
-        given = self._given(canvas)
+        """What cameras say; keys and values of the given tokens, where they may be remembered."""
+        given, offsets = self._given(canvas), self._offsets(canvas)
         if not self.cache_given or not bool((given == given[:1]).all()) or not bool(given.any()):
-            return context
+            return context if offsets is None else replace(context, memory=Memory(offsets=offsets))
         record: list[tuple[Tensor, Tensor]] = []
         clean = torch.zeros(given.shape, device=given.device)
         indices = (given[0].nonzero()[:, 0], (~given[0]).nonzero()[:, 0])
-        self._forward(canvas.clean, clean, canvas, context, chosen=indices[0], record=record)
-        return replace(context, memory=Memory(indices[1], record))
+        told = {"record": record, "offsets": offsets}
+        self._forward(canvas.clean, clean, canvas, context, chosen=indices[0], **told)
+        return replace(context, memory=Memory(indices[1], record, offsets))
+
+    def _offsets(self, canvas: Canvas) -> Float[Tensor, "blocks b f width"] | None:
+        return self.denoiser.camera_encoders(canvas.camera_latents) if self.camera_encoders else None
 
     def _given(self, canvas: Canvas) -> Bool[Tensor, "b n"]:
         p = self.spec.patch
@@ -376,21 +377,21 @@ class Wan(VideoBackbone):
             native = torch.cat([given, image], dim=1)
         if images is not None:
             text = functional.pad(text, (0, 0, 0, self.TEXT_LENGTH - text.shape[1]))
-        seen = self.network_input(noisy, canvas, context, native)
-        prediction: Tensor = self.denoiser(seen, time, text, images, **tokens)
-        return prediction
+        return self.denoiser(self.network_input(noisy, canvas, context, native), time, text, images, **tokens)
 
 
 class Memory(NamedTuple):
-    """What is remembered of given tokens while a canvas is sampled.
+    """What is remembered while a canvas is sampled.
 
     Attributes:
-        generated: the tokens that are computed in every step.
+        generated: the tokens that are computed in every step; None for all.
         past: keys and values of the others, block by block.
+        offsets: what camera encoders say.
     """
 
-    generated: Int[Tensor, "q"]
-    past: list[tuple[Tensor, Tensor]]
+    generated: Int[Tensor, "q"] | None = None
+    past: list[tuple[Tensor, Tensor]] | None = None
+    offsets: Float[Tensor, "blocks b f width"] | None = None
 
 
 def _one_way(given: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:

@@ -187,6 +187,7 @@ class WorldActionTask(LightningModule):
             action=action,
             latent_frames=self.latent_frames,
             stills=None if stills[0] is None or stills[1] is None else (stills[0], stills[1]),
+            camera_latents=self.backbone.encode_cameras(cameras, self.clip.size, self.clip.frames),
         )
 
     def configure_model(self) -> None:

@@ -1,0 +1,89 @@
+"""What Wan's blocks are told besides tokens: the canvas condition once more, and cameras as once released."""
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ai_wam.cameras import Cameras
+
+
+class BlockConditions(nn.Module):
+    """The canvas condition once more, through a low-rank map of its own into every block; zero at step 0.
+
+    Args:
+        channels: of the condition.
+        patch: latent cells per token, both ways.
+        rank: of the maps.
+        width: of the tokens.
+        blocks: how many there are.
+    """
+
+    def __init__(self, channels: int, patch: int, rank: int, width: int, blocks: int) -> None:
+        super().__init__()
+        size = (1, patch, patch)
+        self.down = nn.ModuleList(nn.Conv3d(channels, rank, size, size, bias=False) for _ in range(blocks))
+        self.up = nn.ModuleList(nn.Linear(rank, width, bias=False) for _ in range(blocks))
+        for up in self.up:
+            nn.init.zeros_(up.get_parameter("weight"))
+
+    def forward(self, condition: Float[Tensor, "b k f h w"], block: int) -> Float[Tensor, "b n d"]:
+        """What a block's tokens are told."""
+        tokens: Tensor = self.up[block](self.down[block](condition).flatten(2).transpose(1, 2))
+        return tokens
+
+
+class CameraEncoders(nn.Module):
+    """Cameras as one vector per latent frame and block, added to what self-attention takes; zero at step 0.
+
+    This is how the released Action Images checkpoint knows its cameras: camera latents are pooled to 48
+    values (over neighbouring channels) on a grid of 16 x 16, and every block has a linear map of them. All
+    tokens of a frame hear the same. It costs two more clips to encode per view and, at 5 B, 1.1 B weights.
+
+    Args:
+        width: of the tokens.
+        blocks: how many there are.
+    """
+
+    POOLED = (48, 16, 16)
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(math.prod(self.POOLED), width) for _ in range(blocks))
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, latents: Float[Tensor, "b e f h w"] | None) -> Float[Tensor, "blocks b f d"]:
+        """What the tokens of every frame are told, block by block.
+
+        Raises:
+            ValueError: a canvas without camera latents.
+        """
+        if latents is None:
+            raise ValueError(
+                "camera_encoders: the canvas has no camera latents; give those of the backbone's "
+                "`encode_cameras` to `build_canvas`"
+            )
+        pooled = functional.adaptive_avg_pool3d(latents.transpose(1, 2), self.POOLED).flatten(2)
+        return torch.stack([encoder(pooled) for encoder in self.maps])
+
+
+def ray_videos(cameras: Cameras, size: tuple[int, int], frames: int) -> Float[Tensor, "2 b v 3 t h w"]:
+    """Directions, and moments divided by 3 m, of every pixel's ray: two videos per view, near [-1, 1].
+
+    They lie in the camera frame of view 0 at time 0 with RLBench's axes (x left, y up), in which the released
+    checkpoint was trained; zeros where a calibration is lost.
+
+    Args:
+        cameras: leading dimensions "b v t"; t = 1 stands for cameras that do not move.
+        size: height and width in pixels.
+        frames: how many frames the videos have.
+    """
+    exact = cameras.to(torch.float64)
+    rays = exact.relative_to(exact.world_from_camera[:, :1, :1]).to(torch.float32).plucker(size).nan_to_num(0)
+    rays = rays * rays.new_tensor([-1, -1, 1, -1 / 3, -1 / 3, 1 / 3])  # half a turn about z, for both vectors
+    videos = rearrange(rays, "b v t h w (kind c) -> kind b v c t h w", kind=2)
+    return videos.expand(-1, -1, -1, -1, frames, -1, -1)
