@@ -19,6 +19,7 @@ from ai_wam.samplers import Solver, integrate
 from ai_wam.types import LatentSpec
 from backbones.adapter import ConditionedInput, conditioned
 from backbones.codec import LatentCodec
+from backbones.folders import base_model, load_adapter
 from backbones.images import ImageEncoder
 from backbones.loading import load_denoiser, or_released
 from backbones.lora import LoRA, add_lora
@@ -42,7 +43,8 @@ class VideoBackbone(nn.Module, ABC):
         times: time modes the network can do; the first one is how it was released.
 
     Args:
-        pretrained: local folder or hub id of a released checkpoint in diffusers' layout.
+        pretrained: local folder or hub id of a released checkpoint in diffusers' layout, or of one that
+            `ai-wam export-checkpoint` or `convert-checkpoint` wrote.
         architecture: constructor arguments of a denoiser to be built from scratch instead; whatever follows
             from codec, prompts and images is filled in.
         codec: video autoencoder; the released one if left out.
@@ -91,9 +93,10 @@ class VideoBackbone(nn.Module, ABC):
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
-        self.codec = or_released(codec, "codec", pretrained, self.released_codec)
-        self.prompts = or_released(prompts, "prompts", pretrained, self.released_prompts)
-        self.images, self.pretrained = images, pretrained
+        self.base_model = base = base_model(pretrained, self.folder)
+        self.codec = or_released(codec, "codec", base, self.released_codec)
+        self.prompts = or_released(prompts, "prompts", base, self.released_prompts)
+        self.images = images
         self.path, self.prediction = path or self.released_path(), prediction
 
         def describe(config: Mapping[str, Any]) -> None:
@@ -102,13 +105,14 @@ class VideoBackbone(nn.Module, ABC):
                 time=self._time(time),
                 first_observation=self._context(first_observation, config),
             )
-            if self.images is None and pretrained is not None:
-                self.images = self.released_images(pretrained, config)
+            if self.images is None and base is not None:
+                self.images = self.released_images(base, config)
 
         fixed = self.widths(architecture or {})
         self.denoiser = load_denoiser(
             self.Denoiser, self.folder, pretrained, architecture, getattr(torch, dtype), fixed, describe
         )
+        self.released_names = frozenset(self.denoiser.state_dict())
         if lora is not None:
             add_lora(self.denoiser, lora)
         self.prompt_modulation, self.lora = prompt_modulation, lora
@@ -122,6 +126,8 @@ class VideoBackbone(nn.Module, ABC):
             self.denoiser.enable_gradient_checkpointing()
         for part in self._frozen():
             part.requires_grad_(False).eval()
+        if pretrained is not None:
+            load_adapter(pretrained, self.folder, self.denoiser, self.input_projection, self.released_names)
         self.register_state_dict_post_hook(_drop_released)
         self.register_load_state_dict_post_hook(_forgive_released)
 

@@ -14,6 +14,7 @@ _OWN = {
     "quickstart": "the whole line on this machine: collect, fit, test, report",
     "collect": "write the demonstrations of a simulator's expert into shards",
     "convert": "write recorded files of another layout into shards",
+    "convert-checkpoint": "the released Action Images checkpoint into a folder for a backbone, and back",
 }
 _MODULES = {"convert": "collect"}  # one function serves both: a source is a source
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         from ai_wam.cli.configs import resolved
 
-        name = _MODULES.get(command, command)
+        name = _MODULES.get(command, command).replace("-", "_")
         module = import_module(f"ai_wam.cli.{name}")
         auto_cli(getattr(module, name), args=resolved(rest), as_positional=False, prog=f"ai-wam {command}")
     else:
@@ -40,5 +41,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<12}{text}" for name, text in {**_OWN, **_LIGHTNING}.items()]
+    lines = [f"  {name:<20}{text}" for name, text in {**_OWN, **_LIGHTNING}.items()]
     return "usage: ai-wam COMMAND [options]      (ai-wam COMMAND --help lists them)\n\n" + "\n".join(lines)

@@ -1,0 +1,76 @@
+"""`ai-wam convert-checkpoint`: the released Action Images checkpoint as a folder for backbones, and back."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from backbones.folders import ADAPTER, new_folder, write_denoiser
+from backbones.released import from_released, read_checkpoint, to_released
+
+
+def convert_checkpoint(
+    source: str,
+    out: str,
+    base_model: str = "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    head_width: int = 128,
+) -> None:
+    """Convert the released Action Images checkpoint into a folder for `pretrained:`, or such a folder back.
+
+    The folder holds diffusers' transformer, the camera encoders beside it, and backbone.yaml, which loads
+    both. Nothing is overwritten. What was assumed is told in docs/checkpoints.md.
+
+    Args:
+        source: a .ckpt or .safetensors file in the released names; or a folder, to go back.
+        out: the new folder; or the new file, .ckpt or .safetensors.
+        base_model: hub id or folder of the model that gives video autoencoder and text encoder.
+        head_width: channels of an attention head, which no weight tells.
+    """
+    try:
+        if Path(source).is_dir():
+            _back(Path(source) / "transformer", Path(out))
+        elif Path(source).is_file():
+            _convert(Path(source), Path(out), base_model, head_width)
+        else:
+            raise FileNotFoundError(f"there is no file or folder {source!r}")
+    except (ValueError, OSError, SafetensorError) as error:
+        raise SystemExit(f"ai-wam convert-checkpoint: {error}") from error
+
+
+def _convert(source: Path, out: Path, base_model: str, head_width: int) -> None:
+    with new_folder(out) as folder:
+        config, weights, adapter = from_released(read_checkpoint(source), head_width)
+        write_denoiser(folder / "transformer", WanTransformer3DModel, config, weights, adapter, base_model)
+        arguments = {
+            "pretrained": str(out),
+            "camera_encoders": bool(adapter),
+            "time": "shared",  # as it was trained: given frames are told the noise level of the others
+            "first_observation": False,
+        }
+        described = {"class_path": "backbones.wan.Wan", "init_args": arguments}
+        (folder / "backbone.yaml").write_text(yaml.safe_dump(described, sort_keys=False))
+    counts = [sum(value.numel() for value in part.values()) / 1e6 for part in (weights, adapter)]
+    print(f"{out}: a denoiser of {counts[0]:.1f} M weights, camera encoders of {counts[1]:.1f} M")
+
+
+def _back(folder: Path, out: Path) -> None:
+    if out.suffix not in (".ckpt", ".safetensors") or out.exists():
+        raise FileExistsError(f"{out} is already there, or is neither .ckpt nor .safetensors; name another")
+    if not (folder / ADAPTER).is_file():
+        raise FileNotFoundError(f"{folder} holds no {ADAPTER}; give a folder that ai-wam wrote")
+    weights = {}
+    for part in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
+        weights.update(load_file(part))
+    state = to_released(weights, load_file(folder / ADAPTER))
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        file = Path(temporary) / out.name
+        if out.suffix == ".ckpt":
+            torch.save(state, file)
+        else:
+            save_file(state, file)
+        file.rename(out)
+    print(f"{out}: {len(state)} weights in the released names")

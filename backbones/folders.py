@@ -1,0 +1,169 @@
+"""Folders that hold a trained denoiser: diffusers' own network, and beside it what ours adds.
+
+    transformer/ (or unet/)
+        config.json, diffusion_pytorch_model*.safetensors    loadable by diffusers alone
+        adapter.safetensors                                  what ours adds, and what it was trained from
+
+Codec, prompt and image encoder stay where they were: in the model it was trained from.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+ADAPTER = "adapter.safetensors"
+
+
+def split_weights(
+    denoiser: nn.Module, projection: str, released: Collection[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of the network as released, in its own names, and those that ours adds.
+
+    Args:
+        denoiser: an adapted network.
+        projection: dotted name of its input projection.
+        released: names of the weights before it was adapted.
+
+    Raises:
+        ValueError: a network that has lost some of them.
+    """
+    weights, adapter = {}, {}
+    for name, value in denoiser.state_dict().items():
+        wrapped = name.startswith(f"{projection}.base.")
+        plain = projection + name.removeprefix(f"{projection}.base") if wrapped else name
+        if plain in released:
+            weights[plain] = value
+        else:
+            adapter[name] = value
+    lost = sorted(set(released) - weights.keys())
+    if lost:
+        raise ValueError(
+            f"{type(denoiser).__name__} has no {_listed(lost)} any more, so it is not the released network; "
+            "merge what was put around its layers before splitting it"
+        )
+    return weights, adapter
+
+
+def write_denoiser(
+    folder: Path,
+    kind: Any,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    adapter: Mapping[str, Tensor],
+    base_model: str | None,
+    shard: str = "5GB",
+) -> None:
+    """Write a denoiser as diffusers does, and the adapter beside it.
+
+    Args:
+        folder: of the denoiser alone, such as "mine/transformer".
+        kind: the class in diffusers.
+        config: its constructor arguments; names that begin with "_" are left out.
+        weights: all of its weights.
+        adapter: what our backbone adds.
+        base_model: where codec, prompt and image encoder come from; None for a model from scratch.
+        shard: largest size of one file.
+    """
+    with torch.device("meta"):
+        network = kind(**{key: value for key, value in config.items() if not key.startswith("_")})
+    network.load_state_dict(dict(weights), strict=True, assign=True)
+    network.save_pretrained(folder, max_shard_size=shard)
+    tensors = {name: value.detach().contiguous() for name, value in adapter.items()}
+    save_file(tensors, folder / ADAPTER, None if base_model is None else {"base_model": base_model})
+
+
+def adapter_file(pretrained: str, folder: str) -> Path | None:
+    """The adapter beside a denoiser in a local folder or a hub repository; None if there is none."""
+    if Path(pretrained).is_dir():
+        file = Path(pretrained) / folder / ADAPTER
+        return file if file.is_file() else None
+    try:
+        return Path(hf_hub_download(pretrained, f"{folder}/{ADAPTER}"))
+    except (
+        EntryNotFoundError,
+        RepositoryNotFoundError,
+        HFValidationError,
+    ):  # whoever loads the rest complains
+        return None
+
+
+def base_model(pretrained: str | None, folder: str) -> str | None:
+    """Where the other parts of a pretrained denoiser are: in what it was trained from, or beside it."""
+    file = None if pretrained is None else adapter_file(pretrained, folder)
+    if file is None:
+        return pretrained
+    with safe_open(file, "pt") as content:
+        return (content.metadata() or {}).get("base_model", pretrained)
+
+
+def load_adapter(
+    pretrained: str, folder: str, denoiser: nn.Module, projection: str, released: Collection[str]
+) -> None:
+    """Load what `write_denoiser` wrote beside a denoiser, if it did.
+
+    A module of which the file holds nothing keeps its silent start: a network may be given more than it had.
+
+    Args:
+        pretrained: a local folder or hub id.
+        folder: of the denoiser in it.
+        denoiser: an adapted network.
+        projection: dotted name of its input projection.
+        released: names of the weights before it was adapted.
+
+    Raises:
+        ValueError: weights that the backbone lacks, or has in other shapes, or modules of which only a part
+            is there.
+    """
+    file = adapter_file(pretrained, folder)
+    if file is None:
+        return
+    found, own = load_file(file), split_weights(denoiser, projection, released)[1]
+    touched = {name.partition(".")[0] for name in found}
+    problems = [f"it holds {name}, which the backbone lacks" for name in sorted(found.keys() - own.keys())]
+    for name in sorted(own):
+        if name in found and found[name].shape != own[name].shape:
+            shapes = (tuple(found[name].shape), tuple(own[name].shape))
+            problems.append(f"{name} is {shapes[0]} in it, {shapes[1]} in the backbone")
+        elif name not in found and name.partition(".")[0] in touched:
+            problems.append(f"it lacks {name}")
+    if problems:
+        raise ValueError(
+            f"{file} does not fit this backbone: {_listed(problems, '; ')}. Give the backbone the options in "
+            "the folder's backbone.yaml (camera_encoders, block_rank, first_observation, prompts ...)"
+        )
+    denoiser.load_state_dict(found, strict=False)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder under a temporary name, which is renamed when all is written and removed if that fails.
+
+    Raises:
+        FileExistsError: `out` is already there.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out} is already there and is not overwritten; name another, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes private folders
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+
+
+def _listed(words: list[str], separator: str = ", ") -> str:
+    more = f" and {len(words) - 5} more" if len(words) > 5 else ""
+    return separator.join(words[:5]) + more
