@@ -144,6 +144,11 @@ def load_adapter(
     denoiser.load_state_dict(found, strict=False)
 
 
+def diffusers_class(network: nn.Module) -> Any:
+    """The class of diffusers that a network is, or that its own class extends."""
+    return next(kind for kind in type(network).__mro__ if kind.__module__.startswith("diffusers."))
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder under a temporary name, which is renamed when all is written and removed if that fails.

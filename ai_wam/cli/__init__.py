@@ -14,6 +14,7 @@ _OWN = {
     "quickstart": "the whole line on this machine: collect, fit, test, report",
     "collect": "write the demonstrations of a simulator's expert into shards",
     "convert": "write recorded files of another layout into shards",
+    "export-checkpoint": "a trained checkpoint's backbone as a folder to load, to share or to push",
     "convert-checkpoint": "the released Action Images checkpoint into a folder for a backbone, and back",
 }
 _MODULES = {"convert": "collect"}  # one function serves both: a source is a source

@@ -1,6 +1,7 @@
 """Shipped configurations by their name: `configs/...` works from any folder."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,17 +11,22 @@ from jsonargparse import ArgumentParser
 _T = TypeVar("_T")
 
 
-def instantiate(name: str, kind: type[_T], *changes: str) -> _T:
+def instantiate(described: str | Mapping[str, Any], kind: type[_T], *changes: str) -> _T:
     """The object that a YAML file of one class describes, for use from Python.
 
     Args:
-        name: the file, or a shipped one by its name, such as "configs/backbone/wan-tiny.yaml".
+        described: the file, or a shipped one by its name, such as "configs/backbone/wan-tiny.yaml"; or what
+            such a file holds: class_path and init_args.
         kind: the interface it must have, such as `backbones.base.VideoBackbone`.
         changes: arguments to be set, as on the command line: "lora.rank=8".
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--object", type=kind, sub_configs=True)
-    words = [f"--object={resolved([name])[0]}", *(f"--object.init_args.{change}" for change in changes)]
+    if isinstance(described, str):
+        words = [f"--object={resolved([described])[0]}"]
+    else:
+        words = [f"--object={json.dumps(described)}"]
+    words += [f"--object.init_args.{change}" for change in changes]
     made: Any = parser.instantiate(parser.parse_args(words))
     return made.object
 

@@ -58,7 +58,7 @@ class _CLI(LightningCLI):
         if checkpoint is None or checkpoint in _KEYWORDS or checkpoint.startswith("registry"):
             super().parse_arguments(parser, args)
             return None
-        words, model = sys.argv[1:], _hyperparameters(checkpoint)
+        words, model = sys.argv[1:], hyperparameters(checkpoint)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "checkpoint.yaml"
             file.write_text(yaml.safe_dump({"model": model}))
@@ -74,7 +74,7 @@ class _CLI(LightningCLI):
         asked = self.config[self.config.subcommand].model
         arguments = _bare(asked.get("init_args", Namespace()))
         known = {"_class_path": asked.class_path, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
-        self.model.save_hyperparameters({**known, **arguments}, logger=False)
+        self.model.savehyperparameters({**known, **arguments}, logger=False)
 
     def before_predict(self) -> None:
         """Predictions go to files, batch by batch."""
@@ -114,7 +114,7 @@ def _option(words: Sequence[str], name: str) -> str | None:
     return None
 
 
-def _hyperparameters(path: str) -> dict[str, Any]:
+def hyperparameters(path: str) -> dict[str, Any]:
     """Class path and arguments of the model a checkpoint was made by."""
     if not Path(path).is_file():
         raise SystemExit(

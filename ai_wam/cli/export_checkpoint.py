@@ -1,0 +1,164 @@
+"""`ai-wam export-checkpoint`: the backbone of a trained checkpoint as a folder of its own, or on the hub."""
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import HfApi
+
+from ai_wam.cli.configs import instantiate
+from ai_wam.cli.training import hyperparameters
+from backbones.base import VideoBackbone
+from backbones.folders import diffusers_class, new_folder, split_weights, write_denoiser
+
+_ARMS = ("policy", "ceiling", "floor")
+_REPLACED = ("pretrained", "architecture", "lora")  # arguments that the folder's weights stand for
+
+
+def export_checkpoint(
+    ckpt_path: str,
+    out: str,
+    push: str | None = None,
+    license: str = "other",
+    base_model: str | None = None,
+    metrics: str | None = None,
+) -> None:
+    """Write the backbone of a trained checkpoint as a folder that `pretrained:` and diffusers load.
+
+    The denoiser is written as diffusers' own class, what ours adds beside it in adapter.safetensors,
+    backbone.yaml to load both, and README.md, the model card. Low-rank adapters are merged. Nothing is
+    overwritten.
+
+    Args:
+        ckpt_path: a .ckpt file written by `ai-wam fit`.
+        out: the new folder.
+        push: "user/repository" on the Hugging Face hub to upload the folder to; made, private, if it is new.
+        license: of the weights, as the hub calls it, such as apache-2.0.
+        base_model: hub id of the model that was fine-tuned, where it was loaded from a local folder.
+        metrics: a results.json of `ai-wam test`, to be shown in the model card.
+    """
+    if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
+        raise SystemExit(f"ai-wam export-checkpoint: push must be user/repository, got {push!r}")
+    try:
+        _export(ckpt_path, Path(out), push, license, base_model, metrics)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"ai-wam export-checkpoint: {error}") from error
+    print(f"{out}: written")
+    if push is not None:
+        api = HfApi()
+        api.create_repo(push, private=True, exist_ok=True)
+        api.upload_folder(repo_id=push, folder_path=str(out), commit_message="Export of ai-wam")
+        print(f"{push}: uploaded")
+
+
+def _export(
+    ckpt_path: str, out: Path, push: str | None, license: str, base_model: str | None, metrics: str | None
+) -> None:
+    model = hyperparameters(ckpt_path)
+    described = model["init_args"]["backbone"]
+    results = None if metrics is None else _results(Path(metrics))
+    with new_folder(out) as folder:
+        saved = torch.load(ckpt_path, weights_only=True, map_location="cpu", mmap=True)
+        backbone = _trained(described, saved["state_dict"])
+        base = base_model or backbone.base_model
+        if push is not None and base is not None and Path(base).exists():
+            raise ValueError(f"it was trained from {base!r} on this machine; name its hub id by --base_model")
+        write_backbone(backbone, folder, base)
+        arguments = {name: value for name, value in described["init_args"].items() if name not in _REPLACED}
+        loaded = {
+            "class_path": described["class_path"],
+            "init_args": {"pretrained": push or str(out), **arguments},
+        }
+        (folder / "backbone.yaml").write_text(yaml.safe_dump(loaded, sort_keys=False))
+        steps = saved.get("global_step")
+        (folder / "README.md").write_text(_card(push or out.name, model, license, base, steps, results))
+
+
+def write_backbone(backbone: VideoBackbone, folder: Path, base_model: str | None) -> None:
+    """Write a backbone's denoiser and adapter into a folder.
+
+    Args:
+        backbone: which stays as it is; of one with low-rank adapters, a copy is merged.
+        folder: in which the denoiser gets a folder of its own.
+        base_model: where codec, prompt and image encoder come from.
+    """
+    denoiser: Any = backbone.denoiser
+    if getattr(backbone, "lora", None) is not None:
+        denoiser = copy.deepcopy(denoiser)
+        import_module("backbones.lora").merge_lora(denoiser)
+    weights, adapter = split_weights(denoiser, backbone.input_projection, backbone.released_names)
+    kind = diffusers_class(denoiser)
+    write_denoiser(folder / backbone.folder, kind, denoiser.config, weights, adapter, base_model)
+
+
+def _trained(described: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> VideoBackbone:
+    backbone = instantiate(described, VideoBackbone)  # type: ignore[type-abstract]  # an interface is asked for
+    own = {name.removeprefix("backbone."): state[name] for name in state if name.startswith("backbone.")}
+    backbone.load_state_dict(own)
+    return backbone
+
+
+def _results(file: Path) -> str:
+    """The table of a results.json.
+
+    Raises:
+        ValueError: a file that `ai-wam test` did not write.
+    """
+    try:
+        tasks = json.loads(file.read_text())["tasks"]
+        rows = [
+            f"| {task} | {' | '.join(_rate(row.get(arm)) for arm in _ARMS)} |" for task, row in tasks.items()
+        ]
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is no results.json of `ai-wam test` ({error!r})") from error
+    head = f"| task | {' | '.join(_ARMS)} |\n|{'---|' * (1 + len(_ARMS))}"
+    return "\n".join(["## Results", "", "Successes with 95 % Wilson intervals.", "", head, *rows, ""])
+
+
+def _rate(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "not run"
+    low, high = row["interval"]
+    return f"{row['successes']}/{row['trials']} [{100 * low:.0f}, {100 * high:.0f}] %"
+
+
+def _card(
+    name: str,
+    model: Mapping[str, Any],
+    license: str,
+    base: str | None,
+    steps: int | None,
+    results: str | None,
+) -> str:
+    """The model card: metadata that the hub reads, then what a reader wants to know."""
+    head = {"license": license, "library_name": "ai-wam", "pipeline_tag": "robotics"}
+    if base is not None and not Path(base).exists():
+        head["base_model"] = base
+    described = {"task": model["class_path"], "backbone": model["init_args"]["backbone"]["class_path"]}
+    trained = {**described, "base_model": base, "steps": steps, "clip": model["init_args"].get("clip")}
+    return f"""---
+{yaml.safe_dump({**head, "tags": ["world-action-model", "action-images"]}, sort_keys=False)}---
+# {name}
+
+The video backbone of a world action model trained with ai-wam. It loads with
+
+    from ai_wam.cli.configs import instantiate
+    from backbones.base import VideoBackbone
+
+    backbone = instantiate("backbone.yaml", VideoBackbone)
+
+or as `--model.backbone backbone.yaml` of `ai-wam fit`; `pretrained` in that file names this folder or
+repository. The denoiser alone loads with diffusers, too, but then knows nothing of what adapter.safetensors
+adds: which latents are given, what they show, and from where.
+
+## Training
+
+```yaml
+{yaml.safe_dump(trained, sort_keys=False)}```
+{"" if results is None else chr(10) + results}"""
