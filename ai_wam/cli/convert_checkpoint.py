@@ -45,8 +45,11 @@ def _convert(source: Path, out: Path, base_model: str, head_width: int) -> None:
     with new_folder(out) as folder:
         config, weights, adapter = from_released(read_checkpoint(source), head_width)
         write_denoiser(folder / "transformer", WanTransformer3DModel, config, weights, adapter, base_model)
+        replaced = ("architecture", "codec", "prompts", "path")  # YAML files are laid over one another
         arguments = {
             "pretrained": str(out),
+            **dict.fromkeys(replaced),
+            "prediction": "native",
             "camera_encoders": bool(adapter),
             "time": "shared",  # as it was trained: given frames are told the noise level of the others
             "first_observation": False,

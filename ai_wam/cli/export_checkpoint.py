@@ -18,7 +18,7 @@ from backbones.base import VideoBackbone
 from backbones.folders import diffusers_class, new_folder, split_weights, write_denoiser
 
 _ARMS = ("policy", "ceiling", "floor")
-_REPLACED = ("pretrained", "architecture", "lora")  # arguments that the folder's weights stand for
+_REPLACED = ("architecture", "lora")  # arguments that the folder's weights stand for
 
 
 def export_checkpoint(
@@ -32,8 +32,8 @@ def export_checkpoint(
     """Write the backbone of a trained checkpoint as a folder that `pretrained:` and diffusers load.
 
     The denoiser is written as diffusers' own class, what ours adds beside it in adapter.safetensors,
-    backbone.yaml to load both, and README.md, the model card. Low-rank adapters are merged. Nothing is
-    overwritten.
+    backbone.yaml and task.yaml to load both (the latter is a whole `--model`), and README.md, the model card.
+    Low-rank adapters are merged. Nothing is overwritten.
 
     Args:
         ckpt_path: a .ckpt file written by `ai-wam fit`.
@@ -70,12 +70,13 @@ def _export(
         if push is not None and base is not None and Path(base).exists():
             raise ValueError(f"it was trained from {base!r} on this machine; name its hub id by --base_model")
         write_backbone(backbone, folder, base)
-        arguments = {name: value for name, value in described["init_args"].items() if name not in _REPLACED}
-        loaded = {
-            "class_path": described["class_path"],
-            "init_args": {"pretrained": push or str(out), **arguments},
-        }
-        (folder / "backbone.yaml").write_text(yaml.safe_dump(loaded, sort_keys=False))
+        # What is replaced is named, since YAML files are laid over one another.
+        arguments = {**described["init_args"], "pretrained": push or str(out), "architecture": None}
+        arguments.update({name: None for name in _REPLACED if name in arguments})
+        loaded = {"class_path": described["class_path"], "init_args": arguments}
+        task = {"class_path": model["class_path"], "init_args": {**model["init_args"], "backbone": loaded}}
+        for name, content in (("backbone", loaded), ("task", task)):
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         steps = saved.get("global_step")
         (folder / "README.md").write_text(_card(push or out.name, model, license, base, steps, results))
 
@@ -153,9 +154,10 @@ The video backbone of a world action model trained with ai-wam. It loads with
 
     backbone = instantiate("backbone.yaml", VideoBackbone)
 
-or as `--model.backbone backbone.yaml` of `ai-wam fit`; `pretrained` in that file names this folder or
-repository. The denoiser alone loads with diffusers, too, but then knows nothing of what adapter.safetensors
-adds: which latents are given, what they show, and from where.
+or as `--model.backbone backbone.yaml` of `ai-wam fit`; the whole policy is `--model task.yaml` of
+`ai-wam test`. `pretrained` in these files names this folder or repository. The denoiser alone loads with
+diffusers, too, but then knows nothing of what adapter.safetensors adds: which latents are given, what they
+show, and from where.
 
 ## Training
 

@@ -74,7 +74,7 @@ class _CLI(LightningCLI):
         asked = self.config[self.config.subcommand].model
         arguments = _bare(asked.get("init_args", Namespace()))
         known = {"_class_path": asked.class_path, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
-        self.model.savehyperparameters({**known, **arguments}, logger=False)
+        self.model.save_hyperparameters({**known, **arguments}, logger=False)
 
     def before_predict(self) -> None:
         """Predictions go to files, batch by batch."""

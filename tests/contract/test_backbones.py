@@ -43,15 +43,17 @@ def canvas_of(backbone: VideoBackbone, name: str, future: int = 0) -> Canvas:
         backbone.encode_still(part[:, :, :, :1], latents, FRAMES)
         for part, latents in zip((video, action), first, strict=True)
     ]
+    cameras = Cameras(k, poses)
     return build_canvas(
         plan(name),
         backbone.spec,
         SIZE,
-        Cameras(k, poses),
+        cameras,
         torch.ones(BATCH, VIEWS, dtype=torch.bool),
         *first,
         *whole,
         stills=None if stills[0] is None else tuple(stills),
+        camera_latents=backbone.encode_cameras(cameras, SIZE, FRAMES),
     )
 
 

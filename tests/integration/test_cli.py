@@ -103,6 +103,19 @@ def test_test_runs_trials_and_reports(place: Path, monkeypatch: pytest.MonkeyPat
     assert "<video" in (place / "tested" / "report.html").read_text()
 
 
+def test_an_exported_checkpoint_acts_as_before(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    checkpoint = "--ckpt_path=fit/fit/checkpoints/last.ckpt"
+    run(monkeypatch, "export-checkpoint", checkpoint, "--out=exported")
+    before = one_trial(monkeypatch, "before", checkpoint)
+    after = one_trial(monkeypatch, "after", "--model=exported/task.yaml")
+    for one, other in zip(before["trials"], after["trials"], strict=True):
+        assert one["id"] == other["id"]
+        assert one["policy"]["diagnostics"] == pytest.approx(other["policy"]["diagnostics"], abs=1e-3)
+    fit(monkeypatch, "tuned", "--model.backbone=exported/backbone.yaml")
+    assert (place / "tuned" / "fit" / "checkpoints" / "last.ckpt").is_file()
+
+
 def judge(patch: pytest.MonkeyPatch, command: str) -> None:
     shards = ["--data=configs/data/shards.yaml", "--data.train=data", "--data.val=data", "--data.workers=0"]
     run(patch, command, "--ckpt_path=fit/fit/checkpoints/last.ckpt", *shards, "--trainer.logger=false")

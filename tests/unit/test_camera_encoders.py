@@ -9,10 +9,12 @@ from torch import nn
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.noise import FlowMatching
+from ai_wam.types import Batch, Clip
 from backbones.block_inputs import CameraEncoders, ray_videos
 from backbones.codec import PatchCodec
 from backbones.prompts import Context, HashedWords
 from backbones.wan import Wan
+from tasks.policy import PolicyControl
 
 SIZE, FRAMES, VIEWS, BATCH = (32, 32), 9, 2, 2
 SMALL = {
@@ -112,6 +114,32 @@ def test_they_start_silent_and_learn():
     ):
         assert one.grad.abs().max() > 0
         torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_tasks_tell_the_cameras():
+    """Training as acting: canvases carry camera latents, of cameras held still where the plan acts."""
+    task = PolicyControl(wan(), Clip(frames=FRAMES, size=SIZE, views=("a", "b")), sampling_steps=2).eval()
+    moving = rig().map(lambda matrix: matrix.repeat(1, 1, FRAMES, 1, 1))
+    moving.world_from_camera[:, 1, :, 1, 3] = torch.linspace(0, 1, FRAMES)
+    batch = Batch(
+        video=torch.rand(BATCH, VIEWS, 3, FRAMES, *SIZE) * 2 - 1,
+        cameras=moving,
+        view_mask=torch.ones(BATCH, VIEWS, dtype=torch.bool),
+        video_valid=torch.ones(BATCH, FRAMES, dtype=torch.bool),
+        actions=torch.tensor([0.0, 0, 1, 0, 0, 0, 1, 1]).repeat(BATCH, FRAMES, 1),
+        action_valid=torch.ones(BATCH, FRAMES, dtype=torch.bool),
+        prompts=("reach the red ball",) * BATCH,
+        keys=("one", "two"),
+    )
+    canvas = task.training_canvas(batch, plan("policy"))
+    still = task.backbone.encode_cameras(rig(), SIZE, FRAMES)
+    assert torch.equal(canvas.camera_latents[:, :, 1:4], still[:, 0])
+    assert torch.equal(canvas.camera_latents[:, :, 5:], still[:, 1])
+    known = task.training_canvas(batch, plan("labeling")).camera_latents
+    assert not torch.allclose(known[:, :, 9:], still[:, 1])
+    calls = count(task.backbone)
+    assert task.predict_action(batch.observation).actions.shape == (BATCH, FRAMES - 1, 8)
+    assert len(calls) == 1
 
 
 def test_a_canvas_without_camera_latents_is_refused():

@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +19,7 @@ from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.cli import export_checkpoint as command
 from ai_wam.cli import main
 from ai_wam.cli.configs import config_path, instantiate
+from backbones import folders
 from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
 from backbones.folders import split_weights
@@ -93,7 +95,9 @@ def test_it_comes_back_to_the_bit(name: str, tmp_path: Path, monkeypatch: pytest
     out = tmp_path / "mine"
     run(monkeypatch, f"--ckpt_path={file}", f"--out={out}")
     folder, kind = CLASSES[name]
-    assert sorted(part.name for part in out.iterdir()) == sorted(["README.md", "backbone.yaml", folder])
+    assert sorted(part.name for part in out.iterdir()) == sorted(
+        ["README.md", "backbone.yaml", "task.yaml", folder]
+    )
     assert json.loads((out / folder / "config.json").read_text())["_class_name"] == kind
     again = instantiate(str(out / "backbone.yaml"), VideoBackbone)
     for (
@@ -149,6 +153,27 @@ def test_other_parts_come_from_the_base_model(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(SystemExit, match=r"name its hub id by --base_model"):
         run(monkeypatch, f"--ckpt_path={tmp_path / 'last.ckpt'}", f"--out={tmp_path / 'x'}", "--push=me/mine")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_hub_repository_is_asked_for_its_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a stand-in for the hub client, which is never reached by a test."""
+    asked = []
+
+    def download(repository: str, name: str) -> str:
+        asked.append((repository, name))
+        if repository != "me/mine":
+            raise EntryNotFoundError("there is no such file")
+        return str(tmp_path / "adapter.safetensors")
+
+    monkeypatch.setattr(folders, "hf_hub_download", download)
+    save_file({}, tmp_path / "adapter.safetensors", {"base_model": "Wan-AI/Wan2.2-TI2V-5B-Diffusers"})
+    assert folders.base_model("me/mine", "transformer") == "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+    assert folders.base_model("them/released", "unet") == "them/released"
+    assert folders.base_model(None, "unet") is None
+    assert asked == [
+        ("me/mine", "transformer/adapter.safetensors"),
+        ("them/released", "unet/adapter.safetensors"),
+    ]
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

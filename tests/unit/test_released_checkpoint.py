@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.cli import main
+from ai_wam.cli.configs import instantiate
+from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
 from backbones.prompts import Context, HashedWords
 from backbones.released import from_released, read_checkpoint, to_released
@@ -235,6 +237,18 @@ def test_diffusers_alone_loads_the_folder(tmp_path: Path, monkeypatch: pytest.Mo
     }
 
 
+def test_the_yaml_beside_it_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With tiny stand-ins for the parts of the base model, whose name reaches them."""
+    folder, asked = folder_of(released(), tmp_path, monkeypatch), []
+    monkeypatch.setattr(Wan, "released_codec", lambda _, place: asked.append(place) or PatchCodec(LATENT))
+    monkeypatch.setattr(Wan, "released_prompts", lambda _, place: asked.append(place) or HashedWords(TEXT, 8))
+    model = instantiate(str(folder / "backbone.yaml"), VideoBackbone)
+    assert asked == ["Wan-AI/Wan2.2-TI2V-5B-Diffusers"] * 2
+    assert (model.spec.time, model.prediction) == ("shared", "native")
+    wanted = released()["blocks.1.cam_encoder.2.weight"]
+    assert torch.equal(model.denoiser.camera_encoders.maps[1].weight, wanted)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -254,6 +268,26 @@ def test_what_does_not_belong_is_named(change: dict[str, Tensor | None], message
     state = {**released(), **change}
     with pytest.raises(ValueError, match=message):
         from_released({name: value for name, value in state.items() if value is not None}, HEAD)
+
+
+def test_sizes_are_those_of_the_released_model():
+    """Wan 2.2 TI2V 5B and 1,415.8 M weights of camera encoders and projectors, from shapes alone."""
+    size = {
+        "num_attention_heads": 24, "attention_head_dim": 128, "in_channels": 48, "out_channels": 48,
+        "text_dim": 4096, "freq_dim": 256, "ffn_dim": 14336, "num_layers": 30, "patch_size": (1, 2, 2),
+    }  # fmt: skip
+    with torch.device("meta"):
+        network = WanTransformer3DModel(**size)
+        theirs = to_released(network.state_dict(), {})
+        config, weights, adapter = from_released(theirs)
+    assert config == size
+    assert {name: value.shape for name, value in weights.items()} == {
+        name: value.shape for name, value in network.state_dict().items()
+    }
+    own, cameras = (sum(value.numel() for value in part.values()) / 1e6 for part in (weights, adapter))
+    assert own == pytest.approx(4999.8, abs=0.1)
+    assert cameras == pytest.approx(1132.6, abs=0.1)
+    assert sum(value.numel() for value in theirs.values()) / 1e6 - own == pytest.approx(1415.8, abs=0.1)
 
 
 def test_heads_must_divide_the_width():
