@@ -19,7 +19,7 @@ from ai_wam.samplers import Solver, integrate
 from ai_wam.types import LatentSpec
 from backbones.adapter import ConditionedInput, conditioned
 from backbones.codec import LatentCodec
-from backbones.folders import base_model, load_adapter
+from backbones.folders import base_model, load_adapter, split_weights
 from backbones.images import ImageEncoder
 from backbones.loading import load_denoiser, or_released
 from backbones.lora import LoRA, add_lora
@@ -96,7 +96,7 @@ class VideoBackbone(nn.Module, ABC):
         self.base_model = base = base_model(pretrained, self.folder)
         self.codec = or_released(codec, "codec", base, self.released_codec)
         self.prompts = or_released(prompts, "prompts", base, self.released_prompts)
-        self.images = images
+        self.images, self.pretrained = images, pretrained
         self.path, self.prediction = path or self.released_path(), prediction
 
         def describe(config: Mapping[str, Any]) -> None:
@@ -113,12 +113,14 @@ class VideoBackbone(nn.Module, ABC):
             self.Denoiser, self.folder, pretrained, architecture, getattr(torch, dtype), fixed, describe
         )
         self.released_names = frozenset(self.denoiser.state_dict())
-        if lora is not None:
-            add_lora(self.denoiser, lora)
         self.prompt_modulation, self.lora = prompt_modulation, lora
         self._adapt_input()
         for name, module in self.extras(self.denoiser.config).items():
             setattr(self.denoiser, name, module)
+        if pretrained is not None:
+            load_adapter(pretrained, self.folder, self.denoiser, self.input_projection, self.released_names)
+        if lora is not None:
+            add_lora(self.denoiser, lora, self._added())
         if compile_blocks:
             for block in self.units():
                 block.compile()
@@ -126,8 +128,6 @@ class VideoBackbone(nn.Module, ABC):
             self.denoiser.enable_gradient_checkpointing()
         for part in self._frozen():
             part.requires_grad_(False).eval()
-        if pretrained is not None:
-            load_adapter(pretrained, self.folder, self.denoiser, self.input_projection, self.released_names)
         self.register_state_dict_post_hook(_drop_released)
         self.register_load_state_dict_post_hook(_forgive_released)
 
@@ -222,7 +222,7 @@ class VideoBackbone(nn.Module, ABC):
             fully_shard(block, mesh=mesh)
         fully_shard(self.denoiser, mesh=mesh)
 
-    def released(self) -> set[str]:
+    def unsaved(self) -> set[str]:
         """Names of what a checkpoint leaves out, since it comes from the released one and never changes."""
         if self.pretrained is None:
             return set()
@@ -232,6 +232,11 @@ class VideoBackbone(nn.Module, ABC):
             frozen = (name for name, value in self.named_parameters() if not value.requires_grad)
             names.update(frozen)
         return names
+
+    def _added(self) -> list[nn.Parameter]:
+        """What the network has beyond the released one."""
+        added = split_weights(self.denoiser, self.input_projection, self.released_names)[1]
+        return [parameter for name, parameter in self.denoiser.named_parameters() if name in added]
 
     def _frozen(self) -> list[nn.Module]:
         return [part for part in (self.codec, self.prompts, self.images) if part is not None]
@@ -398,13 +403,13 @@ def _twice(value: Any) -> Any:
 
 def _drop_released(module: nn.Module, state: dict[str, Tensor], prefix: str, _: dict[str, Any]) -> None:
     assert isinstance(module, VideoBackbone)
-    for name in module.released():
+    for name in module.unsaved():
         state.pop(prefix + name, None)
 
 
 def _forgive_released(module: nn.Module, incompatible: Any) -> None:
     assert isinstance(module, VideoBackbone)
-    own = module.released()
+    own = module.unsaved()
     incompatible.missing_keys[:] = [
         key for key in incompatible.missing_keys if not any(key.endswith(name) for name in own)
     ]

@@ -33,9 +33,6 @@ def split_weights(
         denoiser: an adapted network.
         projection: dotted name of its input projection.
         released: names of the weights before it was adapted.
-
-    Raises:
-        ValueError: a network that has lost some of them.
     """
     weights, adapter = {}, {}
     for name, value in denoiser.state_dict().items():
@@ -45,12 +42,6 @@ def split_weights(
             weights[plain] = value
         else:
             adapter[name] = value
-    lost = sorted(set(released) - weights.keys())
-    if lost:
-        raise ValueError(
-            f"{type(denoiser).__name__} has no {_listed(lost)} any more, so it is not the released network; "
-            "merge what was put around its layers before splitting it"
-        )
     return weights, adapter
 
 

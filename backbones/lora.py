@@ -1,5 +1,6 @@
 """Low-rank adapters for any backbone, through peft."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,13 @@ class LoRA:
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def add_lora(network: nn.Module, lora: LoRA) -> None:
+def add_lora(network: nn.Module, lora: LoRA, trained: Iterable[nn.Parameter] = ()) -> None:
     """Freeze a network and put adapters into it, in place; they start silent, in float32.
+
+    Args:
+        network: any network with linear maps.
+        lora: size and places of the adapters.
+        trained: parameters that are trained beside them.
 
     Raises:
         ImportError: peft is not installed.
@@ -44,6 +50,8 @@ def add_lora(network: nn.Module, lora: LoRA) -> None:
     )
     network.requires_grad_(False)
     inject_adapter_in_model(config, network)
+    for parameter in trained:
+        parameter.requires_grad_(True)
     for parameter in network.parameters():
         if parameter.requires_grad:  # rounding small steps away would undo the training
             parameter.data = parameter.data.to(torch.float32)

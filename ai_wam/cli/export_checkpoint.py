@@ -4,7 +4,6 @@ import copy
 import json
 import re
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ai_wam.cli.configs import instantiate
 from ai_wam.cli.training import hyperparameters
 from backbones.base import VideoBackbone
 from backbones.folders import diffusers_class, new_folder, split_weights, write_denoiser
+from backbones.lora import merge_lora
 
 _ARMS = ("policy", "ceiling", "floor")
 _REPLACED = ("architecture", "lora")  # arguments that the folder's weights stand for
@@ -90,9 +90,9 @@ def write_backbone(backbone: VideoBackbone, folder: Path, base_model: str | None
         base_model: where codec, prompt and image encoder come from.
     """
     denoiser: Any = backbone.denoiser
-    if getattr(backbone, "lora", None) is not None:
+    if backbone.lora is not None:
         denoiser = copy.deepcopy(denoiser)
-        import_module("backbones.lora").merge_lora(denoiser)
+        merge_lora(denoiser)
     weights, adapter = split_weights(denoiser, backbone.input_projection, backbone.released_names)
     kind = diffusers_class(denoiser)
     write_denoiser(folder / backbone.folder, kind, denoiser.config, weights, adapter, base_model)

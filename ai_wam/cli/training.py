@@ -131,7 +131,7 @@ def hyperparameters(path: str) -> dict[str, Any]:
     return {"class_path": saved["_class_path"], "init_args": arguments}
 
 
-# Where weights come from, their precision and what a step costs may change; the rest decides what they compute.
+# Where weights come from, their precision and what a step costs may change, what they compute may not.
 _FREE = ("pretrained", "dtype", "gradient_checkpointing", "compile_blocks", "cache_given")
 
 

@@ -2,7 +2,7 @@
 
 Computed, not measured: weights, gradients, optimizer and averages are counted from shapes, and what a step
 keeps for its backward pass is counted by tracing one and two blocks in fake tensors, bfloat16 as under
-bf16-mixed. Left out are the allocator's slack, cuDNN's and cuBLAS's workspaces and the video autoencoder's own
+bf16-mixed. Left out are the allocator's slack, the libraries' workspaces and the video autoencoder's own
 activations: leave 3 to 4 GB.
 """
 

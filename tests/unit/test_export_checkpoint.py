@@ -2,7 +2,6 @@
 
 import json
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -213,22 +212,24 @@ def test_what_the_folder_lacks_starts_silent(tmp_path: Path, monkeypatch: pytest
 
 
 def test_low_rank_adapters_are_merged_into_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """With a stand-in for the module that merges: what it does must reach the folder, and not the model."""
-    backbone, _ = trained("wan", tmp_path)
-
-    def merge(network: torch.nn.Module) -> None:
-        with torch.no_grad():
-            network.proj_out.bias += 1
-
-    monkeypatch.setitem(sys.modules, "backbones.lora", types.SimpleNamespace(merge_lora=merge))
-    before = backbone.denoiser.proj_out.bias.clone()
-    command.write_backbone(backbone, tmp_path / "plain", None)
-    backbone.lora = object()
-    command.write_backbone(backbone, tmp_path / "merged", None)
-    assert torch.equal(backbone.denoiser.proj_out.bias, before)
-    for name, wanted in (("plain", before), ("merged", before + 1)):
-        saved = load_file(tmp_path / name / "transformer" / "diffusion_pytorch_model.safetensors")
-        assert torch.equal(saved["proj_out.bias"], wanted)
+    _, file = trained("wan", tmp_path)
+    out = tmp_path / "mine"
+    run(monkeypatch, f"--ckpt_path={file}", f"--out={out}")
+    content = yaml.safe_load((out / "backbone.yaml").read_text())
+    content["init_args"]["lora"] = {"rank": 2}
+    adapted = instantiate(content, VideoBackbone)
+    for name, parameter in adapted.denoiser.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(0))
+    wanted = predicted(adapted)
+    command.write_backbone(adapted, tmp_path / "merged", None)
+    torch.testing.assert_close(predicted(adapted), wanted, atol=0, rtol=0)
+    content["init_args"].update(lora=None, pretrained=str(tmp_path / "merged"))
+    merged = instantiate(content, VideoBackbone)
+    assert not any("lora" in name for name in merged.denoiser.state_dict())
+    torch.testing.assert_close(predicted(merged), wanted, atol=1e-4, rtol=1e-4)
+    content["init_args"]["pretrained"] = str(out)
+    assert not torch.allclose(predicted(instantiate(content, VideoBackbone)), wanted, atol=1e-2)
 
 
 def test_pushing_asks_the_hub_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
