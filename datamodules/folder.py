@@ -15,7 +15,6 @@ the camera moves.
 """
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from jaxtyping import Float
 
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoTable, iterate_video
+from datamodules.reading import read_json
 
 COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "openness")
 _POSES = ("camera_to_world", "world_to_camera")
@@ -59,13 +59,13 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Episode:
         folder = self._folders[index]
-        meta = _read_json(folder / "meta.json")
+        meta = read_json(folder / "meta.json")
         hz = meta.pop("hz", None)
         if isinstance(hz, bool) or not isinstance(hz, int | float) or not hz > 0:
             raise ValueError(f'{folder / "meta.json"}: "hz" is {hz!r}, expected frames per second above 0')
         cameras = {
             name: _Camera.read(name, folder, entry)
-            for name, entry in _read_json(folder / "cameras.json").items()
+            for name, entry in read_json(folder / "cameras.json").items()
         }
         _check_videos(folder, cameras)
         actions = _read_actions(folder / "actions.csv")
@@ -190,16 +190,6 @@ def _instructions(folder: Path) -> tuple[str, ...]:
         )
     lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     return lines or ("",)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, expected a JSON object")
-    return data
 
 
 def _frames(

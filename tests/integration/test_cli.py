@@ -56,7 +56,7 @@ def test_every_yaml_parses(name: str, monkeypatch: pytest.MonkeyPatch):
     file = CONFIGS / name
     parser = ArgumentParser(exit_on_error=False)
     content = yaml.safe_load(file.read_text())
-    if file.parent.name == "collect":
+    if file.parent.name in ("collect", "convert"):
         parser.add_function_arguments(collect, sub_configs=True)
         parser.parse_args([f"--{key}={json.dumps(value)}" for key, value in content.items()])
     elif file.parent.name in ("backbone", "data", "benchmark"):

@@ -1,0 +1,75 @@
+"""What readers of foreign files share: JSON, the order of numbered names, and checks of cameras."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+_STILL = 1e-6  # metres: less than this is the noise of float32, not a motion
+_MOVED = 0.01  # metres that a tool must travel before its camera is expected to have followed
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: unreadable, or no object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, expected a JSON object")
+    return data
+
+
+def numbered(path: Path) -> list[Any]:
+    """Sorts names by the numbers in them: episode9 before episode10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def check_stride(stride: int, hz: float) -> None:
+    """Refuse what cannot be a stride or a rate.
+
+    Raises:
+        ValueError: either is not above 0.
+    """
+    if stride < 1 or not hz > 0:
+        raise ValueError(f"stride is {stride} and hz {hz}; give a stride of at least 1 and a rate above 0")
+
+
+def check_finite(array: np.ndarray, at: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ValueError: the first frame that has them.
+    """
+    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"{at}, frame {int(bad.argmax())}: {array[int(bad.argmax())].tolist()} is not finite; leave the "
+            "camera or the episode out, or record it again"
+        )
+
+
+def check_follows(poses: Float[np.ndarray, "t 4 4"], positions: Float[np.ndarray, "t 3"], at: str) -> None:
+    """A camera on the hand must move when the tool does; some data sets hold one pose for all frames.
+
+    Args:
+        poses: world_from_camera per frame.
+        positions: of the tool, metres.
+        at: where they come from, for the error.
+
+    Raises:
+        ValueError: the tool travels and the camera's pose never changes.
+    """
+    travel = float(np.linalg.norm(positions - positions[0], axis=1).max())
+    if travel > _MOVED and np.abs(poses - poses[0]).max() < _STILL:
+        raise ValueError(
+            f"{at}: the camera sits on the hand, but its pose is the same in all {len(poses)} frames while "
+            f"the tool travels {travel:.3f} m; leave this view out (views: ...) or correct the calibration"
+        )

@@ -1,0 +1,229 @@
+"""RLBench demonstrations from disk, in the layout of stepjam/RLBench and in PerAct's; needs no RLBench.
+
+    <path>/<task>/variation0/variation_descriptions.pkl               stepjam: phrasings per variation
+    <path>/<task>/variation0/episodes/episode0/low_dim_obs.pkl        the demonstration without its pictures
+                                              /front_rgb/0.png        one folder per camera
+    <path>/<task>/all_variations/episodes/episode0/low_dim_obs.pkl    PerAct: the same, and per episode
+                                                  /variation_number.pkl, variation_descriptions.pkl
+
+Depth and mask pictures are left alone: a `Frame` carries colour. Poses are Panda_tip's in the world. RLBench
+writes a negative focal length because its camera's x and y axes point left and up; both are turned here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from ai_wam.cameras import Cameras
+from ai_wam.types import Episode, Frame, View
+from datamodules.reading import check_finite, check_follows, check_stride, numbered
+from datamodules.safe_pickle import Shell, load_pickle
+
+VIEWS = ("left_shoulder", "right_shoulder", "overhead", "wrist", "front")
+_DEMO, _NUMBER, _DESCRIPTIONS = "low_dim_obs.pkl", "variation_number.pkl", "variation_descriptions.pkl"
+
+
+class Demo(Shell):
+    """Stands in for `rlbench.demo.Demo`: its `_observations`."""
+
+
+class Observation(Shell):
+    """Stands in for `rlbench.backend.observation.Observation`: `gripper_pose`, `gripper_open`, `misc`."""
+
+
+_SHELLS = {("rlbench.demo", "Demo"): Demo, ("rlbench.backend.observation", "Observation"): Observation}
+
+
+class RLBenchDemos:
+    """Every demonstration below a folder: by task, then variation, then number of the episode."""
+
+    def __init__(
+        self,
+        path: str,
+        tasks: Sequence[str] | None = None,
+        views: Sequence[str] | None = None,
+        stride: int = 1,
+        hz: float = 20.0,
+    ) -> None:
+        """List the demonstrations; none is read yet.
+
+        Args:
+            path: the folder that holds one folder per task.
+            tasks: names of tasks; all that are there if left out.
+            views: cameras, such as front and wrist; all that an episode has if left out.
+            stride: take every so manieth frame.
+            hz: recorded steps per second: 20 at the simulator's usual step of 50 ms.
+
+        Raises:
+            ValueError: no demonstrations, an unknown task, or a stride or rate that is not above 0.
+        """
+        check_stride(stride, hz)
+        self.path, self.tasks, self.views, self.stride, self.hz = path, tasks, views, stride, hz
+        names = tasks or [f.name for f in sorted(Path(path).glob("*")) if f.is_dir()]
+        found = {name: _episodes(Path(path) / name) for name in names}
+        empty = [name for name in tasks or [] if not found[name]]
+        self._folders = [folder for folders in found.values() for folder in folders]
+        if empty or not self._folders:
+            raise ValueError(
+                f"{path} holds no demonstrations of {empty or 'any task'}; expected {path}/<task>/"
+                f"(variation<N> or all_variations)/episodes/episode<M>/{_DEMO}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def __getitem__(self, index: int) -> Episode:
+        folder = self._folders[index]
+        variation_folder = folder.parent.parent
+        task, variation = variation_folder.parent.name, _variation(folder)
+        steps = _Steps.read(folder, self._views(folder))
+        provenance = {"source": "rlbench", "task": task, "variation": variation, "episode": folder.name}
+        return Episode(
+            f"{task}-{variation_folder.name}-{folder.name}",
+            _frames(steps, range(0, len(steps.actions), self.stride), self.hz),
+            _instructions(folder),
+            self.hz / self.stride,
+            provenance,
+        )
+
+    def _views(self, folder: Path) -> list[str]:
+        there = [name for name in VIEWS if (folder / f"{name}_rgb").is_dir()]
+        wanted = there if self.views is None else list(self.views)
+        if not wanted or not set(wanted) <= set(there):
+            raise ValueError(f"{folder} has pictures of {there}, views asks for {wanted}; change views")
+        return wanted
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """A demonstration's numbers, checked."""
+
+    folder: Path
+    actions: Float[np.ndarray, "t 8"]
+    cameras: Mapping[str, Cameras]
+
+    @classmethod
+    def read(cls, folder: Path, views: Sequence[str]) -> "_Steps":
+        path = folder / _DEMO
+        demo = load_pickle(path, _SHELLS)
+        observations = getattr(demo, "_observations", None)
+        if not isinstance(demo, Demo) or not observations:
+            raise ValueError(
+                f"{path} holds no observations (a {type(demo).__name__}); expected a saved RLBench Demo"
+            )
+        for name in views:
+            _check_pictures(folder / f"{name}_rgb", len(observations), path)
+        tool = [
+            [*_entry(step, "gripper_pose", path, i), _entry(step, "gripper_open", path, i)]
+            for i, step in enumerate(observations)
+        ]
+        actions = np.array(tool, dtype=np.float64)
+        check_finite(actions, f"{path}, gripper_pose and gripper_open")
+        cameras = {name: _cameras(observations, name, path) for name in views}
+        if "wrist" in cameras:
+            at = f"{path}, misc['wrist_camera_extrinsics']"
+            check_follows(cameras["wrist"].world_from_camera.numpy(), actions[:, :3], at)
+        return cls(folder, actions, cameras)
+
+
+def _episodes(task: Path) -> list[Path]:
+    variations = [*task.glob("variation[0-9]*"), *task.glob("all_variations")]
+    found = [
+        sorted((variation / "episodes").glob("episode[0-9]*"), key=numbered)
+        for variation in sorted(variations, key=numbered)
+    ]
+    return [episode for episodes in found for episode in episodes]
+
+
+def _variation(folder: Path) -> int:
+    if (folder / _NUMBER).exists():
+        number = load_pickle(folder / _NUMBER)
+        if not isinstance(number, int | np.integer):
+            raise ValueError(f"{folder / _NUMBER} holds {number!r}, expected a number; copy the file again")
+        return int(number)
+    name = folder.parent.parent.name
+    if name == "all_variations":
+        raise ValueError(
+            f"{folder / _NUMBER} is missing, and the folder all_variations does not tell the variation; "
+            "copy the episode again"
+        )
+    return int(name.removeprefix("variation"))
+
+
+def _instructions(folder: Path) -> tuple[str, ...]:
+    """Of the episode where it has its own, else of the variation."""
+    own = folder / _DESCRIPTIONS
+    path = own if own.exists() else folder.parent.parent / _DESCRIPTIONS
+    lines = load_pickle(path)
+    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
+        raise ValueError(f"{path} holds {lines!r}, expected a list of phrasings; copy the file again")
+    return tuple(lines)
+
+
+def _check_pictures(folder: Path, steps: int, demo: Path) -> None:
+    missing = [number for number in range(steps) if not (folder / f"{number}.png").exists()]
+    extra = len(list(folder.glob("*.png"))) - (steps - len(missing))
+    if missing or extra:
+        raise ValueError(
+            f"{folder}: {demo.name} has {steps} steps, but pictures {missing[:5]} are missing and {extra} "
+            "are too many; copy the episode again or leave the view out"
+        )
+
+
+def _entry(step: Any, name: str, path: Path, number: int) -> Any:
+    value = getattr(step, name, None)
+    if value is None:
+        raise ValueError(
+            f"{path}, step {number}: {name} was not recorded; record with obs_config.{name}=True"
+        )
+    return value
+
+
+def _cameras(observations: Sequence[Any], name: str, path: Path) -> Cameras:
+    """The camera at every step, in OpenCV's axes."""
+    stacks = []
+    for key, size in ((f"{name}_camera_intrinsics", 3), (f"{name}_camera_extrinsics", 4)):
+        values = [(getattr(step, "misc", None) or {}).get(key) for step in observations]
+        if any(value is None or np.shape(value) != (size, size) for value in values):
+            raise ValueError(
+                f"{path}: misc[{key!r}] is no {size}x{size} matrix in every step; demonstrations of RLBench "
+                "before 1.1 lack it: record them again, or leave the view out (views: ...)"
+            )
+        stacks.append(np.array(values, dtype=np.float64))
+        check_finite(stacks[-1], f"{path}, misc[{key!r}]")
+    intrinsics, extrinsics = (torch.from_numpy(stack) for stack in stacks)
+    focal = intrinsics[:, [0, 1], [0, 1]]
+    if (focal < 0).all():
+        return Cameras.from_rlbench(intrinsics, extrinsics)
+    if (focal > 0).all():  # a recording whose axes were turned already
+        return Cameras(intrinsics, extrinsics)
+    raise ValueError(
+        f"{path}: misc['{name}_camera_intrinsics'] has focal lengths {focal[0].tolist()} of both signs or "
+        "zero, so its axes are unknown; leave the view out (views: ...)"
+    )
+
+
+def _frames(steps: _Steps, numbers: Sequence[int], hz: float) -> Iterator[Frame]:
+    for number in numbers:
+        views = {}
+        for name, cameras in steps.cameras.items():
+            image = _picture(steps.folder / f"{name}_rgb" / f"{number}.png")
+            k, pose = cameras.intrinsics[number], cameras.world_from_camera[number]
+            views[name] = View(image, k.numpy(), pose.numpy())
+        yield Frame(views, steps.actions[number], number / hz)
+
+
+def _picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        with Image.open(path) as image:
+            if image.mode != "RGB":
+                raise ValueError(f"{path} has colours {image.mode!r}, expected RGB as RLBench writes them")
+            return np.array(image)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be decoded ({error}); copy the episode again") from error
