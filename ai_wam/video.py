@@ -145,14 +145,18 @@ def write_video(frames: Iterable[np.ndarray], hz: float, encoding: VideoEncoding
     return writer.finish()
 
 
-def iterate_video(source: bytes | str) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Every RGB frame of a video file (bytes, or a path), in order."""
+def iterate_video(source: bytes | str, begin: float = 0.0) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Every RGB frame of a video file (bytes, or a path), in order, from `begin` seconds on."""
     with av.open(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         reformatter = VideoReformatter()
+        first = begin - 0.5 / float(stream.average_rate or 1)  # times are rounded to the file's clock
+        if begin and stream.time_base is not None:
+            container.seek(int(begin / stream.time_base), stream=stream)  # to the key frame before it
         for frame in container.decode(stream):
-            yield _rgb(frame, reformatter)
+            if not begin or frame.time >= first:
+                yield _rgb(frame, reformatter)
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,8 @@ class VideoTable:
             with av.open(io.BytesIO(data)) as container:
                 stream = container.streams.video[0]
                 packets = [packet for packet in container.demux(stream) if packet.size]
+                if len(packets) < stream.frames:  # the header's count, 0 where it gives none
+                    raise ValueError(f"{len(packets)} frames are there, its header promises {stream.frames}")
                 context = stream.codec_context
                 return cls(
                     codec=context.name,

@@ -197,15 +197,26 @@ def _cameras(observations: Sequence[Any], name: str, path: Path) -> Cameras:
             )
         stacks.append(np.array(values, dtype=np.float64))
         check_finite(stacks[-1], f"{path}, misc[{key!r}]")
-    intrinsics, extrinsics = (torch.from_numpy(stack) for stack in stacks)
-    focal = intrinsics[:, [0, 1], [0, 1]]
+    return opencv_cameras(stacks[0], stacks[1], f"{path}, {name}")
+
+
+def opencv_cameras(
+    intrinsics: Float[np.ndarray, "t 3 3"], extrinsics: Float[np.ndarray, "t 4 4"], at: str
+) -> Cameras:
+    """Matrices as RLBench writes them, with the axes turned where the focal lengths are negative.
+
+    Raises:
+        ValueError: focal lengths of both signs, or zero; `at` says where they come from.
+    """
+    k, pose = torch.from_numpy(intrinsics), torch.from_numpy(extrinsics)
+    focal = k[:, [0, 1], [0, 1]]
     if (focal < 0).all():
-        return Cameras.from_rlbench(intrinsics, extrinsics)
+        return Cameras.from_rlbench(k, pose)
     if (focal > 0).all():  # a recording whose axes were turned already
-        return Cameras(intrinsics, extrinsics)
+        return Cameras(k, pose)
     raise ValueError(
-        f"{path}: misc['{name}_camera_intrinsics'] has focal lengths {focal[0].tolist()} of both signs or "
-        "zero, so its axes are unknown; leave the view out (views: ...)"
+        f"{at}: the intrinsics have focal lengths {focal[0].tolist()} of both signs or zero, so the camera's "
+        "axes are unknown; leave the view out (views: ...)"
     )
 
 

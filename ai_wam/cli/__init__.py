@@ -16,6 +16,7 @@ _OWN = {
     "convert": "write recorded files of another layout into shards",
     "export-checkpoint": "a trained checkpoint's backbone as a folder to load, to share or to push",
     "convert-checkpoint": "the released Action Images checkpoint into a folder for a backbone, and back",
+    "export": "write shards in the layout of another project",
 }
 _MODULES = {"convert": "collect"}  # one function serves both: a source is a source
 

@@ -1,0 +1,56 @@
+"""`ai-wam export`: a folder of shards into the layout of another project."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from tqdm import tqdm
+
+from ai_wam.types import Episode
+from ai_wam.video import VideoEncoding
+from datamodules.shard_reader import ShardSet
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """What a layout's writer does; the folder is renamed into place after `close`."""
+
+    def write(self, episode: Episode) -> None:
+        """Append an episode."""
+        ...
+
+    def close(self) -> None:
+        """Write what belongs to the whole set."""
+        ...
+
+
+def export(
+    shards: str, out: str, to: Literal["action_images"] = "action_images", lossless: bool = False
+) -> None:
+    """Write recorded episodes in the layout of another project.
+
+    Args:
+        shards: a folder that `ai-wam collect` or `convert` wrote.
+        out: folder of the new data set; must not exist.
+        to: the layout; docs/sources.md describes each.
+        lossless: keep every pixel exactly, at about ten times the size.
+    """
+    place, partial = Path(out), Path(f"{out}.partial")
+    if place.exists():
+        raise SystemExit(f"{out} exists; export into a new folder, or delete this one")
+    episodes = ShardSet(shards)
+    shutil.rmtree(partial, ignore_errors=True)  # of an interrupted export
+    partial.mkdir(parents=True)
+    writer = _writer(to, partial, VideoEncoding(lossless=lossless, gop=12))
+    for index in tqdm(range(len(episodes)), unit="episode"):
+        writer.write(episodes[index])
+    writer.close()
+    os.replace(partial, place)
+    print(f"{out}: {len(episodes)} episodes in the layout {to!r}")
+
+
+def _writer(to: str, folder: Path, encoding: VideoEncoding) -> Writer:
+    from datamodules.action_images_layout import ActionImagesWriter
+
+    return ActionImagesWriter(folder, encoding)

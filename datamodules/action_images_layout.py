@@ -1,0 +1,287 @@
+"""The layout of the data set released with Action Images (RLBench), read and written.
+
+    <path>/<task>/variation0/variation_descriptions.pkl                  phrasings
+    <path>/<task>/variation0/episodes/episode0/actions.npy               [t, 8] at 20 Hz: pose and openness
+                                              /key_frames.npy            numbers of steps
+                                              /view0/rgb/video.mp4       every 4th step
+                                              /view0/camera_params.json  {"0000": {intrinsics, extrinsics}}
+
+Extrinsics are RLBench's: camera to world, x left, y up, negative focal lengths. Others write the same folders
+with a picture at every step and plain numbers as keys; both are told apart by their lengths.
+"""
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ai_wam.cameras import Cameras
+from ai_wam.types import Episode, Frame, View
+from ai_wam.video import VideoEncoding, VideoWriter
+from datamodules.reading import check_finite, check_stride, numbered, read_json
+from datamodules.rlbench_demos import opencv_cameras
+from datamodules.safe_pickle import load_pickle
+from datamodules.video_files import VideoFile
+
+EVERY, HZ = 4, 20.0  # steps per picture and steps per second of the release
+_DESCRIPTIONS, _CAMERAS, _VIDEO = "variation_descriptions.pkl", "camera_params.json", Path("rgb", "video.mp4")
+
+
+class ActionImagesLayout:
+    """Every episode below a folder in the layout above: by task, variation, number."""
+
+    def __init__(
+        self,
+        path: str,
+        views: Mapping[str, str] | None = None,
+        every: int | None = None,
+        stride: int = 1,
+        hz: float = HZ,
+    ) -> None:
+        """List the episodes; none is read yet.
+
+        Args:
+            path: the folder that holds one folder per task.
+            views: what to call which camera, such as {view0: front}; others are left out. All, under their
+                folders' names, if left out.
+            every: actions per picture; found from the lengths if left out.
+            stride: take every so manieth picture.
+            hz: actions per second.
+
+        Raises:
+            ValueError: no episodes, or a stride or rate that is not above 0.
+        """
+        check_stride(stride, hz)
+        self.path, self.views, self.every, self.stride, self.hz = path, views, every, stride, hz
+        self._folders = sorted(
+            Path(path).glob("*/variation*/episodes/episode*"),
+            key=lambda folder: [numbered(part) for part in (folder.parents[2], folder.parents[1], folder)],
+        )
+        if not self._folders:
+            raise ValueError(
+                f"{path} holds no episodes; expected <task>/variation<N>/episodes/episode<M>/actions.npy"
+            )
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def __getitem__(self, index: int) -> Episode:
+        folder = self._folders[index]
+        variation, task = folder.parents[1], folder.parents[2].name
+        actions = _read_actions(folder / "actions.npy")
+        tracks = {name: _Track.read(view, len(actions), self.every) for name, view in self._views(folder)}
+        every = _one_rate(folder, tracks)
+        provenance = {
+            "source": "action_images_layout",
+            "task": task,
+            "variation": int(variation.name.removeprefix("variation")),
+            "episode": folder.name,
+        }
+        return Episode(
+            f"{task}-{variation.name}-{folder.name}",
+            _frames(tracks, actions[::every], self.stride, self.hz / every / self.stride),
+            _instructions(variation / _DESCRIPTIONS),
+            self.hz / every / self.stride,
+            provenance,
+        )
+
+    def _views(self, folder: Path) -> list[tuple[str, Path]]:
+        """Name and folder of each camera, in the order of the folders' numbers."""
+        there = {view.name: view for view in sorted(folder.glob("view*"), key=numbered)}
+        wanted = {name: name for name in there} if self.views is None else dict(self.views)
+        if not wanted or not set(wanted) <= set(there):
+            raise ValueError(
+                f"{folder} has cameras {sorted(there)}, views names {sorted(wanted)}; change views"
+            )
+        return [(name, there[view]) for view, name in wanted.items()]
+
+
+@dataclass(frozen=True)
+class _Track:
+    """One camera: its video and where it was at each picture."""
+
+    video: VideoFile
+    cameras: Cameras
+    every: int
+
+    @classmethod
+    def read(cls, folder: Path, steps: int, every: int | None) -> "_Track":
+        video = VideoFile.open(folder / _VIDEO)
+        every = every or _rate(video, steps)
+        if every * (video.frames - 1) >= steps:
+            raise ValueError(
+                f"{video.path} has {video.frames} pictures, one for every {every} actions, but actions.npy "
+                f"has only {steps}; copy the episode again or correct `every`"
+            )
+        return cls(video, _read_cameras(folder / _CAMERAS, video.frames, steps, every), every)
+
+
+def _rate(video: VideoFile, steps: int) -> int:
+    """Actions per picture, from the lengths."""
+    for every in (EVERY, 1):
+        if video.frames == len(range(0, steps, every)):
+            return every
+    raise ValueError(
+        f"{video.path} has {video.frames} pictures for the {steps} actions of actions.npy, neither one for "
+        f"each nor one for every {EVERY}; copy the episode again, or say how they belong (every: ...)"
+    )
+
+
+def _one_rate(folder: Path, tracks: Mapping[str, _Track]) -> int:
+    lengths = {name: track.video.frames for name, track in tracks.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{folder}: the videos have {lengths} pictures; copy the episode again")
+    return next(iter(tracks.values())).every
+
+
+def _read_actions(path: Path) -> Float[np.ndarray, "t 8"]:
+    try:
+        actions = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); copy the episode again") from error
+    if actions.ndim != 2 or actions.shape[1] != 8 or not len(actions):
+        raise ValueError(
+            f"{path} has shape {actions.shape}, expected [t, 8]: x y z, quaternion x y z w, open"
+        )
+    check_finite(actions, str(path))
+    return np.asarray(actions, dtype=np.float64)
+
+
+def _read_cameras(path: Path, pictures: int, steps: int, every: int) -> Cameras:
+    """The camera at each picture; keys are numbers of pictures or of steps, padded with zeros or not."""
+    entries = read_json(path)
+    by_number = {int(key): value for key, value in entries.items() if key.isdecimal()}
+    of_pictures, of_steps = list(range(pictures)), list(range(0, every * pictures, every))
+    # A list of all steps also has an entry for every picture's number: steps are looked for first.
+    wanted = of_steps if len(by_number) == steps or set(of_steps) == set(by_number) else of_pictures
+    wanted = [min(by_number)] * pictures if len(by_number) == 1 else wanted
+    if missing := [number for number in wanted if number not in by_number]:
+        raise ValueError(
+            f"{path} has {len(by_number)} cameras and none for {missing[:5]}; expected one, or one for each "
+            f"of the {pictures} pictures or {steps} steps; copy the episode again"
+        )
+    stacks = []
+    for key, size in (("intrinsics", 3), ("extrinsics", 4)):
+        try:
+            stack = np.array([by_number[number][key] for number in wanted], dtype=np.float64)
+            stacks.append(stack.reshape(pictures, size, size))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: {key!r} must be a {size}x{size} matrix in every entry ({error!r}); copy it again"
+            ) from error
+        check_finite(stacks[-1], f"{path}, {key!r}")
+    return opencv_cameras(stacks[0], stacks[1], str(path))
+
+
+def _instructions(path: Path) -> tuple[str, ...]:
+    lines = load_pickle(path)
+    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
+        raise ValueError(f"{path} holds {lines!r}, expected a list of phrasings; copy the file again")
+    return tuple(lines)
+
+
+def _frames(
+    tracks: Mapping[str, _Track], actions: Float[np.ndarray, "t 8"], stride: int, hz: float
+) -> Iterator[Frame]:
+    videos = [track.video.images(stride=stride) for track in tracks.values()]
+    for number, images in enumerate(zip(*videos, strict=True)):
+        at = number * stride
+        views = {
+            name: View(image, cameras.intrinsics[at].numpy(), cameras.world_from_camera[at].numpy())
+            for (name, cameras), image in zip(
+                ((name, track.cameras) for name, track in tracks.items()), images, strict=True
+            )
+        }
+        yield Frame(views, actions[at], number / hz)
+
+
+class ActionImagesWriter:
+    """Writes episodes of 20 Hz into the layout; a picture at every 4th step.
+
+    Cameras become view0, view1 ... in the episode's order. Variations are told apart by their phrasings,
+    since the layout keeps those per variation; a variation keeps its number where that is free.
+    """
+
+    def __init__(self, folder: Path, encoding: VideoEncoding) -> None:
+        self.folder, self.encoding = folder, encoding
+        self._variations: dict[tuple[str, tuple[str, ...]], int] = {}
+        self._counts: dict[Path, int] = {}
+
+    def write(self, episode: Episode) -> None:
+        """Append an episode.
+
+        Raises:
+            ValueError: another rate than 20 Hz, no actions, or a camera that the layout cannot hold.
+        """
+        if episode.hz != HZ:
+            raise ValueError(
+                f"episode {episode.key!r} has {episode.hz:g} Hz; this layout holds actions at {HZ:g} Hz and "
+                f"a picture at every {EVERY}th: record at {HZ:g} Hz (record_hz), or export to another layout"
+            )
+        variation = self._variation(episode)
+        number = self._counts.get(variation, 0)
+        self._counts[variation] = number + 1
+        _write_episode(variation / "episodes" / f"episode{number}", episode, self.encoding)
+
+    def close(self) -> None:
+        """Nothing is left to write."""
+
+    def _variation(self, episode: Episode) -> Path:
+        task = str(episode.provenance.get("task", "task"))
+        used = {number for (name, _), number in self._variations.items() if name == task}
+        own = episode.provenance.get("variation")
+        free = own if isinstance(own, int) and own not in used else max(used, default=-1) + 1
+        number = self._variations.setdefault((task, episode.instructions), free)
+        folder = self.folder / task / f"variation{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _DESCRIPTIONS).write_bytes(pickle.dumps(list(episode.instructions), protocol=4))
+        return folder
+
+
+def _write_episode(folder: Path, episode: Episode, encoding: VideoEncoding) -> None:
+    actions: list[np.ndarray] = []
+    videos: dict[str, VideoWriter] = {}
+    cameras: dict[str, dict[str, Any]] = {}
+    for number, frame in enumerate(episode.frames):
+        if frame.action is None:
+            raise ValueError(f"episode {episode.key!r}, frame {number} has no action; this layout needs them")
+        actions.append(frame.action)
+        if number % EVERY:
+            continue
+        for name, view in frame.views.items():
+            at = f"episode {episode.key!r}, frame {number}, view {name!r}"
+            if name not in videos:
+                videos[name] = VideoWriter(view.image.shape[:2], HZ / EVERY, encoding)
+            videos[name].add(view.image)
+            cameras.setdefault(name, {})[f"{number // EVERY:04d}"] = _rlbench_entry(view, at)
+    for index, (name, video) in enumerate(videos.items()):
+        place = folder / f"view{index}"
+        (place / _VIDEO).parent.mkdir(parents=True)
+        (place / _VIDEO).write_bytes(video.finish())
+        (place / _CAMERAS).write_text(json.dumps(cameras[name]))
+    np.save(folder / "actions.npy", np.stack(actions).astype(np.float32))
+    np.save(folder / "key_frames.npy", _key_frames([float(action[7]) for action in actions]))
+
+
+def _rlbench_entry(view: View, at: str) -> dict[str, list[list[float]]]:
+    for matrix in (view.intrinsics, view.world_from_camera):
+        check_finite(matrix[None], f"{at}, camera")
+    cameras = Cameras(
+        torch.from_numpy(np.asarray(view.intrinsics, np.float64)),
+        torch.from_numpy(np.asarray(view.world_from_camera, np.float64)),
+    )
+    k, extrinsics = cameras.to_rlbench()
+    return {"intrinsics": k.tolist(), "extrinsics": extrinsics.tolist()}
+
+
+def _key_frames(openness: Sequence[float]) -> np.ndarray:
+    """Steps at which the gripper opens or closes, and the last one."""
+    opened = np.array(openness) > 0.5
+    changes = np.flatnonzero(opened[1:] != opened[:-1]) + 1
+    return np.unique(np.append(changes, len(opened) - 1))

@@ -1,0 +1,70 @@
+"""Foreign video files, opened once to know their length and read in order."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from av.error import FFmpegError
+from jaxtyping import UInt8
+
+from ai_wam.video import VideoTable, iterate_video
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A readable video.
+
+    Attributes:
+        path: the file.
+        frames: number of frames.
+        size: height and width.
+    """
+
+    path: Path
+    frames: int
+    size: tuple[int, int]
+
+    @classmethod
+    def open(cls, path: Path) -> "VideoFile":
+        """Look at a file.
+
+        Raises:
+            ValueError: it is missing, holds no readable video, or is cut off.
+        """
+        try:
+            table = VideoTable.of(path.read_bytes())
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}); copy it again, or leave the view out"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; copy it again, or leave the view out") from error
+        return cls(path, len(table), table.size)
+
+    def images(
+        self, count: int | None = None, stride: int = 1, begin: float = 0.0
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """Pictures in order.
+
+        Args:
+            count: how many; up to the end if left out.
+            stride: take every so manieth frame.
+            begin: seconds to start at.
+
+        Raises:
+            ValueError: the file ends early or cannot be decoded.
+        """
+        given = 0
+        wanted = len(range(0, self.frames, stride)) if count is None else count
+        try:
+            for image in islice(iterate_video(str(self.path), begin), 0, wanted * stride, stride):
+                yield image
+                given += 1
+        except FFmpegError as error:
+            raise ValueError(
+                f"{self.path}: picture {given} of {wanted} cannot be decoded ({error}); copy the file again"
+            ) from error
+        if given < wanted:
+            raise ValueError(f"{self.path} ends after {given} of {wanted} pictures; copy the file again")
