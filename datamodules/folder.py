@@ -25,10 +25,10 @@ from jaxtyping import Float
 
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoTable, iterate_video
+from datamodules.calibration import Calibration
 from datamodules.reading import read_json
 
 COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "openness")
-_POSES = ("camera_to_world", "world_to_camera")
 
 
 class FolderSource:
@@ -84,56 +84,22 @@ class FolderSource:
 class _Camera:
     """One entry of cameras.json and the number of frames of its video."""
 
-    intrinsics: Float[np.ndarray, "_ 3 3"]
-    world_from_camera: Float[np.ndarray, "_ 4 4"]
+    calibration: Calibration
     frames: int
 
     @classmethod
     def read(cls, name: str, folder: Path, entry: Any) -> "_Camera":
         at = f"{folder / 'cameras.json'}, camera {name!r}"
         video = folder / f"{name}.mp4"
-        if not isinstance(entry, dict) or not {"K", "size"} <= set(entry):
-            raise ValueError(f'{at}: expected an object with "K", "size" and one of {_POSES}, got {entry!r}')
-        given = [key for key in _POSES if key in entry]
-        if len(given) != 1:
-            raise ValueError(
-                f"{at}: has {given or 'neither pose'}; give exactly one of {' and '.join(_POSES)}"
-            )
+        calibration = Calibration.read(entry, at)
         if not video.exists():
             raise ValueError(f"{at}: its video {video} is missing; add it or remove the camera")
         try:
             table = VideoTable.of(video.read_bytes())
         except ValueError as error:
             raise ValueError(f"{video}: {error}") from error
-        if list(table.size) != list(entry["size"]):
-            raise ValueError(
-                f"{at}: size {entry['size']} (height, width), but {video.name} has {list(table.size)}; "
-                "K must be given for the pictures as they are in the video"
-            )
-        poses = _matrices(entry[given[0]], 4, f"{at}, {given[0]}")
-        poses = poses if given[0] == "camera_to_world" else _inverse(poses, at)
-        return cls(_matrices(entry["K"], 3, f"{at}, K"), poses, len(table))
-
-
-def _matrices(value: Any, size: int, at: str) -> Float[np.ndarray, "_ n n"]:
-    """One matrix or one per frame, as a stack."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{at}: {error}") from error
-    array = array[None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.shape[1:] != (size, size):
-        raise ValueError(
-            f"{at}: expected {size}x{size} numbers, or one such matrix per frame, got shape {array.shape}"
-        )
-    return array
-
-
-def _inverse(poses: Float[np.ndarray, "t 4 4"], at: str) -> Float[np.ndarray, "t 4 4"]:
-    try:
-        return np.asarray(np.linalg.inv(poses))
-    except np.linalg.LinAlgError as error:
-        raise ValueError(f"{at}: world_to_camera cannot be inverted: {error}") from error
+        calibration.check_size(video.name, table.size, at)
+        return cls(calibration, len(table))
 
 
 def _check_videos(folder: Path, cameras: Mapping[str, _Camera]) -> None:
@@ -151,9 +117,7 @@ def _check_lengths(
     """All files must tell of the same frames."""
     lengths = {f"{name}.mp4": camera.frames for name, camera in cameras.items()}
     for name, camera in cameras.items():
-        for what, stack in (("K", camera.intrinsics), ("pose", camera.world_from_camera)):
-            if len(stack) > 1:
-                lengths[f"cameras.json {name} {what}"] = len(stack)
+        lengths |= camera.calibration.lengths(f"cameras.json {name}")
     if actions is not None:
         lengths["actions.csv"] = len(actions)
     if len(set(lengths.values())) > 1:
@@ -198,11 +162,7 @@ def _frames(
     videos = [iterate_video(str(folder / f"{name}.mp4")) for name in cameras]
     for number, images in enumerate(zip(*videos, strict=True)):
         views = {
-            name: View(image, _at(camera.intrinsics, number), _at(camera.world_from_camera, number))
+            name: View(image, *camera.calibration.at(number))
             for (name, camera), image in zip(cameras.items(), images, strict=True)
         }
         yield Frame(views, None if actions is None else actions[number], number / hz)
-
-
-def _at(stack: Float[np.ndarray, "t n n"], number: int) -> Float[np.ndarray, "n n"]:
-    return np.asarray(stack[number if len(stack) > 1 else 0])

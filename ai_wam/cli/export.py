@@ -3,13 +3,16 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from tqdm import tqdm
 
 from ai_wam.types import Episode
 from ai_wam.video import VideoEncoding
 from datamodules.shard_reader import ShardSet
+
+Layout: TypeAlias = Literal["action_images", "lerobot"]
+_GOP: dict[Layout, int] = {"action_images": 12, "lerobot": 2}  # as each project encodes
 
 
 @runtime_checkable
@@ -25,9 +28,7 @@ class Writer(Protocol):
         ...
 
 
-def export(
-    shards: str, out: str, to: Literal["action_images"] = "action_images", lossless: bool = False
-) -> None:
+def export(shards: str, out: str, to: Layout, lossless: bool = False, browser: bool = False) -> None:
     """Write recorded episodes in the layout of another project.
 
     Args:
@@ -35,6 +36,7 @@ def export(
         out: folder of the new data set; must not exist.
         to: the layout; docs/sources.md describes each.
         lossless: keep every pixel exactly, at about ten times the size.
+        browser: halve the colour resolution, for players that know 4:2:0 only.
     """
     place, partial = Path(out), Path(f"{out}.partial")
     if place.exists():
@@ -42,7 +44,7 @@ def export(
     episodes = ShardSet(shards)
     shutil.rmtree(partial, ignore_errors=True)  # of an interrupted export
     partial.mkdir(parents=True)
-    writer = _writer(to, partial, VideoEncoding(lossless=lossless, gop=12))
+    writer = _writer(to, partial, VideoEncoding(lossless=lossless, browser=browser, gop=_GOP[to]))
     for index in tqdm(range(len(episodes)), unit="episode"):
         writer.write(episodes[index])
     writer.close()
@@ -50,7 +52,11 @@ def export(
     print(f"{out}: {len(episodes)} episodes in the layout {to!r}")
 
 
-def _writer(to: str, folder: Path, encoding: VideoEncoding) -> Writer:
+def _writer(to: Layout, folder: Path, encoding: VideoEncoding) -> Writer:
+    if to == "lerobot":  # pyarrow is imported where it is asked for
+        from datamodules.lerobot_writer import LeRobotWriter
+
+        return LeRobotWriter(folder, encoding)
     from datamodules.action_images_layout import ActionImagesWriter
 
     return ActionImagesWriter(folder, encoding)

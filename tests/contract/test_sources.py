@@ -1,7 +1,7 @@
 """Every source with a YAML keeps the contract; a new one is found by its file name.
 
 `configs/convert/<name>.yaml` is read on what `tests/source_fixtures/<name>.py` writes, and compared with
-poses and pixels that the fixture computed by hand.
+poses and pixels that the fixture computed by hand; `<name>__<variant>.py` writes another form of the layout.
 """
 
 import pickle
@@ -21,19 +21,30 @@ from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from ai_wam.types import Episode, EpisodeSource, Frame
 from datamodules.shard_reader import ShardSet
 
-YAMLS = sorted((Path(__file__).parents[2] / "configs" / "convert").glob("*.yaml"))
+TESTS = Path(__file__).parents[1]
+YAMLS = sorted((TESTS.parent / "configs" / "convert").glob("*.yaml"))
+FIXTURES = [
+    (file, fixture.stem)
+    for file in YAMLS
+    for fixture in sorted((TESTS / "source_fixtures").glob(f"{file.stem}*.py"))
+    if fixture.stem == file.stem or fixture.stem.startswith(f"{file.stem}__")  # variants of a layout
+]
 METRES, RADIANS, PIXELS = 1e-4, 1e-4, 0.01
 
 
-@pytest.fixture(scope="module", params=YAMLS, ids=lambda file: file.stem)
-def yaml_file(request: pytest.FixtureRequest) -> Path:
+@pytest.fixture(scope="module", params=FIXTURES, ids=lambda pair: pair[1])
+def pair(request: pytest.FixtureRequest) -> tuple[Path, str]:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def truth(yaml_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Truth:
-    write = import_module(f"source_fixtures.{yaml_file.stem}").write
-    return write(tmp_path_factory.mktemp(yaml_file.stem))
+def yaml_file(pair: tuple[Path, str]) -> Path:
+    return pair[0]
+
+
+@pytest.fixture(scope="module")
+def truth(pair: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Truth:
+    return import_module(f"source_fixtures.{pair[1]}").write(tmp_path_factory.mktemp(pair[1]))
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +54,10 @@ def source(yaml_file: Path, truth: Truth, tmp_path_factory: pytest.TempPathFacto
     file = tmp_path_factory.mktemp("yaml") / yaml_file.name
     file.write_text(yaml.safe_dump(settings))
     return instantiate(str(file), EpisodeSource)
+
+
+def test_every_yaml_has_a_fixture():
+    assert {file for file, _ in FIXTURES} == set(YAMLS)
 
 
 def both(source: EpisodeSource, truth: Truth) -> list[tuple[Episode, TrueEpisode]]:

@@ -1,0 +1,101 @@
+"""Cameras in JSON, for layouts that have none of their own: the `cameras.json` of docs/shards.md.
+
+    {"front": {"K": 3x3, "size": [height, width], "camera_to_world": 4x4}, ...}
+
+Exactly one of `camera_to_world` and `world_to_camera` (OpenCV axes, metres); matrices may be lists with one
+entry per frame where the camera moves.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+_POSES = ("camera_to_world", "world_to_camera")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One camera: a single matrix where it stands still, one per frame where it moves.
+
+    Attributes:
+        intrinsics: K in pixels of pictures of `size`.
+        world_from_camera: OpenCV axes, metres.
+        size: height and width of the pictures that K is for.
+    """
+
+    intrinsics: Float[np.ndarray, "_ 3 3"]
+    world_from_camera: Float[np.ndarray, "_ 4 4"]
+    size: tuple[int, int]
+
+    @classmethod
+    def read(cls, entry: Any, at: str) -> "Calibration":
+        """Check an entry.
+
+        Args:
+            entry: its JSON value.
+            at: file and camera, for the error.
+
+        Raises:
+            ValueError: keys that are missing, contradict each other or hold no matrices.
+        """
+        if not isinstance(entry, dict) or not {"K", "size"} <= set(entry):
+            raise ValueError(f'{at}: expected an object with "K", "size" and one of {_POSES}, got {entry!r}')
+        given = [key for key in _POSES if key in entry]
+        if len(given) != 1:
+            raise ValueError(
+                f"{at}: has {given or 'neither pose'}; give exactly one of {' and '.join(_POSES)}"
+            )
+        poses = _matrices(entry[given[0]], 4, f"{at}, {given[0]}")
+        poses = poses if given[0] == "camera_to_world" else _inverse(poses, at)
+        return cls(_matrices(entry["K"], 3, f"{at}, K"), poses, _size(entry["size"], at))
+
+    def check_size(self, video: str, size: tuple[int, int], at: str) -> None:
+        """K must belong to the pictures as they are.
+
+        Raises:
+            ValueError: the video has another size.
+        """
+        if size != self.size:
+            raise ValueError(
+                f"{at}: size {list(self.size)} (height, width), but {video} has {list(size)}; "
+                "K must be given for the pictures as they are in the video"
+            )
+
+    def lengths(self, name: str) -> dict[str, int]:
+        """Number of entries of each list of matrices; a camera that stands still has none."""
+        stacks = {f"{name} K": self.intrinsics, f"{name} pose": self.world_from_camera}
+        return {key: len(stack) for key, stack in stacks.items() if len(stack) > 1}
+
+    def at(self, number: int) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "4 4"]]:
+        """Both matrices of a frame."""
+        k, poses = self.intrinsics, self.world_from_camera
+        return np.asarray(k[number if len(k) > 1 else 0]), np.asarray(poses[number if len(poses) > 1 else 0])
+
+
+def _size(value: Any, at: str) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(side, int) for side in value):
+        raise ValueError(f"{at}: size is {value!r}, expected [height, width] in pixels")
+    return value[0], value[1]
+
+
+def _matrices(value: Any, size: int, at: str) -> Float[np.ndarray, "_ n n"]:
+    """One matrix or one per frame, as a stack."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{at}: {error}") from error
+    array = array[None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[1:] != (size, size):
+        raise ValueError(
+            f"{at}: expected {size}x{size} numbers, or one such matrix per frame, got shape {array.shape}"
+        )
+    return array
+
+
+def _inverse(poses: Float[np.ndarray, "t 4 4"], at: str) -> Float[np.ndarray, "t 4 4"]:
+    try:
+        return np.asarray(np.linalg.inv(poses))
+    except np.linalg.LinAlgError as error:
+        raise ValueError(f"{at}: world_to_camera cannot be inverted: {error}") from error

@@ -1,0 +1,344 @@
+"""LeRobot data sets of versions 2.0, 2.1 and 3.0: parquet tables, MP4 files, and cameras from a side file.
+
+    <path>/meta/info.json                       version, rate, features, where data and videos lie
+          /meta/episodes.jsonl, tasks.jsonl     version 2: one line each
+          /meta/episodes/*/*.parquet            version 3: also which part of which file an episode is
+          /data/..., /videos/...                as info.json says
+          /meta/cameras.json                    ours: cameras for all episodes, or, where they differ,
+          /meta/cameras/episode_000000.json     for one (see `datamodules.calibration`)
+
+The format knows no calibration and no kind of pose, so both are the caller's to name. Needs the extra
+`lerobot` (pyarrow).
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ai_wam.types import Episode, Frame, View
+from datamodules.calibration import Calibration
+from datamodules.reading import check_finite, check_stride, read_json
+from datamodules.rotations import Rotation, to_quaternion
+from datamodules.video_files import VideoFile
+
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+_COLUMN = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<first>\d+)(:(?P<stop>\d+))?\])?")
+_TIME_TOLERANCE = 0.5  # frames
+
+
+def parquet() -> Any:
+    """The module that reads and writes parquet.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            "LeRobot data sets are parquet files, which need pyarrow: pip install 'ai-wam[lerobot]'"
+        ) from error
+    return pyarrow.parquet
+
+
+class LeRobotSource:
+    """The episodes of a LeRobot data set on disk, in order of their numbers."""
+
+    def __init__(
+        self,
+        path: str,
+        views: Mapping[str, str] | None = None,
+        position: str | None = "observation.state[0:3]",
+        rotation: str = "observation.state[3:7]",
+        rotation_as: Rotation = "quaternion_xyzw",
+        openness: str = "observation.state[7]",
+        closed_and_open: tuple[float, float] = (0.0, 1.0),
+        cameras: str = "meta/cameras.json",
+        stride: int = 1,
+    ) -> None:
+        """Read the lists of episodes.
+
+        Args:
+            path: the folder that holds `meta`.
+            views: what to call which video, such as {observation.images.top: top}; others are left out. All,
+                by the last part of their names, if left out.
+            position: column of the tool's position in metres, such as action or observation.state[0:3]; null
+                where a data set has none: frames then carry no actions.
+            rotation: column of its rotation.
+            rotation_as: how it is written.
+            openness: column of the gripper.
+            closed_and_open: that column's values for a closed and an open gripper.
+            cameras: the side file, relative to `path`; its folder may hold `cameras/episode_000000.json` for
+                single episodes.
+            stride: take every so manieth frame.
+
+        Raises:
+            ValueError: no data set of a known version, or settings that do not fit it.
+            ImportError: pyarrow is missing.
+        """
+        self.path, self.views, self.cameras, self.stride = path, views, cameras, stride
+        self.position, self.rotation, self.rotation_as = position, rotation, rotation_as
+        self.openness, self.closed_and_open = openness, tuple(closed_and_open)
+        root = Path(path)
+        self._info = _read_info(root / "meta" / "info.json")
+        self._hz = float(self._info["fps"])
+        check_stride(stride, self._hz)
+        if closed_and_open[0] == closed_and_open[1]:
+            raise ValueError(f"closed_and_open is {closed_and_open}: the two values must differ")
+        self._videos = _video_names(root, self._info, views)
+        reader = _episodes_3 if self._info["codebase_version"] == "v3.0" else _episodes_2
+        self._episodes = reader(root, self._info, list(self._videos))
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def __getitem__(self, index: int) -> Episode:
+        entry, hz = self._episodes[index], self._hz
+        table = self._table(entry)
+        actions = None if self.position is None else self._actions(table, entry)
+        tracks = {name: self._track(key, name, entry) for key, name in self._videos.items()}
+        provenance = {
+            "source": "lerobot",
+            "version": self._info["codebase_version"],
+            "robot": self._info.get("robot_type"),
+            "episode": entry.number,
+        }
+        return Episode(
+            f"episode_{entry.number:06d}",
+            _frames(tracks, actions, entry.length, self.stride, hz),
+            entry.tasks or ("",),
+            hz / self.stride,
+            provenance,
+        )
+
+    def _table(self, entry: "_Entry") -> dict[str, np.ndarray]:
+        """The numeric columns of an episode, checked against its length."""
+        wanted = [text for text in (self.position, self.rotation, self.openness) if self.position is not None]
+        names = {_column(str(text))[0] for text in wanted} | {"timestamp"}
+        try:
+            there = set(parquet().read_schema(entry.data).names)
+            if missing := names - there:
+                raise ValueError(
+                    f"it has no column {sorted(missing)}; set position, rotation and openness to columns of "
+                    f"{sorted(there)}, or position to null"
+                )
+            filters = [("episode_index", "==", entry.number)]
+            table = parquet().read_table(entry.data, columns=sorted(names), filters=filters)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{entry.data}: {error}; or copy the file again") from error
+        if table.num_rows != entry.length:
+            raise ValueError(
+                f"{entry.data} has {table.num_rows} rows of episode {entry.number}, meta says "
+                f"{entry.length}; copy the data set again"
+            )
+        rows = {name: np.array(table.column(name).to_pylist(), dtype=np.float64) for name in sorted(names)}
+        _check_times(rows["timestamp"].reshape(-1), self._hz, entry)
+        return rows
+
+    def _actions(self, table: Mapping[str, np.ndarray], entry: "_Entry") -> Float[np.ndarray, "t 8"]:
+        at = f"{entry.data}, episode {entry.number}"
+        position = _select(table, str(self.position), 3, at)
+        rotation = _select(table, self.rotation, None, at)
+        gripper = _select(table, self.openness, 1, at)
+        for text, values in ((self.position, position), (self.rotation, rotation), (self.openness, gripper)):
+            check_finite(values, f"{at}, {text}")
+        closed, opened = self.closed_and_open
+        openness = (gripper - closed) / (opened - closed)
+        return np.concatenate(
+            [position, to_quaternion(rotation, self.rotation_as, f"{at}, {self.rotation}"), openness], axis=1
+        )
+
+    def _track(self, key: str, name: str, entry: "_Entry") -> "_Track":
+        path, begin = entry.videos[key]
+        video = VideoFile.open(path)
+        if round(begin * self._hz) + entry.length > video.frames:
+            raise ValueError(
+                f"{path} has {video.frames} pictures, episode {entry.number} needs {entry.length} from "
+                f"{begin:g} s on; copy the data set again"
+            )
+        side = Path(self.path) / self.cameras
+        own = side.parent / "cameras" / f"episode_{entry.number:06d}.json"
+        side = own if own.exists() else side
+        if not side.exists():
+            raise ValueError(
+                f"{side} is missing: LeRobot data sets hold no calibration. Write it as docs/shards.md "
+                f"describes cameras.json, with {list(self._videos.values())}, or name another file by cameras"
+            )
+        cameras, at = read_json(side), f"{side}, camera {name!r}"
+        if name not in cameras:
+            raise ValueError(
+                f"{side} has cameras {sorted(cameras)} and not {name!r}; add it, or change views"
+            )
+        calibration = Calibration.read(cameras[name], at)
+        calibration.check_size(path.name, video.size, at)
+        for what, length in calibration.lengths(name).items():
+            if length != entry.length:
+                raise ValueError(
+                    f"{side}: {what} has {length} matrices, episode {entry.number} has {entry.length} "
+                    "frames; give one matrix, or one per frame"
+                )
+        return _Track(video, begin, calibration)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where an episode lies.
+
+    Attributes:
+        number: its `episode_index`.
+        length: number of frames.
+        tasks: its instructions.
+        data: parquet file with its rows.
+        videos: file and first second by key.
+    """
+
+    number: int
+    length: int
+    tasks: tuple[str, ...]
+    data: Path
+    videos: Mapping[str, tuple[Path, float]]
+
+
+@dataclass(frozen=True)
+class _Track:
+    """One camera's pictures of an episode."""
+
+    video: VideoFile
+    begin: float
+    calibration: Calibration
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    info = read_json(path)
+    version = info.get("codebase_version")
+    if version not in VERSIONS:
+        raise ValueError(
+            f"{path}: codebase_version is {version!r}, known are {', '.join(VERSIONS)}; convert the data set "
+            "with LeRobot's own script of that version first"
+        )
+    if missing := {"fps", "features", "data_path", "video_path"} - set(info):
+        raise ValueError(f"{path} lacks {sorted(missing)}; copy the data set again")
+    if not isinstance(info["fps"], int | float) or not isinstance(info["features"], dict):
+        raise ValueError(f"{path}: fps must be a number and features an object; copy the data set again")
+    return info
+
+
+def _video_names(root: Path, info: Mapping[str, Any], views: Mapping[str, str] | None) -> dict[str, str]:
+    kinds = {key: feature.get("dtype") for key, feature in info["features"].items()}
+    there = [key for key, kind in kinds.items() if kind == "video"]
+    wanted = {key: key.rpartition(".")[2] for key in there} if views is None else dict(views)
+    if not wanted or not set(wanted) <= set(there) or len(set(wanted.values())) < len(wanted):
+        raise ValueError(
+            f"{root / 'meta' / 'info.json'} has the videos {there}, views names {wanted}; give each video "
+            "a name of its own. Pictures inside parquet files (dtype image) are not read: encode them as "
+            "videos with LeRobot first"
+        )
+    return wanted
+
+
+def _episodes_2(root: Path, info: Mapping[str, Any], keys: Sequence[str]) -> list[_Entry]:
+    path, entries = root / "meta" / "episodes.jsonl", []
+    for number, line in enumerate(_lines(path)):
+        try:
+            index, length, tasks = int(line["episode_index"]), int(line["length"]), tuple(line["tasks"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number + 1}: {error!r}; copy the data set again") from error
+        where = {"episode_index": index, "episode_chunk": index // info.get("chunks_size", 1000)}
+        videos = {key: (root / info["video_path"].format(video_key=key, **where), 0.0) for key in keys}
+        entries.append(_Entry(index, length, tasks, root / info["data_path"].format(**where), videos))
+    return sorted(entries, key=lambda entry: entry.number)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as lines of JSON: {error}") from error
+
+
+def _episodes_3(root: Path, info: Mapping[str, Any], keys: Sequence[str]) -> list[_Entry]:
+    files, entries = sorted((root / "meta" / "episodes").glob("*/*.parquet")), []
+    names = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
+    names += [
+        f"videos/{key}/{what}" for key in keys for what in ("chunk_index", "file_index", "from_timestamp")
+    ]
+    for file in files:
+        try:
+            rows = parquet().read_table(file, columns=names).to_pylist()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file}: {error}; copy the data set again") from error
+        if rows and (missing := set(names) - set(rows[0])):
+            raise ValueError(f"{file} has no column {sorted(missing)}; copy the data set again")
+        entries += [_entry_3(root, info, keys, row) for row in rows]
+    if not entries:
+        raise ValueError(f"{root / 'meta' / 'episodes'} holds no episodes; copy the data set again")
+    return sorted(entries, key=lambda entry: entry.number)
+
+
+def _entry_3(root: Path, info: Mapping[str, Any], keys: Sequence[str], row: Mapping[str, Any]) -> _Entry:
+    def place(of: str) -> dict[str, int]:
+        return {"chunk_index": row[f"{of}/chunk_index"], "file_index": row[f"{of}/file_index"]}
+
+    videos = {
+        key: (
+            root / info["video_path"].format(video_key=key, **place(f"videos/{key}")),
+            float(row[f"videos/{key}/from_timestamp"]),
+        )
+        for key in keys
+    }
+    data = root / info["data_path"].format(**place("data"))
+    return _Entry(int(row["episode_index"]), int(row["length"]), tuple(row["tasks"]), data, videos)
+
+
+def _column(text: str) -> tuple[str, slice]:
+    """Name and part of a column: `action`, `action[7]` or `action[0:3]`."""
+    found = _COLUMN.fullmatch(text)
+    if found is None:
+        raise ValueError(f"column {text!r}: expected a name such as action, action[7] or action[0:3]")
+    if found["first"] is None:
+        return found["name"], slice(None)
+    first = int(found["first"])
+    return found["name"], slice(first, int(found["stop"]) if found["stop"] else first + 1)
+
+
+def _select(
+    table: Mapping[str, np.ndarray], text: str, width: int | None, at: str
+) -> Float[np.ndarray, "t n"]:
+    name, part = _column(text)
+    values = table[name].reshape(len(table[name]), -1)
+    chosen = values[:, part]
+    if (width is not None and chosen.shape[1] != width) or not chosen.shape[1]:
+        raise ValueError(
+            f"{at}: {text} gives {chosen.shape[1]} of {values.shape[1]} numbers per row, expected "
+            f"{width or 'some'}; correct the part in brackets"
+        )
+    return chosen
+
+
+def _check_times(seconds: Float[np.ndarray, "t"], fps: float, entry: _Entry) -> None:
+    off = np.abs((seconds - seconds[0]) * fps - np.arange(len(seconds)))
+    if off.max() > _TIME_TOLERANCE:
+        frame = int(off.argmax())
+        raise ValueError(
+            f"{entry.data}, episode {entry.number}, frame {frame}: timestamp {seconds[frame]:g} s does not "
+            f"fit {fps:g} frames per second; rows are missing, copy the data set again"
+        )
+
+
+def _frames(
+    tracks: Mapping[str, _Track], actions: np.ndarray | None, length: int, stride: int, hz: float
+) -> Iterator[Frame]:
+    numbers = range(0, length, stride)
+    videos = [track.video.images(len(numbers), stride, track.begin) for track in tracks.values()]
+    for number, images in zip(numbers, zip(*videos, strict=True), strict=True):
+        views = {
+            name: View(image, *track.calibration.at(number))
+            for (name, track), image in zip(tracks.items(), images, strict=True)
+        }
+        yield Frame(views, None if actions is None else actions[number], number / hz)

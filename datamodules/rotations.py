@@ -1,0 +1,76 @@
+"""Rotations as foreign data sets write them, as quaternions x y z w."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ai_wam.poses import quaternion_from_rotation, rotation_from_vector
+
+Rotation = Literal["quaternion_xyzw", "quaternion_wxyz", "euler_xyz", "rotation_vector", "matrix"]
+_WIDTH = {"quaternion_xyzw": 4, "quaternion_wxyz": 4, "euler_xyz": 3, "rotation_vector": 3, "matrix": 9}
+
+
+def to_quaternion(
+    values: Float[np.ndarray, "t n"], written_as: Rotation, at: str
+) -> Float[np.ndarray, "t 4"]:
+    """Unit quaternions x y z w.
+
+    Args:
+        values: one rotation per row.
+        written_as: quaternions; Euler angles about the fixed x, then y, then z axis (roll, pitch, yaw;
+            radians); axis times angle; or a matrix row by row.
+        at: where they come from, for the error.
+
+    Raises:
+        ValueError: rows of another length, quaternions far from length 1, or matrices that do not rotate.
+    """
+    width = _WIDTH[written_as]
+    if values.shape[1] != width:
+        raise ValueError(
+            f"{at}: {values.shape[1]} numbers per rotation, {written_as} has {width}; correct it"
+        )
+    if written_as in ("quaternion_xyzw", "quaternion_wxyz"):
+        return _unit(values if written_as == "quaternion_xyzw" else values[:, [1, 2, 3, 0]], at)
+    if written_as == "matrix":
+        return quaternion_from_rotation(torch.from_numpy(_proper(values.reshape(-1, 3, 3), at))).numpy()
+    if written_as == "rotation_vector":
+        return quaternion_from_rotation(rotation_from_vector(torch.from_numpy(values))).numpy()
+    return quaternion_from_rotation(torch.from_numpy(euler_xyz(values))).numpy()
+
+
+def euler_xyz(angles: Float[np.ndarray, "t 3"]) -> Float[np.ndarray, "t 3 3"]:
+    """Rotation matrices of roll, pitch, yaw: about the fixed x, then y, then z axis, radians."""
+    axes = torch.from_numpy(angles)[..., None] * torch.eye(3, dtype=torch.float64)  # t axis 3
+    x, y, z = rotation_from_vector(axes).unbind(1)
+    return (z @ y @ x).numpy()
+
+
+def pose_from_xyz_euler(values: Float[np.ndarray, "t 6"]) -> Float[np.ndarray, "t 4 4"]:
+    """Rigid matrices of x y z, roll pitch yaw."""
+    poses = np.tile(np.eye(4), (len(values), 1, 1))
+    poses[:, :3, :3], poses[:, :3, 3] = euler_xyz(values[:, 3:]), values[:, :3]
+    return poses
+
+
+def _unit(quaternions: Float[np.ndarray, "t 4"], at: str) -> Float[np.ndarray, "t 4"]:
+    lengths = np.linalg.norm(quaternions, axis=1)
+    if np.abs(lengths - 1).max() > 1e-2:
+        row = int(np.abs(lengths - 1).argmax())
+        raise ValueError(
+            f"{at}, frame {row}: quaternion {quaternions[row].tolist()} has length {lengths[row]:.6g}, "
+            "expected 1; is this how the rotation is written?"
+        )
+    return quaternions / lengths[:, None]
+
+
+def _proper(matrices: Float[np.ndarray, "t 3 3"], at: str) -> Float[np.ndarray, "t 3 3"]:
+    off = np.abs(matrices @ matrices.swapaxes(1, 2) - np.eye(3)).max(axis=(1, 2))
+    bad = (off > 1e-2) | (np.linalg.det(matrices) < 0)
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"{at}, frame {row}: {matrices[row].tolist()} is no rotation; is it written row by row?"
+        )
+    return matrices

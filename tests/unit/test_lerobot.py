@@ -1,0 +1,244 @@
+import json
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from source_fixtures import lerobot as fixture
+from source_fixtures import lerobot__v21 as older
+
+from ai_wam.cli import main
+from ai_wam.types import Episode, EpisodeSource
+from ai_wam.video import VideoEncoding, decode_frames
+from benchmarks.speed.data import MovingSquares
+from datamodules.lerobot import LeRobotSource
+from datamodules.lerobot_writer import LeRobotWriter
+from datamodules.recording import write_shards
+
+DATA = "data/chunk-000/file-000.parquet"
+VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"
+SIDE = "meta/cameras/episode_000001.json"
+
+
+@pytest.fixture
+def root(tmp_path):
+    fixture.write(tmp_path)
+    return tmp_path
+
+
+def test_chosen_views_columns_and_stride(root):
+    edit_json(SIDE, lambda c: c.update(wrist=c.pop("hand")))(root)
+    source = LeRobotSource(
+        str(root),
+        views={"observation.images.hand": "wrist"},
+        position="action[0:3]",
+        rotation="action[3:7]",
+        openness="action[7]",
+        stride=2,
+    )
+    frames = list(source[1].frames)
+    true = fixture.true_episodes([np.linspace(0, 1, n) for n in fixture.LENGTHS])[1]
+    assert source[1].hz == 5.0
+    assert [list(frame.views) for frame in frames] == [["wrist"]] * 3
+    assert np.allclose(
+        frames[1].action, true.actions[3], atol=1e-6
+    )  # action is the next state in the fixture
+    assert np.abs(frames[2].views["wrist"].image.astype(float) - true.images["hand"][4]).mean() < 8
+
+
+def test_a_data_set_may_have_no_poses(root):
+    assert all(frame.action is None for frame in LeRobotSource(str(root), position=None)[0].frames)
+
+
+def edit_json(name, change):
+    def edit(root):
+        content = json.loads((root / name).read_text())
+        change(content)
+        (root / name).write_text(json.dumps(content))
+
+    return edit
+
+
+def edit_column(column, change):
+    def edit(root):
+        table = pq.read_table(root / DATA).to_pydict()
+        table[column] = change(table[column])
+        pq.write_table(fixture.table(table), root / DATA)
+
+    return edit
+
+
+def truncate(root):
+    (root / VIDEO).write_bytes((root / VIDEO).read_bytes()[:-900])
+
+
+def shorter(root):
+    fixture.encode(root / VIDEO, fixture.pictures(9), "libx264")
+
+
+def drop_rows(root):
+    pq.write_table(pq.read_table(root / DATA).slice(0, 10), root / DATA)
+
+
+def lost(value):
+    return lambda states: [[value, *state[1:]] for state in states]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            edit_json("meta/info.json", lambda c: c.update(codebase_version="v1.6")),
+            r"codebase_version is 'v1.6'",
+        ),
+        (edit_json("meta/info.json", lambda c: c.pop("fps")), r"info.json lacks \['fps'\]"),
+        (edit_json("meta/info.json", lambda c: c.update(fps="ten")), "fps must be a number"),
+        (lambda r: (r / "meta/info.json").unlink(), "info.json cannot be read"),
+        (lambda r: (r / "meta/episodes/chunk-000/file-000.parquet").unlink(), "episodes holds no episodes"),
+        (lambda r: (r / DATA).unlink(), "file-000.parquet"),
+        (lambda r: (r / DATA).write_bytes(b"PAR1"), r"file-000.parquet: .*; or copy the file again"),
+        (drop_rows, "has 3 rows of episode 1, meta says 5"),
+        (
+            edit_column("timestamp", lambda t: [2 * x for x in t]),
+            "timestamp .* does not fit 10 frames per second",
+        ),
+        (
+            edit_column("observation.state", lost(np.nan)),
+            r"observation.state\[0:3\], frame 0: .* is not finite",
+        ),
+        (
+            edit_column("observation.state", lambda s: [[2 * x for x in r] for r in s]),
+            "has length 2, expected 1",
+        ),
+        (truncate, r"file-000.mp4: no readable video .*; copy it again"),
+        (shorter, "has 9 pictures, episode 1 needs 5 from 0.7 s on"),
+        (lambda r: (r / VIDEO).unlink(), "file-000.mp4 cannot be read"),
+        (lambda r: (r / SIDE).unlink(), r"cameras.json is missing: LeRobot data sets hold no calibration"),
+        (edit_json(SIDE, lambda c: c.pop("top")), r"has cameras \['hand'\] and not 'top'"),
+        (edit_json(SIDE, lambda c: c["top"].update(size=[1, 2])), r"size \[1, 2\] .* has \[48, 64\]"),
+        (edit_json(SIDE, lambda c: c["top"].update(size=7)), r"size is 7, expected \[height, width\]"),
+        (
+            edit_json(SIDE, lambda c: c["hand"]["world_to_camera"].pop()),
+            "hand pose has 4 matrices, episode 1 has 5",
+        ),
+    ],
+)
+def test_damage_is_named(change, message, root):
+    change(root)
+    with pytest.raises(ValueError, match=message):
+        list(LeRobotSource(str(root))[1].frames)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"position": "state[0:3]"}, r"has no column \['state'\]; set position"),
+        ({"position": "action[0:4]"}, r"action\[0:4\] gives 4 of 8 numbers per row, expected 3"),
+        ({"openness": "action[8]"}, r"action\[8\] gives 0 of 8 numbers"),
+        ({"position": "action[a]"}, r"column 'action\[a\]': expected a name"),
+        ({"rotation_as": "euler_xyz"}, "4 numbers per rotation, euler_xyz has 3"),
+        ({"closed_and_open": (1.0, 1.0)}, "the two values must differ"),
+        ({"views": {"top": "top"}}, r"has the videos \['observation.images.top'.*views names"),
+        ({"stride": 0}, "stride is 0"),
+    ],
+)
+def test_wrong_settings_are_named(words, message, root):
+    with pytest.raises(ValueError, match=message):
+        LeRobotSource(str(root), **words)[0]
+
+
+def test_a_damaged_list_of_episodes_is_named(tmp_path):
+    older.write(tmp_path)
+    path = tmp_path / "meta" / "episodes.jsonl"
+    for text, message in (('{"episode_index": 0}\n', "line 1: KeyError"), ("{", "cannot be read as lines")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"episodes\.jsonl.*{message}"):
+            LeRobotSource(str(tmp_path))
+
+
+def test_a_missing_package_is_named(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError, match=r"pip install 'ai-wam\[lerobot\]'"):
+        LeRobotSource(str(root))
+
+
+def test_what_is_exported_reads_back(tmp_path, capsys):
+    squares = MovingSquares(episodes=3, frames=6, size=(24, 32), hz=5.0, views=("front", "wrist"))
+    write_shards(squares, str(tmp_path / "shards"), 2, workers=0, encoding=VideoEncoding(lossless=True))
+    main(
+        [
+            "export",
+            "--to=lerobot",
+            f"--shards={tmp_path / 'shards'}",
+            f"--out={tmp_path / 'out'}",
+            "--lossless=true",
+        ]
+    )
+    assert "3 episodes in the layout 'lerobot'" in capsys.readouterr().out
+    source = LeRobotSource(str(tmp_path / "out"))
+    assert isinstance(source, EpisodeSource)
+    for index in range(3):
+        episode = source[index]
+        assert (episode.hz, episode.instructions) == (5.0, squares[index].instructions[:1])
+        for found, true in zip(episode.frames, squares[index].frames, strict=True):
+            assert np.allclose(found.action, true.action)
+            for name, view in true.views.items():
+                assert np.array_equal(found.views[name].image, view.image)
+                assert np.allclose(found.views[name].intrinsics, view.intrinsics)
+                assert np.allclose(found.views[name].world_from_camera, view.world_from_camera)
+
+
+def test_the_tables_are_lerobots(tmp_path):
+    """What its loader asks of them: names, types, indices that count through, a task table with an index."""
+    writer = LeRobotWriter(tmp_path, VideoEncoding(browser=True, gop=2))
+    for episode in (MovingSquares(episodes=2, frames=6, size=(24, 32), hz=5.0)[i] for i in range(2)):
+        writer.write(Episode(episode.key, episode.frames, ("push",), 5.0, {"confidence": 0.25}))
+    writer.close()
+    info = json.loads((tmp_path / "meta" / "info.json").read_text())
+    assert (info["codebase_version"], info["total_frames"], info["fps"]) == ("v3.0", 13, 5)
+    second = pq.read_table(tmp_path / "data/chunk-000/file-001.parquet")
+    assert set(second.column_names) == {k for k, f in info["features"].items() if f["dtype"] != "video"}
+    assert second.schema.field("action").type == pa.list_(pa.float32(), 8)
+    assert second.column("index").to_pylist() == list(range(6, 13))
+    assert second.column("action.confidence").to_pylist() == [0.25] * 7
+    states, actions = second.column("observation.state").to_pylist(), second.column("action").to_pylist()
+    assert actions == [*states[1:], states[-1]]
+    tasks = pq.read_table(tmp_path / "meta" / "tasks.parquet")
+    assert tasks.to_pydict() == {"task_index": [0], "task": ["push"]}
+    assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["task"]
+    rows = pq.read_table(tmp_path / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    assert [row["videos/observation.images.front/file_index"] for row in rows] == [0, 1]
+    assert rows[1]["videos/observation.images.front/to_timestamp"] == pytest.approx(7 / 5)
+    frames = [decode_frames(path.read_bytes()) for path in sorted(tmp_path.glob("videos/*front/*/*.mp4"))]
+    statistics = json.loads((tmp_path / "meta" / "stats.json").read_text())
+    mean = np.concatenate(frames).mean(axis=(0, 1, 2)) / 255
+    assert np.allclose(np.ravel(statistics["observation.images.front"]["mean"]), mean, atol=0.05)
+    assert np.shape(statistics["observation.images.front"]["std"]) == (3, 1, 1)
+    tables = [pq.read_table(path) for path in sorted(tmp_path.glob("data/*/*"))]
+    state = np.concatenate([table["observation.state"].to_pylist() for table in tables])
+    assert np.allclose(statistics["observation.state"]["std"], state.std(axis=0), atol=1e-6)
+    assert statistics["observation.state"]["count"] == [13]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (MovingSquares(2, 4, (16, 16), hz=4.0), "rate, views and actions .*4.0.* the first one .*5.0"),
+        (MovingSquares(2, 4, (16, 16), hz=5.0, actions=False), "export them into several"),
+        (MovingSquares(2, 4, (16, 16), hz=5.0, views=("top",)), "export them into several"),
+    ],
+)
+def test_episodes_of_two_kinds_are_refused(second, message, tmp_path):
+    writer = LeRobotWriter(tmp_path, VideoEncoding())
+    writer.write(MovingSquares(2, 4, (16, 16), hz=5.0)[0])
+    with pytest.raises(ValueError, match=message):
+        writer.write(second[1])
+
+
+def test_confidence_lies_between_0_and_1(tmp_path):
+    episode = MovingSquares(2, 4, (16, 16), hz=5.0)[0]
+    with pytest.raises(ValueError, match=r"confidence must lie in \[0, 1\]"):
+        LeRobotWriter(tmp_path, VideoEncoding()).write(
+            Episode("e", episode.frames, ("push",), 5.0, {"confidence": 1.5})
+        )
