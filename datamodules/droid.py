@@ -1,0 +1,297 @@
+"""DROID's raw recordings, and the calibrations and phrasings that its authors published later.
+
+    <path>/<lab>/success/<date>/<time>/metadata_<uuid>.json      serials of the cameras, the task
+                                      /trajectory.h5             poses, gripper, recorded extrinsics at 15 Hz
+                                      /recordings/MP4/<serial>.mp4     left pictures; -stereo.mp4 is not read
+    <annotations>/cam2base_extrinsic_superset.json, cam2base_extrinsics.json, intrinsics.json,
+                  droid_language_annotations.json                by the episode's uuid
+
+The world is the robot's base. DROID's gripper counts how far it is closed (0 = open), which is turned here.
+The recorded pose is the arm's end, not the finger tips: `tool_offset` moves it. Needs the extra `droid`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ai_wam.cameras import Cameras
+from ai_wam.types import Episode, Frame, View
+from datamodules.droid_calibration import (
+    Limits,
+    Verdict,
+    corrected_pose,
+    judge_hand,
+    judge_scene,
+    phrasings,
+    published_intrinsics,
+)
+from datamodules.reading import check_finite, check_stride, read_json
+from datamodules.rotations import pose_from_xyz_euler, to_quaternion
+from datamodules.video_files import VideoFile
+
+VIEWS = ("wrist", "ext1", "ext2")
+HZ = 15.0
+_STATE = "observation/robot_state"
+
+
+def h5() -> Any:
+    """The module that reads HDF5.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError("DROID's trajectory.h5 needs h5py: pip install 'ai-wam[droid]'") from error
+    return h5py
+
+
+class Droid:
+    """Every recording below a folder, in the order of their paths."""
+
+    def __init__(
+        self,
+        path: str,
+        annotations: str | None = None,
+        views: Sequence[str] | None = None,
+        outcomes: Sequence[str] = ("success",),
+        tool_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        intrinsics_size: tuple[int, int] = (720, 1280),
+        limits: Limits | None = None,
+        slack: int = 0,
+        stride: int = 1,
+    ) -> None:
+        """List the recordings; none is read yet.
+
+        Args:
+            path: the folder that holds one folder per lab.
+            annotations: folder of the files published later; recorded calibrations alone if left out.
+            views: of wrist, ext1, ext2; all that a recording has if left out.
+            outcomes: success, failure.
+            tool_offset: from the arm's end to the tool centre point, metres, in the tool's axes.
+            intrinsics_size: height and width that published intrinsics are for.
+            limits: when a calibration is believed. Where it is not, the view keeps its pictures and its pose
+                is NaN; the verdict is kept in the provenance.
+            slack: pictures by which a video may be longer or shorter than the trajectory; the end is cut.
+            stride: take every so manieth frame.
+
+        Raises:
+            ValueError: no recordings, unknown views, or a stride that is not above 0.
+            ImportError: h5py is missing.
+        """
+        h5()
+        check_stride(stride, HZ)
+        self.path, self.annotations, self.views, self.stride = path, annotations, views, stride
+        self.outcomes, self.tool_offset, self.slack = tuple(outcomes), tuple(tool_offset), slack
+        self.intrinsics_size, self.limits = tuple(intrinsics_size), limits or Limits()
+        if views is not None and (not views or not set(views) <= set(VIEWS)):
+            raise ValueError(f"views is {list(views)}; choose of {list(VIEWS)}")
+        if annotations is not None and not Path(annotations).is_dir():
+            raise ValueError(f"annotations: {annotations} is not a folder; correct it, or leave it out")
+        found = [file for name in outcomes for file in Path(path).glob(f"*/{name}/*/*/metadata_*.json")]
+        self._files = sorted(found)
+        if not found:
+            raise ValueError(
+                f"{path} holds no recordings; expected <lab>/{'|'.join(outcomes)}/<date>/<time>/metadata_*"
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Episode:
+        metadata = _read_metadata(self._files[index])
+        folder, uuid = self._files[index].parent, str(metadata["uuid"])
+        trajectory = _Trajectory.read(folder / "trajectory.h5", self._serials(folder, metadata))
+        tool = pose_from_xyz_euler(trajectory.arm)
+        tool[:, :3, 3] += tool[:, :3, :3] @ np.array(self.tool_offset)
+        tracks = {
+            name: self._track(name, serial, folder, uuid, trajectory, tool)
+            for name, serial in trajectory.serials.items()
+        }
+        actions = np.concatenate(
+            [
+                tool[:, :3, 3],
+                to_quaternion(trajectory.arm[:, 3:], "euler_xyz", str(folder)),
+                1 - trajectory.closed[:, None].clip(0, 1),
+            ],
+            axis=1,
+        )
+        length = min([len(actions), *(track.video.frames for track in tracks.values())])
+        verdicts = {name: track.verdict.to_json() for name, track in tracks.items()}
+        provenance = {key: metadata.get(key) for key in ("uuid", "lab", "building", "scene_id", "success")}
+        return Episode(
+            re.sub(r"[^A-Za-z0-9_-]", "_", uuid),
+            _frames(tracks, actions, range(0, length, self.stride)),
+            self._instructions(metadata),
+            HZ / self.stride,
+            {"source": "droid", **provenance, "calibration": verdicts},
+        )
+
+    def _serials(self, folder: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
+        """Serial number by view, of the views that are wanted and there."""
+        serials = {name: str(metadata.get(f"{name}_cam_serial") or "") for name in VIEWS}
+        there = [n for n in VIEWS if serials[n] and (folder / f"recordings/MP4/{serials[n]}.mp4").exists()]
+        wanted = there if self.views is None else list(self.views)
+        if not wanted or not set(wanted) <= set(there):
+            raise ValueError(
+                f"{folder / 'recordings' / 'MP4'} has the left videos of {there}, views asks for {wanted}; "
+                "copy the recording again, or change views"
+            )
+        return {name: serials[name] for name in wanted}
+
+    def _instructions(self, metadata: Mapping[str, Any]) -> tuple[str, ...]:
+        """The published phrasings, else what the operator was told to do."""
+        if self.annotations is not None and (found := phrasings(Path(self.annotations), metadata["uuid"])):
+            return found
+        return (str(metadata.get("current_task") or ""),)
+
+    def _track(
+        self,
+        name: str,
+        serial: str,
+        folder: Path,
+        uuid: str,
+        trajectory: "_Trajectory",
+        tool: Float[np.ndarray, "t 4 4"],
+    ) -> "_Track":
+        video = VideoFile.open(folder / "recordings" / "MP4" / f"{serial}.mp4")
+        steps = len(tool)
+        if abs(video.frames - steps) > self.slack:
+            raise ValueError(
+                f"{video.path} has {video.frames} pictures, trajectory.h5 {steps} steps; copy the recording "
+                f"again, or allow a difference (slack: {abs(video.frames - steps)})"
+            )
+        pose, source = trajectory.extrinsics[name], "trajectory.h5"
+        published = self._published(uuid, serial)
+        if published is not None and name != "wrist":  # the hand's pose is one per step
+            pose, source = np.tile(np.array(published[0]), (steps, 1)), published[1]
+        poses = pose_from_xyz_euler(pose)
+        cameras = Cameras(
+            torch.from_numpy(self._intrinsics(name, uuid, serial, video, trajectory)).expand(steps, 3, 3),
+            torch.from_numpy(poses),
+        )
+        if name == "wrist":
+            return _Track(video, cameras, judge_hand(poses, tool, source, self.limits))
+        every = max(1, min(steps, video.frames) // self.limits.looks)
+        looks = zip(range(0, steps, every), video.images(stride=every), strict=False)
+        verdict = judge_scene(cameras, tool[:, :3, 3], video.size, looks, source, self.limits)
+        return _Track(video, cameras, verdict)
+
+    def _published(self, uuid: str, serial: str) -> tuple[list[float], str] | None:
+        return None if self.annotations is None else corrected_pose(Path(self.annotations), uuid, serial)
+
+    def _intrinsics(
+        self, name: str, uuid: str, serial: str, video: VideoFile, trajectory: "_Trajectory"
+    ) -> Float[np.ndarray, "3 3"]:
+        """K for the video's pictures: the published one, scaled, or the recorded one."""
+        known = (
+            None if self.annotations is None else published_intrinsics(Path(self.annotations), uuid, serial)
+        )
+        k, size = (
+            (trajectory.intrinsics.get(name), video.size) if known is None else (known, self.intrinsics_size)
+        )
+        if k is None:
+            raise ValueError(
+                f"{trajectory.path} has no intrinsics of camera {serial} ({name}), and annotations none of "
+                f"{uuid}; give the folder with intrinsics.json (annotations: ...), or leave the view out"
+            )
+        scale = np.array(video.size) / np.array(size)
+        if abs(scale[0] / scale[1] - 1) > 0.01:
+            raise ValueError(
+                f"{video.path} has pictures of {video.size}, the intrinsics are for {tuple(size)}, of "
+                "another shape; correct intrinsics_size"
+            )
+        return np.diag([scale[1], scale[0], 1.0]) @ k
+
+
+@dataclass(frozen=True)
+class _Trajectory:
+    """The numbers of trajectory.h5, checked.
+
+    Attributes:
+        path: the file.
+        serials: serial number by view.
+        arm: x y z, roll pitch yaw of the arm's end.
+        closed: how far the gripper is closed.
+        extrinsics: x y z, roll pitch yaw of each view's camera per step.
+        intrinsics: K of the views that have one recorded.
+    """
+
+    path: Path
+    serials: Mapping[str, str]
+    arm: Float[np.ndarray, "t 6"]
+    closed: Float[np.ndarray, "t"]
+    extrinsics: Mapping[str, np.ndarray]
+    intrinsics: Mapping[str, np.ndarray]
+
+    @classmethod
+    def read(cls, path: Path, serials: Mapping[str, str]) -> "_Trajectory":
+        try:
+            with h5().File(path, "r") as file:
+                arm = _dataset(file, f"{_STATE}/cartesian_position", 6, None)
+                closed = _dataset(file, f"{_STATE}/gripper_position", 1, len(arm))[:, 0]
+                names = {name: f"observation/camera_extrinsics/{s}_left" for name, s in serials.items()}
+                extrinsics = {name: _dataset(file, key, 6, len(arm)) for name, key in names.items()}
+                keys = {name: f"observation/camera_intrinsics/{s}_left" for name, s in serials.items()}
+                intrinsics = {
+                    name: _dataset(file, key, 9, None)[0].reshape(3, 3)
+                    for name, key in keys.items()
+                    if key in file
+                }
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error}); copy the recording again") from error
+        return cls(path, serials, arm, closed, extrinsics, intrinsics)
+
+
+@dataclass(frozen=True)
+class _Track:
+    """One view: its video, its cameras and whether they are believed."""
+
+    video: VideoFile
+    cameras: Cameras
+    verdict: Verdict
+
+
+def _dataset(file: Any, key: str, width: int, steps: int | None) -> Float[np.ndarray, "t w"]:
+    if key not in file:
+        raise ValueError(f"{file.filename} has no {key!r}; copy the recording again, or leave the view out")
+    values = np.asarray(file[key], dtype=np.float64)
+    values = values.reshape(len(values), -1) if values.ndim else values.reshape(1, 1)
+    if values.shape[1] != width or not len(values) or (steps is not None and len(values) != steps):
+        raise ValueError(
+            f"{file.filename}, {key!r}: shape {values.shape}, expected {steps or 'some'} rows of {width} "
+            "numbers; copy the recording again"
+        )
+    check_finite(values, f"{file.filename}, {key!r}")
+    return values
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    metadata = read_json(path)
+    if not isinstance(metadata.get("uuid"), str):
+        raise ValueError(f"{path} has no uuid, by which calibrations are found; copy the recording again")
+    return metadata
+
+
+def _frames(
+    tracks: Mapping[str, _Track], actions: Float[np.ndarray, "t 8"], numbers: range
+) -> Iterator[Frame]:
+    videos = [track.video.images(len(numbers), numbers.step) for track in tracks.values()]
+    for number, images in zip(numbers, zip(*videos, strict=True), strict=True):
+        views = {
+            name: _view(image, track, number)
+            for (name, track), image in zip(tracks.items(), images, strict=True)
+        }
+        yield Frame(views, actions[number], number / HZ)
+
+
+def _view(image: np.ndarray, track: _Track, number: int) -> View:
+    k, pose = track.cameras.intrinsics[number].numpy(), track.cameras.world_from_camera[number].numpy()
+    return View(image, k, pose if track.verdict.kept else np.full((4, 4), np.nan))
