@@ -25,8 +25,7 @@ from ai_wam.cameras import Cameras
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.reading import check_finite, check_stride, numbered, read_json
-from datamodules.rlbench_demos import opencv_cameras
-from datamodules.safe_pickle import load_pickle
+from datamodules.rlbench_demos import opencv_cameras, read_phrasings
 from datamodules.video_files import VideoFile
 
 EVERY, HZ = 4, 20.0  # steps per picture and steps per second of the release
@@ -86,7 +85,7 @@ class ActionImagesLayout:
         return Episode(
             f"{task}-{variation.name}-{folder.name}",
             _frames(tracks, actions[::every], self.stride, self.hz / every / self.stride),
-            _instructions(variation / _DESCRIPTIONS),
+            read_phrasings(variation / _DESCRIPTIONS),
             self.hz / every / self.stride,
             provenance,
         )
@@ -177,13 +176,6 @@ def _read_cameras(path: Path, pictures: int, steps: int, every: int) -> Cameras:
             ) from error
         check_finite(stacks[-1], f"{path}, {key!r}")
     return opencv_cameras(stacks[0], stacks[1], str(path))
-
-
-def _instructions(path: Path) -> tuple[str, ...]:
-    lines = load_pickle(path)
-    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
-        raise ValueError(f"{path} holds {lines!r}, expected a list of phrasings; copy the file again")
-    return tuple(lines)
 
 
 def _frames(

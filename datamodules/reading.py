@@ -1,4 +1,4 @@
-"""What readers of foreign files share: JSON, the order of numbered names, and checks of cameras."""
+"""What readers of foreign files share: JSON, pictures, the order of numbered names, checks of numbers."""
 
 import json
 import re
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL import Image
 
 _STILL = 1e-6  # metres: less than this is the noise of float32, not a motion
 _MOVED = 0.01  # metres that a tool must travel before its camera is expected to have followed
@@ -25,6 +26,21 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}, expected a JSON object")
     return data
+
+
+def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture as it was saved, colours untouched.
+
+    Raises:
+        ValueError: it is missing, cannot be decoded, or is not in RGB.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode != "RGB":
+                raise ValueError(f"{path} has colours {image.mode!r}, expected RGB; copy the file again")
+            return np.array(image)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be decoded ({error}); copy the episode again") from error
 
 
 def numbered(path: Path) -> list[Any]:

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
 from ai_wam.types import Episode, Frame, View
-from datamodules.reading import check_finite, check_follows, check_stride, numbered
+from datamodules.reading import check_finite, check_follows, check_stride, numbered, read_picture
 from datamodules.safe_pickle import Shell, load_pickle
 
 VIEWS = ("left_shoulder", "right_shoulder", "overhead", "wrist", "front")
@@ -159,7 +158,15 @@ def _variation(folder: Path) -> int:
 def _instructions(folder: Path) -> tuple[str, ...]:
     """Of the episode where it has its own, else of the variation."""
     own = folder / _DESCRIPTIONS
-    path = own if own.exists() else folder.parent.parent / _DESCRIPTIONS
+    return read_phrasings(own if own.exists() else folder.parent.parent / _DESCRIPTIONS)
+
+
+def read_phrasings(path: Path) -> tuple[str, ...]:
+    """The pickled list of a `variation_descriptions.pkl`.
+
+    Raises:
+        ValueError: it holds something else.
+    """
     lines = load_pickle(path)
     if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
         raise ValueError(f"{path} holds {lines!r}, expected a list of phrasings; copy the file again")
@@ -224,17 +231,7 @@ def _frames(steps: _Steps, numbers: Sequence[int], hz: float) -> Iterator[Frame]
     for number in numbers:
         views = {}
         for name, cameras in steps.cameras.items():
-            image = _picture(steps.folder / f"{name}_rgb" / f"{number}.png")
+            image = read_picture(steps.folder / f"{name}_rgb" / f"{number}.png")
             k, pose = cameras.intrinsics[number], cameras.world_from_camera[number]
             views[name] = View(image, k.numpy(), pose.numpy())
         yield Frame(views, steps.actions[number], number / hz)
-
-
-def _picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    try:
-        with Image.open(path) as image:
-            if image.mode != "RGB":
-                raise ValueError(f"{path} has colours {image.mode!r}, expected RGB as RLBench writes them")
-            return np.array(image)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be decoded ({error}); copy the episode again") from error

@@ -1,0 +1,167 @@
+"""BridgeData V2's raw folders.
+
+    <path>/.../<date>/raw/traj_group0/traj0/obs_dict.pkl       full_state [t, 7] and more
+                                           /images0/im_0.jpg   one folder per camera
+                                           /lang.txt           phrasings, and a line "confidence: ..."
+                                           /cameras.json       ours, if somebody estimated the cameras
+
+The world is the robot's base. `full_state` is x y z, roll pitch yaw, openness (1 = open). Its angles are zero
+where the WidowX points down; the poses given here are those of the tool's own axes, x along the fingers. The
+data set has no calibration: without `cameras.json` (see `datamodules.calibration`) a view's matrices are NaN,
+a lost calibration.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ai_wam.types import Episode, Frame, View
+from datamodules.calibration import Calibration
+from datamodules.reading import check_finite, check_stride, numbered, read_json, read_picture
+from datamodules.rotations import euler_xyz, to_quaternion
+from datamodules.safe_pickle import load_pickle
+
+HZ = 5.0
+_DOWN = np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # the tool's axes where all angles are zero
+_STATES = "obs_dict.pkl"
+
+
+class Bridge:
+    """Every trajectory below a folder, in the order of their paths."""
+
+    def __init__(
+        self,
+        path: str,
+        views: Sequence[str] | None = None,
+        cameras: str = "cameras.json",
+        slack: int = 0,
+        stride: int = 1,
+    ) -> None:
+        """List the trajectories; none is read yet.
+
+        Args:
+            path: any folder above the dated ones.
+            views: such as images0; all that a trajectory has if left out.
+            cameras: name of the side file in a trajectory's folder.
+            slack: pictures by which a view may have more or fewer than there are states; the end is cut.
+            stride: take every so manieth frame.
+
+        Raises:
+            ValueError: no trajectories, or a stride that is not above 0.
+        """
+        check_stride(stride, HZ)
+        self.path, self.views, self.cameras, self.slack, self.stride = path, views, cameras, slack, stride
+        found = (file.parent for file in Path(path).glob(f"**/raw/traj_group*/traj*/{_STATES}"))
+        self._folders = sorted(found, key=lambda folder: [numbered(Path(part)) for part in folder.parts])
+        if not self._folders:
+            raise ValueError(
+                f"{path} holds no trajectories; expected .../<date>/raw/traj_group<N>/traj<M>/{_STATES}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def __getitem__(self, index: int) -> Episode:
+        folder = self._folders[index]
+        place = folder.relative_to(self.path).as_posix()
+        actions = _read_actions(folder / _STATES)
+        pictures = {name: self._pictures(folder / name, len(actions)) for name in self._views(folder)}
+        cameras = self._read_cameras(folder, pictures)
+        numbers = range(0, min([len(actions), *map(len, pictures.values())]), self.stride)
+        session = folder.parents[2]  # the dated folder
+        digest = hashlib.sha256(place.encode()).hexdigest()[:8]  # names repeat from session to session
+        return Episode(
+            f"{session.name}-{folder.parent.name}-{folder.name}-{digest}",
+            _frames(pictures, cameras, actions, numbers),
+            _instructions(folder / "lang.txt"),
+            HZ / self.stride,
+            {"source": "bridge", "path": place, "calibrated": sorted(cameras)},
+        )
+
+    def _views(self, folder: Path) -> list[str]:
+        there = [view.name for view in sorted(folder.glob("images[0-9]*"), key=numbered)]
+        wanted = there if self.views is None else list(self.views)
+        if not wanted or not set(wanted) <= set(there):
+            raise ValueError(f"{folder} has pictures of {there}, views asks for {wanted}; change views")
+        return wanted
+
+    def _pictures(self, folder: Path, states: int) -> list[Path]:
+        """A view's files, in order and without a gap."""
+        files = sorted((f for f in folder.glob("im_*") if f.suffix in (".jpg", ".png")), key=numbered)
+        gaps = [n for n, file in enumerate(files) if file.stem != f"im_{n}"]
+        if gaps or not files:
+            raise ValueError(
+                f"{folder}: picture im_{gaps[0] if gaps else 0} is missing; copy the trajectory again, or "
+                "leave the view out"
+            )
+        if abs(len(files) - states) > self.slack:
+            raise ValueError(
+                f"{folder} has {len(files)} pictures, {_STATES} {states} states; copy the trajectory again, "
+                f"or allow a difference (slack: {abs(len(files) - states)})"
+            )
+        return files
+
+    def _read_cameras(self, folder: Path, pictures: Mapping[str, list[Path]]) -> dict[str, Calibration]:
+        """The views that somebody calibrated."""
+        path = folder / self.cameras
+        if not path.exists():
+            return {}
+        entries, found = read_json(path), {}
+        for name in (name for name in pictures if name in entries):
+            at = f"{path}, camera {name!r}"
+            found[name] = Calibration.read(entries[name], at)
+            first = pictures[name][0]
+            height, width = read_picture(first).shape[:2]
+            found[name].check_size(first.name, (height, width), at)
+            for what, length in found[name].lengths(name).items():
+                if length < len(pictures[name]):
+                    raise ValueError(
+                        f"{path}: {what} has {length} matrices for {len(pictures[name])} pictures; give one, "
+                        "or one per picture"
+                    )
+        return found
+
+
+def _read_actions(path: Path) -> Float[np.ndarray, "t 8"]:
+    content: Any = load_pickle(path)
+    state = content.get("full_state") if isinstance(content, dict) else None
+    try:
+        states = np.asarray(state, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: 'full_state' holds no numbers ({error}); copy it again") from error
+    if states.ndim != 2 or states.shape[1] != 7 or not len(states):
+        raise ValueError(
+            f"{path}: 'full_state' has shape {states.shape}, expected [t, 7]: x y z, roll pitch yaw, "
+            "openness; copy the trajectory again"
+        )
+    check_finite(states, f"{path}, 'full_state'")
+    rotations = (euler_xyz(states[:, 3:6]) @ _DOWN).reshape(-1, 9)
+    openness = states[:, 6:].clip(0, 1)  # the gripper's sensor reaches a little beyond its stops
+    return np.concatenate([states[:, :3], to_quaternion(rotations, "matrix", str(path)), openness], axis=1)
+
+
+def _instructions(path: Path) -> tuple[str, ...]:
+    """Phrasings; a trajectory without any has no file."""
+    if not path.exists():
+        return ("",)
+    lines = (line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return tuple(dict.fromkeys(line for line in lines if line and not line.startswith("confidence"))) or ("",)
+
+
+def _frames(
+    pictures: Mapping[str, list[Path]],
+    cameras: Mapping[str, Calibration],
+    actions: Float[np.ndarray, "t 8"],
+    numbers: range,
+) -> Iterator[Frame]:
+    lost = (np.full((3, 3), np.nan), np.full((4, 4), np.nan))
+    for number in numbers:
+        views = {
+            name: View(read_picture(files[number]), *(cameras[name].at(number) if name in cameras else lost))
+            for name, files in pictures.items()
+        }
+        yield Frame(views, actions[number], number / HZ)
