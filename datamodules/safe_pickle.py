@@ -67,7 +67,7 @@ class _UnknownGlobal(Exception):
 
 class _Restricted(pickle.Unpickler):
     def __init__(self, stream: io.BytesIO, known: _Globals) -> None:
-        super().__init__(stream)
+        super().__init__(stream, encoding="latin1")  # how NumPy reads what Python 2 wrote
         self._known = known
 
     def find_class(self, module: str, name: str) -> Any:

@@ -1,6 +1,9 @@
+import io
 import pickle
 import shutil
+import struct
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -152,6 +155,26 @@ def test_a_mixed_folder_must_tell_the_variation(root):
 def test_wrong_settings_are_named(words, message, root):
     with pytest.raises(ValueError, match=message):
         RLBenchDemos(str(root), **words)
+
+
+class Python2(pickle._Pickler):
+    """Writes bytes as Python 2 wrote its strings."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_bytes(self, value):
+        self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
+
+    dispatch[bytes] = save_bytes
+
+
+def test_arrays_of_python_2_are_read(tmp_path):
+    buffer, values = io.BytesIO(), np.array([1.5, -2.0, 1e300])
+    Python2(buffer, protocol=2).dump({"values": values, "scalar": np.float64(0.1)})
+    (tmp_path / "old.pkl").write_bytes(buffer.getvalue().replace(b"numpy._core", b"numpy.core"))
+    found = load_pickle(tmp_path / "old.pkl")
+    assert found["values"].tolist() == values.tolist()
+    assert found["scalar"] == 0.1
 
 
 class Touches:
