@@ -115,14 +115,7 @@ class Droid:
             name: self._track(name, serial, folder, uuid, trajectory, tool)
             for name, serial in trajectory.serials.items()
         }
-        actions = np.concatenate(
-            [
-                tool[:, :3, 3],
-                to_quaternion(trajectory.arm[:, 3:], "euler_xyz", str(folder)),
-                1 - trajectory.closed[:, None].clip(0, 1),
-            ],
-            axis=1,
-        )
+        actions = _actions(trajectory, tool)
         length = min([len(actions), *(track.video.frames for track in tracks.values())])
         verdicts = {name: track.verdict.to_json() for name, track in tracks.items()}
         provenance = {key: metadata.get(key) for key in ("uuid", "lab", "building", "scene_id", "success")}
@@ -278,6 +271,12 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     if not isinstance(metadata.get("uuid"), str):
         raise ValueError(f"{path} has no uuid, by which calibrations are found; copy the recording again")
     return metadata
+
+
+def _actions(trajectory: _Trajectory, tool: Float[np.ndarray, "t 4 4"]) -> Float[np.ndarray, "t 8"]:
+    quaternions = to_quaternion(trajectory.arm[:, 3:], "euler_xyz", str(trajectory.path))
+    openness = 1 - trajectory.closed[:, None].clip(0, 1)
+    return np.concatenate([tool[:, :3, 3], quaternions, openness], axis=1)
 
 
 def _frames(

@@ -162,6 +162,12 @@ class LeRobotSource:
                 f"{path} has {video.frames} pictures, episode {entry.number} needs {entry.length} from "
                 f"{begin:g} s on; copy the data set again"
             )
+        calibration = self._calibration(name, entry)
+        calibration.check_size(path.name, video.size, f"cameras of episode {entry.number}, {name!r}")
+        return _Track(video, begin, calibration)
+
+    def _calibration(self, name: str, entry: "_Entry") -> Calibration:
+        """The camera in the episode's own side file, else in the common one."""
         side = Path(self.path) / self.cameras
         own = side.parent / "cameras" / f"episode_{entry.number:06d}.json"
         side = own if own.exists() else side
@@ -170,20 +176,19 @@ class LeRobotSource:
                 f"{side} is missing: LeRobot data sets hold no calibration. Write it as docs/shards.md "
                 f"describes cameras.json, with {list(self._videos.values())}, or name another file by cameras"
             )
-        cameras, at = read_json(side), f"{side}, camera {name!r}"
+        cameras = read_json(side)
         if name not in cameras:
             raise ValueError(
                 f"{side} has cameras {sorted(cameras)} and not {name!r}; add it, or change views"
             )
-        calibration = Calibration.read(cameras[name], at)
-        calibration.check_size(path.name, video.size, at)
+        calibration = Calibration.read(cameras[name], f"{side}, camera {name!r}")
         for what, length in calibration.lengths(name).items():
             if length != entry.length:
                 raise ValueError(
                     f"{side}: {what} has {length} matrices, episode {entry.number} has {entry.length} "
                     "frames; give one matrix, or one per frame"
                 )
-        return _Track(video, begin, calibration)
+        return calibration
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -34,14 +35,11 @@ class VideoFile:
             ValueError: it is missing, holds no readable video, or is cut off.
         """
         try:
-            table = VideoTable.of(path.read_bytes())
-        except OSError as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}); copy it again, or leave the view out"
-            ) from error
-        except ValueError as error:
+            state = path.stat()
+            table = _table(path, state.st_size, state.st_mtime_ns)
+        except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {error}; copy it again, or leave the view out") from error
-        return cls(path, len(table), table.size)
+        return cls(path, *table)
 
     def images(
         self, count: int | None = None, stride: int = 1, begin: float = 0.0
@@ -68,3 +66,10 @@ class VideoFile:
             ) from error
         if given < wanted:
             raise ValueError(f"{self.path} ends after {given} of {wanted} pictures; copy the file again")
+
+
+@lru_cache(maxsize=64)  # LeRobot packs hundreds of episodes into one file
+def _table(path: Path, size: int, changed: int) -> tuple[int, tuple[int, int]]:
+    """Number of frames and their size; what else the arguments say keeps the memory true."""
+    table = VideoTable.of(path.read_bytes())
+    return len(table), table.size

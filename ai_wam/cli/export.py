@@ -42,7 +42,8 @@ def export(shards: str, out: str, to: Layout, lossless: bool = False, browser: b
     if place.exists():
         raise SystemExit(f"{out} exists; export into a new folder, or delete this one")
     episodes = ShardSet(shards)
-    shutil.rmtree(partial, ignore_errors=True)  # of an interrupted export
+    if partial.exists():  # an interrupted export
+        shutil.rmtree(partial)
     partial.mkdir(parents=True)
     writer = _writer(to, partial, VideoEncoding(lossless=lossless, browser=browser, gop=_GOP[to]))
     for index in tqdm(range(len(episodes)), unit="episode"):

@@ -113,7 +113,7 @@ def lost(value):
         ),
         (truncate, r"file-000.mp4: no readable video .*; copy it again"),
         (shorter, "has 9 pictures, episode 1 needs 5 from 0.7 s on"),
-        (lambda r: (r / VIDEO).unlink(), "file-000.mp4 cannot be read"),
+        (lambda r: (r / VIDEO).unlink(), "file-000.mp4: .*No such file"),
         (lambda r: (r / SIDE).unlink(), r"cameras.json is missing: LeRobot data sets hold no calibration"),
         (edit_json(SIDE, lambda c: c.pop("top")), r"has cameras \['hand'\] and not 'top'"),
         (edit_json(SIDE, lambda c: c["top"].update(size=[1, 2])), r"size \[1, 2\] .* has \[48, 64\]"),

@@ -171,3 +171,35 @@ def test_triptych_and_grid_lay_out_cells():
     assert board[2, [0, 0, 4, 4], [0, 6, 0, 6], 0].tolist() == [9, 7, 7, 0]
     with pytest.raises(ValueError, match="one frame size"):
         grid([short, np.zeros((1, 5, 6, 3), np.uint8)])
+
+
+def foreign_video(path, images, **options):
+    """As another program writes it: frames that refer to later ones, few key frames, headers first."""
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=15, options={"bf": "2", "g": "12", **options})
+        stream.height, stream.width, stream.pix_fmt = images.shape[1], images.shape[2], "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def counting_frames(count):
+    """Grey levels that tell the frame's number."""
+    return np.stack([np.full((32, 48, 3), 20 + 5 * number, np.uint8) for number in range(count)])
+
+
+@pytest.mark.parametrize("first", [0, 1, 11, 12, 13, 29])
+def test_reading_may_begin_anywhere(tmp_path, first):
+    images = counting_frames(30)
+    foreign_video(tmp_path / "a.mp4", images)
+    found = list(iterate_video(str(tmp_path / "a.mp4"), first / 15))
+    assert len(found) == 30 - first
+    assert [round((frame.mean() - 20) / 5) for frame in found] == list(range(first, 30))
+
+
+def test_a_video_that_is_cut_off_is_named(tmp_path):
+    """Its header is whole and promises more frames than follow."""
+    foreign_video(tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 255, (30, 32, 48, 3), np.uint8))
+    data = (tmp_path / "a.mp4").read_bytes()
+    with pytest.raises(ValueError, match=r"\d+ frames are there, its header promises 30"):
+        VideoTable.of(data[: len(data) // 2])
