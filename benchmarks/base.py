@@ -81,6 +81,10 @@ class StepResult:
         return self.success or self.failed
 
 
+class SimulatorCrash(RuntimeError):
+    """The simulator lost the trial: it died, hung, or could not set it up. The next `reset` begins afresh."""
+
+
 @runtime_checkable
 class Simulator(Protocol):
     """One world, one trial at a time."""
@@ -96,6 +100,8 @@ class Simulator(Protocol):
 
         Raises:
             ValueError: unknown task or variation; the message lists the known ones.
+            SimulatorCrash: the scene cannot be had. Where a world lives in a process of its own, every call
+                below may raise it too.
         """
         ...
 

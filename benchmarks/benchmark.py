@@ -1,7 +1,9 @@
 """Closed-loop evaluation: any policy, any simulator, several trials per forward."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
@@ -13,14 +15,15 @@ from torch import Tensor
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.types import ActionChunk, Clip, Frame, Observation, Policy
-from benchmarks.base import Simulator, Trial
+from benchmarks.base import Simulator, SimulatorCrash, Trial
 from benchmarks.controller import commands, control_steps, hold_invalid
 from benchmarks.policies import Expert, HoldStill
 from benchmarks.protocol import EvaluationProtocol, canonical, configuration
 from benchmarks.recording import Recorder, Recording
 
-StopReason = Literal["success", "failed", "timeout", "invalid", "unreachable"]
+StopReason = Literal["success", "failed", "timeout", "invalid", "unreachable", "crash"]
 _PICTURES_PER_SECOND = 10.0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class TrialResult:
         trial: which one.
         prompt: the instruction given.
         stop_reason: "success"; "failed" (the goal can no longer be reached); "timeout" (budget spent);
-            "invalid" (too many invalid actions); "unreachable" (too many poses in a row without a solution).
+            "invalid" (too many invalid actions); "unreachable" (too many poses in a row without a solution);
+            "crash" (the simulator lost the trial, which counts as not solved).
         steps: control steps made.
         seconds: simulated time.
         plans: chunks asked of the policy.
@@ -39,6 +43,7 @@ class TrialResult:
         unreached_steps: control steps whose pose inverse kinematics could not follow.
         diagnostics: the simulator's figures at the end.
         recording: pictures, if the trial was chosen for them.
+        error: what the simulator's crash said.
     """
 
     trial: Trial
@@ -51,6 +56,7 @@ class TrialResult:
     unreached_steps: int
     diagnostics: Mapping[str, float]
     recording: Recording | None = None
+    error: str | None = None
 
     @property
     def success(self) -> bool:
@@ -61,13 +67,14 @@ class TrialResult:
         """Everything but the trial's name, its instruction and the pictures."""
         figures = ("steps", "seconds", "plans", "invalid_frames", "unreached_steps")
         return {
-            "outcome": "success" if self.success else "failure",
+            "outcome": self.stop_reason if self.stop_reason in ("success", "crash") else "failure",
             "stop_reason": self.stop_reason,
             **{name: getattr(self, name) for name in figures},
             # JSON has no NaN: a figure that does not apply to the trial is null.
             "diagnostics": {
                 name: value if isfinite(value) else None for name, value in self.diagnostics.items()
             },
+            **({} if self.error is None else {"error": self.error}),
         }
 
 
@@ -134,11 +141,11 @@ class Benchmark:
                 _Run(idle.pop(), waiting.pop(), self.protocol, clip, record)
                 for _ in range(min(len(idle), len(waiting)))
             ]
-            if begun:
-                policy.reset([run.trial.id for run in begun])
+            for run in (run for run in begun if run.stop_reason is None):
+                with run.surviving():  # an expert's own world may crash as well
+                    policy.reset([run.trial.id])
             running += begun
-            for run, row in zip(running, self._plan(policy, running, clip, device), strict=True):
-                run.execute(row)
+            self._advance(policy, running, clip, device)
             for run in running:
                 if run.stop_reason is not None:
                     results[run.trial.id] = run.result()
@@ -183,10 +190,29 @@ class Benchmark:
         known.update({result.trial.id: result for result in self.run(policy, missing, clip)})
         return [known[trial.id] for trial in trials]
 
-    def _plan(
+    def _advance(
         self, policy: Policy, runs: "Sequence[_Run]", clip: Clip, device: torch.device | str
+    ) -> None:
+        """One forward for all, and what follows from it for each."""
+        frames: dict[_Run, Frame] = {}
+        for run in (run for run in runs if run.stop_reason is None):
+            with run.surviving():
+                frames[run] = run.observe()
+        if not frames:
+            return
+        plans = self._plan(policy, list(frames), list(frames.values()), clip, device)
+        for run, plan in zip(frames, plans, strict=True):
+            with run.surviving():
+                run.execute(plan)
+
+    def _plan(
+        self,
+        policy: Policy,
+        runs: "Sequence[_Run]",
+        frames: Sequence[Frame],
+        clip: Clip,
+        device: torch.device | str,
     ) -> "list[_Plan]":
-        frames = [run.observe() for run in runs]
         prompts, names = [run.prompt for run in runs], [run.trial.id for run in runs]
         chunk = policy.predict_action(Observation.from_frames(frames, prompts, names, clip).to(device))
         if len(chunk.actions) != len(runs):
@@ -246,14 +272,26 @@ class _Run:
     ) -> None:
         self.world, self.trial = world, trial
         self.stop_reason: StopReason | None = None
-        instructions = world.reset(trial)
-        self.prompt = instructions[trial.seed % len(instructions)]
+        self.prompt = ""
+        self._error: str | None = None
         self._protocol, self._views = protocol, clip.views
         self._budget = max(1, round(protocol.max_seconds * world.control_hz))
         self._steps = self._plans = self._invalid = self._unreached = self._streak = 0
-        self._last_valid = world.pose()
         self._recorder = Recorder(clip, _PICTURES_PER_SECOND) if trial.id in record else None
         self._every = max(1, round(world.control_hz / _PICTURES_PER_SECOND))
+        with self.surviving():
+            instructions = world.reset(trial)
+            self.prompt = instructions[trial.seed % len(instructions)]
+            self._last_valid = world.pose()
+
+    @contextmanager
+    def surviving(self) -> Iterator[None]:
+        """A crash inside ends the trial and nothing else."""
+        try:
+            yield
+        except SimulatorCrash as crash:
+            self.stop_reason, self._error = "crash", str(crash)
+            log.warning("%s: %s", self.trial.id, crash)
 
     @property
     def recorded(self) -> bool:
@@ -299,8 +337,9 @@ class _Run:
             plans=self._plans,
             invalid_frames=self._invalid,
             unreached_steps=self._unreached,
-            diagnostics={name: float(value) for name, value in self.world.diagnostics().items()},
-            recording=None if self._recorder is None else self._recorder.finish(),
+            diagnostics={} if self._error else _floats(self.world.diagnostics()),
+            recording=None if self._recorder is None or self._error else self._recorder.finish(),
+            error=self._error,
         )
 
     def _enter(self, action: Float[np.ndarray, "8"], valid: bool) -> None:
@@ -326,3 +365,7 @@ class _Run:
             self.stop_reason = "timeout"
         if self._recorder is not None and (self._steps % self._every == 0 or self.stop_reason is not None):
             self._recorder.add(self.observe(), since_plan)
+
+
+def _floats(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in figures.items()}

@@ -1,5 +1,6 @@
 """A simulator's scripted experts as a source of episodes."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
@@ -9,7 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from ai_wam.types import Episode, Frame
-from benchmarks.base import Simulator, Trial
+from benchmarks.base import Simulator, SimulatorCrash, Trial
+
+log = logging.getLogger(__name__)
 
 
 class Demonstrations:
@@ -70,10 +73,14 @@ class Demonstrations:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"Demonstrations: episode {index} of {len(self)}")
+        crash: SimulatorCrash | None = None
         for attempt in range(self.max_attempts):
             trial = self.trial(index, attempt)
-            instructions = self.simulator.reset(trial)
-            frames = self._record()
+            try:
+                instructions, frames = self.simulator.reset(trial), self._record()
+            except SimulatorCrash as error:
+                log.warning("%s: %s", trial.id, error)
+                crash, frames = error, None
             if frames is not None:
                 provenance = self._provenance(trial, attempt + 1)
                 return Episode(trial.id, frames, instructions, self.record_hz, provenance)
@@ -81,7 +88,7 @@ class Demonstrations:
             f"Demonstrations: the expert of {trial.task!r} (variation {trial.variation}) failed in all "
             f"{self.max_attempts} scenes of episode {index}, the last being {trial.id}; "
             f"raise max_attempts or look at that scene"
-        )
+        ) from crash
 
     def trial(self, index: int, attempt: int = 0) -> Trial:
         """The scene of an episode's attempt."""

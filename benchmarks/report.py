@@ -22,6 +22,7 @@ _REASONS = {
     "timeout": "out of time",
     "invalid": "too many invalid actions",
     "unreachable": "poses out of reach",
+    "crash": "lost to a crash of the simulator",
 }
 
 

@@ -5,7 +5,7 @@ import torch
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.types import ActionChunk, Clip
 from ai_wam.video import decode_frames
-from benchmarks.base import Trial
+from benchmarks.base import SimulatorCrash, Trial
 from benchmarks.benchmark import Benchmark
 from benchmarks.policies import Expert, HoldStill, Replay
 from benchmarks.protocol import EvaluationProtocol
@@ -205,3 +205,71 @@ def test_replay_reads_a_file_and_refuses_unknown_episodes(tmp_path, benchmark_):
     assert run.success
     with pytest.raises(ValueError, match="no recorded actions of"):
         replay.reset([Trial("reach_target", 1, 0).id])
+
+
+class Fragile(Tabletop):
+    """Crashes in the named call of one scene; what became of it is forgotten by the next reset."""
+
+    def __init__(self, call="reset", scene=1):
+        super().__init__(rig="framed", image_size=SIZE)
+        self.call, self.scene = call, scene
+
+    @property
+    def settings(self):
+        return {"call": self.call, "scene": self.scene}
+
+    def __setstate__(self, state):
+        self.__init__(**state)
+
+    def _may_crash(self, call):
+        if self.call == call and self.trial_index == self.scene:
+            raise SimulatorCrash(f"{call}: the process died of SIGSEGV")
+
+    def reset(self, trial):
+        self.trial_index = trial.index
+        self._may_crash("reset")
+        return super().reset(trial)
+
+    def observe(self, views=None):
+        self._may_crash("observe")
+        return super().observe(views)
+
+    def step(self, action):
+        self._may_crash("step")
+        return super().step(action)
+
+    def demonstrate(self):
+        self._may_crash("demonstrate")
+        return super().demonstrate()
+
+
+@pytest.mark.parametrize("call", ["reset", "observe", "step"])
+def test_a_crash_costs_one_trial_and_never_the_run(call):
+    rules = EvaluationProtocol(max_seconds=0.5, trials_per_task=2, tasks=("reach_target",))
+    made = Benchmark(Fragile(call, scene=0), rules, parallel=2)
+    trials = [Trial("reach_target", 0, index) for index in range(3)]
+    policy = Scripted(UP[None])
+    lost, *others = made.run(policy, trials, CLIP, record={trials[0].id})
+    assert (lost.stop_reason, lost.success, lost.recording, lost.diagnostics) == ("crash", False, None, {})
+    told = lost.to_json()
+    assert (told["outcome"], told["error"]) == ("crash", f"{call}: the process died of SIGSEGV")
+    assert [run.stop_reason for run in others] == ["timeout"] * 2
+    assert "error" not in others[0].to_json()
+    assert (trials[0].id in policy.begun) == (call != "reset")
+    made.close()
+
+
+def test_a_crash_of_the_experts_world_costs_its_trial():
+    rules = EvaluationProtocol(max_seconds=2.0, trials_per_task=3, tasks=("reach_target",))
+    made = Benchmark(Fragile("demonstrate", scene=1), rules, parallel=2)
+    trials = [Trial("reach_target", 0, index) for index in range(3)]
+    assert [run.stop_reason == "crash" for run in made.ceiling(trials, CLIP)] == [False, True, False]
+    made.close()
+
+
+def test_other_errors_are_no_crash(monkeypatch):
+    made = make(trials_per_task=1)
+    monkeypatch.setattr(Tabletop, "observe", lambda self, views: {}["a bug"])
+    with pytest.raises(KeyError, match="a bug"):
+        made.run(Scripted(UP[None]), made.trials(), CLIP)
+    made.close()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ai_wam.types import EpisodeSource, Frame
-from benchmarks.base import Simulator, StepResult, Trial
+from benchmarks.base import Simulator, SimulatorCrash, StepResult, Trial
 from benchmarks.demonstrations import Demonstrations
 from benchmarks.tabletop.simulator import Tabletop
 
@@ -162,3 +162,18 @@ def test_bad_setting_is_refused(arguments, message):
 def test_no_such_episode(reach, index):
     with pytest.raises(IndexError, match=f"episode {index} of 20"):
         reach[index]
+
+
+class Crashing(Clumsy):
+    def step(self, action):
+        if self.trial.index % 20 < self.clumsy and self.value == 3:
+            raise SimulatorCrash("the process died of SIGSEGV")
+        return super().step(action)
+
+
+def test_a_crash_costs_an_attempt_and_too_many_of_them_are_told():
+    episode = Demonstrations(Crashing(2), episodes_per_task=1)[0]
+    assert (episode.provenance["attempts"], len(episode.frames)) == (3, 8)
+    with pytest.raises(RuntimeError, match="failed in all 3 scenes") as caught:
+        Demonstrations(Crashing(20), episodes_per_task=1, max_attempts=3)[0]
+    assert "SIGSEGV" in str(caught.value.__cause__)
