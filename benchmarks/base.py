@@ -81,6 +81,25 @@ class StepResult:
         return self.success or self.failed
 
 
+def checked_action(action: Action, owner: str) -> Action:
+    """A copy of the action in float64.
+
+    Args:
+        action: x y z (metres), quaternion x y z w of any non-zero length, openness.
+        owner: the simulator's name, for the message.
+
+    Raises:
+        ValueError: of another shape, not finite, or without an orientation.
+    """
+    checked = np.array(action, dtype=np.float64)
+    what = "an action is x y z (metres), quaternion x y z w, openness in [0, 1]"
+    if checked.shape != (8,):
+        raise ValueError(f"{owner}.step: action has shape {checked.shape}, expected (8,): {what}")
+    if not np.isfinite(checked).all() or np.linalg.norm(checked[3:7]) < 1e-6:
+        raise ValueError(f"{owner}.step: action {checked} is not finite or has no orientation: {what}")
+    return checked
+
+
 class SimulatorCrash(RuntimeError):
     """The simulator lost the trial: it died, hung, or could not set it up. The next `reset` begins afresh."""
 

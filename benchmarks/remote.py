@@ -29,8 +29,8 @@ class EnvironmentServerError(RuntimeError):
 class EnvironmentServer:
     """Calls the methods of an adapter's `World` in another process, which starts with the first call.
 
-    After a crash or a hang the process group is killed, `SimulatorCrash` is raised, and the next call starts
-    a new one.
+    After a crash, a hang or a lost trial the process group is ended, `SimulatorCrash` is raised, and the next
+    call starts a new one.
 
     Args:
         adapter: file that defines `World`; see `benchmarks.environment_server.server`.
@@ -115,8 +115,15 @@ class EnvironmentServer:
             self._live = None
             raise SimulatorCrash(f"{name}: {error}; the process {live.bury()}") from None
         if "error" in reply:
-            raise _error(name, reply["error"], live.tail())
+            raise self._error(name, reply["error"], live.tail())
         return reply["value"]
+
+    def _error(self, name: str, error: Mapping[str, Any], tail: str) -> RuntimeError:
+        if error["lost"]:
+            self.close()  # what made it give up may have left the world in any state
+            return SimulatorCrash(f"{name}: {error['message']}")
+        text = f"{name}: {error['type']}: {error['message']}\n{error['traceback']}{tail}"
+        return EnvironmentServerError(text)
 
 
 class _Process:
@@ -205,13 +212,6 @@ def _greeting(connection: socket.socket, length: int) -> bytes:
         return connection.recv(length, socket.MSG_WAITALL)
     except OSError:  # a stranger who says nothing is told nothing
         return b""
-
-
-def _error(name: str, error: Mapping[str, Any], tail: str) -> RuntimeError:
-    if error["lost"]:
-        return SimulatorCrash(f"{name}: {error['message']}")
-    text = f"{name}: {error['type']}: {error['message']}\n{error['traceback']}{tail}"
-    return EnvironmentServerError(text)
 
 
 def _end(process: subprocess.Popen[bytes], held: ExitStack) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
 from ai_wam.types import Frame, View
-from benchmarks.base import StepResult, Trial
+from benchmarks.base import StepResult, Trial, checked_action
 from benchmarks.tabletop import panda, rigs, scene, tasks
 from benchmarks.tabletop.graphics import Pictures
 from benchmarks.tabletop.kinematics import Pose, Solution
@@ -130,7 +130,7 @@ class Tabletop:
             ValueError: an action of another shape, not finite, or without an orientation.
         """
         world, name = self._current()
-        target = _checked(action)
+        target = checked_action(action, "Tabletop")
         reached = world.follow(Pose(target[:3], target[3:7] / np.linalg.norm(target[3:7])), float(target[7]))
         self._steps += 1
         status = self._task(name).status(world)
@@ -239,18 +239,3 @@ def _check_views(views: Sequence[str]) -> None:
     unknown = [view for view in views if view not in rigs.VIEWS]
     if unknown:
         raise ValueError(f"Tabletop: views {unknown} are unknown; the cameras are {list(rigs.VIEWS)}")
-
-
-def _checked(action: np.ndarray) -> Float[np.ndarray, "8"]:
-    """The action in float64.
-
-    Raises:
-        ValueError: of another shape, not finite, or without an orientation.
-    """
-    checked = np.asarray(action, dtype=np.float64)
-    what = "an action is x y z (metres), quaternion x y z w, openness in [0, 1]"
-    if checked.shape != (8,):
-        raise ValueError(f"Tabletop.step: action has shape {checked.shape}, expected (8,): {what}")
-    if not np.isfinite(checked).all() or np.linalg.norm(checked[3:7]) < 1e-6:
-        raise ValueError(f"Tabletop.step: action {checked} is not finite or has no orientation: {what}")
-    return checked

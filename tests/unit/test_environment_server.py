@@ -121,11 +121,12 @@ def test_error_inside_a_call_is_quoted_and_the_world_goes_on(world):
     assert world.call("add", 10.0, number=1) == 16
 
 
-def test_a_lost_trial_leaves_the_process_alone(world):
+def test_after_a_lost_trial_the_world_begins_anew(world):
     world.call("add", 10.0, number=5)
     with pytest.raises(SimulatorCrash, match="lose: no scene"):
         world.call("lose", 10.0)
-    assert world.call("add", 10.0, number=1) == 16
+    assert not world.running
+    assert world.call("add", 10.0, number=1) == 11
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,165 @@
+"""RLBench for the server: its own names and conventions, nothing converted.
+
+Written for stepjam/RLBench 02720bb on stepjam/PyRep 8f420be. All of RLBench's randomness is numpy's global
+generator, and the simulator's state lies outside it: seeding alone does not bring a scene back. A live
+demonstration followed by `reset_to_demo` does, so every scene here is one that RLBench's expert just solved.
+"""
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import rlbench
+from pyrep.const import RenderMode
+from pyrep.errors import ConfigurationPathError, IKError
+from rlbench.action_modes.action_mode import MoveArmThenGripper
+from rlbench.action_modes.arm_action_modes import EndEffectorPoseViaIK, EndEffectorPoseViaPlanning
+from rlbench.action_modes.gripper_action_modes import Discrete
+from rlbench.backend.exceptions import InvalidActionError, TaskEnvironmentError
+from rlbench.backend.observation import Observation
+from rlbench.environment import Environment
+from rlbench.observation_config import CameraConfig, ObservationConfig
+from rlbench.task_environment import TaskEnvironment
+from rlbench.utils import name_to_task_class
+
+CAMERAS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
+_ARM_MODES = {"planning": EndEffectorPoseViaPlanning, "ik": EndEffectorPoseViaIK}
+# RuntimeError: CoppeliaSim refused a call (PyRep), or no demonstration succeeded (RLBench).
+_LOST = (TaskEnvironmentError, ConfigurationPathError, IKError, RuntimeError)
+
+
+class LostTrial(Exception):
+    """RLBench cannot go on with this scene; the server says so in its answer."""
+
+    lost = True
+
+
+class World:
+    """One CoppeliaSim with at most one task in it.
+
+    Args:
+        image_size: height and width in pixels, of all five cameras.
+        arm_mode: "planning" or "ik".
+        shadows: the renderer with shadows, RLBench's own choice, instead of the faster one.
+    """
+
+    def __init__(self, image_size: list[int], arm_mode: str, shadows: bool) -> None:
+        height, width = image_size
+        mode = RenderMode.OPENGL3 if shadows else RenderMode.OPENGL
+        cameras = {
+            # A camera that sees nothing at launch would be taken out of the scene.
+            f"{name}_camera": CameraConfig(
+                depth=False, point_cloud=False, mask=False, image_size=[width, height], render_mode=mode
+            )
+            for name in CAMERAS
+        }
+        self._config = ObservationConfig(**cameras, joint_forces=False, joint_velocities=False)
+        action_mode = MoveArmThenGripper(_ARM_MODES[arm_mode](), Discrete())
+        if "COPPELIASIM_ROOT" in os.environ:  # importing OpenCV points Qt to its own plug-ins
+            os.environ["QT_QPA_PLATFORM_PLUGIN_PATH"] = os.environ["COPPELIASIM_ROOT"]
+        self._environment = Environment(action_mode, obs_config=self._config, headless=True)
+        self._environment.launch()
+        self._live: TaskEnvironment | None = None
+        self._solved = self._over = False
+
+    def versions(self) -> dict[str, str]:
+        """What is at work here."""
+        found = {"python": sys.version.split()[0], "numpy": np.__version__, "rlbench": rlbench.__version__}
+        try:
+            found["pyrep"] = version("pyrep")
+        except PackageNotFoundError:  # on a path, not installed
+            found["pyrep"] = "unknown"
+        return found
+
+    def reset(self, task: str, variation: int, seed: int, attempts: int) -> dict[str, Any]:
+        """A scene that the expert has just solved, as it was before.
+
+        Returns:
+            "instructions", "pose" of the tip and openness, "actions" of the demonstration (one per 50 ms) and
+            "change": how far any number of the task's state is from where the demonstration began.
+        """
+        self._look((), state=True)
+        np.random.seed(seed)  # RLBench draws from the global generator
+        try:
+            self._live = scene = self._environment.get_task(name_to_task_class(task))
+            scene.set_variation(variation)
+            (demo,) = scene.get_demos(1, live_demos=True, max_attempts=attempts)
+            instructions, now = scene.reset_to_demo(demo)
+        except _LOST as error:
+            raise LostTrial(f"no scene of {task}, variation {variation}: {_said(error)}") from error
+        self._solved = self._over = False
+        return {
+            "instructions": instructions,
+            "pose": _pose(now),
+            "actions": np.stack([_pose(observation) for observation in demo[1:]]),
+            "change": _change(demo[0].task_low_dim_state, now.task_low_dim_state),
+        }
+
+    def step(self, action: np.ndarray) -> dict[str, Any]:
+        """Move the arm, then the gripper.
+
+        Returns:
+            "outcome" ("reached", "ik_failure" or "workspace"), "success", "terminate" and the "pose" now.
+        """
+        self._look(())
+        outcome = "reached"
+        try:
+            seen, reward, terminate = self._task.step(action)
+            self._solved, self._over = reward > 0.5, bool(terminate)
+        except InvalidActionError as error:
+            outcome, seen = _outcome(error), self._task.get_observation()
+        except _LOST as error:
+            raise LostTrial(f"step: {_said(error)}") from error
+        return {"outcome": outcome, "success": self._solved, "terminate": self._over, "pose": _pose(seen)}
+
+    def observe(self, cameras: list[str]) -> dict[str, Any]:
+        """Images of the named cameras with RLBench's intrinsics and camera-to-world "extrinsics"."""
+        self._look(cameras)
+        seen = self._task.get_observation()
+        return {
+            name: {
+                "image": getattr(seen, f"{name}_rgb"),
+                "intrinsics": np.asarray(seen.misc[f"{name}_camera_intrinsics"]),
+                "extrinsics": np.asarray(seen.misc[f"{name}_camera_extrinsics"]),
+            }
+            for name in cameras
+        }
+
+    def close(self) -> None:
+        """End CoppeliaSim."""
+        self._environment.shutdown()
+
+    @property
+    def _task(self) -> TaskEnvironment:
+        if self._live is None:  # the process is new: the one before it died with its scene
+            raise LostTrial("no scene yet; call reset first")
+        return self._live
+
+    def _look(self, cameras: list[str] | tuple[str, ...], state: bool = False) -> None:
+        """What the next observations contain: drawing costs more than all the rest."""
+        for name in CAMERAS:
+            getattr(self._config, f"{name}_camera").rgb = name in cameras
+        self._config.task_low_dim_state = state
+
+
+def _pose(seen: Observation) -> np.ndarray:
+    return np.append(seen.gripper_pose, seen.gripper_open).astype(np.float64)
+
+
+def _change(before: np.ndarray, after: np.ndarray) -> float:
+    return float(np.abs(before - after).max()) if before.shape == after.shape else float("nan")
+
+
+def _outcome(error: InvalidActionError) -> str:
+    """Which of RLBench's reasons it was: two come from PyRep, the other one only has its words."""
+    if isinstance(error.__cause__, (IKError, ConfigurationPathError)):
+        return "ik_failure"
+    if "workspace" in str(error):
+        return "workspace"
+    raise error  # a malformed action is a bug on our side
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
