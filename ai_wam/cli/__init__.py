@@ -17,8 +17,12 @@ _OWN = {
     "export-checkpoint": "a trained checkpoint's backbone as a folder to load, to share or to push",
     "convert-checkpoint": "the released Action Images checkpoint into a folder for a backbone, and back",
     "export": "write shards in the layout of another project",
+    "rlbench-doctor": "what is missing before RLBench runs here, step by step",
 }
-_MODULES = {"convert": "collect"}  # one function serves both: a source is a source
+_MODULES = {
+    "convert": "collect",  # one function serves both: a source is a source
+    "rlbench-doctor": "rlbench_doctor",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,4 +48,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _usage() -> str:
     lines = [f"  {name:<20}{text}" for name, text in {**_OWN, **_LIGHTNING}.items()]
+    lines = [f"  {name:<16}{text}" for name, text in {**_OWN, **_LIGHTNING}.items()]
     return "usage: ai-wam COMMAND [options]      (ai-wam COMMAND --help lists them)\n\n" + "\n".join(lines)
