@@ -85,10 +85,15 @@ class World:
         try:
             self._live = scene = self._environment.get_task(name_to_task_class(task))
             scene.set_variation(variation)
+            scene.reset()  # the first one notes variation 0, whichever it is, and a demonstration keeps that
             (demo,) = scene.get_demos(1, live_demos=True, max_attempts=attempts)
             instructions, now = scene.reset_to_demo(demo)
         except _LOST as error:
             raise LostTrial(f"no scene of {task}, variation {variation}: {_said(error)}") from error
+        if demo[0].misc["variation_index"] != variation:
+            raise ValueError(
+                f"{task}: asked for variation {variation}, got {demo[0].misc['variation_index']}"
+            )
         self._solved = self._over = False
         return {
             "instructions": instructions,

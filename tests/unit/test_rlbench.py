@@ -23,6 +23,7 @@ from benchmarks.rlbench_tasks import VARIATIONS
 DOUBLE = str(Path(__file__).parents[1] / "doubles" / "rlbench_double")
 SIZE = (48, 64)
 TRIAL = Trial("reach_target", 3, 5)
+IN_SIGHT = 2  # a scene whose ball all five cameras see whole
 # From public recordings of RLBench at 128 pixels, as it states them.
 GOLDEN_FOCAL = -175.83856040078922
 GOLDEN_FRONT = [[0, -0.42262, -0.90631, 1.35], [-1, 0, 0, 0], [0, 0.90631, -0.42262, 1.58], [0, 0, 0, 1]]
@@ -186,7 +187,7 @@ def test_bad_actions_never_reach_the_process(simulator):
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (128, 128)])
 def test_all_five_cameras_see_the_ball_where_our_cameras_say_it_is(size):
     simulator = make(image_size=size)
-    simulator.reset(TRIAL)
+    simulator.reset(Trial("reach_target", 3, IN_SIGHT))
     ball = torch.from_numpy(list(simulator.demonstrate())[-1][:3])
     frame = simulator.observe()
     assert isinstance(frame, Frame)
@@ -215,6 +216,28 @@ def test_golden_front_camera():
     np.testing.assert_allclose(view.intrinsics, k, rtol=1e-12)
     # x right and y down: RLBench's x is left and its y is up.
     np.testing.assert_allclose(view.world_from_camera, np.array(GOLDEN_FRONT) @ np.diag([-1, -1, 1, 1]))
+    simulator.close()
+
+
+def test_a_recording_of_the_genuine_sources_plays_through(monkeypatch):
+    """What they answered, recorded by test_rlbench_genuine.py, becomes frames and actions of ours."""
+    monkeypatch.setattr(rlbench, "_ADAPTER", Path(DOUBLE).parent / "recorded_world.py")
+    simulator = RLBench(image_size=(128, 128))
+    assert simulator.reset(Trial("reach_target", 8, 4))[0] == "reach the magenta target"
+    target = list(simulator.demonstrate())[-1][:3]
+    results = [simulator.step(action.astype(np.float32)) for action in simulator.demonstrate()]
+    assert [result.success for result in results] == [False] * (len(results) - 1) + [True]
+    np.testing.assert_allclose(simulator.pose()[:3], target)
+    for name, view in simulator.observe().views.items():
+        rotation = view.world_from_camera[:3, :3]
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-5)
+        assert np.linalg.det(rotation) == pytest.approx(1, abs=1e-5)
+        focal = -GOLDEN_FOCAL if name == "front" else 64 / np.tan(np.pi / 6)
+        np.testing.assert_allclose(np.diag(view.intrinsics), [focal, focal, 1], rtol=1e-6)
+        camera = Cameras(torch.from_numpy(view.intrinsics), torch.from_numpy(view.world_from_camera))
+        seen = camera.project(torch.from_numpy(target[None]), (128, 128))
+        assert seen.depth[0] > 0, name
+        assert seen.visible[0], name
     simulator.close()
 
 

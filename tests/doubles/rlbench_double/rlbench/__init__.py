@@ -154,6 +154,7 @@ class Environment:
 class TaskEnvironment:
     def __init__(self, environment, task):
         self._environment, self._task, self._variation, self._reset_called = environment, task, 0, False
+        self._noted = None
 
     def variation_count(self):
         return self._task.variation_count()
@@ -174,6 +175,7 @@ class TaskEnvironment:
                 break
         else:
             raise TaskEnvironmentError("Could not place the task in the scene.")
+        self._noted = 0 if self._noted is None else self._variation  # the real one's first reset does so
         self._attempts, self._reset_called = attempt, True
         return self._task.descriptions(self._variation), self.get_observation()
 
@@ -182,7 +184,8 @@ class TaskEnvironment:
 
     def get_observation(self):
         config = self._environment.config
-        seen = {"gripper_pose": self._tip.copy(), "gripper_open": self._open, "misc": {}}
+        seen = {"gripper_pose": self._tip.copy(), "gripper_open": self._open}
+        seen["misc"] = {"variation_index": self._noted}
         seen["task_low_dim_state"] = self._ball.copy() if config.task_low_dim_state else None
         for name in self._environment.cameras:
             camera = getattr(config, f"{name}_camera")
@@ -220,6 +223,7 @@ class TaskEnvironment:
 
     def reset_to_demo(self, demo):
         np.random.set_state(demo.random_seed)
+        self.set_variation(demo[0].misc["variation_index"])
         return self.reset(demo)
 
     def _camera(self, name):
