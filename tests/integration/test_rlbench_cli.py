@@ -75,3 +75,15 @@ def test_doctor_tells_a_missing_package(installed, monkeypatch, capsys):
     assert (
         "ModuleNotFoundError: No module named 'pyrep'; install PyRep and RLBench" in capsys.readouterr().out
     )
+
+
+def test_doctor_leaves_to_a_container_what_its_image_brings(monkeypatch, tmp_path, capsys):
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} "$@"\n')
+    docker.chmod(0o755)
+    monkeypatch.setenv("AI_WAM_RLBENCH_PYTHON", f"{docker} run")
+    monkeypatch.delenv("COPPELIASIM_ROOT", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    run(monkeypatch, "rlbench-doctor", f'--paths=["{DOUBLE}"]')
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert (len(lines), last) == (3, "RLBench runs here.")
