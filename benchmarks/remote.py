@@ -70,11 +70,17 @@ class EnvironmentServer:
             **arguments: JSON values and numpy arrays.
 
         Raises:
-            SimulatorCrash: the process died, hung, or lost the trial.
-            EnvironmentServerError: it cannot be started, or the method raised another error.
+            SimulatorCrash: the process died, hung, lost the trial, or did not start again after it once had.
+            EnvironmentServerError: it cannot be started at all, or the method raised another error.
         """
         if self._live is None:
-            self._live = self._start()
+            try:
+                self._live = self._start()
+            except EnvironmentServerError as error:
+                if not self.versions:
+                    raise
+                # It could be started before, so it may be again: what failed now is one trial's loss.
+                raise SimulatorCrash(f"{name}: {error}") from error
         return self._call(self._live, name, timeout, arguments)
 
     def log(self) -> str:

@@ -144,6 +144,16 @@ def test_a_world_that_cannot_start_is_no_lost_trial(fail, words):
     assert not world.running
 
 
+def test_a_start_that_fails_after_one_that_did_not_costs_a_trial(world):
+    world.call("add", 10.0, number=1)
+    world.close()
+    world.settings["fail"] = "exit"
+    with pytest.raises(SimulatorCrash, match=r"add: the environment server could not start[\s\S]*no licence"):
+        world.call("add", 10.0, number=1)
+    del world.settings["fail"]
+    assert world.call("add", 10.0, number=1) == 11
+
+
 def test_an_interpreter_that_is_none():
     with pytest.raises(EnvironmentServerError, match="'/no/python' cannot be run"):
         EnvironmentServer(ADAPTER, {}, python=["/no/python"]).call("add", 1.0)
