@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from einops import rearrange
@@ -27,6 +26,7 @@ from backbones.images import CLIPImages, ImageEncoder
 from backbones.loading import load_codec
 from backbones.prompts import Context, PromptEncoder
 from backbones.t5 import T5Prompts
+from backbones.wan_attention import Guide, GuidedAttention
 
 
 class WanVAE(LatentCodec):
@@ -76,59 +76,6 @@ class WanVAE(LatentCodec):
         return video.float().clamp(-1, 1)
 
 
-class Guide(NamedTuple):
-    """What self-attention of one block is told; goes where diffusers' blocks pass on rotary positions.
-
-    Attributes:
-        cos: rotary positions of the tokens,
-        sin: the same.
-        mask: which keys a query may look at; None for all.
-        past: keys and values of tokens that are not computed again.
-        record: where keys and values are appended, if they are to be remembered.
-        offset: what is added to the tokens.
-    """
-
-    cos: Float[Tensor, "1 n 1 d"]
-    sin: Float[Tensor, "1 n 1 d"]
-    mask: Bool[Tensor, "b 1 q k"] | None = None
-    past: tuple[Tensor, Tensor] | None = None
-    record: list[tuple[Tensor, Tensor]] | None = None
-    offset: Float[Tensor, "b n width"] | None = None
-
-
-class GuidedAttention:
-    """Wan's self-attention, with a mask, remembered keys and values and an offset of its input."""
-
-    _attention_backend = None  # what diffusers' set_attention_backend sets
-    _parallel_config = None
-
-    def __call__(
-        self, attn: Any, tokens: Float[Tensor, "b q d"], context: None, mask: None, guide: Guide
-    ) -> Float[Tensor, "b q d"]:
-        """Attend; diffusers' blocks fill the arguments."""
-        heads = (attn.heads, -1)
-        tokens = tokens if guide.offset is None else tokens + guide.offset.type_as(tokens)
-        query = _rotated(attn.norm_q(attn.to_q(tokens)).unflatten(2, heads), guide)
-        key = _rotated(attn.norm_k(attn.to_k(tokens)).unflatten(2, heads), guide)
-        value = attn.to_v(tokens).unflatten(2, heads)
-        if guide.record is not None:
-            guide.record.append((key, value))
-        if guide.past is not None:
-            key, value = torch.cat([guide.past[0], key], dim=1), torch.cat([guide.past[1], value], dim=1)
-        found = dispatch_attention_fn(
-            query, key, value, attn_mask=guide.mask, backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )  # fmt: skip
-        return attn.to_out[0](found.flatten(2, 3).type_as(query))
-
-
-def _rotated(x: Float[Tensor, "b q heads d"], guide: Guide) -> Float[Tensor, "b q heads d"]:
-    """Neighbouring channels turned by the position's angles."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = guide.cos[..., 0::2], guide.sin[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(3).type_as(x)
-
-
 class GuidedWan(WanTransformer3DModel):
     """diffusers' Wan with a forward that may be told what is given, and compute some of the tokens only.
 
@@ -172,13 +119,10 @@ class GuidedWan(WanTransformer3DModel):
         if chosen is not None:
             tokens, cos, sin = tokens[:, chosen], cos[:, chosen], sin[:, chosen]
             time = time[:, chosen] if time.ndim == 2 else time
-        length = time.shape[1] if time.ndim == 2 else None
-        embedded, modulation, text, images = self.condition_embedder(
-            time.flatten(), text, images, timestep_seq_len=length
-        )
-        modulation = modulation.unflatten(-1, (6, -1))
+        embedded, modulation = self._timed(time)
+        text = self.condition_embedder.text_embedder(text)
         if images is not None:
-            text = torch.cat([images, text], dim=1)
+            text = torch.cat([self.condition_embedder.image_embedder(images), text], dim=1)
         for index, block in enumerate(self.blocks):
             if self.block_conditions is not None:
                 told = self.block_conditions(latents.split(self.patch_embedding.channels, dim=1)[1], index)
@@ -193,10 +137,21 @@ class GuidedWan(WanTransformer3DModel):
                 tokens = block(*arguments)
         table = self.scale_shift_table.to(embedded.device)
         shift, scale = (table + embedded.unsqueeze(-2)).chunk(2, dim=-2)
-        if length is not None:
+        if time.ndim == 2:
             shift, scale = shift.squeeze(-2), scale.squeeze(-2)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         return self._unpatched(self.proj_out(tokens), grid, chosen)
+
+    def _timed(
+        self, time: Float[Tensor, "b *n"]
+    ) -> tuple[Float[Tensor, "b *n d"], Float[Tensor, "b *n 6 d"]]:
+        """Embedded time and the blocks' modulation, in the weights' own precision whatever the autocast."""
+        embedder = self.condition_embedder
+        with torch.autocast(time.device.type, enabled=False):
+            waves = embedder.timesteps_proj(time.flatten()).unflatten(0, time.shape)
+            embedded = embedder.time_embedder(waves.to(embedder.time_embedder.linear_1.weight.dtype))
+            embedded = embedded.to(embedder.time_proj.weight.dtype)
+            return embedded, embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1))
 
     def _unpatched(
         self, tokens: Float[Tensor, "b q d"], grid: torch.Size, chosen: Int[Tensor, "q"] | None

@@ -287,3 +287,17 @@ def test_every_trained_parameter_is_optimized_once(
     grouped = [id(p) for group in task.parameter_groups() for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in task.parameters() if p.requires_grad}
+
+
+def test_half_precision_changes_little_and_the_loss_not_at_all(backbone: VideoBackbone):
+    awaken(backbone)
+    canvas = canvas_of(backbone, "joint")
+    context, noise = inputs(backbone, canvas)
+    u = torch.tensor([0.7, 0.3])
+    with torch.no_grad():
+        exact = backbone.loss(canvas, context, u, noise)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = backbone.loss(canvas, context, u, noise)
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, exact)
+    torch.testing.assert_close(half, exact, rtol=0.03, atol=0)

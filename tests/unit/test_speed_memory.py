@@ -7,7 +7,6 @@ from ai_wam.cli.configs import config_path
 from benchmarks.speed.memory import budget
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of RMS norm, under autocast
 def test_budget_of_adapters_on_24_gigabytes():
     recipe = yaml.safe_load(config_path("configs/recipes/lora_24gb.yaml").read_text())
     rows = budget(recipe)
