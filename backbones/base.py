@@ -23,6 +23,7 @@ from backbones.folders import base_model, load_adapter, split_weights
 from backbones.images import ImageEncoder
 from backbones.loading import load_denoiser, or_released
 from backbones.lora import LoRA, add_lora
+from backbones.precision import full_precision
 from backbones.prompts import Context, PromptEncoder
 
 Prediction = Literal["native", "clean"]
@@ -291,7 +292,7 @@ class VideoBackbone(nn.Module, ABC):
     def encode(self, video: Float[Tensor, "b v 3 t h w"]) -> Float[Tensor, "b v c tl lh lw"]:
         """Latents of every view's clip, each encoded on its own."""
         clips = rearrange(video, "b v c t h w -> (b v) c t h w")
-        with torch.autocast(video.device.type, enabled=False):  # one codec for training and testing
+        with full_precision(video.device):  # one codec for training and testing
             latents: Tensor = self.codec.encode(clips.float()).float()
         return rearrange(latents, "(b v) c t h w -> b v c t h w", b=video.shape[0])
 
@@ -309,7 +310,7 @@ class VideoBackbone(nn.Module, ABC):
             blocks = -(-(frames - 1) // self.spec.frame_multiple)  # ceiling
             latents = latents[:, :, :, : self.spec.latent_frames(blocks * self.spec.frame_multiple + 1)]
         parts = rearrange(latents, "b v c t h w -> (b v) c t h w")
-        with torch.autocast(latents.device.type, enabled=False):
+        with full_precision(latents.device):
             video: Tensor = self.codec.decode(parts.float()).float()
         return rearrange(video[:, :, :frames], "(b v) c t h w -> b v c t h w", b=latents.shape[0])
 
@@ -323,7 +324,7 @@ class VideoBackbone(nn.Module, ABC):
         context = self.prompts.encode(prompts, now.device)
         if self.images is None:
             return context
-        with torch.autocast(now.device.type, enabled=False):
+        with full_precision(now.device):
             tokens = self.images.encode(rearrange(now.float(), "b v c 1 h w -> (b v) c h w"))
         tokens = rearrange(tokens, "(b v) k d -> b v k d", b=len(now)) * view_mask[:, :, None, None]
         return replace(context, images=tokens.flatten(1, 2))

@@ -19,7 +19,7 @@ class LatentCodec(nn.Module, ABC):
         frame_multiple: clips of frame_multiple * k + 1 frames are valid.
         causal: what a latent frame has seen of later frames: "exact", nothing beyond its own block, so a
             clip's beginning can be encoded and decoded alone; "blocks", the same for clips of valid lengths
-            only; "encoder", each frame is encoded alone, but the decoder looks ahead.
+            only; "encoder", the encoder does not look ahead, but the decoder does.
         image_scale: factor from these latents to those an image-to-video network is shown.
     """
 

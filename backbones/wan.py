@@ -24,6 +24,7 @@ from backbones.block_inputs import BlockConditions, CameraEncoders, ray_videos
 from backbones.codec import LatentCodec
 from backbones.images import CLIPImages, ImageEncoder
 from backbones.loading import load_codec
+from backbones.precision import full_precision
 from backbones.prompts import Context, PromptEncoder
 from backbones.t5 import T5Prompts
 from backbones.wan_attention import Guide, GuidedAttention
@@ -147,7 +148,7 @@ class GuidedWan(WanTransformer3DModel):
     ) -> tuple[Float[Tensor, "b *n d"], Float[Tensor, "b *n 6 d"]]:
         """Embedded time and the blocks' modulation, in the weights' own precision whatever the autocast."""
         embedder = self.condition_embedder
-        with torch.autocast(time.device.type, enabled=False):
+        with full_precision(time.device):
             waves = embedder.timesteps_proj(time.flatten()).unflatten(0, time.shape)
             embedded = embedder.time_embedder(waves.to(embedder.time_embedder.linear_1.weight.dtype))
             embedded = embedded.to(embedder.time_proj.weight.dtype)

@@ -269,7 +269,8 @@ def computed(name: str, size: tuple[int, int], frames: int) -> list[str]:
             work.append(flops(partial(model.predict, canvas.clean, u, canvas, context)))
         clip = torch.zeros(1, 3, frames, *size)
         work.append(flops(partial(model.codec.encode, clip)))
-        for length in (9, frames):
+        beginning = frames if model.codec.causal == "encoder" else 9  # as `VideoBackbone.decode` does it
+        for length in (beginning, frames):
             latents = torch.zeros(1, spec.channels, spec.latent_frames(length), *spec.grid(size))
             work.append(flops(partial(model.codec.decode, latents)))
     owner = model.denoiser.get_submodule(model.input_projection)

@@ -91,6 +91,16 @@ def test_codec_gives_what_the_spec_says(backbone: VideoBackbone):
         spec.latent_frames(FRAMES + 1) if spec.frame_multiple > 1 else spec.grid((63, 64))
 
 
+def test_codec_is_as_causal_as_it_says(backbone: VideoBackbone):
+    video = torch.rand(1, VIEWS, 3, FRAMES, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = backbone.encode(video)
+    if backbone.codec.causal != "blocks":
+        torch.testing.assert_close(backbone.encode(video[:, :, :, :1]), latents[:, :, :, :1])
+    whole = backbone.decode(latents)
+    for frames in (1, 2, FRAMES - 1, FRAMES):
+        torch.testing.assert_close(backbone.decode(latents, frames), whole[:, :, :, :frames])
+
+
 @pytest.mark.parametrize("name", ["joint", "policy", "video_only"])
 def test_conditions_change_nothing_at_step_0(backbone: VideoBackbone, name: str):
     canvas = canvas_of(backbone, name)
