@@ -100,7 +100,7 @@ def test_decoded_points_beat_chance_five_times(file: Path):
     optimizer = torch.optim.AdamW(task.parameter_groups(), lr=2e-3, betas=(0.9, 0.95))
     held_out = scenes(32, clip, torch.Generator().manual_seed(12345))
     g, began, step, error, chance = torch.Generator().manual_seed(0), time.process_time(), 0, math.inf, 1.0
-    while error > chance / 5:
+    while not error < chance / 5:  # infinite where most points were not found
         minutes = (time.process_time() - began) / 60
         assert minutes < MINUTES, f"{file.stem}: {error:.2f} px after {step} steps, chance {chance:.2f} px"
         for _ in range(250):
