@@ -16,7 +16,7 @@ from datamodules.shard_reader import ShardSet
 
 
 class ShardDataModule(lightning.LightningDataModule):
-    """Random windows of recorded episodes for training, fixed ones for validation and prediction.
+    """Random windows of recorded episodes for training, fixed ones for validation, prediction and testing.
 
     What a training epoch holds, in which order, with which phrasing and which views, is a pure function of
     (seed, epoch, rank, step); the number of workers changes nothing.
@@ -36,6 +36,7 @@ class ShardDataModule(lightning.LightningDataModule):
         on_error: OnError = "raise",
         epoch_size: int | None = None,
         verify: bool = False,
+        test: str | list[str] | None = None,
     ) -> None:
         """Remember where the shards are.
 
@@ -55,14 +56,17 @@ class ShardDataModule(lightning.LightningDataModule):
             on_error: "raise" stops at a damaged sample; "skip" leaves it out, counts and reports it.
             epoch_size: samples per epoch over all ranks; every window once if left out.
             verify: compare every shard's checksum before the start.
+            test: folders to judge a model on; read by `ai-wam test` alone.
         """
         super().__init__()
         self.clip, self.batch_size, self.workers, self.seed = clip, batch_size, workers, seed
         self.train, self.val = train, [val] if isinstance(val, str) else list(val or [])
+        self.test = [test] if isinstance(test, str) else list(test or [])
         self.pad, self.decode, self.views_per_sample, self.on_error = pad, decode, views_per_sample, on_error
         self.epoch_size, self.verify = epoch_size, verify
         self._train: ClipDataset | None = None
         self._val: ClipDataset | None = None
+        self._test: ClipDataset | None = None
         if (
             not self.val
         ):  # Lightning asks whether the hook is overridden and warns of an empty list of loaders
@@ -76,8 +80,13 @@ class ShardDataModule(lightning.LightningDataModule):
 
         Raises:
             ShardError: a folder that is missing, unfinished, of another schema or damaged.
-            ValueError: recordings that do not fit the clip.
+            ValueError: recordings that do not fit the clip, or a test without test folders.
         """
+        if stage == "test":
+            if not self.test:
+                raise ValueError("`ai-wam test` judges the shards that data.test names: give a folder")
+            self._test = self._dataset(self.test, dense=False)
+            return
         if stage == "fit" and self._train is None:
             self._train = self._dataset(self._train_folders(), dense=True)
         if self._val is None and self.val:
@@ -96,6 +105,11 @@ class ShardDataModule(lightning.LightningDataModule):
         dataset = self._ready(self._val, "val")
         return self._loader(dataset, FixedSampler(dataset, *self._ranks()))
 
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Windows one after the other, each on one rank."""
+        dataset = self._ready(self._test, "test")
+        return self._loader(dataset, FixedSampler(dataset, *self._ranks()))
+
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The validation windows."""
         return self.val_dataloader()
@@ -103,7 +117,8 @@ class ShardDataModule(lightning.LightningDataModule):
     @property
     def skipped(self) -> int:
         """Damaged samples left out so far, by this rank's workers."""
-        return sum(int(dataset.skipped) for dataset in (self._train, self._val) if dataset is not None)
+        sets = (self._train, self._val, self._test)
+        return sum(int(dataset.skipped) for dataset in sets if dataset is not None)
 
     def teardown(self, stage: str) -> None:
         """Report what was left out."""
@@ -129,7 +144,7 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def _ready(self, dataset: ClipDataset | None, name: str) -> ClipDataset:
         if dataset is None:
-            raise RuntimeError(f"ShardDataModule: call setup('fit') before asking for {name} batches")
+            raise RuntimeError(f"ShardDataModule: call setup() before asking for {name} batches")
         return dataset
 
     def _ranks(self) -> tuple[int, int]:

@@ -22,7 +22,10 @@ from ai_wam.seeds import named_generator
 from ai_wam.types import ActionChunk, Batch, Clip, Observation
 from backbones.base import VideoBackbone
 from backbones.prompts import Context
-from tasks.evaluation import ActionErrors, Trials, log_sample_videos
+from tasks.evaluation import Trials, log_sample_videos
+from tasks.judge import Judge, finish
+from tasks.metrics.action import ActionAccuracy
+from tasks.metrics.networks import check_names, left_out, load_networks
 
 
 class WorldActionTask(LightningModule):
@@ -47,6 +50,9 @@ class WorldActionTask(LightningModule):
         decoded_frames: video frames of a prediction that are decoded, the present one included; all, if left
             out. Whoever executes a part of a chunk saves the decoding of the rest.
         seed: of everything the task draws: plans, noise levels, noise.
+        test_plans: what `ai-wam test` judges on recorded clips, by name; the plans trained on, if left out.
+        test_networks: files of the networks of video metrics, by the metric's name: `lpips_alex`,
+            `lpips_vgg`, `fvd_i3d` ...; see `tasks.metrics.networks`. Metrics without a file are left out.
     """
 
     def __init__(
@@ -66,6 +72,8 @@ class WorldActionTask(LightningModule):
         solver: Solver = "euler",
         decoded_frames: int | None = None,
         seed: int = 0,
+        test_plans: list[str] | None = None,
+        test_networks: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.clip, self.tokenizer = backbone, clip, tokenizer or ActionImageTokenizer()
@@ -83,7 +91,11 @@ class WorldActionTask(LightningModule):
             raise ValueError(
                 f"decoded_frames must lie between 2 and the clip's {clip.frames} frames, got {decoded_frames}"
             )
-        self.errors = ActionErrors()
+        self.test_plans = [plan(name) for name in test_plans or [chosen.name for chosen, _ in self.plans]]
+        self.test_networks = test_networks or {}
+        check_names(self.test_networks)
+        self._judges: list[Judge] = []  # no modules of this one: their networks stay out of checkpoints
+        self.errors = ActionAccuracy()
         self._sharded = False
 
     # ------------------------------------------------------------------ training
@@ -124,15 +136,23 @@ class WorldActionTask(LightningModule):
         return list(rows.items())
 
     def training_canvas(self, batch: Batch, chosen: Plan) -> Canvas:
-        """The canvas of a batch whose truth is known.
+        """The canvas of a batch whose truth is known."""
+        cameras, video = self._cameras(batch, chosen), None
+        self._check_video(batch, chosen)
+        if chosen.needs_video:
+            video = self.backbone.encode(batch.video)
+        action = self.encode_actions(batch.actions, cameras) if chosen.needs_actions else None
+        return self._canvas(chosen, batch.observation, cameras, video, action)
 
-        Where the plan does not know how a camera will move, it is taken to stay, as in `predict_action`.
-        """
-        known = batch.cameras
-        cameras = (
-            known if chosen.knows_cameras else known.map(lambda matrix: matrix[:, :, :1].expand_as(matrix))
-        )
-        video = None
+    @staticmethod
+    def _cameras(batch: Batch, chosen: Plan) -> Cameras:
+        """A camera whose movement the plan does not know is taken to stay, as in `predict_action`."""
+        if chosen.knows_cameras:
+            return batch.cameras
+        return batch.cameras.map(lambda matrix: matrix[:, :, :1].expand_as(matrix))
+
+    @staticmethod
+    def _check_video(batch: Batch, chosen: Plan) -> None:
         if chosen.needs_video:
             missing = [
                 key
@@ -144,9 +164,6 @@ class WorldActionTask(LightningModule):
                     f"plan {chosen.name!r} needs all frames of the observation video, which {missing[0]!r} "
                     "lacks; set `decode: all` in the data's configuration"
                 )
-            video = self.backbone.encode(batch.video)
-        action = self.encode_actions(batch.actions, cameras) if chosen.needs_actions else None
-        return self._canvas(chosen, batch.observation, cameras, video, action)
 
     def encode_actions(
         self, actions: Float[Tensor, "b t 8"], cameras: Cameras
@@ -305,8 +322,7 @@ class WorldActionTask(LightningModule):
         """Errors of sampled actions against the recorded ones; sample videos of the first batch."""
         self._check(batch)
         chunk = self.predict_action(batch.observation)
-        moved = chunk.to(self.device)
-        self.errors.update(moved, batch.actions[:, 1:], batch.action_valid[:, 1:])
+        self.errors.update(chunk.actions.to(self.device), chunk.valid.to(self.device), batch)
         if batch_idx == 0:
             log_sample_videos(self, batch, chunk, self.tokenizer)
 
@@ -322,9 +338,41 @@ class WorldActionTask(LightningModule):
         self._check(batch)
         return self.predict_action(batch.observation)
 
-    def test_step(self, batch: Trials, batch_idx: int) -> None:
-        """Let the test data decide what is tested: trials of a benchmark run closed loops."""
-        batch.run(self)
+    def test_step(self, batch: Trials | Batch, batch_idx: int) -> None:
+        """Trials of a benchmark run closed loops; recorded clips are judged plan by plan."""
+        if isinstance(batch, Trials):
+            batch.run(self)
+            return
+        self._check(batch)
+        if not self._judges:
+            networks = load_networks(self.test_networks, self.clip)
+            self._judges = [Judge(each, self.tokenizer, networks, self.device) for each in self.test_plans]
+        for judge in self._judges:
+            cameras = self._cameras(batch, judge.plan)
+            codec = {kind: self._recode(batch, kind, cameras) for kind in judge.kinds}
+            judge.update(batch, cameras, self.imagine(batch, judge.plan), codec)
+
+    def on_test_epoch_end(self) -> None:
+        """Report on recorded clips; trials report themselves."""
+        judges, self._judges = self._judges, []
+        if judges:
+            videos = any(Kind.VIDEO in judge.kinds for judge in judges)
+            finish(self, judges, left_out(self.test_networks) if videos else {})
+
+    @torch.no_grad()
+    def imagine(self, batch: Batch, chosen: Plan) -> dict[Kind, Float[Tensor, "b v 3 _ h w"]]:
+        """Videos in [-1, 1] of recorded clips as a plan generates them; it is told what it gives, no more."""
+        self._check_video(batch, chosen)
+        told = {each.kind for each in chosen.segments(batch.video.shape[1], 2) if each.given == 2}
+        cameras = self._cameras(batch, chosen)
+        video = self.backbone.encode(batch.video) if Kind.VIDEO in told else None
+        action = self.encode_actions(batch.actions, cameras) if Kind.ACTION in told else None
+        return self.decode_segments(*self.generate(chosen, batch.observation, cameras, video, action))
+
+    def _recode(self, batch: Batch, kind: Kind, cameras: Cameras) -> Float[Tensor, "b v 3 t h w"]:
+        """What is left of the recorded video, or of the recorded actions' images, behind the codec."""
+        shown = batch.video if kind is Kind.VIDEO else self._draw(batch.actions, cameras)
+        return self.backbone.decode(self.backbone.encode(shown))
 
     def _check(self, batch: Batch) -> None:
         found, wanted = tuple(batch.video.shape[-2:]), tuple(self.clip.size)

@@ -1,20 +1,17 @@
-"""How tasks are judged: errors of actions, sample videos, and what test data does."""
+"""What test data does by itself, and sample videos."""
 
 import io
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import UInt8
 from lightning import LightningModule
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torchmetrics import MeanMetric, MetricCollection
 
 from ai_wam.action_images import ActionImageTokenizer
-from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from ai_wam.types import ActionChunk, Batch, Policy
 from ai_wam.video import triptych
 
@@ -28,44 +25,6 @@ class Trials(Protocol):
     def run(self, policy: Policy) -> None:
         """Run the policy and record what came of it."""
         ...
-
-
-class ActionErrors(torch.nn.Module):
-    """Errors of predicted actions, over predictions that are valid and truths that are known.
-
-    position_mm and rotation_deg are means; final_position_mm is that of the last action; openness is the
-    share of actions whose gripper state (open above 0.5) is right; valid is the share of predictions that
-    were valid.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        names = ("position_mm", "final_position_mm", "rotation_deg", "openness", "valid")
-        self.metrics = MetricCollection({name: MeanMetric() for name in names})
-
-    def update(self, chunk: ActionChunk, truth: Float[Tensor, "b a 8"], known: Bool[Tensor, "b a"]) -> None:
-        """Add a batch of predictions."""
-        counted = (chunk.valid & known).float()
-        truth = torch.where(known[..., None], truth, truth.new_tensor([0, 0, 0, 0, 0, 0, 1, 0]))
-        guess = torch.where(chunk.valid[..., None], chunk.actions, truth)
-        distance = 1000 * (guess[..., :3] - truth[..., :3]).norm(dim=-1)
-        angle = geodesic_angle(
-            rotation_from_quaternion(guess[..., 3:7]), rotation_from_quaternion(truth[..., 3:7])
-        )
-        agree = ((guess[..., 7] > 0.5) == (truth[..., 7] > 0.5)).float()
-        self.metrics["position_mm"].update(distance, counted)
-        self.metrics["final_position_mm"].update(distance[:, -1], counted[:, -1])
-        self.metrics["rotation_deg"].update(angle.rad2deg(), counted)
-        self.metrics["openness"].update(agree, counted)
-        self.metrics["valid"].update(chunk.valid.float(), known.float())
-
-    def compute(self) -> dict[str, Tensor]:
-        """The means so far."""
-        return dict(self.metrics.compute())
-
-    def reset(self) -> None:
-        """Start over."""
-        self.metrics.reset()
 
 
 def log_sample_videos(

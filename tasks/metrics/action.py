@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ai_wam.poses import geodesic_angle, rotation_from_quaternion
-from ai_wam.types import ActionChunk, Batch
+from ai_wam.types import Batch
 from tasks.metrics.averages import Averages
 
 _NO_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -23,8 +23,8 @@ class ActionAccuracy(Averages):
     gripper_accuracy: share of steps whose gripper state (open above 0.5) is right.
     gripper_f1: of openings and closings, over all of them: a predicted change is right if a true one of the
         same direction lies at most `tolerance` steps away, each being matched once. The states begin with the
-        recorded present one; a step that is not valid keeps the state before it. Left out where nobody ever
-        changes the gripper.
+        recorded present one; a step that is not valid keeps the state before it. NaN where the gripper never
+        moves.
     valid: share of known steps for which the prediction was valid.
 
     Args:
@@ -38,13 +38,19 @@ class ActionAccuracy(Averages):
         self.tolerance = tolerance
         self.add_state("changes", torch.zeros(3, dtype=torch.long), "sum")  # matched, predicted, true
 
-    def update(self, chunk: ActionChunk, batch: Batch) -> None:
-        """Add a batch of predictions; a chunk may be shorter than the clip."""
-        steps = slice(1, 1 + chunk.actions.shape[1])
+    def update(self, actions: Float[Tensor, "b a 8"], valid: Bool[Tensor, "b a"], batch: Batch) -> None:
+        """Add predictions.
+
+        Args:
+            actions: of the clip's frames from 1 on; there may be fewer than the clip has.
+            valid: False for predictions that do not count.
+            batch: the truth.
+        """
+        steps = slice(1, 1 + actions.shape[1])
         known = batch.action_valid[:, steps]
-        counted = chunk.valid & known
+        counted = valid & known
         truth = _filled(batch.actions[:, steps], known)
-        guess = torch.where(counted[..., None], chunk.actions.double(), truth)
+        guess = torch.where(counted[..., None], actions.double(), truth)
         distance = 1000 * (guess[..., :3] - truth[..., :3]).norm(dim=-1)
         angle = geodesic_angle(*(rotation_from_quaternion(each[..., 3:7]) for each in (guess, truth)))
         opened, truly = guess[..., 7] > 0.5, truth[..., 7] > 0.5
@@ -53,17 +59,16 @@ class ActionAccuracy(Averages):
         self.add("rotation_deg", angle.rad2deg(), counted)
         self.add("position_px", *self._pixels(guess, truth, counted, batch))
         self.add("gripper_accuracy", (opened == truly).double(), counted)
-        self.add("valid", chunk.valid.double(), known)
+        self.add("valid", valid.double(), known)
         now, rows = batch.actions[:, :1, 7] > 0.5, batch.action_valid.all(1)
         ours, theirs = (torch.cat([now, each], 1)[rows].cpu() for each in (opened, truly))
         found = _matches(ours, theirs, counted[rows].cpu(), self.tolerance)
         self.changes += torch.tensor(found, device=self.changes.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures so far."""
+        """The figures so far; NaN where nothing counted."""
         matched, predicted, true = self.changes.double()
-        found = super().compute()
-        return {**found, "gripper_f1": 2 * matched / (predicted + true)} if predicted + true else found
+        return {**super().compute(), "gripper_f1": 2 * matched / (predicted + true)}
 
     @staticmethod
     def _pixels(

@@ -1,5 +1,6 @@
 """Means and medians of named figures, in states that are sums."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -47,14 +48,10 @@ class Averages(Metric):
             histogram += place.clamp(0, len(histogram) - 1).long().bincount(minlength=len(histogram))
 
     def compute(self) -> dict[str, Tensor]:
-        """The averages so far; a figure for which nothing counted is left out."""
-        counts = self.counts.tolist()
-        found = {
-            name: self.totals[index] / counts[index] for index, name in enumerate(self.means) if counts[index]
-        }
+        """The averages so far; NaN where nothing counted."""
+        found = dict(zip(self.means, self.totals / self.counts, strict=True))
         for name, histogram in zip(self.medians, self.histograms, strict=True):
-            if name in found:
-                place = int((histogram.cumsum(0) * 2 >= histogram.sum()).int().argmax())
-                middle = _LOWEST * 10 ** ((place - 0.5) / _PER_DECADE) if place else 0.0
-                found[f"{name}_median"] = self.totals.new_tensor(middle)
+            place = int((histogram.cumsum(0) * 2 >= histogram.sum()).int().argmax())
+            middle = _LOWEST * 10 ** ((place - 0.5) / _PER_DECADE) if place else 0.0
+            found[f"{name}_median"] = found[name].new_tensor(middle if histogram.any() else math.nan)
         return found

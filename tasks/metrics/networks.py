@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.functional.image import lpips
 
+from ai_wam.types import Clip
 from tasks.metrics.video import square_clips
 
 _PERCEPTUAL = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
@@ -51,12 +52,12 @@ def left_out(networks: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def load_networks(networks: Mapping[str, str]) -> dict[str, nn.Module]:
-    """The networks by the metric's name.
+def load_networks(networks: Mapping[str, str], clip: Clip) -> dict[str, nn.Module]:
+    """The networks by the metric's name, for the frames of a clip.
 
     Raises:
         FileNotFoundError: a file that is not there.
-        ValueError: weights of another network.
+        ValueError: weights of another network, or a program that does not take such clips.
     """
     for name, file in networks.items():
         if not Path(file).is_file():
@@ -65,7 +66,7 @@ def load_networks(networks: Mapping[str, str]) -> dict[str, nn.Module]:
                 "for a metric. Give the path, or leave the metric out"
             )
     return {
-        name: Perceptual(_PERCEPTUAL[name], file) if name in _PERCEPTUAL else Extractor(file)
+        name: Perceptual(_PERCEPTUAL[name], file) if name in _PERCEPTUAL else Extractor(file, clip)
         for name, file in networks.items()
     }
 
@@ -101,31 +102,33 @@ class Perceptual(nn.Module):
 class Extractor(nn.Module):
     """Features of clips by a TorchScript module.
 
+    Attributes:
+        features: their number.
+
     Args:
         file: a program; it must be trusted.
+        clip: it is tried on black frames of this clip.
+
+    Raises:
+        ValueError: the program fails on them, for instance because they are too few.
     """
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, clip: Clip) -> None:
         super().__init__()
         with warnings.catch_warnings():  # the format that the field compares by, deprecated or not
             warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated")
             self.script = torch.jit.load(file, map_location="cpu").eval()
         known = {argument.name for argument in self.script.forward.schema.arguments}
         self.arguments = {name: value for name, value in _FORWARD.items() if name in known}
+        try:
+            self.features = self(torch.zeros(1, 3, clip.frames, *clip.size)).shape[1]
+        except (RuntimeError, torch.jit.Error) as error:
+            raise ValueError(
+                f"{file}: the program does not take clips of {clip.frames} frames: {error}"
+            ) from error
 
+    @torch.no_grad()
     def forward(self, video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n d"]:
         """Features of clips in [-1, 1]."""
         found = [self.script(square_clips(clip[None], _SIDE), **self.arguments) for clip in video]
         return torch.cat(found).flatten(1)
-
-    @torch.no_grad()
-    def features(self, frames: int, size: tuple[int, int]) -> int:
-        """Number of features of a clip.
-
-        Raises:
-            ValueError: the program fails on such clips, for instance because they are too short for it.
-        """
-        try:
-            return self(torch.zeros(1, 3, frames, *size)).shape[1]
-        except (RuntimeError, torch.jit.Error) as error:
-            raise ValueError(f"the FVD extractor does not take clips of {frames} frames: {error}") from error

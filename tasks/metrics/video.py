@@ -1,7 +1,8 @@
 """How close generated video comes to the recorded one, frame by frame and as a distribution."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float
@@ -48,14 +49,13 @@ class VideoQuality(Averages):
         if not chosen.any():
             return
         pairs = [each.movedim(2, 3)[:, :, 1:][chosen].clamp(-1, 1) for each in (video, truth)]
-        with torch.autocast(video.device.type, enabled=False):
+        with whole_float32(video.device):
             for guess, true in zip(*(each.split(_FRAMES_AT_ONCE) for each in pairs), strict=True):
                 self._frames(guess.float(), true.float())
 
     def _frames(self, guess: Float[Tensor, "n 3 h w"], true: Float[Tensor, "n 3 h w"]) -> None:
         everyone = torch.ones(len(true), dtype=torch.bool, device=true.device)
-        # Convolutions of float32 are rounded to 10 bits by some accelerators: too few for variances.
-        ours, theirs = ((each.double() + 1) / 2 for each in (guess, true))
+        ours, theirs = ((each + 1) / 2 for each in (guess, true))
         psnr = peak_signal_noise_ratio(ours, theirs, data_range=1.0, reduction="none", dim=(1, 2, 3))
         ssim = structural_similarity_index_measure(ours, theirs, data_range=1.0, reduction="none")
         self.add("psnr", psnr.clamp(max=_ROUNDING), everyone)
@@ -99,17 +99,17 @@ class FrechetVideoDistance(Metric):
         if not chosen.any():
             return
         for index, clips in enumerate((video, truth)):
-            with torch.autocast(video.device.type, enabled=False):
+            with whole_float32(video.device):
                 found = self.extractor(clips[chosen].float().clamp(-1, 1)).double()
             self.counts[index] += len(found)
             self.sums[index] += found.sum(0)
             self.products[index] += found.T @ found
 
     def compute(self) -> dict[str, Tensor]:
-        """The distance; left out below two clips."""
+        """The distance; NaN below two clips."""
         count = int(self.counts[0])
         if count < 2:
-            return {}
+            return {self.name: self.sums.new_tensor(math.nan)}
         means = self.sums / count
         outer = means[:, :, None] * means[:, None]
         covariances = (self.products - count * outer) / (count - 1)
@@ -132,6 +132,13 @@ def frechet_distance(
     cross = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
     apart = (mean.double() - other_mean.double()).square().sum()
     return (apart + a.trace() + b.trace() - 2 * cross).clamp(min=0)
+
+
+@contextmanager
+def whole_float32(device: torch.device) -> Iterator[None]:
+    """Neither autocast nor TF32: a figure shall not depend on the precision that a model runs in."""
+    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(True, allow_tf32=False):
+        yield
 
 
 def square_clips(video: Float[Tensor, "n 3 t h w"], side: int) -> Float[Tensor, "n 3 t s s"]:

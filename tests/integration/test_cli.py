@@ -129,6 +129,50 @@ def test_recorded_episodes_are_judged(
     assert "val/position_mm" in capsys.readouterr().out
 
 
+def judge_plans(patch: pytest.MonkeyPatch, *words: str) -> dict:
+    """metrics.json of a test of the fitted weights on recorded clips, by the joint head."""
+    shards = ["--data=configs/data/shards.yaml", "--data.test=data", "--data.workers=0"]
+    few = ["--model.sampling_steps=1", "--data.batch_size=4", "--trainer.limit_test_batches=1"]
+    head = ["--ckpt_path=fit/fit/checkpoints/last.ckpt", "--model=tasks.joint.JointGeneration"]
+    run(patch, "test", *head, *shards, *few, "--trainer.logger=false", *words)
+    return json.loads(Path("metrics.json").read_text())
+
+
+def test_recorded_clips_are_judged_plan_by_plan(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.chdir(place)
+    found = judge_plans(monkeypatch, "--model.test_plans=[joint, labeling, action_conditioned]")
+    arms = {name: plan["arms"] for name, plan in found["plans"].items()}
+    assert list(arms) == ["joint", "labeling", "action_conditioned"]
+    assert all(plan["clips"] == 4 for plan in found["plans"].values())
+    assert list(arms["joint"]) == ["model", "copy_first_frame", "hold_still", "codec"]
+    assert arms["joint"]["model"].keys() >= {"psnr", "ssim", "valid"}
+    assert arms["joint"]["codec"].keys() >= {"position_px", "position_mm_median", "gripper_accuracy"}
+    assert arms["labeling"]["model"].keys() >= {"average_jaccard", "jaccard_4", "trajectory_error"}
+    assert set(arms["action_conditioned"]["model"]) == {"psnr", "ssim"}
+    assert arms["joint"]["codec"]["psnr"] > arms["joint"]["copy_first_frame"]["psnr"]
+    assert arms["labeling"]["codec"]["position_mm"] < arms["labeling"]["hold_still"]["position_mm"]
+    assert arms["labeling"]["codec"]["average_jaccard"] > arms["labeling"]["hold_still"]["average_jaccard"]
+    assert set(found["left_out"]) == {"lpips", "fvd"}
+    assert found["config"]["sampling_steps"] == 1
+    assert "test/joint/codec/psnr" in capsys.readouterr().out  # Lightning's own table
+    assert "lpips is left out: no network given" in caplog.text
+
+
+def test_what_a_test_on_clips_needs_is_said(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    with pytest.raises(ValueError, match=r"'joint' needs all frames.*set `decode: all`"):
+        judge_plans(monkeypatch, "--model.test_plans=[joint]", "--data.decode=first")
+    with pytest.raises(ValueError, match=r"judges the shards that data\.test names"):
+        judge_plans(monkeypatch, "--data.test=null")
+    with pytest.raises(FileNotFoundError, match=r"lpips_alex is to be read from 'alex\.pth'"):
+        judge_plans(monkeypatch, "--model.test_networks={lpips_alex: alex.pth}")
+
+
 def test_predictions_are_written(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     judge(monkeypatch, "predict")

@@ -15,7 +15,7 @@ def judged(tracks, truth, visible, size=(256, 256), counted=None) -> dict[str, f
     metric = Tracking()
     counted = torch.ones(tracks.shape[:2], dtype=torch.bool) if counted is None else torch.tensor(counted)
     metric.update(tracks, truth, visible, size, counted)
-    return {name: float(value) for name, value in metric.compute().items()}
+    return {name: float(value) for name, value in metric.compute().items() if not value.isnan()}
 
 
 NONE = [float("nan")] * 2

@@ -9,9 +9,8 @@ from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
 from ai_wam.cli.configs import instantiate
-from ai_wam.types import ActionChunk, Batch, Clip
+from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
-from tasks.evaluation import ActionErrors
 from tasks.joint import JointGeneration
 from tasks.policy import PolicyControl
 
@@ -181,23 +180,6 @@ def test_clips_the_backbone_cannot_take_are_refused(backbone: VideoBackbone):
         JointGeneration(backbone, CLIP, plans={"joint": 0.0})
 
 
-def test_action_errors_count_what_is_valid_and_known():
-    errors, batch = ActionErrors(), batch_of(2)
-    truth = batch.actions[:, 1:]
-    moved = truth.clone()
-    moved[..., 0] += 0.01
-    moved[1] = torch.nan
-    valid = torch.ones(2, 8, dtype=torch.bool)
-    valid[1] = False
-    errors.update(ActionChunk(moved, valid, valid.float(), 0.2, {}), truth, torch.ones_like(valid))
-    found = {name: float(value) for name, value in errors.compute().items()}
-    assert found["position_mm"] == pytest.approx(10, abs=1e-3)
-    assert found["final_position_mm"] == pytest.approx(10, abs=1e-3)
-    assert found["rotation_deg"] == pytest.approx(0, abs=1e-3)
-    assert found["openness"] == 1
-    assert found["valid"] == 0.5
-
-
 def test_decoding_a_beginning_gives_the_beginning(backbone: VideoBackbone):
     batch = batch_of(2)
     whole = PolicyControl(backbone, CLIP).predict_action(batch.observation)
@@ -212,3 +194,27 @@ def test_image_to_video_backbones_act(backbone: VideoBackbone):
     shown = instantiate("configs/backbone/wan-i2v-tiny.yaml", VideoBackbone)
     chunk = PolicyControl(shown, CLIP).predict_action(batch_of(2).observation)
     assert chunk.actions.shape == (2, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["joint", "policy", "labeling", "action_conditioned", "cross_view"])
+def test_imagining_recorded_clips_knows_what_is_given_and_no_more(backbone: VideoBackbone, name: str):
+    task, batch, other = JointGeneration(backbone, CLIP), batch_of(1), batch_of(1, seed=1)
+    one = task.imagine(batch, plan(name))
+    video, actions = batch.video.clone(), batch.actions.clone()
+    unknown = slice(1 if name == "cross_view" else 0, 0 if name == "labeling" else None)
+    video[:, unknown, :, 1:] = other.video[:, unknown, :, 1:]
+    if name != "action_conditioned":
+        actions[:, 1:] = other.actions[:, 1:]
+    changed = task.imagine(replace(batch, video=video, actions=actions), plan(name))
+    assert one.keys() == changed.keys()
+    for kind in one:
+        assert torch.equal(one[kind], changed[kind])
+
+
+def test_what_imagining_is_given_comes_back(backbone: VideoBackbone):
+    task, batch = JointGeneration(backbone, CLIP), batch_of(1)
+    kept = backbone.decode(backbone.encode(batch.video))
+    torch.testing.assert_close(task.imagine(batch, plan("labeling"))[Kind.VIDEO], kept)
+    drawn = 2 * task.tokenizer.encode(batch.actions, batch.cameras, CLIP.size) - 1
+    kept = backbone.decode(backbone.encode(drawn))
+    torch.testing.assert_close(task.imagine(batch, plan("action_conditioned"))[Kind.ACTION], kept)

@@ -1,0 +1,211 @@
+"""Recorded clips as test data: what a plan generates, beside doing nothing and beside the codec alone.
+
+    ai-wam test --ckpt_path x.ckpt --data configs/data/shards.yaml --data.test data/test
+
+The same metrics judge three arms: the model; the first frame copied (`copy_first_frame`) or the present pose
+held (`hold_still`); and the recorded video or the recorded actions' images through the codec and back
+(`codec`), which is as good as a model of this codec can be expected to get.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection, SumMetric
+
+from ai_wam.action_images import ActionImageTokenizer, tool_points
+from ai_wam.cameras import Cameras
+from ai_wam.canvas import Kind, Plan
+from ai_wam.types import Batch
+from tasks.metrics.action import ActionAccuracy
+from tasks.metrics.networks import Extractor
+from tasks.metrics.tracking import Tracking
+from tasks.metrics.video import FrechetVideoDistance, VideoQuality
+
+Videos = Mapping[Kind, Float[Tensor, "b v 3 _ h w"]]
+Figures = dict[str, dict[str, float]]  # by arm and name
+_BASELINE = {Kind.VIDEO: "copy_first_frame", Kind.ACTION: "hold_still"}
+_ARMS = ("model", *_BASELINE.values(), "codec")
+
+
+class Judge:
+    """The metrics of one plan.
+
+    Generated video is judged by VideoQuality and the FVDs asked for, generated actions by ActionAccuracy;
+    where the video is given (labeling) the three points drawn of the tool are Tracking's points too. A row
+    whose actions are not recorded does not count in plans that need them.
+
+    Attributes:
+        plan: what is judged.
+        kinds: what it generates.
+
+    Args:
+        chosen: the plan.
+        tokenizer: how actions are drawn.
+        networks: of video metrics, by name, as `load_networks` gives them.
+        device: where the metrics live.
+    """
+
+    def __init__(
+        self,
+        chosen: Plan,
+        tokenizer: ActionImageTokenizer,
+        networks: Mapping[str, torch.nn.Module],
+        device: torch.device,
+    ) -> None:
+        self.plan, self.tokenizer = chosen, tokenizer
+        self.kinds = [kind for kind in Kind if any(self._generated(kind, 2))]
+        self.clips = SumMetric().to(device)
+        self._metrics: dict[tuple[Kind, str], MetricCollection] = {}
+        for kind in self.kinds:
+            for arm in ("model", _BASELINE[kind], "codec"):
+                metrics = _of_video(networks) if kind is Kind.VIDEO else _of_actions(chosen)
+                # Compute groups would merge different metrics whose states happen to be equal.
+                self._metrics[kind, arm] = MetricCollection(metrics, compute_groups=False).to(device)
+
+    def update(self, batch: Batch, cameras: Cameras, model: Videos, codec: Videos) -> None:
+        """Add a batch.
+
+        Args:
+            batch: the truth.
+            cameras: those that the action images are drawn for.
+            model: what was generated.
+            codec: the truth, encoded and decoded.
+        """
+        rows = batch.action_valid.all(1) | (not self.plan.needs_actions)
+        self.clips.update(rows.sum())
+        shown = batch.view_mask & rows[:, None]
+        if Kind.VIDEO in self.kinds:
+            self._videos(batch, shown, model[Kind.VIDEO], codec[Kind.VIDEO])
+        if Kind.ACTION in self.kinds:
+            self._actions(batch, shown, cameras, model[Kind.ACTION], codec[Kind.ACTION])
+
+    def compute(self) -> Figures:
+        """Figures over all ranks; those that nothing counted for are left out."""
+        arms: Figures = {}
+        for (_, arm), metrics in sorted(self._metrics.items(), key=lambda item: _ARMS.index(item[0][1])):
+            values = {name: float(value) for name, value in metrics.compute().items()}
+            arms.setdefault(arm, {}).update({k: v for k, v in values.items() if not math.isnan(v)})
+        return arms
+
+    def _generated(self, kind: Kind, views: int) -> list[bool]:
+        """Whether the plan generates anything of a kind, by view."""
+        segments = [each for each in self.plan.segments(views, 2) if each.kind is kind]
+        return [each.given < each.length for each in segments]
+
+    def _videos(self, batch: Batch, shown: Bool[Tensor, "b v"], model: Tensor, codec: Tensor) -> None:
+        views = torch.tensor(self._generated(Kind.VIDEO, shown.shape[1]), device=shown.device)
+        counted = (shown & views)[:, :, None] & batch.video_valid[:, None]
+        still = batch.video[:, :, :, :1].expand_as(batch.video)
+        for arm, video in (("model", model), ("copy_first_frame", still), ("codec", codec)):
+            self._metrics[Kind.VIDEO, arm].update(video=video, truth=batch.video, counted=counted)
+
+    def _actions(
+        self, batch: Batch, shown: Bool[Tensor, "b v"], cameras: Cameras, model: Tensor, codec: Tensor
+    ) -> None:
+        size = (batch.video.shape[-2], batch.video.shape[-1])
+        truth, visible = self._tracks(batch.actions, cameras, size)
+        held = batch.actions[:, :1].expand_as(batch.actions)
+        tracks, seen = self._tracks(held, cameras, size)
+        arms = {"hold_still": (held, batch.action_valid, tracks.masked_fill(~seen[..., None], math.nan))}
+        for arm, images in (("model", model), ("codec", codec)):
+            read = self.tokenizer.decode((images + 1) / 2, cameras, batch.view_mask)
+            arms[arm] = (read.actions, read.valid, read.pixels.to(truth))
+        for arm, (actions, valid, tracks) in arms.items():
+            self._metrics[Kind.ACTION, arm].update(  # each metric takes what it knows
+                actions=actions[:, 1:],
+                valid=valid[:, 1:],
+                batch=batch,
+                tracks=tracks,
+                truth=truth,
+                visible=visible,
+                size=size,
+                counted=shown,
+            )
+
+    def _tracks(
+        self, actions: Float[Tensor, "b t 8"], cameras: Cameras, size: tuple[int, int]
+    ) -> tuple[Float[Tensor, "b v t 3 2"], Bool[Tensor, "b v t 3"]]:
+        """Pixels of the points drawn, and whether they lie in the picture."""
+        points = tool_points(actions.double(), self.tokenizer.axis_length)
+        points = points[:, None].expand(*cameras.shape, 3, 3)
+        pixels, _, visible = cameras.to(torch.float64).project(points, size)
+        return pixels, visible
+
+
+def _of_video(networks: Mapping[str, torch.nn.Module]) -> dict[str, Metric | MetricCollection]:
+    perceptual = {name: each for name, each in networks.items() if not isinstance(each, Extractor)}
+    extractors = {name: each for name, each in networks.items() if isinstance(each, Extractor)}
+    distances = {name: FrechetVideoDistance(name, each, each.features) for name, each in extractors.items()}
+    return {"quality": VideoQuality(perceptual), **distances}
+
+
+def _of_actions(chosen: Plan) -> dict[str, Metric | MetricCollection]:
+    given = chosen.video.given == "all"
+    return {"accuracy": ActionAccuracy(), **({"tracking": Tracking()} if given else {})}
+
+
+def finish(module: LightningModule, judges: Sequence[Judge], left_out: Mapping[str, str]) -> None:
+    """Log what the judges found, print it, and write it to metrics.json in the trainer's log folder.
+
+    Args:
+        module: whose test has ended.
+        judges: one per plan.
+        left_out: metrics that are missing, and why.
+    """
+    clips = {judge.plan.name: int(judge.clips.compute()) for judge in judges}
+    found = {judge.plan.name: judge.compute() for judge in judges}
+    for plan, arms in found.items():
+        for arm, figures in arms.items():
+            prefix = f"test/{plan}/" if arm == "model" else f"test/{plan}/{arm}/"
+            module.log_dict({prefix + name: value for name, value in figures.items()})
+    trainer = module.trainer
+    folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+    content = {
+        "task": _class_path(module),
+        "config": dict(module.hparams),
+        "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+        "plans": {plan: {"clips": clips[plan], "arms": arms} for plan, arms in found.items()},
+        "left_out": dict(left_out),
+    }
+    if trainer.is_global_zero:
+        write_json(folder / "metrics.json", content)
+        tables = [f"{plan}: {clips[plan]} clips\n{table(arms)}" for plan, arms in found.items()]
+        missing = [f"{name} is left out: {why}" for name, why in left_out.items()]
+        rank_zero_info("\n".join([*tables, *missing, f"metrics: {folder / 'metrics.json'}"]))
+
+
+def table(arms: Figures) -> str:
+    """A line per figure, a column per arm."""
+    names = dict.fromkeys(name for figures in arms.values() for name in figures)
+    rows = [["", *arms]]
+    for name in names:
+        rows.append([name, *(f"{arms[arm][name]:.4g}" if name in arms[arm] else "-" for arm in arms)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            word.ljust(width) if column == 0 else word.rjust(width)
+            for column, (word, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False, default=_class_path) + "\n")
+    partial.replace(path)
+
+
+def _class_path(component: object) -> str:
+    """What a configuration says of an object that was made in code."""
+    return f"{type(component).__module__}.{type(component).__qualname__}"
