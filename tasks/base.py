@@ -352,6 +352,10 @@ class WorldActionTask(LightningModule):
             codec = {kind: self._recode(batch, kind, cameras) for kind in judge.kinds}
             judge.update(batch, cameras, self.imagine(batch, judge.plan), codec)
 
+    def on_test_epoch_start(self) -> None:
+        """Forget a test that was interrupted."""
+        self._judges = []
+
     def on_test_epoch_end(self) -> None:
         """Report on recorded clips; trials report themselves."""
         judges, self._judges = self._judges, []

@@ -7,7 +7,7 @@ from importlib import import_module
 _LIGHTNING = {
     "fit": "train a model",
     "validate": "errors of a checkpoint on recorded episodes",
-    "test": "closed-loop trials of a checkpoint on a benchmark",
+    "test": "closed-loop trials of a checkpoint on a benchmark, or its figures on recorded clips",
     "predict": "run a checkpoint on your own input",
 }
 _OWN = {
