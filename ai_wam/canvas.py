@@ -2,8 +2,9 @@
 
 For V views the canvas holds [video_0 | action_0 | video_1 | action_1 | ...], each segment encoded on its own.
 A plan says which segments exist and how much of each is given clean; the rest is generated. Acting,
-imagining, labeling and simulating are six plans over one canvas (arXiv 2604.06168, section 3). The same
-`plan` function and the same `Canvas` serve training, sampling and evaluation.
+imagining, labeling and simulating are six plans over one canvas (arXiv 2604.06168, section 3); annotation, which
+labels a video without knowing its first action, is ours. The same `plan` function and the same `Canvas` serve
+training, sampling and evaluation.
 """
 
 from collections import defaultdict
@@ -34,10 +35,11 @@ class Rule:
     """How one segment takes part: how many latent frames it has, and how many of them are given."""
 
     length: Literal["all", "first"]
-    given: Literal["all", "first"]
+    given: Literal["all", "first", "none"]
 
 
 _GENERATED = Rule("all", "first")
+_UNKNOWN = Rule("all", "none")
 _GIVEN = Rule("all", "all")
 _FIRST_ONLY = Rule("first", "first")
 
@@ -60,7 +62,7 @@ class Plan:
 
     def segments(self, views: int, latent_frames: int) -> tuple["Segment", ...]:
         """The segments in canvas order, view by view."""
-        lengths = {"all": latent_frames, "first": 1}
+        lengths = {"all": latent_frames, "first": 1, "none": 0}
         found = []
         for view in range(views):
             video = self.first_video if view == 0 and self.first_video is not None else self.video
@@ -86,6 +88,11 @@ class Plan:
         """Whether recorded actions take part, as condition or as truth."""
         return self.action is not None
 
+    @property
+    def knows_pose(self) -> bool:
+        """Whether the first action is known."""
+        return self.action is not None and self.action.given != "none"
+
 
 _PLANS = {
     plan.name: plan
@@ -94,6 +101,7 @@ _PLANS = {
         Plan("policy", video=_FIRST_ONLY, action=_GENERATED),
         Plan("action_conditioned", video=_GENERATED, action=_GIVEN),
         Plan("labeling", video=_GIVEN, action=_GENERATED),
+        Plan("annotation", video=_GIVEN, action=_UNKNOWN),
         Plan("video_only", video=_GENERATED, action=None),
         Plan("cross_view", video=_GENERATED, action=_GENERATED, first_video=_GIVEN),
     )
@@ -121,7 +129,7 @@ class Segment:
         length: latent frames.
         given: how many of them, from the first, are given clean.
         still: the first frame is repeated over the whole length (where segments must be equally long).
-        pad: copies of the first frame put before it, given, for networks whose tokens span several frames.
+        pad: copies of the first frame put before it, for networks whose tokens span several frames.
     """
 
     kind: Kind
@@ -260,7 +268,7 @@ def _fitted(segment: Segment, spec: LatentSpec, latent_frames: int) -> Segment:
 
 
 def _padded(part: Shaped[Tensor, "b c l h w"], pad: int) -> Shaped[Tensor, "b c m h w"]:
-    """The first frame repeated `pad` times before it; the first frame is given in every plan."""
+    """The first frame repeated `pad` times before it, given where it is."""
     return part if pad == 0 else torch.cat([part[:, :, :1].expand(-1, -1, pad, -1, -1), part], dim=2)
 
 

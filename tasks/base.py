@@ -186,12 +186,13 @@ class WorldActionTask(LightningModule):
         video: Tensor | None = None,
         action: Tensor | None = None,
     ) -> Canvas:
-        firsts = (observation.video[:, :, :, -1:], self._draw(observation.action[:, None], cameras[:, :, :1]))
+        firsts = [observation.video[:, :, :, -1:], self._draw(observation.action[:, None], cameras[:, :, :1])]
         latents = [self.backbone.encode(first) for first in firsts]
-        stills = [
-            self.backbone.encode_still(first, latent, self.clip.frames)
-            for first, latent in zip(firsts, latents, strict=True)
-        ]
+        shown = list(zip(firsts, latents, strict=True))
+        if not chosen.knows_pose:  # the truth may be known, but nobody is shown it
+            black = torch.full_like(firsts[1], -1)
+            shown[1] = (black, self.backbone.encode(black))
+        stills = [self.backbone.encode_still(*each, self.clip.frames) for each in shown]
         return build_canvas(
             chosen,
             self.backbone.spec,

@@ -5,11 +5,13 @@ command line. Lightning itself lays the checkpoint over everything else, so that
 another number of steps would silently do nothing.
 """
 
+import inspect
 import logging
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +144,8 @@ def _check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
     if old is None or new is None:
         return
     pairs = {"class_path": (old["class_path"], new["class_path"])}
-    ours, theirs = old.get("init_args", {}), new.get("init_args", {})
+    # An option that was not there yet when the checkpoint was written has its default.
+    ours, theirs = (_defaults(each["class_path"]) | each.get("init_args", {}) for each in (old, new))
     for name in {**ours, **theirs}:
         if name not in _FREE:
             pairs[name] = (_identity(name, ours.get(name)), _identity(name, theirs.get(name)))
@@ -153,6 +156,16 @@ def _check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
             + "\n".join(differing)
             + "\nLeave --model.backbone out to use the checkpoint's own, or give a checkpoint of this one."
         )
+
+
+def _defaults(class_path: str) -> dict[str, Any]:
+    """Default arguments of a class, those of its base classes included."""
+    module, _, name = class_path.rpartition(".")
+    found: dict[str, Any] = {}
+    for kind in reversed(getattr(import_module(module), name).__mro__):
+        parameters = inspect.signature(kind.__init__).parameters.values()
+        found |= {each.name: each.default for each in parameters if each.default is not each.empty}
+    return found
 
 
 def _identity(name: str, value: Any) -> Any:

@@ -129,7 +129,7 @@ def test_every_parameter_learns(backbone: VideoBackbone, name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["joint", "policy", "action_conditioned", "labeling", "video_only", "cross_view"]
+    "name", ["joint", "policy", "action_conditioned", "labeling", "annotation", "video_only", "cross_view"]
 )
 def test_sampling_keeps_what_is_given_and_repeats_itself(backbone: VideoBackbone, name: str):
     awaken(backbone)

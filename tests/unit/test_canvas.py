@@ -7,7 +7,7 @@ from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, Kind, build_canvas, condition_channels, pack, plan
 from ai_wam.types import LatentSpec
 
-PLANS = ["joint", "policy", "action_conditioned", "labeling", "video_only", "cross_view"]
+PLANS = ["joint", "policy", "action_conditioned", "labeling", "annotation", "video_only", "cross_view"]
 B, C, TL, H, W = 2, 3, 3, 4, 6
 
 
@@ -55,6 +55,7 @@ def test_every_position_is_given_or_counted(name: str, views: int):
         ("policy", ([1, 1, 1, 1], [1, 3, 1, 3])),
         ("action_conditioned", ([1, 3, 1, 3], [3, 3, 3, 3])),
         ("labeling", ([3, 1, 3, 1], [3, 3, 3, 3])),
+        ("annotation", ([3, 0, 3, 0], [3, 3, 3, 3])),
         ("video_only", ([1, 1], [3, 3])),
         ("cross_view", ([3, 1, 1, 1], [3, 3, 3, 3])),
     ],

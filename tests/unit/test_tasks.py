@@ -117,7 +117,9 @@ def test_plans_that_need_video_say_so_where_it_was_not_decoded(backbone: VideoBa
         JointGeneration(backbone, CLIP).training_canvas(replace(batch, video_valid=valid), plan("joint"))
 
 
-@pytest.mark.parametrize(("name", "known"), [("policy", False), ("joint", False), ("labeling", True)])
+@pytest.mark.parametrize(
+    ("name", "known"), [("policy", False), ("joint", False), ("labeling", True), ("annotation", True)]
+)
 def test_who_acts_does_not_know_where_a_moving_camera_will_be(
     backbone: VideoBackbone, name: str, known: bool
 ):
@@ -196,15 +198,18 @@ def test_image_to_video_backbones_act(backbone: VideoBackbone):
     assert chunk.actions.shape == (2, 8, 8)
 
 
-@pytest.mark.parametrize("name", ["joint", "policy", "labeling", "action_conditioned", "cross_view"])
+@pytest.mark.parametrize(
+    "name", ["joint", "policy", "labeling", "annotation", "action_conditioned", "cross_view"]
+)
 def test_imagining_recorded_clips_knows_what_is_given_and_no_more(backbone: VideoBackbone, name: str):
     task, batch, other = JointGeneration(backbone, CLIP), batch_of(1), batch_of(1, seed=1)
     one = task.imagine(batch, plan(name))
     video, actions = batch.video.clone(), batch.actions.clone()
-    unknown = slice(1 if name == "cross_view" else 0, 0 if name == "labeling" else None)
+    unknown = slice(1 if name == "cross_view" else 0, 0 if name in ("labeling", "annotation") else None)
     video[:, unknown, :, 1:] = other.video[:, unknown, :, 1:]
     if name != "action_conditioned":
-        actions[:, 1:] = other.actions[:, 1:]
+        first = 0 if name == "annotation" else 1
+        actions[:, first:] = other.actions[:, first:]
     changed = task.imagine(replace(batch, video=video, actions=actions), plan(name))
     assert one.keys() == changed.keys()
     for kind in one:
