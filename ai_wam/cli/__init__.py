@@ -16,6 +16,7 @@ _OWN = {
     "convert": "write recorded files of another layout into shards",
     "export-checkpoint": "a trained checkpoint's backbone as a folder to load, to share or to push",
     "convert-checkpoint": "the released Action Images checkpoint into a folder for a backbone, and back",
+    "label": "read actions off recordings that have none, into shards",
     "export": "write shards in the layout of another project",
     "rlbench-doctor": "what is missing before RLBench runs here, step by step",
 }

@@ -1,0 +1,96 @@
+"""`ai-wam label`: recordings without actions into shards with actions, read off their videos by a model."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ai_wam.cli.checkpoints import digest, load_task
+from ai_wam.types import EpisodeSource
+from ai_wam.video import VideoEncoding
+from datamodules.recording import write_shards
+from datamodules.shard_format import write_json
+from datamodules.shard_reader import ShardSet
+from tasks.labeler import LabeledSource
+
+REPORT = "labels.json"
+
+
+def label(
+    ckpt_path: str,
+    out: str,
+    shards: str | None = None,
+    source: EpisodeSource | None = None,
+    min_confidence: float = 0.2,
+    min_share: float = 0.9,
+    sampling_steps: int | None = None,
+    batch_size: int = 8,
+    episodes_per_shard: int = 64,
+    lossless: bool = False,
+    gop: int = 1,
+) -> None:
+    """Label every frame of every episode and say how much was kept.
+
+    An episode of which too few frames are sure is written without actions, and trains as video only. A
+    finished folder is never written again; an interrupted one goes on at the first missing shard.
+
+    Args:
+        ckpt_path: a model that was trained on the annotation plan.
+        out: folder of the labeled shards; made if missing.
+        shards: folder of the shards to be labeled, or
+        source: any other source, such as datamodules.folder.FolderSource, by class_path and init_args.
+        min_confidence: of the decoder (1 = exact), below which a frame is not sure.
+        min_share: of sure frames, below which an episode gets no actions.
+        sampling_steps: of the model; the checkpoint's own if left out.
+        batch_size: windows per forward pass.
+        episodes_per_shard: episodes in all shards but the last.
+        lossless: keep every pixel exactly, at about ten times the size.
+        gop: frames from one key frame to the next.
+    """
+    if (shards is None) == (source is None):
+        sys.exit("ai-wam label: give either --shards FOLDER or --source; one of them, not both")
+    recordings = ShardSet(shards) if shards is not None else source
+    assert recordings is not None
+    changes = [] if sampling_steps is None else [f"sampling_steps={sampling_steps}"]
+    task = load_task(ckpt_path, *changes).to("cuda" if torch.cuda.is_available() else "cpu")
+    known = {"file": Path(ckpt_path).name, "sha256": digest(ckpt_path), "steps": task.sampling_steps}
+    labeled = LabeledSource(recordings, task, known, min_confidence, min_share, batch_size)
+    write_shards(labeled, out, episodes_per_shard, 0, VideoEncoding(lossless=lossless, gop=gop))
+    report = summary(ShardSet(out))
+    write_json(Path(out) / REPORT, report)
+    print(_table(out, report))
+
+
+def summary(labeled: ShardSet) -> dict[str, Any]:
+    """How sure the labels of a folder are, and how much of it was kept."""
+    labels = [labeled.header(index).provenance["labels"] for index in range(len(labeled))]
+    confidence = np.concatenate([each["confidence"] for each in labels])
+    disagreement = np.array(
+        [value for each in labels for value in each["disagreement_px"] if value is not None]
+    )
+    thresholds = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7]
+    return {
+        "episodes": len(labels),
+        "episodes_kept": sum(each["kept"] for each in labels),
+        "frames": len(confidence),
+        "frames_valid": sum(sum(each["valid"]) for each in labels),
+        "confidence_median": float(np.median(confidence)),
+        "disagreement_px_median": float(np.median(disagreement)) if len(disagreement) else None,
+        "frames_above": {f"{level:g}": float((confidence >= level).mean()) for level in thresholds},
+    }
+
+
+def _table(out: str, report: dict[str, Any]) -> str:
+    kept, episodes = report["episodes_kept"], report["episodes"]
+    disagreement = report["disagreement_px_median"]
+    lines = [
+        f"{out}: {kept} of {episodes} episodes kept with actions = {kept / episodes:.0%}, the rest without",
+        f"  {report['frames_valid']} of {report['frames']} frames have a measured pose; median confidence "
+        f"{report['confidence_median']:.2f}"
+        + ("" if disagreement is None else f", views disagree by {disagreement:.2f} pixels"),
+        "  share of frames above a confidence: "
+        + ", ".join(f"{level} {share:.0%}" for level, share in report["frames_above"].items()),
+    ]
+    return "\n".join(lines)

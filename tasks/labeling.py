@@ -1,0 +1,33 @@
+"""Action labeling: given the whole observation video, generate the action video."""
+
+from typing import Any
+
+from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.types import Clip
+from backbones.base import VideoBackbone
+from tasks.base import WorldActionTask
+
+
+class ActionLabeling(WorldActionTask):
+    """Reads actions off videos: half of the samples are given the first action, half are given none.
+
+    Args:
+        backbone: the video model.
+        clip: frames, stride, size and views.
+        tokenizer: how actions are drawn.
+        plans: shares of the plans trained on; labeling and annotation alike if left out.
+        control_plan: by which it would act in a benchmark; train that plan too.
+        kwargs: the other arguments of `tasks.base.WorldActionTask`.
+    """
+
+    def __init__(
+        self,
+        backbone: VideoBackbone,
+        clip: Clip = Clip(),  # noqa: B008 - frozen
+        tokenizer: ActionImageTokenizer | None = None,
+        plans: dict[str, float] | None = None,
+        control_plan: str = "policy",
+        **kwargs: Any,
+    ) -> None:
+        shares = plans or {"labeling": 0.5, "annotation": 0.5}
+        super().__init__(backbone, clip, shares, control_plan=control_plan, tokenizer=tokenizer, **kwargs)

@@ -1,0 +1,169 @@
+"""Labeling recordings: which frames a model sees, what is kept, what the folder and its report say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ai_wam.canvas import Kind
+from ai_wam.cli import main
+from ai_wam.cli.configs import config_path, instantiate
+from ai_wam.types import Clip, Episode, Frame, View
+from backbones.base import VideoBackbone
+from datamodules.recording import write_shards
+from datamodules.shard_format import ShardError
+from datamodules.shard_reader import ShardSet
+from tasks.labeler import LabeledSource, _windows
+from tasks.labeling import ActionLabeling
+from tasks.policy import PolicyControl
+
+CLIP = Clip(frames=5, stride=2, control_hz=10.0, size=(32, 32), views=("front", "side"))
+K = np.array([[30.0, 0, 16], [0, 30.0, 16], [0, 0, 1]])
+FRONT = np.eye(4)
+SIDE = np.array([[0.0, 0, -1, 1], [0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 1]])
+
+
+class Recordings:
+    """Two moving tools of which nothing but grey pictures is recorded."""
+
+    def __init__(
+        self, hz: float = 10.0, views: tuple[str, ...] = ("front", "side"), length: int = 13
+    ) -> None:
+        self.hz, self.views, self.length = hz, views, length
+
+    def __len__(self) -> int:
+        return 2
+
+    def truth(self, index: int, number: int) -> np.ndarray:
+        return np.array([0.01 * number - 0.05 * index, 0.02, 1.0, 0, 0, 0, 1, 1], dtype=np.float32)
+
+    def __getitem__(self, index: int) -> Episode:
+        poses = {"front": FRONT, "side": SIDE}
+        grey = np.full((32, 32, 3), 100, dtype=np.uint8)
+        frames = [
+            Frame(
+                {name: View(grey, K, poses.get(name, FRONT)) for name in self.views}, None, number / self.hz
+            )
+            for number in range(13)
+        ]
+        return Episode(f"clip-{index}", frames, ("",), self.hz, {"source": "test"})
+
+
+class Oracle(ActionLabeling):
+    """Draws the true actions of the frames it is asked for, so that reading them is all that can go wrong."""
+
+    def imagine(self, batch, chosen):
+        assert chosen.name == "annotation"
+        assert not batch.actions.any()
+        rows = []
+        for key in batch.keys:
+            index, first = (int(part) for part in key.removeprefix("clip-").split("@"))
+            numbers = [min(first + 2 * t, 12 - (12 - first) % 2) for t in range(CLIP.frames)]
+            rows.append(np.stack([Recordings().truth(index, number) for number in numbers]))
+        actions = torch.from_numpy(np.stack(rows))
+        return {Kind.ACTION: 2 * self.tokenizer.encode(actions, batch.cameras, CLIP.size) - 1}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> VideoBackbone:
+    torch.manual_seed(0)
+    return instantiate("configs/backbone/wan-tiny.yaml", VideoBackbone)
+
+
+@pytest.mark.parametrize(
+    ("length", "frames", "step"), [(13, 5, 2), (4, 5, 2), (1, 5, 4), (40, 9, 4), (9, 9, 1)]
+)
+def test_every_frame_is_seen_in_its_own_rhythm(length: int, frames: int, step: int):
+    windows = list(_windows(length, frames, step))
+    assert all(len(window) == frames for window in windows)
+    assert {frame for window in windows for frame in window} == set(range(length))
+    for window in windows:
+        assert set(np.diff(window)) <= {0, step}
+        assert (np.diff(window) == 0).sum() == 0 or window[-1] + step >= length
+
+
+def test_labels_are_the_actions_of_their_frames(backbone: VideoBackbone):
+    source = Recordings()
+    labeled = LabeledSource(source, Oracle(backbone, CLIP), {}, batch_size=2)
+    for index in range(2):
+        episode = labeled[index]
+        frames = list(episode.frames)
+        assert len(frames) == 13
+        for number, frame in enumerate(frames):
+            assert frame.action is not None
+            np.testing.assert_allclose(frame.action, source.truth(index, number), atol=2e-3)
+        labels = episode.provenance["labels"]
+        assert labels["kept"]
+        assert all(labels["valid"])
+        assert max(labels["disagreement_px"]) < 0.2
+        assert episode.provenance["source"] == "test"
+
+
+def test_too_little_that_is_sure_leaves_an_episode_without_actions(backbone: VideoBackbone):
+    task = Oracle(backbone, CLIP)
+    strict = LabeledSource(Recordings(), task, {}, min_confidence=1.0)[0]
+    assert not strict.provenance["labels"]["kept"]
+    assert all(frame.action is None for frame in strict.frames)
+    assert LabeledSource(Recordings(), task, {}, 1.0, min_share=0.0)[0].provenance["labels"]["kept"]
+
+
+@pytest.mark.parametrize(
+    ("recordings", "message"),
+    [
+        (Recordings(hz=7.0), "has 7 frames a second, the model's clip 5"),
+        (Recordings(views=("wrist",)), r"has views \['wrist'\], the model knows \['front', 'side'\]"),
+    ],
+)
+def test_recordings_that_do_not_fit_are_named(backbone: VideoBackbone, recordings: Recordings, message: str):
+    with pytest.raises(ValueError, match=message):
+        LabeledSource(recordings, Oracle(backbone, CLIP), {})[0]
+
+
+def test_models_and_thresholds_that_do_not_fit_are_named(backbone: VideoBackbone):
+    with pytest.raises(ValueError, match=r"was trained on the plans policy, .* needs 'annotation'"):
+        LabeledSource(Recordings(), PolicyControl(backbone, CLIP), {})
+    with pytest.raises(ValueError, match=r"min_share must lie in \[0, 1\], got 1.5"):
+        LabeledSource(Recordings(), Oracle(backbone, CLIP), {}, min_share=1.5)
+
+
+def test_a_missing_view_is_left_out(backbone: VideoBackbone):
+    source = Recordings(views=("front",))
+    labeled = LabeledSource(source, ActionLabeling(backbone, CLIP, sampling_steps=1), {})
+    assert len(labeled[0].provenance["labels"]["valid"]) == 13
+
+
+def test_the_command_writes_labels_and_a_report_and_never_writes_over_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backbone: VideoBackbone,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    write_shards(Recordings(), "raw", workers=0, progress=False)
+    save(ActionLabeling(backbone, CLIP, sampling_steps=1), tmp_path / "x.ckpt")
+    words = ["label", "--ckpt_path=x.ckpt", "--shards=raw", "--out=labeled"]
+    main(words)
+    assert "of 2 episodes kept with actions" in capsys.readouterr().out
+    report = json.loads((tmp_path / "labeled" / "labels.json").read_text())
+    assert (report["episodes"], report["frames"]) == (2, 26)
+    shards = ShardSet("labeled")
+    assert len(shards) == 2
+    labels = shards.header(0).provenance["labels"]
+    assert (shards.header(0).actions is not None) == labels["kept"]
+    main(words)  # nothing is left to be done
+    with pytest.raises(ShardError, match=r"min_share: 0\.9 != 0\.5"):
+        main([*words, "--min_share=0.5"])
+    with pytest.raises(SystemExit, match="either --shards FOLDER or --source"):
+        main(words[:2] + words[3:])
+
+
+def save(task: ActionLabeling, file: Path) -> None:
+    """As `ai-wam fit` would have saved it."""
+    described = yaml.safe_load(config_path("configs/backbone/wan-tiny.yaml").read_text())
+    clip = {"frames": 5, "stride": 2, "control_hz": 10.0, "size": [32, 32], "views": ["front", "side"]}
+    arguments = {"backbone": described, "clip": clip, "sampling_steps": 1}
+    hyper = {"_class_path": "tasks.labeling.ActionLabeling", "_instantiator": "", **arguments}
+    torch.save({"hyper_parameters": hyper, "state_dict": task.state_dict()}, file)
