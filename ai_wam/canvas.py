@@ -89,6 +89,11 @@ class Plan:
         return self.action is not None
 
     @property
+    def generates_actions(self) -> bool:
+        """Whether actions are generated."""
+        return self.action is not None and self.action.given != "all"
+
+    @property
     def knows_pose(self) -> bool:
         """Whether the first action is known."""
         return self.action is not None and self.action.given != "none"

@@ -343,13 +343,22 @@ class VideoBackbone(nn.Module, ABC):
         self, canvas: Canvas, context: Context, u: Float[Tensor, "b"], noise: Float[Tensor, "b c f h w"]
     ) -> Float[Tensor, "b"]:
         """Mean squared error per row over the positions that count; 0 for a row without any."""
+        return self.loss_and_estimate(canvas, context, u, noise)[0]
+
+    def loss_and_estimate(
+        self, canvas: Canvas, context: Context, u: Float[Tensor, "b"], noise: Float[Tensor, "b c f h w"]
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c f h w"]]:
+        """The loss, and the clean latents that the network sees in the noisy ones."""
         level = u.view(-1, 1, 1, 1, 1)
         noisy = torch.where(canvas.given, canvas.clean, self.path.add_noise(canvas.clean, noise, level))
         prediction = self.predict(noisy, u, canvas, context)
         target = canvas.clean if self.prediction == "clean" else self.path.target(canvas.clean, noise, level)
         error = ((prediction.float() - target.float()) ** 2 * canvas.counted).flatten(1).sum(1)
         error = error * self.path.weight(u)
-        return error / (canvas.counted.flatten(1).sum(1) * canvas.clean.shape[1]).clamp(min=1)
+        loss = error / (canvas.counted.flatten(1).sum(1) * canvas.clean.shape[1]).clamp(min=1)
+        seen = prediction.float()
+        clean = seen if self.prediction == "clean" else self.path.invert(seen, noisy, level)[0]
+        return loss, torch.where(canvas.given, canvas.clean, clean)
 
     @torch.no_grad()
     def sample(

@@ -1,18 +1,15 @@
 """The training loop, sampling and logging that all tasks share; subclasses choose plans and outputs."""
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.optim import param_groups_weight_decay
 from torch import Tensor
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from ai_wam.action_images import ActionImageTokenizer, DecodedActions
 from ai_wam.cameras import Cameras
@@ -22,10 +19,12 @@ from ai_wam.seeds import named_generator
 from ai_wam.types import ActionChunk, Batch, Clip, Observation
 from backbones.base import VideoBackbone
 from backbones.prompts import Context
+from tasks.action_head import ActionHead
 from tasks.evaluation import Trials, log_sample_videos
 from tasks.judge import Judge, finish
 from tasks.metrics.action import ActionAccuracy
 from tasks.metrics.networks import check_names, left_out, load_networks
+from tasks.optimization import Schedule, adamw, parameter_groups
 
 
 class WorldActionTask(LightningModule):
@@ -47,6 +46,12 @@ class WorldActionTask(LightningModule):
         sampling_steps: network evaluations of one prediction.
         guidance: scale of classifier-free guidance; 1 is off.
         solver: how a prediction walks the noise path; see `ai_wam.samplers`.
+        decode_observation: whether acting also decodes the observation that a plan imagines, for pictures;
+            the actions are the same without.
+        action_head: a learned decoder on top of the geometric one; trained beside the video model, on its
+            estimates, without changing them.
+        freeze_backbone: train the action head alone.
+        decoder: which of the two acts; the head where there is one, if left out.
         decoded_frames: video frames of a prediction that are decoded, the present one included; all, if left
             out. Whoever executes a part of a chunk saves the decoding of the rest.
         seed: of everything the task draws: plans, noise levels, noise.
@@ -65,12 +70,16 @@ class WorldActionTask(LightningModule):
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
         warmup_steps: int = 100,
-        schedule: Literal["cosine", "constant"] = "cosine",
+        schedule: Schedule = "cosine",
         prompt_dropout: float = 0.05,
         sampling_steps: int = 4,
         guidance: float = 1.0,
         solver: Solver = "euler",
         decoded_frames: int | None = None,
+        decode_observation: bool = True,
+        action_head: ActionHead | None = None,
+        freeze_backbone: bool = False,
+        decoder: Literal["geometric", "head"] | None = None,
         seed: int = 0,
         test_plans: list[str] | None = None,
         test_networks: dict[str, str] | None = None,
@@ -96,6 +105,15 @@ class WorldActionTask(LightningModule):
         check_names(self.test_networks)
         self._judges: list[Judge] = []  # no modules of this one: their networks stay out of checkpoints
         self.errors = ActionAccuracy()
+        self.decode_observation, self.action_head = decode_observation, action_head
+        self.decoder = decoder or ("geometric" if action_head is None else "head")
+        self.freeze_backbone = freeze_backbone
+        if action_head is None and (self.decoder == "head" or freeze_backbone):
+            raise ValueError("decoder: head and freeze_backbone need an action_head; set one")
+        if action_head is not None:
+            action_head.fit_to(backbone.spec.channels)
+        if freeze_backbone:
+            backbone.requires_grad_(False)
         self._sharded = False
 
     # ------------------------------------------------------------------ training
@@ -115,13 +133,30 @@ class WorldActionTask(LightningModule):
             u = self.backbone.path.draw(len(rows), generator).to(self.device)
             noise = torch.randn(canvas.clean.shape, generator=generator).to(self.device)
             context = self._context([prompts[row] for row in rows], part.observation)
-            loss = self.backbone.loss(canvas, context, u, noise)
+            with torch.set_grad_enabled(not self.freeze_backbone):
+                loss, estimate = self.backbone.loss_and_estimate(canvas, context, u, noise)
+            if self.action_head is not None and chosen.generates_actions:
+                corrected = self._head_loss(part, chosen, canvas, estimate.detach())
+                self.log(f"train/head_{chosen.name}", corrected.mean(), batch_size=len(rows))
+                total = total + corrected.sum()
             self.log(f"train/loss_{chosen.name}", loss.mean(), batch_size=len(rows))
             self.log(f"train/share_{chosen.name}", len(rows) / len(batch.keys), batch_size=len(batch.keys))
-            total = total + loss.sum()
+            total = total if self.freeze_backbone else total + loss.sum()
         total = total / len(batch.keys)
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch.keys))
         return total
+
+    def _head_loss(
+        self, batch: Batch, chosen: Plan, canvas: Canvas, estimate: Float[Tensor, "b c f h w"]
+    ) -> Float[Tensor, "b"]:
+        """Loss of the action head on what the network sees in noisy latents."""
+        assert self.action_head is not None
+        cameras = self._cameras(batch, chosen)
+        images = self.decode_segments(canvas, estimate, kinds=(Kind.ACTION,))[Kind.ACTION]
+        read = self.decode_actions(images, cameras, batch.observation)
+        actions = self.action_head(canvas, estimate, read, cameras, batch.actions[:, 0])
+        loss: Tensor = self.action_head.loss(actions, batch.actions)
+        return loss
 
     def _draw_plans(self, batch: Batch, generator: torch.Generator) -> list[tuple[Plan, list[int]]]:
         """Each plan with its rows; rows without recorded actions take part as video-only."""
@@ -216,32 +251,13 @@ class WorldActionTask(LightningModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything that is trained; norms, biases and modulation tables without weight decay."""
-        denoiser = self.backbone.denoiser
-        tables = [name for name, _ in denoiser.named_parameters() if name.endswith("scale_shift_table")]
-        groups: list[dict[str, Any]] = param_groups_weight_decay(denoiser, self.weight_decay, tables)
-        return groups
+        trained = [self.backbone.denoiser, *([] if self.action_head is None else [self.action_head])]
+        return parameter_groups(trained, self.weight_decay)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up, then the schedule."""
-        groups = self.parameter_groups()
-        optimizer = AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)
         steps = self.trainer.estimated_stepping_batches
-        if self.schedule == "cosine" and math.isinf(steps):
-            raise ValueError(
-                "schedule: cosine needs trainer.max_steps or max_epochs; set one, or schedule: constant"
-            )
-
-        def factor(step: int) -> float:
-            warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-            if self.schedule == "constant":
-                return warm
-            progress = min(1.0, step / max(1, steps))
-            return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
-        }
+        return adamw(self.parameter_groups(), self.learning_rate, self.warmup_steps, self.schedule, steps)
 
     # ------------------------------------------------------------------ acting
 
@@ -259,9 +275,12 @@ class WorldActionTask(LightningModule):
         observation = observation.to(self.device)
         cameras = observation.cameras.map(lambda m: m[:, :, -1:].expand(-1, -1, frames, -1, -1))
         canvas, latents = self.generate(self.control_plan, observation, cameras)
-        segments = self.decode_segments(canvas, latents, self.decoded_frames)
+        kinds = tuple(Kind) if self.decode_observation else (Kind.ACTION,)
+        segments = self.decode_segments(canvas, latents, self.decoded_frames, kinds)
         cameras = cameras[:, :, : segments[Kind.ACTION].shape[3]]
         decoded = self.decode_actions(segments[Kind.ACTION], cameras, observation)
+        if self.decoder == "head":
+            decoded = self.correct(canvas, latents, decoded, cameras, observation)
         imagined = {"action_images": segments[Kind.ACTION].cpu()}
         if Kind.VIDEO in segments and segments[Kind.VIDEO].shape[3] > 1:
             imagined["observation"] = segments[Kind.VIDEO].cpu()
@@ -298,13 +317,38 @@ class WorldActionTask(LightningModule):
             canvas, context, noise, self.sampling_steps, self.guidance, null, self.solver
         )
 
+    def correct(
+        self,
+        canvas: Canvas,
+        latents: Float[Tensor, "b c f h w"],
+        read: DecodedActions,
+        cameras: Cameras,
+        observation: Observation,
+    ) -> DecodedActions:
+        """The action head's poses in the place of the geometric ones; every step has one."""
+        assert self.action_head is not None
+        actions = self.action_head(canvas, latents, read, cameras, observation.action)
+        return replace(read, actions=actions, valid=torch.ones_like(read.valid))
+
     def decode_segments(
-        self, canvas: Canvas, latents: Float[Tensor, "b c f h w"], frames: int | None = None
+        self,
+        canvas: Canvas,
+        latents: Float[Tensor, "b c f h w"],
+        frames: int | None = None,
+        kinds: Sequence[Kind] = tuple(Kind),
     ) -> dict[Kind, Float[Tensor, "b v 3 _ _ _"]]:
-        """Videos in [-1, 1] by kind, all views of a kind stacked; `frames`: how many, from the first on."""
+        """Videos in [-1, 1] of the kinds asked for, all views of a kind stacked.
+
+        Args:
+            canvas: what the latents were generated for.
+            latents: the packed canvas.
+            frames: how many frames are decoded, from the first on; all, if left out.
+            kinds: what is decoded.
+        """
         parts: dict[Kind, list[Tensor]] = defaultdict(list)
         for segment, part in zip(canvas.segments, canvas.unpack(latents.float()), strict=True):
-            parts[segment.kind].append(part)
+            if segment.kind in kinds:
+                parts[segment.kind].append(part)
         return {
             kind: self.backbone.decode(torch.stack(views, dim=1), frames)
             for kind, views in parts.items()
@@ -347,11 +391,19 @@ class WorldActionTask(LightningModule):
         self._check(batch)
         if not self._judges:
             networks = load_networks(self.test_networks, self.clip)
-            self._judges = [Judge(each, self.tokenizer, networks, self.device) for each in self.test_plans]
+            self._judges = [
+                Judge(each, self.tokenizer, networks, self.device, self.action_head is not None)
+                for each in self.test_plans
+            ]
         for judge in self._judges:
             cameras = self._cameras(batch, judge.plan)
             codec = {kind: self._recode(batch, kind, cameras) for kind in judge.kinds}
-            judge.update(batch, cameras, self.imagine(batch, judge.plan), codec)
+            canvas, latents = self._imagined(batch, judge.plan)
+            videos, head = self.decode_segments(canvas, latents), None
+            if self.action_head is not None and judge.plan.generates_actions:
+                read = self.decode_actions(videos[Kind.ACTION], cameras, batch.observation)
+                head = self.correct(canvas, latents, read, cameras, batch.observation)
+            judge.update(batch, cameras, videos, codec, head)
 
     def on_test_epoch_start(self) -> None:
         """Forget a test that was interrupted."""
@@ -364,15 +416,18 @@ class WorldActionTask(LightningModule):
             videos = any(Kind.VIDEO in judge.kinds for judge in judges)
             finish(self, judges, left_out(self.test_networks) if videos else {})
 
-    @torch.no_grad()
     def imagine(self, batch: Batch, chosen: Plan) -> dict[Kind, Float[Tensor, "b v 3 _ h w"]]:
         """Videos in [-1, 1] of recorded clips as a plan generates them; it is told what it gives, no more."""
+        return self.decode_segments(*self._imagined(batch, chosen))
+
+    @torch.no_grad()
+    def _imagined(self, batch: Batch, chosen: Plan) -> tuple[Canvas, Float[Tensor, "b c f h w"]]:
         self._check_video(batch, chosen)
         told = {each.kind for each in chosen.segments(batch.video.shape[1], 2) if each.given == 2}
         cameras = self._cameras(batch, chosen)
         video = self.backbone.encode(batch.video) if Kind.VIDEO in told else None
         action = self.encode_actions(batch.actions, cameras) if Kind.ACTION in told else None
-        return self.decode_segments(*self.generate(chosen, batch.observation, cameras, video, action))
+        return self.generate(chosen, batch.observation, cameras, video, action)
 
     def _recode(self, batch: Batch, kind: Kind, cameras: Cameras) -> Float[Tensor, "b v 3 t h w"]:
         """What is left of the recorded video, or of the recorded actions' images, behind the codec."""

@@ -2,8 +2,8 @@
 
     ai-wam test --ckpt_path x.ckpt --data configs/data/shards.yaml --data.test data/test
 
-The same metrics judge three arms: the model; the first frame copied (`copy_first_frame`) or the present pose
-held (`hold_still`); and the recorded video or the recorded actions' images through the codec and back
+The same metrics judge the model; its learned action head (`head`), where it has one; the first frame copied
+(`copy_first_frame`) or the present pose held (`hold_still`); and the recorded video or the recorded actions' images through the codec and back
 (`codec`), which is as good as a model of this codec can be expected to get.
 """
 
@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection, SumMetric
 
-from ai_wam.action_images import ActionImageTokenizer, tool_points
+from ai_wam.action_images import ActionImageTokenizer, DecodedActions, tool_points
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, Plan
 from ai_wam.types import Batch
@@ -32,7 +32,7 @@ from tasks.metrics.video import FrechetVideoDistance, VideoQuality
 Videos = Mapping[Kind, Float[Tensor, "b v 3 _ h w"]]
 Figures = dict[str, dict[str, float]]  # by arm and name
 _BASELINE = {Kind.VIDEO: "copy_first_frame", Kind.ACTION: "hold_still"}
-_ARMS = ("model", *_BASELINE.values(), "codec")
+_ARMS = ("model", "head", *_BASELINE.values(), "codec")
 
 
 class Judge:
@@ -51,6 +51,7 @@ class Judge:
         tokenizer: how actions are drawn.
         networks: of video metrics, by name, as `load_networks` gives them.
         device: where the metrics live.
+        head: whether a learned decoder is judged beside the geometric one.
     """
 
     def __init__(
@@ -59,18 +60,27 @@ class Judge:
         tokenizer: ActionImageTokenizer,
         networks: Mapping[str, torch.nn.Module],
         device: torch.device,
+        head: bool = False,
     ) -> None:
         self.plan, self.tokenizer = chosen, tokenizer
         self.kinds = [kind for kind in Kind if any(self._generated(kind, 2))]
         self.clips = SumMetric().to(device)
         self._metrics: dict[tuple[Kind, str], MetricCollection] = {}
         for kind in self.kinds:
-            for arm in ("model", _BASELINE[kind], "codec"):
+            learned = ["head"] if head and kind is Kind.ACTION else []
+            for arm in ("model", *learned, _BASELINE[kind], "codec"):
                 metrics = _of_video(networks) if kind is Kind.VIDEO else _of_actions(chosen)
                 # Compute groups would merge different metrics whose states happen to be equal.
                 self._metrics[kind, arm] = MetricCollection(metrics, compute_groups=False).to(device)
 
-    def update(self, batch: Batch, cameras: Cameras, model: Videos, codec: Videos) -> None:
+    def update(
+        self,
+        batch: Batch,
+        cameras: Cameras,
+        model: Videos,
+        codec: Videos,
+        head: DecodedActions | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
@@ -78,6 +88,7 @@ class Judge:
             cameras: those that the action images are drawn for.
             model: what was generated.
             codec: the truth, encoded and decoded.
+            head: what a learned decoder makes of the model's latents.
         """
         rows = batch.action_valid.all(1) | (not self.plan.needs_actions)
         self.clips.update(rows.sum())
@@ -85,7 +96,7 @@ class Judge:
         if Kind.VIDEO in self.kinds:
             self._videos(batch, shown, model[Kind.VIDEO], codec[Kind.VIDEO])
         if Kind.ACTION in self.kinds:
-            self._actions(batch, shown, cameras, model[Kind.ACTION], codec[Kind.ACTION])
+            self._actions(batch, shown, cameras, model[Kind.ACTION], codec[Kind.ACTION], head)
 
     def compute(self) -> Figures:
         """Figures over all ranks; those that nothing counted for are left out."""
@@ -108,7 +119,13 @@ class Judge:
             self._metrics[Kind.VIDEO, arm].update(video=video, truth=batch.video, counted=counted)
 
     def _actions(
-        self, batch: Batch, shown: Bool[Tensor, "b v"], cameras: Cameras, model: Tensor, codec: Tensor
+        self,
+        batch: Batch,
+        shown: Bool[Tensor, "b v"],
+        cameras: Cameras,
+        model: Tensor,
+        codec: Tensor,
+        head: DecodedActions | None,
     ) -> None:
         size = (batch.video.shape[-2], batch.video.shape[-1])
         truth, visible = self._tracks(batch.actions, cameras, size)
@@ -118,6 +135,9 @@ class Judge:
         for arm, images in (("model", model), ("codec", codec)):
             read = self.tokenizer.decode((images + 1) / 2, cameras, batch.view_mask)
             arms[arm] = (read.actions, read.valid, read.pixels.to(truth))
+        if head is not None:
+            tracks, seen = self._tracks(head.actions, cameras, size)
+            arms["head"] = (head.actions, head.valid, tracks.masked_fill(~seen[..., None], math.nan))
         for arm, (actions, valid, tracks) in arms.items():
             self._metrics[Kind.ACTION, arm].update(  # each metric takes what it knows
                 actions=actions[:, 1:],
