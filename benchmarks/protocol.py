@@ -12,6 +12,8 @@ from typing import Any, Literal
 from ai_wam.types import Clip
 from benchmarks.base import Simulator, Trial
 
+_RULES = 1  # raised when this package executes, draws or judges trials in another way than before
+
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
@@ -29,6 +31,8 @@ class EvaluationProtocol:
             place; a trial that meets more of them than this stops as "invalid".
         max_unreached_streak: more control steps in a row than this whose pose inverse kinematics cannot
             follow stop the trial as "unreachable".
+        min_ceiling: a task of which the ceiling solves a smaller share says more about simulator, controller
+            and codec than about any model: it is listed apart and is in no mean.
     """
 
     execution: Literal["one_shot", "receding"] = "one_shot"
@@ -39,6 +43,7 @@ class EvaluationProtocol:
     split: str = "test"
     max_invalid_frames: int = 8
     max_unreached_streak: int = 20
+    min_ceiling: float = 0.5
 
     def __post_init__(self) -> None:
         if self.execution not in ("one_shot", "receding"):
@@ -51,6 +56,8 @@ class EvaluationProtocol:
                 f"protocol: max_seconds ({self.max_seconds}) must be positive and max_unreached_streak "
                 f"({self.max_unreached_streak}) at least 0"
             )
+        if not 0 <= self.min_ceiling <= 1:
+            raise ValueError(f"protocol: min_ceiling is {self.min_ceiling}; a rate lies in [0, 1]")
 
     def task_names(self, simulator: Simulator) -> tuple[str, ...]:
         """The tasks to run, in order.
@@ -76,9 +83,12 @@ class EvaluationProtocol:
     def describe(self, simulator: Simulator, clip: Clip) -> dict[str, Any]:
         """Everything that decides what a trial is, as JSON: these rules, the simulator, the clip's geometry.
 
-        The clip's number of frames is left out: how far ahead a model plans is the model's business.
+        Tasks stand with their numbers of variations, which decide what scenes are drawn. The clip's number
+        of frames is left out: how far ahead a model plans is the model's business.
         """
-        rules = dataclasses.asdict(self) | {"tasks": self.task_names(simulator)}
+        known = simulator.tasks()
+        tasks = {name: known[name] for name in self.task_names(simulator)}
+        rules = dataclasses.asdict(self) | {"rules": _RULES, "tasks": tasks}
         if self.execution == "one_shot":
             del rules["execute_frames"]
         view = {name: getattr(clip, name) for name in ("views", "size", "stride", "control_hz")}
@@ -88,8 +98,13 @@ class EvaluationProtocol:
         return described
 
     def hash(self, simulator: Simulator, clip: Clip) -> str:
-        """SHA-256 of `describe` in canonical JSON."""
-        return hashlib.sha256(canonical(self.describe(simulator, clip)).encode()).hexdigest()
+        """`digest` of `describe`."""
+        return digest(self.describe(simulator, clip))
+
+
+def digest(described: Mapping[str, Any]) -> str:
+    """SHA-256 of a described protocol in canonical JSON."""
+    return hashlib.sha256(canonical(described).encode()).hexdigest()
 
 
 def canonical(value: Any) -> str:
@@ -100,7 +115,8 @@ def canonical(value: Any) -> str:
 def configuration(component: object) -> dict[str, Any]:
     """Class path and constructor arguments of an object, as JSON values.
 
-    Arguments are read back from attributes of the same name (or with a leading underscore).
+    Arguments are read back from attributes of the same name (or with a leading underscore). A class may name
+    arguments that cannot change a result in `incidental`; they are left out.
 
     Raises:
         ValueError: an argument that was not kept, or that is no JSON value.
@@ -108,6 +124,8 @@ def configuration(component: object) -> dict[str, Any]:
     cls = type(component)
     arguments: dict[str, Any] = {}
     for name, parameter in inspect.signature(cls).parameters.items():
+        if name in getattr(cls, "incidental", ()):
+            continue
         kept = [key for key in (name, f"_{name}") if hasattr(component, key)]
         if not kept or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ValueError(

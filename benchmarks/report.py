@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 from benchmarks.recording import Recording
+from benchmarks.tables import apart_title, percent
 
 _LIMIT = 28 * 2**20  # bytes of the page; mail and review tools refuse much more
 _ARMS = {
@@ -41,9 +42,7 @@ def render(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> s
         policy=escape(name),
         lead=_lead(results),
         figures=_figures(results),
-        tasks="".join(
-            _task(name, summary, results, recordings) for name, summary in results["tasks"].items()
-        ),
+        tasks=_tasks(results, recordings),
         diagnostics=_diagnostics(results["tasks"]),
         note=note,
         filters=_filters(results),
@@ -66,9 +65,10 @@ def _lead(results: Mapping[str, Any]) -> str:
     if protocol["execution"] == "receding":
         execution = f"receding horizon, {protocol['execute_frames']} actions per plan"
     simulator = protocol["simulator"]["class_path"].rpartition(".")[2]
+    ran, whole = len(results["trials"]), protocol["trials_per_task"] * len(protocol["tasks"])
     parts = [
         execution,
-        f"{len(results['trials'])} trials",
+        f"{ran} trials" if ran == whole else f"{ran} of the protocol's {whole} trials",
         simulator,
         results["created"].replace("T", " ")[:16] + " UTC",
     ]
@@ -79,9 +79,10 @@ def _figures(results: Mapping[str, Any]) -> str:
     """The means over tasks, in large type."""
     boxes = []
     for arm, rate in results["mean"].items():
-        counts = [summary[arm] for summary in results["tasks"].values()]
+        counts = [summary[arm] for name, summary in results["tasks"].items() if name not in results["apart"]]
         of = f"success, {sum(c['successes'] for c in counts)} of {sum(c['trials'] for c in counts)} trials"
-        of += ", mean over tasks" if len(counts) > 1 else ""
+        of += f", mean over {len(counts)} tasks" if len(counts) > 1 else ""
+        of += f", {len(results['apart'])} apart" if results["apart"] else ""
         label = of if arm == "policy" else f"{arm}: {_ARMS[arm]}"
         boxes.append(_figure(_percent(rate), label, "main" if arm == "policy" else ""))
     boxes.append(
@@ -98,6 +99,16 @@ def _invalid_share(results: Mapping[str, Any]) -> float:
     """Share of trials in which the policy could not vouch for some action."""
     runs = [trial["policy"] for trial in results["trials"]]
     return sum(run["invalid_frames"] > 0 for run in runs) / len(runs)
+
+
+def _tasks(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> str:
+    """Those in the mean, then those whose ceiling is too low for it."""
+    blocks = {name: _task(name, one, results, recordings) for name, one in results["tasks"].items()}
+    counted = "".join(block for name, block in blocks.items() if name not in results["apart"])
+    if not results["apart"]:
+        return counted
+    title = f'<p class="apart">Listed apart, {escape(apart_title(results["protocol"]))}.</p>'
+    return counted + title + "".join(blocks[name] for name in results["apart"])
 
 
 def _task(
@@ -251,9 +262,9 @@ def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{b64encode(content).decode()}"
 
 
-def _percent(rate: float) -> str:
+def _percent(rate: float | None) -> str:
     """With a space that does not break."""
-    return f"{100 * rate:.0f}\N{NO-BREAK SPACE}%"
+    return percent(rate).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _number(value: float | None) -> str:
@@ -261,6 +272,8 @@ def _number(value: float | None) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return (
             " x ".join(map(str, value))

@@ -13,8 +13,10 @@ from typing import Any
 
 from benchmarks.base import Trial
 from benchmarks.benchmark import TrialResult
+from benchmarks.protocol import digest
 from benchmarks.statistics import Proportion
 
+_SCHEMA = 1  # of results.json
 _PACKAGES = ("ai-wam", "torch", "lightning", "diffusers", "mujoco", "numpy", "av")
 
 
@@ -34,6 +36,9 @@ def assemble(
         protocol_hash: their hash.
         policy: name, configuration and checkpoint of what was tested.
 
+    The means are over tasks, those apart whose ceiling is below the protocol's `min_ceiling`; "apart" names
+    them. A mean over no task is None.
+
     Raises:
         RuntimeError: an arm that has not exactly one result for every trial.
     """
@@ -41,17 +46,37 @@ def assemble(
         check_complete(arm, trials, list(results))
     tasks = list(dict.fromkeys(trial.task for trial in trials))
     summary = {task: _task_summary([trial for trial in trials if trial.task == task], arms) for task in tasks}
+    low = [task for task in tasks if "ceiling" in arms and _ceiling(summary[task]) < protocol["min_ceiling"]]
+    counted = [summary[task] for task in tasks if task not in low]
     return {
-        "schema": 1,
+        "schema": _SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "policy": dict(policy),
         "protocol": dict(protocol),
         "protocol_hash": protocol_hash,
-        "mean": {arm: sum(summary[task][arm]["rate"] for task in tasks) / len(tasks) for arm in arms},
+        "mean": {arm: _mean([figures[arm]["rate"] for figures in counted]) for arm in arms},
+        "apart": low,
         "tasks": summary,
         "trials": [_trial(trial, arms) for trial in trials],
         "versions": versions(),
     }
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """Content of a results.json.
+
+    Raises:
+        ValueError: no such file, or not the results of a test, or a protocol that is not the hash's.
+    """
+    try:
+        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; give the results.json that `ai-wam test` wrote") from error
+    if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
+        raise ValueError(f"{path}: no results of schema {_SCHEMA}; give a results.json of `ai-wam test`")
+    if digest(content["protocol"]) != content["protocol_hash"]:
+        raise ValueError(f"{path}: its protocol is not what its protocol_hash was made of: it was edited")
+    return content
 
 
 def check_complete(arm: str, trials: Sequence[Trial], ids: Sequence[str]) -> None:
@@ -130,6 +155,10 @@ def _trial(trial: Trial, arms: Mapping[str, Mapping[str, TrialResult]]) -> dict[
         "prompt": arms["policy"][trial.id].prompt,
         **{arm: results[trial.id].to_json() for arm, results in arms.items()},
     }
+
+
+def _ceiling(summary: Mapping[str, Any]) -> float:
+    return float(summary["ceiling"]["rate"])
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -60,6 +60,7 @@ class RLBench:
         ValueError: an argument out of range; the message says what is possible.
     """
 
+    incidental = ("paths",)  # where this machine keeps its packages; their versions are the result's
     _pose: Float[np.ndarray, "8"] | None
     _demonstration: Float[np.ndarray, "n 8"] | None
 

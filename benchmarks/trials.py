@@ -7,7 +7,7 @@ ends, under the trials' names, so no step waits for another rank and no trial is
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from benchmarks.base import Trial
 from benchmarks.benchmark import Benchmark, TrialResult
 from benchmarks.report import render
 from benchmarks.results import assemble, check_complete, write_json, write_whole
+from benchmarks.tables import results_table
 
 Results = dict[str, dict[str, TrialResult]]
 
@@ -95,6 +96,10 @@ class TrialDataModule(LightningDataModule):
         record: trials of every task, from its first on, to show in the report.
         references: run ceiling and floor beside the policy.
         trials_per_step: trials of one test step; as many as worlds run in parallel if None.
+        trials: ids of the protocol's trials to run; all of them if left out.
+
+    Raises:
+        ValueError: an id that is none of the protocol's.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class TrialDataModule(LightningDataModule):
         record: int = 12,
         references: bool = True,
         trials_per_step: int | None = None,
+        trials: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer trials than ranks is no error
@@ -114,6 +120,7 @@ class TrialDataModule(LightningDataModule):
         self.record = record
         self.references = references
         self.trials_per_step = trials_per_step or benchmark.parallel
+        self.trials = _chosen(benchmark.trials(), trials)
         self.results: dict[str, Any] = {}
         self._own: Results = {}
         self._collector = _Collector(self)
@@ -138,9 +145,8 @@ class TrialDataModule(LightningDataModule):
     def test_dataloader(self) -> TrialLoader:
         """This rank's trials: every n-th on n ranks."""
         trainer = self._trainer()
-        trials = self.benchmark.trials()
-        own = trials[trainer.global_rank :: trainer.world_size]
-        step, record = self.trials_per_step, self._recorded(trials)
+        own = self.trials[trainer.global_rank :: trainer.world_size]
+        step, record = self.trials_per_step, self._recorded()
         batches = [
             TrialBatch(self.benchmark, own[i : i + step], self.clip, record, self.references, self._own)
             for i in range(0, len(own), step)
@@ -153,8 +159,7 @@ class TrialDataModule(LightningDataModule):
         Raises:
             RuntimeError: the ranks together did not run every trial exactly once.
         """
-        trials = self.benchmark.trials()
-        arms = _gather(self._own, trials)
+        arms = _gather(self._own, self.trials)
         policy = {
             "name": _class_path(module),
             "config": json.loads(json.dumps(dict(module.hparams), default=_class_path)),
@@ -162,7 +167,11 @@ class TrialDataModule(LightningDataModule):
         }
         protocol, simulator = self.benchmark.protocol, self.benchmark.simulator
         self.results = assemble(
-            trials, arms, protocol.describe(simulator, self.clip), protocol.hash(simulator, self.clip), policy
+            self.trials,
+            arms,
+            protocol.describe(simulator, self.clip),
+            protocol.hash(simulator, self.clip),
+            policy,
         )
         for name, value in _scalars(self.results).items():
             module.log(name, value, sync_dist=trainer.world_size > 1)
@@ -174,13 +183,14 @@ class TrialDataModule(LightningDataModule):
         recordings = {name: run.recording for name, run in results.items() if run.recording is not None}
         write_json(folder / "results.json", self.results)
         write_whole(folder / "report.html", render(self.results, recordings))
-        rank_zero_info(f"results: {folder / 'results.json'}\nreport: {folder / 'report.html'}")
+        places = f"results: {folder / 'results.json'}\nreport: {folder / 'report.html'}"
+        rank_zero_info(f"{results_table(self.results)}\n{places}")
 
-    def _recorded(self, trials: list[Trial]) -> frozenset[str]:
+    def _recorded(self) -> frozenset[str]:
         """The first trials of every task: chosen before they run, so the report shows no selection."""
-        tasks = dict.fromkeys(trial.task for trial in trials)
+        tasks = dict.fromkeys(trial.task for trial in self.trials)
         return frozenset(
-            trial.id for task in tasks for trial in [t for t in trials if t.task == task][: self.record]
+            trial.id for task in tasks for trial in [t for t in self.trials if t.task == task][: self.record]
         )
 
     def _trainer(self) -> Trainer:
@@ -200,6 +210,21 @@ class _Collector(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.datamodule.finish(trainer, pl_module)
+
+
+def _chosen(trials: list[Trial], ids: Sequence[str] | None) -> list[Trial]:
+    """The named trials, in the protocol's order."""
+    known = {trial.id: trial for trial in trials}
+    if ids is None:
+        return trials
+    if foreign := [name for name in ids if name not in known]:
+        raise ValueError(
+            f"TrialDataModule: trials {foreign[:3]} ({len(foreign)} of {len(ids)}) are not the protocol's, "
+            f"which are {trials[0].id} to {trials[-1].id} ({len(trials)}); take ids from a results.json of it"
+        )
+    if not ids:
+        raise ValueError("TrialDataModule: trials is empty; name some, or leave it out to run all of them")
+    return [trial for name, trial in known.items() if name in ids]
 
 
 def _class_path(component: object) -> str:
@@ -223,7 +248,7 @@ def _gather(own: Results, trials: list[Trial]) -> Results:
 
 def _scalars(results: Mapping[str, Any]) -> dict[str, float]:
     """What loggers get: success rates by task and arm, their means, and the policy's diagnostics."""
-    scalars = {f"test/success/{arm}": rate for arm, rate in results["mean"].items()}
+    scalars = {f"test/success/{arm}": rate for arm, rate in results["mean"].items() if rate is not None}
     for task, summary in results["tasks"].items():
         for arm in results["mean"]:
             scalars[f"test/{task}/{arm}"] = summary[arm]["rate"]

@@ -18,12 +18,14 @@ _OWN = {
     "convert-checkpoint": "the released Action Images checkpoint into a folder for a backbone, and back",
     "label": "read actions off recordings that have none, into shards",
     "export": "write shards in the layout of another project",
+    "compare": "two results of one protocol, paired trial by trial",
     "rlbench-doctor": "what is missing before RLBench runs here, step by step",
 }
 _MODULES = {
     "convert": "collect",  # one function serves both: a source is a source
     "rlbench-doctor": "rlbench_doctor",
 }
+_POSITIONAL = ("compare",)  # two files by their order; elsewhere it would break nested YAML files
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from ai_wam.cli.configs import resolved
 
         name = _MODULES.get(command, command).replace("-", "_")
-        module = import_module(f"ai_wam.cli.{name}")
-        auto_cli(getattr(module, name), args=resolved(rest), as_positional=False, prog=f"ai-wam {command}")
+        function = getattr(import_module(f"ai_wam.cli.{name}"), name)
+        positional = command in _POSITIONAL
+        auto_cli(function, args=resolved(rest), as_positional=positional, prog=f"ai-wam {command}")
     else:
         sys.exit(f"ai-wam: unknown command {command!r}\n\n{_usage()}")
 
 
 def _usage() -> str:
     lines = [f"  {name:<20}{text}" for name, text in {**_OWN, **_LIGHTNING}.items()]
-    lines = [f"  {name:<16}{text}" for name, text in {**_OWN, **_LIGHTNING}.items()]
     return "usage: ai-wam COMMAND [options]      (ai-wam COMMAND --help lists them)\n\n" + "\n".join(lines)

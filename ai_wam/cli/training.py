@@ -6,6 +6,7 @@ another number of steps would silently do nothing.
 """
 
 import inspect
+import json
 import logging
 import sys
 import tempfile
@@ -96,7 +97,7 @@ def run(words: Sequence[str]) -> None:
         lambda record: "💡" not in record.getMessage()
     )
     # Lightning warns if arguments reach it by another way than the command line.
-    sys.argv[1:] = resolved(words)
+    sys.argv[1:] = resolved(_with_trials(words))
     _CLI(
         LightningModule,
         LightningDataModule,
@@ -105,6 +106,19 @@ def run(words: Sequence[str]) -> None:
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "ai-wam"},
     )
+
+
+def _with_trials(words: Sequence[str]) -> list[str]:
+    """`--trial ID`, given once or several times, is short for `--data.trials=["ID", ...]`."""
+    kept, ids, rest = [], [], iter(words)
+    for word in rest:
+        if word == "--trial":
+            ids.append(next(rest, ""))
+        elif word.startswith("--trial="):
+            ids.append(word.partition("=")[2])
+        else:
+            kept.append(word)
+    return [*kept, f"--data.trials={json.dumps(ids)}"] if ids else kept
 
 
 def _option(words: Sequence[str], name: str) -> str | None:

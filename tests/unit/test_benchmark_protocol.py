@@ -28,6 +28,7 @@ def test_the_tabletop_is_a_simulator():
         {"split": "validation"},
         {"max_invalid_frames": 0},
         {"max_unreached_streak": 1},
+        {"min_ceiling": 0.9},
     ],
 )
 def test_every_rule_changes_the_hash(change):
@@ -52,6 +53,15 @@ def test_the_simulator_changes_the_hash_and_its_state_does_not():
     used.reset(Trial("reach_target", 0, 0))
     assert PROTOCOL.hash(used, CLIP) == reference
     used.close()
+
+
+def test_more_variations_are_another_protocol_and_another_order_of_tasks_is_not(monkeypatch):
+    both = dataclasses.replace(PROTOCOL, tasks=("reach_target", "close_drawer"))
+    swapped = dataclasses.replace(PROTOCOL, tasks=("close_drawer", "reach_target"))
+    assert both.hash(SIMULATOR, CLIP) == swapped.hash(SIMULATOR, CLIP)
+    before = both.hash(SIMULATOR, CLIP)
+    monkeypatch.setattr(SIMULATOR, "tasks", lambda: {"reach_target": 99, "close_drawer": 1}, raising=False)
+    assert both.hash(SIMULATOR, CLIP) != before
 
 
 def test_rules_that_do_not_apply_are_left_out():
@@ -94,7 +104,7 @@ def test_a_trial_is_found_again_by_its_name():
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("execute_frames", 0), ("max_seconds", 0.0), ("trials_per_task", 0)],
+    [("execute_frames", 0), ("max_seconds", 0.0), ("trials_per_task", 0), ("min_ceiling", 1.1)],
 )
 def test_rules_out_of_range_are_refused_by_name(argument, value):
     with pytest.raises(ValueError, match=argument):
@@ -109,6 +119,17 @@ def test_an_unknown_task_is_refused_with_the_known_ones():
 class Forgetful:
     def __init__(self, colour: str) -> None:
         pass
+
+
+class Portable:
+    incidental = ("folder",)
+
+    def __init__(self, colour: str, folder: str) -> None:
+        self.colour = colour
+
+
+def test_what_cannot_change_a_result_is_not_described():
+    assert configuration(Portable("red", "/here"))["init_args"] == {"colour": "red"}
 
 
 @dataclass

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.averaging import AveragedWeights
 from ai_wam.types import ActionChunk, Clip
 from benchmarks.benchmark import Benchmark
@@ -104,6 +105,36 @@ def test_trials_that_did_not_run_are_an_error(tmp_path):
     with pytest.raises(RuntimeError, match=r"policy: 2 results for 3 trials; missing .*trials_per_task"):
         trainer.test(FixedPolicy(HoldStill(), CLIP), datamodule=data, verbose=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_trial_alone_goes_as_in_the_full_run(tmp_path):
+    def tested(trials, parallel):
+        policy = Expert(SIMULATOR, tokenizer=ActionImageTokenizer())
+        made = Benchmark(SIMULATOR, PROTOCOL, parallel)
+        data = TrialDataModule(made, CLIP, tmp_path, references=False, trials=trials)
+        Trainer(logger=False, **QUIET).test(FixedPolicy(policy, CLIP), datamodule=data, verbose=False)
+        policy.close()
+        return data.results
+
+    whole = tested(None, parallel=3)
+    third = whole["trials"][2]
+    alone = tested([third["id"]], parallel=1)
+    assert alone["trials"] == [third]
+    assert alone["protocol_hash"] == whole["protocol_hash"]
+    assert alone["tasks"]["reach_target"]["policy"]["trials"] == 1
+    assert "1 of the protocol&#x27;s 3 trials" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["test-reach_target-v00-00000", "x"], r"trials \['x'\] \(1 of 2\) are not the protocol's"),
+        ([], "trials is empty"),
+    ],
+)
+def test_trials_of_another_protocol_are_refused(ids, message):
+    with pytest.raises(ValueError, match=message):
+        TrialDataModule(Benchmark(SIMULATOR, PROTOCOL), CLIP, trials=ids)
 
 
 def test_totals_are_exact():

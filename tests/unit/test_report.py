@@ -134,6 +134,16 @@ def test_a_figure_that_never_applied_is_none(page):
     assert "<dt>gap</dt><dd>none</dd>" in page
 
 
+def test_tasks_with_a_low_ceiling_are_apart(page):
+    _, results = results_of(["success", "failed"])
+    assert "Listed apart" not in page
+    lowered = results | {"apart": ["reach_target"], "mean": dict.fromkeys(results["mean"])}
+    parted = render(lowered, {})
+    assert parted.index("Listed apart, in no mean: the ceiling is below 50 %") < parted.index("<h3>reach")
+    assert "success, 0 of 0 trials, 1 apart" in parted
+    assert "of the protocol&#x27;s 4 trials" in parted  # two of them were run
+
+
 def test_a_wrapped_policy_is_named():
     _, results = results_of(
         ["success"],

@@ -53,8 +53,17 @@ def test_mcnemar_counts_only_pairs_that_differ():
     second = [False] * 8 + [True] * 1 + [True] * 20 + [False] * 5
     assert mcnemar(first, second) == pytest.approx(2 * (comb(9, 0) + comb(9, 1)) / 2**9)
     assert mcnemar(second, first) == mcnemar(first, second)
+    assert mcnemar([True] * 5, [False] * 5) == 2 / 32
+    assert mcnemar([True] * 10 + [False] * 2, [False] * 10 + [True] * 2) == 2 * (1 + 12 + 66) / 4096
     assert mcnemar(first, first) == 1
     assert mcnemar([True, False], [False, True]) == 1
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_mcnemar_is_the_binomial_test_of_the_pairs_that_differ(wins, losses):
+    p = mcnemar([True] * wins + [False] * losses, [False] * wins + [True] * losses)
+    expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert p == pytest.approx(expected, rel=1e-9)
 
 
 def test_mcnemar_refuses_unpaired_outcomes():

@@ -1,0 +1,163 @@
+"""Two results of one protocol: what is paired, what is refused, what is listed apart."""
+
+import json
+import sys
+
+import pytest
+
+from ai_wam.cli import main
+from ai_wam.types import Clip
+from benchmarks.base import Trial
+from benchmarks.benchmark import TrialResult
+from benchmarks.comparison import comparison_table, differences, paired
+from benchmarks.protocol import EvaluationProtocol
+from benchmarks.results import assemble, read_results, write_json
+from benchmarks.tables import results_table
+from benchmarks.tabletop.simulator import Tabletop
+
+CLIP = Clip(size=(32, 32))
+SIMULATOR = Tabletop(rig="framed", image_size=(32, 32))
+TASKS = ("reach_target", "close_drawer")
+# Solved by both, by the first alone, by the second alone, by none.
+FIRST = [True] * 3 + [True] * 8 + [False] * 1 + [False] * 4
+SECOND = [True] * 3 + [False] * 8 + [True] * 1 + [False] * 4
+
+
+def made(solved, ceiling=None, policy="tasks.policy.PolicyControl", **rules):
+    """Results whose two tasks went as told."""
+    rules = EvaluationProtocol(trials_per_task=len(FIRST), tasks=TASKS, **rules)
+    trials = rules.trials(SIMULATOR)
+    reasons = dict(zip(trials, solved, strict=True))
+    arms = {"policy": {trial.id: result(trial, good) for trial, good in reasons.items()}}
+    if ceiling is not None:
+        arms["ceiling"] = {trial.id: result(trial, ceiling[trial.task]) for trial in trials}
+    described = rules.describe(SIMULATOR, CLIP)
+    told = {"name": policy, "config": {}, "checkpoint": "last.ckpt"}
+    return assemble(trials, arms, described, rules.hash(SIMULATOR, CLIP), told)
+
+
+def result(trial: Trial, good: bool | str):
+    reason = good if isinstance(good, str) else "success" if good else "timeout"
+    return TrialResult(trial, "go", reason, 20, 1.0, 1, 0, 0, {})
+
+
+def test_outcomes_are_paired_by_id_whatever_the_order():
+    first, second = made(FIRST + SECOND), made(SECOND + FIRST)
+    second["trials"].reverse()
+    reach = paired(first, second, ["reach_target"])
+    assert (reach.only_first, reach.only_second) == (8, 1)
+    assert reach.p == 20 / 512  # 2 * (1 + 9) / 2^9, by hand
+    assert paired(first, second, TASKS).p == 1  # nine against nine
+
+
+def test_the_table_counts_every_task_and_all():
+    rows = {line.split()[0]: line.split() for line in table(FIRST + FIRST, SECOND + FIRST)}
+    assert rows["reach_target"][1:] == ["16", "11", "(69", "%)", "4", "(25", "%)", "-44", "8", "1", "0.0391"]
+    assert rows["close_drawer"][-3:] == ["0", "0", "1"]
+    assert rows["all"][1:3] == ["32", "22"]
+    assert rows["a:"][1:3] == ["tasks.policy.PolicyControl", "last.ckpt"]
+
+
+def table(first, second, **rules):
+    text = comparison_table(made(first, **rules), made(second, **rules))
+    return [line for line in text.splitlines() if line]
+
+
+def test_a_task_with_a_low_ceiling_is_apart_and_in_no_sum():
+    low = {"reach_target": True, "close_drawer": False}
+    one = made(FIRST + SECOND, ceiling=low)
+    assert one["apart"] == ["close_drawer"]
+    assert one["mean"] == {"policy": 11 / 16, "ceiling": 1.0}
+    lines = comparison_table(one, made(SECOND + SECOND)).splitlines()  # in either result
+    title = lines.index("in no mean: the ceiling is below 50 %")
+    total = next(line for line in lines if line.startswith("all"))
+    assert total.split()[1] == "16"
+    assert lines[title + 1].split()[0] == "close_drawer"
+    printed = results_table(one).splitlines()
+    assert printed[1].split()[0] == "reach_target"
+    assert printed[2].split() == ["mean", "over", "tasks", "16", "69", "%", "100", "%"]
+    assert printed[-1].split()[0] == "close_drawer"
+
+
+def test_a_mean_over_no_task_is_none():
+    nothing = made(FIRST + FIRST, ceiling=dict.fromkeys(TASKS, False))
+    assert nothing["mean"] == {"policy": None, "ceiling": None}
+    assert "none" in results_table(nothing)
+    assert "all" not in comparison_table(nothing, nothing).split()
+    at_the_bar = made(FIRST + FIRST, ceiling=dict.fromkeys(TASKS, False), min_ceiling=0.0)
+    assert at_the_bar["apart"] == []
+
+
+def test_crashes_count_as_not_solved_and_are_told():
+    lines = table(FIRST + FIRST, ["crash", *FIRST[1:], *FIRST])
+    assert lines[-1] == "lost to crashes of the simulator, counted as not solved: a 0, b 1"
+    assert next(line for line in lines if line.startswith("reach_target")).split()[-3:] == ["1", "0", "1"]
+
+
+def test_other_software_is_told():
+    other = made(FIRST + FIRST)
+    other["versions"] = other["versions"] | {"mujoco": "0.1"}
+    assert comparison_table(made(FIRST + FIRST), other).splitlines()[-1].endswith("against 0.1")
+
+
+def test_different_rules_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"different protocols.*\n  max_seconds: 8.0 against 4.0\n"):
+        comparison_table(made(FIRST + FIRST), made(FIRST + FIRST, max_seconds=4.0))
+    with pytest.raises(
+        ValueError, match=r"execute_frames: \(absent\) against 4\n  execution: one_shot against"
+    ):
+        comparison_table(made(FIRST + FIRST), made(FIRST + FIRST, execution="receding"))
+
+
+def test_other_trials_are_refused():
+    other = made(FIRST + FIRST)
+    dropped = other["trials"].pop()
+    with pytest.raises(ValueError, match=f"has 32 trials, the other 31: .*{dropped['id']}"):
+        comparison_table(made(FIRST + FIRST), other)
+
+
+def test_differences_are_named_from_the_top():
+    one = {"a": 1, "b": {"c": [1, 2], "d": 0}}
+    assert list(differences(one, {"b": {"c": [1, 3], "d": 0}, "e": None})) == [
+        ("a", 1, "(absent)"),
+        ("b.c", [1, 2], [1, 3]),
+        ("e", "(absent)", None),
+    ]
+
+
+@pytest.fixture
+def files(tmp_path):
+    write_json(tmp_path / "a.json", made(FIRST + FIRST))
+    write_json(tmp_path / "b.json", made(SECOND + FIRST))
+    write_json(tmp_path / "c.json", made(SECOND + FIRST, max_seconds=4.0))
+    return tmp_path
+
+
+def compare(monkeypatch, *paths):
+    monkeypatch.setattr(sys, "argv", ["ai-wam", "compare", *map(str, paths)])
+    main()
+
+
+def test_the_command_prints_the_table(files, monkeypatch, capsys):
+    compare(monkeypatch, files / "a.json", files / "b.json")
+    expected = comparison_table(read_results(files / "a.json"), read_results(files / "b.json"))
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_the_command_refuses_what_does_not_compare(files, monkeypatch):
+    with pytest.raises(SystemExit, match="ai-wam compare: these results follow different protocols"):
+        compare(monkeypatch, files / "a.json", files / "c.json")
+    with pytest.raises(SystemExit, match="No such file"):
+        compare(monkeypatch, files / "a.json", files / "none.json")
+
+
+def test_a_file_that_is_no_result_or_was_edited_is_refused(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="no results of schema 1"):
+        read_results(path)
+    edited = made(FIRST + FIRST)
+    edited["protocol"]["max_seconds"] = 99.0
+    path.write_text(json.dumps(edited))
+    with pytest.raises(ValueError, match="it was edited"):
+        read_results(path)
