@@ -206,13 +206,17 @@ class CropResize:
 
     def cameras(self, cameras: Cameras) -> Cameras:
         """The cameras whose projections land where `images` moves the pixels."""
+        return replace(cameras, intrinsics=self.intrinsics(cameras.intrinsics))
+
+    def intrinsics(self, matrices: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 3 3"]:
+        """Matrices K of those cameras."""
         top, left, h, w = self._crop
-        k = cameras.intrinsics.clone()
+        k = matrices.clone()
         k[..., 0, 2] -= left
         k[..., 1, 2] -= top
         k[..., 0, :] *= self.target[1] / w
         k[..., 1, :] *= self.target[0] / h
-        return replace(cameras, intrinsics=k)
+        return k
 
 
 def _directions(intrinsics: Tensor, pixels: Tensor) -> Tensor:

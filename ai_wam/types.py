@@ -241,7 +241,7 @@ class Observation(Movable):
         video, intrinsics, poses, masks, actions = zip(*rows, strict=True)
         return cls(
             video=torch.stack(video)[:, :, :, None],
-            cameras=Cameras(torch.stack(intrinsics), torch.stack(poses))[:, :, None],
+            cameras=Cameras(torch.stack(intrinsics)[:, :, None], torch.stack(poses)[:, :, None]),
             view_mask=torch.stack(masks),
             action=torch.stack(actions),
             seconds=torch.tensor([frame.seconds for frame in frames], dtype=torch.float32),
@@ -347,12 +347,7 @@ def _row(frame: Frame, clip: Clip) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
             view = frame.views[name]
             fit = CropResize((view.image.shape[0], view.image.shape[1]), clip.size)
             video[index] = fit.images(torch.from_numpy(view.image).permute(2, 0, 1)) / 127.5 - 1
-            cameras = fit.cameras(
-                Cameras(
-                    torch.from_numpy(view.intrinsics).float(),
-                    torch.from_numpy(view.world_from_camera).float(),
-                )
-            )
-            intrinsics[index], poses[index] = cameras.intrinsics, cameras.world_from_camera
+            intrinsics[index] = fit.intrinsics(torch.from_numpy(view.intrinsics).float())
+            poses[index] = torch.from_numpy(view.world_from_camera)
     mask = torch.tensor([name in frame.views for name in clip.views])
     return video, intrinsics, poses, mask, torch.from_numpy(frame.action).float()
