@@ -11,7 +11,9 @@ from typing import Any
 from benchmarks.recording import Recording
 from benchmarks.tables import apart_title, percent
 
-_LIMIT = 28 * 2**20  # bytes of the page; mail and review tools refuse much more
+_LIMIT = 29_500_000  # bytes of the page; mail and review tools refuse much more
+_RESERVE = 60_000  # of them for the sentence above the videos, headings and crashes' messages between them
+_ERROR, _ERRORS = 300, 20  # characters of a crash's message, and how many are shown
 _ARMS = {
     "policy": "policy",
     "ceiling": "the expert's demonstration through the action-image codec and the same controller",
@@ -25,6 +27,7 @@ _REASONS = {
     "unreachable": "poses out of reach",
     "crash": "lost to a crash of the simulator",
 }
+_ORDER = [*list(_REASONS)[1:], "success"]  # of the gallery
 
 
 def render(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> str:
@@ -32,23 +35,23 @@ def render(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> s
 
     Args:
         results: content of results.json.
-        recordings: pictures by trial id; failures are shown first, and none past a page of 28 MB.
+        recordings: pictures by trial id; failures are shown first, and none past a page of 30 MB.
     """
     template = Template((files("benchmarks") / "report.html").read_text(encoding="utf-8"))
-    gallery, note = _gallery(results, recordings)
     name = _policy_name(results["policy"])
-    return template.substitute(
+    parts = dict(
         title=escape(f"{name}: {_percent(results['mean']['policy'])}"),
         policy=escape(name),
         lead=_lead(results),
         figures=_figures(results),
         tasks=_tasks(results, recordings),
         diagnostics=_diagnostics(results["tasks"]),
-        note=note,
         filters=_filters(results),
-        gallery=gallery,
         protocol=_protocol(results),
     )
+    rest = template.substitute(parts, note="", gallery="")
+    gallery, note = _gallery(results, recordings, _LIMIT - _RESERVE - len(rest.encode()))
+    return template.substitute(parts, note=note, gallery=gallery)
 
 
 def _policy_name(policy: Mapping[str, Any]) -> str:
@@ -210,27 +213,47 @@ def _buttons(key: str, labels: Mapping[str, str]) -> str:
     )
 
 
-def _gallery(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> tuple[str, str]:
-    """Cards, failures first, and a sentence on what is shown."""
+def _gallery(results: Mapping[str, Any], recordings: Mapping[str, Recording], room: int) -> tuple[str, str]:
+    """Cards by stop reason, failures first, within so many bytes; and a sentence on what is shown."""
     trials = [trial for trial in results["trials"] if trial["id"] in recordings]
-    trials.sort(key=lambda trial: trial["policy"]["outcome"] == "success")
-    cards, size = [], 0
+    trials.sort(key=lambda trial: _ORDER.index(trial["policy"]["stop_reason"]))
+    cards: dict[str, list[str]] = {}
     for trial in trials:
         card = _card(trial, recordings[trial["id"]])
-        size += len(card)
-        if size > _LIMIT:
+        room -= len(card.encode())
+        if room < 0:
             break
-        cards.append(card)
+        cards.setdefault(trial["policy"]["stop_reason"], []).append(card)
+    groups = "".join(_group(reason, cards.get(reason, []), results) for reason in _ORDER)
     if not trials:
-        return "", "No trial was recorded."
+        return groups, "No trial was recorded."
+    shown = sum(map(len, cards.values()))
     note = (
-        f"{len(cards)} of {len(results['trials'])} trials, chosen before they ran (the first of every task), "
-        "failures first. Videos run in real time; click to pause. In action images red is the tool centre "
-        "point, green and blue are points along its axes, the blue background is the gripper's openness."
+        f"{shown} of {len(results['trials'])} trials, chosen before they ran (the first of every task), "
+        "by how they ended, failures first. Videos run in real time; click to pause. In action images red is "
+        "the tool centre point, green and blue are points along its axes, the blue background is the "
+        "gripper's openness."
     )
-    if len(cards) < len(trials):
-        note += f" {len(trials) - len(cards)} more recorded trials would have made the page too large."
-    return "".join(cards), note
+    if shown < len(trials):
+        note += f" {len(trials) - shown} more recorded trials would have made the page too large."
+    return groups, note
+
+
+def _group(reason: str, cards: Sequence[str], results: Mapping[str, Any]) -> str:
+    """The trials that ended in one way: videos, and what crashes said, which leave none."""
+    ended = [trial for trial in results["trials"] if trial["policy"]["stop_reason"] == reason]
+    errors = {trial["id"]: trial["policy"]["error"] for trial in ended if "error" in trial["policy"]}
+    if not cards and not errors:
+        return ""
+    said = "".join(
+        f"<li><code>{escape(name)}</code> {escape(text[:_ERROR])}</li>"
+        for name, text in list(errors.items())[:_ERRORS]
+    )
+    return (
+        f'<section class="group"><h3><i class="{reason}"></i>{_REASONS[reason]}'
+        f"<small>{len(ended)} trials, {len(cards)} shown</small></h3>"
+        f'<div class="gallery">{"".join(cards)}</div>{f"<ul>{said}</ul>" if said else ""}</section>'
+    )
 
 
 def _card(trial: Mapping[str, Any], recording: Recording) -> str:

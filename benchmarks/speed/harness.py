@@ -138,7 +138,7 @@ def print_speed(trials: int) -> None:
         steps, simulator, harness = measure(protocol, Clip(stride=stride, size=(128, 128)))
         share = harness / (simulator + harness)
         print(f"  {name:<36}{steps / (simulator + harness):10.0f}{1 - share:11.1%}{share:9.1%}")
-    print(f"  bars: {_BAR_STEPS:.0f} steps / s, harness at most {_BAR_SHARE:.0%} of a trial")
+    print(f"  bars: {_BAR_STEPS:.0f} steps / s, harness at most {_BAR_SHARE:.0%} of a trial with its model")
 
 
 def measure(protocol: EvaluationProtocol, clip: Clip) -> tuple[int, float, float]:

@@ -1,7 +1,10 @@
 import re
+import shutil
+import subprocess
 from base64 import b64decode
 from html.parser import HTMLParser
 
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -166,8 +169,56 @@ def test_a_page_without_recordings_says_so():
 def test_the_page_stays_within_its_size(monkeypatch):
     trials, results = results_of(["success"] * 4)
     recordings = {trial.id: recording() for trial in trials}
-    card = len(report._card(results["trials"][0], recording()))
-    monkeypatch.setattr(report, "_LIMIT", 2.5 * card)
+    whole, card = len(render(results, {}).encode()), len(report._card(results["trials"][0], recording()))
+    monkeypatch.setattr(report, "_LIMIT", whole + report._RESERVE + int(2.5 * card))
     page = render(results, recordings)
     assert page.count("<article") == 2
     assert "2 more recorded trials would have made the page too large" in page
+    assert len(page.encode()) <= report._LIMIT
+
+
+def test_a_page_of_many_videos_is_under_30_mb():
+    trials, results = results_of(["timeout"] * 40)
+    large = Recording(("rollout",), ("front",), bytes(10**6), b"picture")
+    page = render(results, {trial.id: large for trial in trials})
+    assert 28_000_000 < len(page.encode()) < 30_000_000
+
+
+def test_the_gallery_is_by_stop_reason_and_quotes_crashes():
+    trials, results = results_of(["success", "crash", "timeout", "failed", "timeout"])
+    results["trials"][1]["policy"]["error"] = "step: died of <SIGSEGV>"
+    page = render(results, {trials[i].id: recording() for i in (0, 2, 3)})
+    groups = re.findall(r'<section class="group"><h3><i class="(\w+)"></i>.*?<small>(.*?)</small>', page)
+    assert groups == [
+        ("failed", "1 trials, 1 shown"),
+        ("timeout", "2 trials, 1 shown"),
+        ("crash", "1 trials, 0 shown"),
+        ("success", "1 trials, 1 shown"),
+    ]
+    assert "step: died of &lt;SIGSEGV&gt;" in page
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the PATH")
+def test_a_browser_shows_the_page_without_an_error(tmp_path):
+    trials, results = results_of(["success", "failed", "timeout", "success"])
+    (tmp_path / "report.html").write_text(render(results, {trial.id: recording() for trial in trials}))
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,1400"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--no-first-run"]
+    words += ["--virtual-time-budget=3000", f"--screenshot={tmp_path / 'page.png'}"]
+    done = subprocess.run(
+        [BROWSER, *words, (tmp_path / "report.html").as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "CONSOLE" not in done.stderr
+    picture = (255 * matplotlib.image.imread(tmp_path / "page.png")[..., :3]).astype(int)
+    assert picture.shape == (1400, 1200, 3)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    below = picture[900:]  # what came after the figures was laid out too
+    assert below.std() > 5
