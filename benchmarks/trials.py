@@ -97,9 +97,10 @@ class TrialDataModule(LightningDataModule):
         references: run ceiling and floor beside the policy.
         trials_per_step: trials of one test step; as many as worlds run in parallel if None.
         trials: ids of the protocol's trials to run; all of them if left out.
+        share: number k of n runs elsewhere that do the rest; this one runs every n-th trial from the k-th on.
 
     Raises:
-        ValueError: an id that is none of the protocol's.
+        ValueError: an id that is none of the protocol's, or a share that has no trials.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class TrialDataModule(LightningDataModule):
         references: bool = True,
         trials_per_step: int | None = None,
         trials: Sequence[str] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer trials than ranks is no error
@@ -121,6 +123,13 @@ class TrialDataModule(LightningDataModule):
         self.references = references
         self.trials_per_step = trials_per_step or benchmark.parallel
         self.trials = _chosen(benchmark.trials(), trials)
+        self._shared = self.trials[share[0] :: share[1]]
+        if not 0 <= share[0] < share[1] or not self._shared:
+            raise ValueError(
+                f"TrialDataModule: share {share} of {len(self.trials)} trials; it is (k, n) with 0 <= k < n "
+                "and n at most the number of trials"
+            )
+        self.arms: Results = {}
         self.results: dict[str, Any] = {}
         self._own: Results = {}
         self._collector = _Collector(self)
@@ -145,7 +154,7 @@ class TrialDataModule(LightningDataModule):
     def test_dataloader(self) -> TrialLoader:
         """This rank's trials: every n-th on n ranks."""
         trainer = self._trainer()
-        own = self.trials[trainer.global_rank :: trainer.world_size]
+        own = self._shared[trainer.global_rank :: trainer.world_size]
         step, record = self.trials_per_step, self._recorded()
         batches = [
             TrialBatch(self.benchmark, own[i : i + step], self.clip, record, self.references, self._own)
@@ -159,7 +168,7 @@ class TrialDataModule(LightningDataModule):
         Raises:
             RuntimeError: the ranks together did not run every trial exactly once.
         """
-        arms = _gather(self._own, self.trials)
+        self.arms = _gather(self._own, self._shared)
         policy = {
             "name": _class_path(module),
             "config": json.loads(json.dumps(dict(module.hparams), default=_class_path)),
@@ -167,8 +176,8 @@ class TrialDataModule(LightningDataModule):
         }
         protocol, simulator = self.benchmark.protocol, self.benchmark.simulator
         self.results = assemble(
-            self.trials,
-            arms,
+            self._shared,
+            self.arms,
             protocol.describe(simulator, self.clip),
             protocol.hash(simulator, self.clip),
             policy,
@@ -177,14 +186,7 @@ class TrialDataModule(LightningDataModule):
             module.log(name, value, sync_dist=trainer.world_size > 1)
         folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)  # asks all ranks, so not below
         if trainer.is_global_zero:
-            self._write(folder, arms["policy"])
-
-    def _write(self, folder: Path, results: Mapping[str, TrialResult]) -> None:
-        recordings = {name: run.recording for name, run in results.items() if run.recording is not None}
-        write_json(folder / "results.json", self.results)
-        write_whole(folder / "report.html", render(self.results, recordings))
-        places = f"results: {folder / 'results.json'}\nreport: {folder / 'report.html'}"
-        rank_zero_info(f"{results_table(self.results)}\n{places}")
+            write_results(folder, self.results, self.arms["policy"])
 
     def _recorded(self) -> frozenset[str]:
         """The first trials of every task: chosen before they run, so the report shows no selection."""
@@ -210,6 +212,21 @@ class _Collector(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.datamodule.finish(trainer, pl_module)
+
+
+def write_results(folder: Path, results: Mapping[str, Any], runs: Mapping[str, TrialResult]) -> None:
+    """Write results.json and report.html, and print the table.
+
+    Args:
+        folder: where; made if missing.
+        results: content of results.json.
+        runs: the policy's trials, whose recordings are shown.
+    """
+    recordings = {name: run.recording for name, run in runs.items() if run.recording is not None}
+    write_json(folder / "results.json", results)
+    write_whole(folder / "report.html", render(results, recordings))
+    places = f"results: {folder / 'results.json'}\nreport: {folder / 'report.html'}"
+    rank_zero_info(f"{results_table(results)}\n{places}")
 
 
 def _chosen(trials: list[Trial], ids: Sequence[str] | None) -> list[Trial]:

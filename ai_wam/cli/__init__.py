@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_usage())
         return
     command, rest = words[0], words[1:]
-    if command in _LIGHTNING:
+    if command == "test" and any(word.partition("=")[0] == "--ray" for word in rest):
+        import_module("ai_wam.cli.on_ray").main(words)
+    elif command in _LIGHTNING:
         import_module("ai_wam.cli.training").run([command, *rest])
     elif command in _OWN:
         from jsonargparse import auto_cli

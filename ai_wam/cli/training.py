@@ -88,7 +88,7 @@ class _CLI(LightningCLI):
         """Lightning would lay the checkpoint's hyperparameters over YAML and command line here."""
 
 
-def run(words: Sequence[str]) -> None:
+def run(words: Sequence[str]) -> LightningCLI:
     """Run one of Lightning's commands; `words` begin with its name."""
     torch.set_float32_matmul_precision("high")
     for message, category in _FOREIGN:
@@ -98,7 +98,7 @@ def run(words: Sequence[str]) -> None:
     )
     # Lightning warns if arguments reach it by another way than the command line.
     sys.argv[1:] = resolved(_with_trials(words))
-    _CLI(
+    return _CLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,

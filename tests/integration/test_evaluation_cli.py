@@ -1,5 +1,6 @@
 """`ai-wam test` on the command line: one trial again, and trials over ranks."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,19 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from ai_wam.cli import main
+
 TRIALS = 5
 RULES = "--data.benchmark.init_args.protocol"
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with shards of a few demonstrations, one fitted policy, and its results in one process."""
+    """A folder with the results of one process."""
     folder = tmp_path_factory.mktemp("evaluation")
-    words = ["--source.init_args.episodes_per_task=4", "--episodes_per_shard=4", "--workers=0"]
-    console(folder, "collect", "--config=configs/collect/reach_target.yaml", "--out=data", *words)
-    words = ["--data.train=data", "--data.val=data", "--data.batch_size=2", "--data.workers=0"]
-    words += ["--trainer.max_steps=2", "--trainer.limit_val_batches=0", "--trainer.logger=false"]
-    console(folder, "fit", "--config=configs/quickstart.yaml", *words)
     evaluate(folder, "one")
     return folder
 
@@ -33,10 +31,13 @@ def console(folder: Path, *words: str) -> str:
 
 
 def evaluate(folder: Path, out: str, *more: str) -> dict:
-    (checkpoint,) = folder.rglob("last.ckpt")
-    words = [f"--ckpt_path={checkpoint}", "--data=configs/benchmark/reach_target.yaml", f"--data.out={out}"]
-    words += [f"{RULES}.trials_per_task={TRIALS}", f"{RULES}.max_seconds=1.6", "--data.record=1"]
-    words += ["--data.benchmark.init_args.parallel=1", "--trainer.logger=false", "--trainer.accelerator=cpu"]
+    simulator = "--model.policy.simulator"
+    words = ["--model=tasks.fixed.FixedPolicy", "--model.policy=benchmarks.policies.Expert"]
+    words += [f"{simulator}=benchmarks.tabletop.simulator.Tabletop", f"{simulator}.rig=framed"]
+    words += ["--model.policy.tokenizer=ai_wam.action_images.ActionImageTokenizer"]
+    words += ["--model.policy.horizon=4", "--data=configs/benchmark/reach_target_receding.yaml"]
+    words += [f"{RULES}.trials_per_task={TRIALS}", f"{RULES}.max_seconds=2.0", f"--data.out={out}"]
+    words += ["--data.record=1", "--trainer.logger=false", "--trainer.accelerator=cpu"]
     console(folder, "test", *words, *more)
     return results(folder, out)
 
@@ -52,6 +53,7 @@ def test_five_trials_on_two_ranks_give_the_results_of_one_process(place: Path):
     words = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     two = evaluate(place, "two", *words)
     assert len(two["trials"]) == TRIALS
+    assert {trial["policy"]["stop_reason"] for trial in two["trials"]} == {"success"}
     assert two == results(place, "one")
     assert (place / "two" / "report.html").read_text().count("<video") == 1
 
@@ -60,3 +62,15 @@ def test_one_trial_by_its_id_gives_the_result_of_the_full_run(place: Path):
     expected = results(place, "one")["trials"][3]
     alone = evaluate(place, "alone", "--trial", expected["id"])
     assert alone["trials"] == [expected]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: the extra ray")
+def test_two_ray_workers_give_the_results_of_one_process(place: Path):
+    assert evaluate(place, "ray", "--ray=2") == results(place, "one")
+    assert (place / "ray" / "report.html").read_text().count("<video") == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_the_extra_is_named():
+    with pytest.raises(ImportError, match=r"pip install 'ai-wam\[ray\]'"):
+        main(["test", "--ray=2", "--data.out=x"])

@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.averaging import AveragedWeights
+from ai_wam.cli.on_ray import merge
 from ai_wam.types import ActionChunk, Clip
-from benchmarks.benchmark import Benchmark
+from benchmarks.benchmark import Benchmark, TrialResult
 from benchmarks.policies import Expert, HoldStill
 from benchmarks.protocol import EvaluationProtocol
 from benchmarks.results import assemble, check_complete, write_json, write_whole
@@ -135,6 +136,22 @@ def test_one_trial_alone_goes_as_in_the_full_run(tmp_path):
 def test_trials_of_another_protocol_are_refused(ids, message):
     with pytest.raises(ValueError, match=message):
         TrialDataModule(Benchmark(SIMULATOR, PROTOCOL), CLIP, trials=ids)
+
+
+@pytest.mark.parametrize("share", [(2, 2), (-1, 2), (3, 4)])
+def test_a_share_without_trials_is_refused(share):
+    with pytest.raises(ValueError, match=r"share .* of 3 trials"):
+        TrialDataModule(Benchmark(SIMULATOR, PROTOCOL), CLIP, share=share)
+
+
+def test_shares_that_overlap_or_lack_trials_are_refused(tmp_path):
+    trials, told = PROTOCOL.trials(SIMULATOR), {"protocol": {}, "protocol_hash": "", "policy": {}}
+    run = TrialResult(trials[0], "go", "timeout", 20, 1.0, 1, 0, 0, {})
+    one = (trials, {"policy": {trials[0].id: run}}, told)
+    with pytest.raises(RuntimeError, match="were run by two workers"):
+        merge([one, one], tmp_path)
+    with pytest.raises(RuntimeError, match=r"policy: 1 results for 3 trials"):
+        merge([one], tmp_path)
 
 
 def test_totals_are_exact():

@@ -1,0 +1,88 @@
+"""`ai-wam test --ray N`: the trials of one test, shared out to N workers of a Ray cluster.
+
+Every worker is an ordinary `ai-wam test` of every N-th trial, with a model of its own, so a worker needs what
+the command needs: the package, the checkpoint's file and the simulator. With RAY_ADDRESS set they run on that
+cluster, otherwise on this machine.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.base import Trial
+from benchmarks.results import assemble
+from benchmarks.trials import Results, TrialDataModule, write_results
+
+_Share = tuple[list[Trial], Results, dict[str, Any]]
+
+
+def main(words: Sequence[str]) -> None:
+    """`--ray N` is taken out of the words, the rest is the worker's command."""
+    parser = argparse.ArgumentParser(prog="ai-wam test", add_help=False, allow_abbrev=False)
+    parser.add_argument("--ray", type=int, required=True)
+    parser.add_argument("--data.out", dest="out")
+    known, rest = parser.parse_known_args(list(words))
+    share_out(rest, known.ray, known.out)
+
+
+def share_out(words: Sequence[str], workers: int, out: str | None) -> None:
+    """Run a test on Ray workers; the files are those of one process.
+
+    Args:
+        words: of the command, beginning with "test".
+        workers: how many share the trials.
+        out: folder of results.json and report.html.
+
+    Raises:
+        ImportError: Ray is not installed.
+        RuntimeError: the workers together did not run every trial exactly once.
+    """
+    if workers < 1 or out is None:
+        raise SystemExit(
+            f"ai-wam test --ray {workers}: give at least one worker, and --data.out for the results' folder"
+        )
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("ai-wam test --ray needs Ray: pip install 'ai-wam[ray]'") from error
+    # On a cluster the number of processors is the cluster's.
+    ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}))
+    try:
+        share = ray.remote(num_cpus=1, max_calls=1, max_retries=0)(run_share)
+        shares = ray.get([share.remote(list(words), number, workers) for number in range(workers)])
+    finally:
+        ray.shutdown()
+    merge(shares, Path(out))
+
+
+def run_share(words: list[str], number: int, workers: int) -> _Share:
+    """Every n-th trial in this process: all trials of the test, results by arm and id, and their file."""
+    from ai_wam.cli.training import run
+
+    with tempfile.TemporaryDirectory() as folder:
+        share = [f"--data.share={json.dumps([number, workers])}", f"--data.out={folder}"]
+        data = run([*words, *share]).datamodule
+    assert isinstance(data, TrialDataModule)
+    return data.trials, data.arms, data.results
+
+
+def merge(shares: Sequence[_Share], out: Path) -> None:
+    """Write the results of all shares as one.
+
+    Raises:
+        RuntimeError: a trial that is missing or was run twice.
+    """
+    trials, _, first = next(share for share in shares if share[1]["policy"])
+    arms: Results = {}
+    for _, found, _ in shares:
+        for arm, results in found.items():
+            known = arms.setdefault(arm, {})
+            if twice := sorted(known.keys() & results.keys()):
+                raise RuntimeError(f"{arm}: trials {twice[:3]} ({len(twice)}) were run by two workers")
+            known.update(results)
+    results = assemble(trials, arms, first["protocol"], first["protocol_hash"], first["policy"])
+    write_results(out, results, arms["policy"])
