@@ -202,7 +202,8 @@ def _run(out: Path, trials: int) -> dict[str, Any]:
     words += ["--data.benchmark.init_args.protocol.trials_per_task", str(trials), "--data.record=1"]
     words += ["--trainer.accelerator=cpu", "--trainer.logger=false"]
     program = "from ai_wam.cli import main; main()"
-    subprocess.run([sys.executable, "-c", program, "test", *words], check=True, capture_output=True)
+    command = [sys.executable, "-c", program, "test", *words]
+    subprocess.run(command, check=True, capture_output=True, cwd=out.parent)  # it writes config.yaml there
     content: dict[str, Any] = json.loads((out / "results.json").read_text())
     del content["created"]
     return content
