@@ -3,8 +3,8 @@
     ai-wam test --ckpt_path x.ckpt --data configs/data/shards.yaml --data.test data/test
 
 The same metrics judge the model; its learned action head (`head`), where it has one; the first frame copied
-(`copy_first_frame`) or the present pose held (`hold_still`); and the recorded video or the recorded actions' images through the codec and back
-(`codec`), which is as good as a model of this codec can be expected to get.
+(`copy_first_frame`) or the present pose held (`hold_still`); and the recorded video or the recorded actions'
+images through the codec and back (`codec`), which is as good as a model of this codec can be expected to get.
 """
 
 import json
