@@ -1,14 +1,10 @@
 """What an evaluation leaves behind: one JSON file that says all of it, and the figures in it."""
 
-import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from benchmarks.base import Trial
@@ -94,25 +90,6 @@ def check_complete(arm: str, trials: Sequence[Trial], ids: Sequence[str]) -> Non
             "run exactly once: to run fewer, lower the protocol's trials_per_task instead of limiting the "
             "trainer's batches"
         )
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file as a whole or not at all."""
-    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file under another name in the same folder, then rename: readers never see half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)  # mkstemp makes private files; results are for everyone
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def versions() -> dict[str, str]:

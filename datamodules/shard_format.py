@@ -6,16 +6,16 @@ shard-000000.tar     episodes; per episode `<key>.json`, `<key>.actions.npy`, `<
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ai_wam.files import write_json
+
 SCHEMA = 1
 INDEX = "index.json"
 META, ACTIONS, CAMERAS = "json", "actions.npy", "cameras.npz"
-PARTIAL = ".partial"
 
 
 class ShardError(RuntimeError):
@@ -107,7 +107,8 @@ class ShardEntry:
     def write(self, folder: Path) -> None:
         """Write `shard-….json` beside the tar; from then on the shard counts as finished."""
         episodes = [episode.to_json() for episode in self.episodes]
-        write_json(folder / index_name(self.file), {**self.summary(), "schema": SCHEMA, "episodes": episodes})
+        content = {**self.summary(), "schema": SCHEMA, "episodes": episodes}
+        write_json(folder / index_name(self.file), content, indent=None)
 
     @classmethod
     def read(cls, path: Path) -> "ShardEntry":
@@ -161,10 +162,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ShardError(f"{path} holds a {type(data).__name__}, expected a JSON object")
     return data
-
-
-def write_json(path: Path, data: Mapping[str, Any], indent: int | None = None) -> None:
-    """Write a file that is either the old one or the new one at any moment, whatever interrupts."""
-    temporary = path.with_name(path.name + PARTIAL)
-    temporary.write_text(json.dumps(data, indent=indent, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

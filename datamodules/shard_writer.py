@@ -17,13 +17,13 @@ from typing import Any
 
 from webdataset import TarWriter
 
+from ai_wam.files import PARTIAL, write_json
 from ai_wam.types import Episode
 from ai_wam.video import VideoEncoding
 from datamodules.episode_members import EpisodeMembers, encode_episode
 from datamodules.settings import differences
 from datamodules.shard_format import (
     INDEX,
-    PARTIAL,
     SCHEMA,
     EpisodeEntry,
     Member,
@@ -33,7 +33,6 @@ from datamodules.shard_format import (
     index_name,
     read_json,
     shard_name,
-    write_json,
 )
 
 
@@ -218,7 +217,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any], shards: int) -> list[
         stale.unlink()
     missing = [number for number in range(shards) if not _finished(folder, shard_name(number))]
     if missing:
-        write_json(path, {"schema": SCHEMA, "complete": False, "settings": settings, "shards": []}, indent=1)
+        write_json(path, {"schema": SCHEMA, "complete": False, "settings": settings, "shards": []})
     return missing
 
 
@@ -248,7 +247,7 @@ def close_folder(folder: Path, shards: int, settings: Mapping[str, Any]) -> dict
         "bytes": sum(entry.bytes for entry in entries),
         "shards": [entry.summary() for entry in entries],
     }
-    write_json(folder / INDEX, index, indent=1)
+    write_json(folder / INDEX, index)
     return index
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from ai_wam.files import whole_file
 from ai_wam.types import ActionChunk, Batch
 
 
@@ -33,7 +34,6 @@ class ActionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write one batch, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"rank{trainer.global_rank}-batch{batch_idx:05d}.npz"
         arrays: dict[str, Any] = {
             "keys": np.array(batch.keys),
@@ -42,7 +42,5 @@ class ActionWriter(BasePredictionWriter):
             "confidence": prediction.confidence.numpy(),
             "dt": np.array(prediction.dt),
         }
-        partial = file.with_name(file.name + ".partial")
-        with partial.open("wb") as stream:
+        with whole_file(file) as stream:
             np.savez(stream, **arrays)
-        partial.replace(file)

@@ -18,7 +18,7 @@ from ai_wam.types import ActionChunk, Clip
 from benchmarks.benchmark import Benchmark, TrialResult
 from benchmarks.policies import Expert, HoldStill
 from benchmarks.protocol import EvaluationProtocol
-from benchmarks.results import assemble, check_complete, write_json, write_whole
+from benchmarks.results import assemble, check_complete
 from benchmarks.rollout import RolloutCallback
 from benchmarks.tabletop.simulator import Tabletop
 from benchmarks.trials import TrialBatch, TrialDataModule
@@ -164,16 +164,6 @@ def test_totals_are_exact():
         check_complete("policy", trials, [*ids[:2], "test-other-v00-00000"])
     with pytest.raises(RuntimeError, match="0 results for 3 trials"):
         assemble(trials, {"policy": {}}, {}, "", {})
-
-
-def test_files_appear_whole_or_not_at_all(tmp_path):
-    write_json(tmp_path / "a.json", {"x": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "a.json", {"x": float("nan")})
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(tmp_path / "a.json", "\ud800")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
 
 
 def test_batches_survive_a_transfer_and_remember_the_device():

@@ -1,0 +1,40 @@
+"""Files appear whole or not at all."""
+
+import json
+import os
+import resource
+import stat
+from pathlib import Path
+
+import pytest
+
+from ai_wam.files import whole_file, write_json, write_text
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path):
+    place = tmp_path / "deep" / "a.bin"
+    with whole_file(place) as stream:
+        stream.write(b"first half, ")
+        assert not place.exists()
+        stream.write(b"second half")
+    assert place.read_bytes() == b"first half, second half"
+    assert stat.S_IMODE(place.stat().st_mode) == 0o644
+    assert os.listdir(place.parent) == ["a.bin"]
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    place = tmp_path / "a.json"
+    write_json(place, {"x": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(place, {"x": float("nan")})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(place, "\ud800")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as a full disk: a real error of write
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_text(place, "x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert json.loads(place.read_text()) == {"x": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
