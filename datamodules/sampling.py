@@ -81,11 +81,16 @@ class EpochPlan:
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """A rank's sample numbers, epoch by epoch.
+    """A rank's sample numbers, epoch by epoch, from any step on.
 
     Step s of rank r takes the r-th slice of the s-th global batch, so the same samples make up a step
     whatever the number of ranks. What does not fill a global batch is left out. Lightning leaves samplers of
     this base class alone and calls `set_epoch`; without such a call every iteration is the next epoch.
+
+    Attributes:
+        epoch: of the current iteration, or of the coming one.
+        step: batches of that epoch which the loader has handed out (`datamodules.loader` counts them, because
+            samplers run ahead of it).
     """
 
     def __init__(self, dataset: Sized, plan: EpochPlan, batch_size: int, ranks: int, rank: int) -> None:
@@ -95,7 +100,8 @@ class EpochSampler(DistributedSampler[Any]):
             ValueError: an epoch smaller than one global batch.
         """
         super().__init__(cast("Dataset[Any]", dataset), ranks, rank, shuffle=False, drop_last=True)
-        self.plan, self.batch_size = plan, batch_size
+        self.plan, self.batch_size, self.step = plan, batch_size, 0
+        self._resumed = False
         self.steps = plan.size // (batch_size * ranks)
         if self.steps < 1:
             raise ValueError(
@@ -103,12 +109,28 @@ class EpochSampler(DistributedSampler[Any]):
                 "rank(s); lower batch_size, raise epoch_size or record more episodes"
             )
 
+    def resume(self, epoch: int, step: int) -> None:
+        """The next iteration goes on after `step` batches of an epoch."""
+        self.epoch, self.step, self._resumed = epoch, step, True
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is of this epoch: from its start, or from where `resume` said."""
+        if epoch != self.epoch:
+            self.resume(epoch, 0)
+
+    def begin(self) -> None:
+        """An iteration is about to start: of the next epoch, if this one has begun and was not resumed."""
+        if self.step >= self.steps or (self.step and not self._resumed):
+            self.epoch, self.step = self.epoch + 1, 0
+        self._resumed = False
+
+    def numbers(self, epoch: int) -> Int64[np.ndarray, "steps ranks rows"]:
+        """Sample numbers of a whole epoch on all ranks."""
+        whole = self.plan.epoch(epoch)[: self.steps * self.num_replicas * self.batch_size]
+        return whole.reshape(self.steps, self.num_replicas, self.batch_size)
+
     def __iter__(self) -> Iterator[int]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        numbers = self.plan.epoch(epoch)[: self.steps * self.num_replicas * self.batch_size]
-        return iter(
-            numbers.reshape(self.steps, self.num_replicas, self.batch_size)[:, self.rank].flatten().tolist()
-        )
+        return iter(self.numbers(self.epoch)[self.step :, self.rank].flatten().tolist())
 
     def __len__(self) -> int:
         return self.steps * self.batch_size

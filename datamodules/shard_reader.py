@@ -86,7 +86,13 @@ class EpisodeHeader:
 
 
 class ShardSet:
-    """A finished folder of shards; itself an `EpisodeSource`, so it can be written again in another form."""
+    """A finished folder of shards; itself an `EpisodeSource`, so it can be written again in another form.
+
+    Attributes:
+        folder: where it lies.
+        episodes: what the index says of each.
+        digest: a hash of all shards' checksums; equal for copies of the same shards.
+    """
 
     def __init__(self, folder: str | Path, verify: bool = False) -> None:
         """Read the index.
@@ -100,7 +106,9 @@ class ShardSet:
         """
         self.folder = Path(folder)
         self.episodes: list[EpisodeEntry] = []
-        for line in _read_index(self.folder)["shards"]:
+        lines = _read_index(self.folder)["shards"]
+        self.digest = hashlib.sha256("".join(line["sha256"] for line in lines).encode()).hexdigest()
+        for line in lines:
             shard = ShardEntry.read(self.folder / index_name(line["file"]))
             _check_shard(self.folder / shard.file, shard, line, verify)
             self.episodes += shard.episodes
@@ -116,7 +124,7 @@ class ShardSet:
 
     def __getstate__(self) -> dict[str, Any]:
         """Codecs and caches stay in their process."""
-        return {"folder": self.folder, "episodes": self.episodes}
+        return {"folder": self.folder, "episodes": self.episodes, "digest": self.digest}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)

@@ -1,6 +1,6 @@
 """Batches from folders of shards, for Lightning."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import lightning
@@ -10,7 +10,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ai_wam.types import Batch, Clip
 from datamodules.clip_dataset import ClipDataset, Collate, Decode, OnError, Pad, Windows
+from datamodules.loader import Position, StreamLoader
 from datamodules.sampling import EpochPlan, EpochSampler, FixedSampler
+from datamodules.settings import describe, differences
 from datamodules.shard_format import ShardError
 from datamodules.shard_reader import ShardSet
 
@@ -19,7 +21,9 @@ class ShardDataModule(lightning.LightningDataModule):
     """Random windows of recorded episodes for training, fixed ones for validation, prediction and testing.
 
     What a training epoch holds, in which order, with which phrasing and which views, is a pure function of
-    (seed, epoch, rank, step); the number of workers changes nothing.
+    (seed, epoch, rank, step); the number of workers changes nothing. A checkpoint holds the place in this
+    stream and what decides it: `fit` goes on with the very next batch, or refuses where the stream would be
+    another one.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class ShardDataModule(lightning.LightningDataModule):
         self._train: ClipDataset | None = None
         self._val: ClipDataset | None = None
         self._test: ClipDataset | None = None
+        self._sampler: EpochSampler | None = None
+        self._saved: dict[str, Any] | None = None
         if (
             not self.val
         ):  # Lightning asks whether the hook is overridden and warns of an empty list of loaders
@@ -93,12 +99,48 @@ class ShardDataModule(lightning.LightningDataModule):
             self._val = self._dataset(self.val, dense=False)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Random windows, without replacement within an epoch."""
+        """Random windows, without replacement within a pass; goes on where a checkpoint says.
+
+        Raises:
+            ValueError: the checkpoint belongs to another stream; the message says what differs.
+        """
         dataset = self._ready(self._train, "train")
-        weights = list(self.train.values()) if isinstance(self.train, Mapping) else None
-        plan = EpochPlan(dataset.windows_per_set(), weights, self.epoch_size, self.seed)
+        plan = EpochPlan(dataset.windows_per_set(), self._weights(), self.epoch_size, self.seed)
         ranks, rank = self._ranks()
-        return self._loader(dataset, EpochSampler(dataset, plan, self.batch_size, ranks, rank))
+        self._sampler = EpochSampler(dataset, plan, self.batch_size, ranks, rank)
+        if self._saved is not None:
+            _check_same_stream(self._saved["stream"], self.stream())
+            self._sampler.resume(**self._saved["position"])
+            self._saved = None
+        return self._loader(dataset, self._sampler)
+
+    def stream(self) -> dict[str, Any]:
+        """Everything that decides the stream of training batches, as plain values."""
+        dataset = self._ready(self._train, "train")
+        weights: Sequence[float | None] = self._weights() or [None] * len(dataset.sets)
+        folders = {
+            f"folder {number}": {"content": source.digest, "episodes": len(source), "weight": weight}
+            for number, (source, weight) in enumerate(zip(dataset.sets, weights, strict=True), 1)
+        }
+        names = ("seed", "pad", "decode", "views_per_sample", "on_error", "epoch_size")
+        limits = {} if self.trainer is None else _limits(self.trainer)
+        return {
+            "clip": describe(self.clip),
+            "train": folders,
+            "batch_size of all ranks": self.batch_size * self._ranks()[0],
+            **{name: getattr(self, name) for name in names},
+            **limits,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stream and the place in it, for a checkpoint; empty if nothing was trained."""
+        if self._sampler is None:
+            return {}
+        return {"stream": self.stream(), "position": Position.of(self._sampler)._asdict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember where to go on; compared when training asks for its batches."""
+        self._saved = state_dict
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Windows one after the other, the same in every epoch."""
@@ -124,6 +166,9 @@ class ShardDataModule(lightning.LightningDataModule):
         """Report what was left out."""
         if self.skipped:
             lightning.pytorch.utilities.rank_zero_warn(f"{self.skipped} damaged samples were left out in all")
+
+    def _weights(self) -> list[float] | None:
+        return list(self.train.values()) if isinstance(self.train, Mapping) else None
 
     def _train_folders(self) -> list[str]:
         return [self.train] if isinstance(self.train, str) else list(self.train)
@@ -156,7 +201,8 @@ class ShardDataModule(lightning.LightningDataModule):
         return 1, 0
 
     def _loader(self, dataset: ClipDataset, sampler: DistributedSampler[Any]) -> DataLoader[Batch]:
-        loader = DataLoader(
+        kind = StreamLoader if isinstance(sampler, EpochSampler) else DataLoader
+        loader = kind(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -164,5 +210,21 @@ class ShardDataModule(lightning.LightningDataModule):
             collate_fn=Collate(self.clip.frames),
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # workers' seeds, which nobody uses, would come from the global one
         )
         return cast("DataLoader[Batch]", loader)
+
+
+def _limits(trainer: lightning.Trainer) -> dict[str, Any]:
+    """What of a trainer decides where an epoch ends."""
+    return {name: getattr(trainer, name) for name in ("limit_train_batches", "overfit_batches")}
+
+
+def _check_same_stream(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    if different := differences(saved, asked):
+        lines = "\n  ".join(different)
+        raise ValueError(
+            "the checkpoint was trained on another stream of batches; in the checkpoint != asked for:"
+            f"\n  {lines}\nGo on with the same settings and shards; or begin anew from its weights: `ai-wam "
+            "export-checkpoint`, then `ai-wam fit` with that backbone and without --ckpt_path."
+        )

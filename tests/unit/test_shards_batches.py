@@ -139,6 +139,23 @@ def test_order_and_contents_follow_from_seed_and_epoch(views_per_sample, folder)
     assert epoch(3, seed=5) != reference
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_goes_on_where_its_state_says(workers, folder):
+    data = module(folder, workers=workers)
+    whole = [keys(loader) for loader in [data.train_dataloader()] for _ in range(2)]
+    steps = len(whole[0]) // 4
+    for stop in (1, steps - 1, steps):
+        interrupted = module(folder, workers=workers).train_dataloader()
+        before = [key for _, batch in zip(range(stop), interrupted, strict=False) for key in batch.keys]
+        again = module(folder, workers=2 - workers).train_dataloader()
+        again.load_state_dict(interrupted.state_dict())
+        following = [keys(again) for _ in range(2)]
+        assert interrupted.state_dict() == {"epoch": 0, "step": stop}
+        assert before == whole[0][: 4 * stop]
+        assert following[0] == (whole[0][4 * stop :] if stop < steps else whole[1])
+        assert stop == steps or following[1] == whole[1]
+
+
 def test_phrasings_and_views_vary(folder):
     batches = list(module(folder, views_per_sample=1).train_dataloader())
     assert {prompt for batch in batches for prompt in batch.prompts} == set(SOURCE[0].instructions)

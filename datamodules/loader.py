@@ -1,0 +1,53 @@
+"""A loader that knows how far it has come, and can go on there."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader
+
+from datamodules.sampling import EpochSampler
+
+
+class Position(NamedTuple):
+    """A place in the stream of training batches, the same on all ranks.
+
+    Attributes:
+        epoch: the epoch.
+        step: batches of it that were handed out.
+    """
+
+    epoch: int
+    step: int
+
+    @classmethod
+    def of(cls, sampler: EpochSampler) -> "Position":
+        """Where a sampler's loader is."""
+        return cls(sampler.epoch, sampler.step)
+
+
+class StreamLoader(DataLoader[Any]):
+    """Batches of an `EpochSampler`; Lightning keeps its `state_dict` in checkpoints.
+
+    Workers prefetch, so the sampler is ahead of what was handed out: that is counted here. An iteration
+    starts its workers with the first batch asked for, after Lightning has said which epoch it is.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator instead of torch's class
+        sampler = self.sampler
+        if not isinstance(sampler, EpochSampler):  # Lightning put its own in place, for overfit_batches
+            yield from super().__iter__()
+            return
+        sampler.begin()
+        for batch in super().__iter__():
+            sampler.step += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The place after the last batch that was handed out."""
+        sampler = self.sampler
+        return Position.of(sampler)._asdict() if isinstance(sampler, EpochSampler) else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on at that place."""
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.resume(**state_dict)
