@@ -14,6 +14,7 @@ _OWN = {
     "quickstart": "the whole line on this machine: collect, fit, test, report",
     "collect": "write the demonstrations of a simulator's expert into shards",
     "convert": "write recorded files of another layout into shards",
+    "inspect": "what is in a folder of shards, and whether it is fit to train on",
     "export-checkpoint": "a trained checkpoint's backbone as a folder to load, to share or to push",
     "convert-checkpoint": "the released Action Images checkpoint into a folder for a backbone, and back",
     "label": "read actions off recordings that have none, into shards",
@@ -21,6 +22,7 @@ _OWN = {
     "compare": "two results of one protocol, paired trial by trial",
     "rlbench-doctor": "what is missing before RLBench runs here, step by step",
 }
+_POSITIONAL = ("inspect",)  # commands whose required arguments need no option's name
 _MODULES = {
     "convert": "collect",  # one function serves both: a source is a source
     "rlbench-doctor": "rlbench_doctor",
@@ -48,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         function = getattr(import_module(f"ai_wam.cli.{name}"), name)
         positional = command in _POSITIONAL
         auto_cli(function, args=resolved(rest), as_positional=positional, prog=f"ai-wam {command}")
+        module = import_module(f"ai_wam.cli.{name}")
+        positional, prog = command in _POSITIONAL, f"ai-wam {command}"
+        auto_cli(getattr(module, name), args=resolved(rest), as_positional=positional, prog=prog)
     else:
         sys.exit(f"ai-wam: unknown command {command!r}\n\n{_usage()}")
 

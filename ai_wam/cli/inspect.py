@@ -1,0 +1,152 @@
+"""`ai-wam inspect`: what is in a folder of shards, and whether it is fit to train on."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.files import write_json
+from datamodules.camera_check import camera_check as check_cameras
+from datamodules.contact_sheet import write_contact_sheet
+from datamodules.inspection import EpisodeReport, Limits, inspect_episodes
+from datamodules.shard_format import ShardError
+from datamodules.shard_reader import ShardSet
+
+_SHOWN = 10  # violations in full; inspection.json has them all
+
+
+def inspect(
+    shards: str,
+    out: str | None = None,
+    size: int = 128,
+    samples: int = 16,
+    limits: Limits = Limits(),  # noqa: B008  # frozen; jsonargparse shows its fields
+    camera_check: bool = False,
+    seen: str | None = None,
+    max_pixels: float = 5.0,
+) -> None:
+    """Look at every episode of a folder of shards; exit with 1 if one breaks the format's rules.
+
+    Prints counts, durations, captions and ranges, sends every episode's actions through action images and
+    back, and writes a contact sheet.
+
+    Args:
+        shards: a folder that `ai-wam collect` or `convert` wrote; with camera_check also a folder of plain
+            recordings (docs/shards.md), before they are converted.
+        out: where inspection.json and the pictures go; `<shards>/inspection` if left out.
+        size: height and width of the action images, pixels.
+        samples: frames of each episode that are drawn and read back, evenly spread.
+        limits: when an episode counts as a violation.
+        camera_check: instead of all this, paint the recorded poses over the recorded pictures: the cross has
+            to lie on the tool's tip.
+        seen: for the camera check, a CSV with header key,view,frame,x,y: pixels where the tool centre point
+            is seen; the distances to the projected ones are printed.
+        max_pixels: largest median distance of a view, in pixels of its recording, that passes.
+    """
+    place = Path(out) if out is not None else Path(shards) / "inspection"
+    if camera_check:
+        _print_camera_check(shards, place, seen, max_pixels)
+        return
+    try:
+        folder = ShardSet(shards)
+    except ShardError as error:
+        raise SystemExit(f"ai-wam inspect: {error}") from error
+    tokenizer = ActionImageTokenizer()
+    found = inspect_episodes(folder, tokenizer, (size, size), samples, limits)
+    reports = list(tqdm(found, total=len(folder), unit="episode", leave=False))
+    print("\n".join(summary(shards, reports)))
+    write_json(place / "inspection.json", {"episodes": [report.to_json() for report in reports]})
+    bad = [report for report in reports if report.violations]
+    if len(bad) < len(reports):
+        good = [index for index, report in enumerate(reports) if not report.violations]
+        write_contact_sheet(place / "contact_sheet.png", folder, good, tokenizer)
+    print(f"pictures and details: {place}")
+    if bad:
+        raise SystemExit(_violations(bad))
+
+
+def summary(name: str, reports: Sequence[EpisodeReport]) -> list[str]:
+    """The lines for a human."""
+    seconds = np.array([report.seconds for report in reports])
+    sets = Counter(tuple(f"{view} {h}x{w}" for view, (h, w) in report.views.items()) for report in reports)
+    rates = Counter(f"{report.hz:g}" for report in reports)
+    frames = sum(report.frames for report in reports)
+    return [
+        name,
+        f"  episodes   {len(reports)}, {frames} frames, {seconds.sum() / 60:.1f} min",
+        f"  duration   {seconds.min():.1f} to {seconds.max():.1f} s, median {np.median(seconds):.1f} s",
+        *_counted("rate", {f"{rate} Hz": count for rate, count in rates.items()}),
+        *_counted("views", {", ".join(views): count for views, count in sets.items()}),
+        *_captions(reports),
+        *_ranges(reports),
+        *_round_trips(reports),
+        *_counted("note", Counter(note for report in reports for note in report.notes)),
+    ]
+
+
+def _counted(name: str, counts: dict[str, int]) -> list[str]:
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return [f"  {name:<10} {what} ({count} episodes)" for what, count in ordered]
+
+
+def _captions(reports: Sequence[EpisodeReport]) -> list[str]:
+    captions = Counter(caption for report in reports for caption in report.instructions)
+    lines = [f"  captions   {len(captions)} different ones, such as"]
+    return lines + [f"             {caption!r} ({count})" for caption, count in captions.most_common(4)]
+
+
+def _ranges(reports: Sequence[EpisodeReport]) -> list[str]:
+    lows, highs = ([getattr(r, name) for r in reports if r.low is not None] for name in ("low", "high"))
+    if not lows:
+        return ["  actions    none recorded"]
+    low, high = np.min(lows, axis=0), np.max(highs, axis=0)
+    axes = ", ".join(f"{axis} {low[i]:.3f} to {high[i]:.3f} m" for i, axis in enumerate("xyz"))
+    return [f"  actions    {len(lows)} episodes: {axes}, openness {low[3]:.2f} to {high[3]:.2f}"]
+
+
+def _round_trips(reports: Sequence[EpisodeReport]) -> list[str]:
+    trips = [report.round_trip for report in reports if report.round_trip is not None]
+    if not trips:
+        return []
+    frames = sum(trip.frames for trip in trips)
+    shares = {
+        name: sum(getattr(t, name) for t in trips) / frames for name in ("off_screen", "one_view", "unread")
+    }
+    medians = [trip.median_mm for trip in trips if trip.median_mm is not None]
+    worst = [(t.worst_mm or 0.0, t.worst_degrees or 0.0) for t in trips]
+    residual = "nothing was read back"
+    if medians:
+        residual = (
+            f"median {np.median(medians):.2g} mm, worst {max(mm for mm, _ in worst):.2g} mm and "
+            f"{max(degrees for _, degrees in worst):.2g} degrees"
+        )
+    return [
+        f"  round trip {frames} frames of {len(trips)} episodes: {residual}",
+        f"             tool in no picture {shares['off_screen']:.1%}, in one only {shares['one_view']:.1%}; "
+        f"not read back {shares['unread']:.1%}",
+    ]
+
+
+def _violations(bad: Sequence[EpisodeReport]) -> str:
+    lines = [f"  {r.file}, key {r.key!r}: {what}" for r in bad for what in r.violations]
+    more = [f"  ... and {len(lines) - _SHOWN} more, see inspection.json"] if len(lines) > _SHOWN else []
+    return "\n".join([f"violations in {len(bad)} episodes:", *lines[:_SHOWN], *more])
+
+
+def _print_camera_check(recordings: str, place: Path, seen: str | None, max_pixels: float) -> None:
+    residuals = check_cameras(recordings, place, seen)
+    print(f"overlays: {place}; the cross has to lie on the tool's tip")
+    for view, distances in residuals.items():
+        print(
+            f"  {view:<20} {len(distances)} points: median {np.median(distances):.1f}, worst "
+            f"{max(distances):.1f} pixels"
+        )
+    bad = [view for view, distances in residuals.items() if np.median(distances) > max_pixels]
+    if bad:
+        raise SystemExit(
+            f"cameras of {', '.join(bad)} miss the tool by more than {max_pixels:g} pixels in the median: "
+            "check K and the picture size it belongs to, which way the pose maps, the axes (OpenCV's), and metres"
+        )

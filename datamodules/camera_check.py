@@ -1,0 +1,124 @@
+"""Recorded poses painted over a user's own pictures: the quickest way to see that a calibration is wrong."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+
+from ai_wam.action_images import tool_points
+from ai_wam.cameras import Cameras
+from ai_wam.files import whole_file
+from ai_wam.types import Episode, EpisodeSource, Frame, View
+from datamodules.folder import FolderSource
+from datamodules.shard_format import INDEX
+from datamodules.shard_reader import ShardSet
+
+Points = Mapping[tuple[str, str, int], tuple[float, float]]  # (key, view, frame) -> pixel x, y
+_AXIS = 0.1  # metres
+_COLOURS = ((255, 60, 60), (70, 220, 90), (80, 140, 255))
+_EPISODES, _FRAMES = 3, 30  # looked at where no points are given: episodes, and every which frame
+_COLUMNS = ["key", "view", "frame", "x", "y"]
+
+
+def camera_check(recordings: str, out: Path, seen: str | None = None) -> dict[str, list[float]]:
+    """Write overlays, and compare with where the tool was seen.
+
+    Args:
+        recordings: a folder of shards, or of plain recordings (`datamodules.folder`).
+        out: folder of the overlays, `<key>-<view>-<frame>.png`.
+        seen: CSV of pixels (x right, y down, the first pixel's centre at 0.5) where the tool centre point is
+            seen; those frames are looked at. A few frames of the first episodes if left out.
+
+    Returns:
+        Distances in pixels of the recording between seen and projected points, by view.
+
+    Raises:
+        ValueError: points that name no recorded frame.
+    """
+    shards = (Path(recordings) / INDEX).is_file()
+    source: EpisodeSource = ShardSet(recordings) if shards else FolderSource(recordings)
+    points = {} if seen is None else read_points(Path(seen))
+    keys = {key for key, _, _ in points}
+    distances: dict[str, list[float]] = defaultdict(list)
+    left = dict(points)
+    for number in range(len(source) if points else min(_EPISODES, len(source))):
+        episode = source[number]
+        if points and episode.key not in keys:
+            continue
+        _check_episode(episode, points, left, out, distances)
+    if left:
+        raise ValueError(
+            f"{seen}: {len(left)} points name no recorded frame, the first one key, view and frame "
+            f"{next(iter(left))}; frames count from 0"
+        )
+    return dict(distances)
+
+
+def read_points(path: Path) -> dict[tuple[str, str, int], tuple[float, float]]:
+    """The CSV of seen points.
+
+    Raises:
+        ValueError: other columns, or rows that are no numbers.
+    """
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = csv.DictReader(stream)
+        if rows.fieldnames != _COLUMNS:
+            raise ValueError(f"{path}: columns {rows.fieldnames}, expected {','.join(_COLUMNS)}")
+        try:
+            return {(r["key"], r["view"], int(r["frame"])): (float(r["x"]), float(r["y"])) for r in rows}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: a row is not key,view,frame,x,y: {error}") from error
+
+
+def _check_episode(
+    episode: Episode,
+    points: Points,
+    left: dict[tuple[str, str, int], tuple[float, float]],
+    out: Path,
+    distances: dict[str, list[float]],
+) -> None:
+    for number, frame in enumerate(episode.frames):
+        for name, view in frame.views.items():
+            at = (episode.key, name, number)
+            if frame.action is None or not (at in points if points else number % _FRAMES == 0):
+                continue
+            projected = project(frame, view)
+            if at in left:
+                distances[name].append(float(np.hypot(*(projected[0] - np.array(left.pop(at))))))
+            _paint(view, projected, points.get(at), out / f"{episode.key}-{name}-{number:05d}.png")
+
+
+def project(frame: Frame, view: View) -> Float[np.ndarray, "3 2"]:
+    """Pixels of the tool centre point, and of the ends of its x and its negative z axis; NaN if behind."""
+    action = torch.from_numpy(np.asarray(frame.action, np.float64))
+    k, e = (torch.from_numpy(np.asarray(m, np.float64)) for m in (view.intrinsics, view.world_from_camera))
+    found = Cameras(k, e).project(tool_points(action, _AXIS), (view.image.shape[0], view.image.shape[1]))
+    return found.pixels.masked_fill(found.depth[..., None] <= 0, torch.nan).numpy()
+
+
+def _paint(
+    view: View, projected: Float[np.ndarray, "3 2"], seen: tuple[float, float] | None, path: Path
+) -> None:
+    """The tool's axes as lines from a cross at its centre point; a ring where it was seen."""
+    scale = max(1, round(512 / max(view.image.shape[:2])))
+    picture = Image.fromarray(view.image).resize(
+        (view.image.shape[1] * scale, view.image.shape[0] * scale), Image.Resampling.NEAREST
+    )
+    draw = ImageDraw.Draw(picture)
+    tool, *ends = (projected * scale).tolist()
+    if np.isfinite(projected).all():
+        for end, colour in zip(ends, _COLOURS[1:], strict=True):
+            draw.line([*tool, *end], colour, 2)
+        x, y = tool
+        for line in ([x - 7, y, x + 7, y], [x, y - 7, x, y + 7]):
+            draw.line(line, _COLOURS[0], 2)
+    if seen is not None:
+        x, y = seen[0] * scale, seen[1] * scale
+        draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=(255, 255, 255), width=2)
+    with whole_file(path) as stream:
+        picture.save(stream, "PNG")

@@ -1,0 +1,300 @@
+"""Looks at every episode of a folder of shards: what is there, what is broken, what action images would say.
+
+A *violation* breaks an invariant of docs/shards.md or makes an episode useless for action images; a *note* is
+something that a user should know of and may well accept.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ai_wam.action_images import ActionImageTokenizer, tool_points
+from ai_wam.cameras import Cameras, CropResize
+from ai_wam.poses import geodesic_angle, rotation_from_quaternion
+from ai_wam.video import VideoTable
+from datamodules.episode_members import checked_action
+from datamodules.shard_format import ACTIONS, META, ShardError
+from datamodules.shard_reader import EpisodeHeader, ShardSet
+
+_HAND = re.compile(r"wrist|hand|gripper|ego", re.IGNORECASE)
+_MOVED = 0.05  # metres the tool travels before a camera called after a hand must have moved too
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When an episode is a violation.
+
+    Attributes:
+        off_screen: largest share of frames whose tool centre point no camera sees.
+        residual_mm: largest median distance between actions and what their action images decode to.
+    """
+
+    off_screen: float = 0.5
+    residual_mm: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.off_screen <= 1 or not self.residual_mm > 0:
+            raise ValueError(f"{self}: off_screen must lie in [0, 1] and residual_mm above 0")
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """What became of an episode's actions, drawn and read back.
+
+    Attributes:
+        frames: frames tried, evenly spread.
+        off_screen: of those, with the tool centre point in no camera's picture, and
+        one_view: in a single one, and
+        unread: that were not decoded.
+        median_mm: of the distances where decoded; None if nothing was.
+        worst_mm: the largest of them.
+        worst_degrees: the largest rotation between them.
+    """
+
+    frames: int
+    off_screen: int
+    one_view: int
+    unread: int
+    median_mm: float | None
+    worst_mm: float | None
+    worst_degrees: float | None
+
+
+@dataclass(frozen=True)
+class EpisodeReport:
+    """What was found in one episode.
+
+    Attributes:
+        key: its name.
+        file: its shard.
+        frames: number of frames.
+        hz: frames per second.
+        views: height and width by camera name.
+        instructions: its phrasings.
+        low: smallest x, y, z and openness; None without actions.
+        high: the largest.
+        round_trip: None without actions, or where the episode is damaged.
+        violations: what must not be.
+        notes: what is worth knowing.
+    """
+
+    key: str
+    file: str
+    frames: int
+    hz: float
+    views: Mapping[str, tuple[int, int]]
+    instructions: tuple[str, ...]
+    low: tuple[float, ...] | None
+    high: tuple[float, ...] | None
+    round_trip: RoundTrip | None
+    violations: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Its duration."""
+        return self.frames / self.hz
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def inspect_episodes(
+    shards: ShardSet, tokenizer: ActionImageTokenizer, size: tuple[int, int], samples: int, limits: Limits
+) -> Iterator[EpisodeReport]:
+    """Look at every episode, one after the other.
+
+    Args:
+        shards: the set.
+        tokenizer: draws and reads the actions.
+        size: height and width of its action images.
+        samples: frames of each episode that go through it, evenly spread.
+        limits: when an episode is a violation.
+    """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}, must be at least 1")
+    for index in range(len(shards)):
+        yield _inspect(shards, index, tokenizer, size, samples, limits)
+
+
+def chosen_frames(frames: int, count: int) -> list[int]:
+    """Up to `count` frames of an episode, evenly spread, both ends included."""
+    return np.unique(np.linspace(0, frames - 1, min(count, frames)).round().astype(int)).tolist()
+
+
+def fitted_cameras(
+    shards: ShardSet, index: int, size: tuple[int, int], frames: Sequence[int]
+) -> dict[str, Cameras]:
+    """Each view's cameras at some frames, for pictures of another size."""
+    entry, header = shards.episodes[index], shards.header(index)
+    fitted = {}
+    for view, original in entry.views.items():
+        k, e = (torch.from_numpy(m[view]) for m in (header.intrinsics, header.world_from_camera))
+        at = list(frames) if len(k) > 1 else [0] * len(frames)
+        fitted[view] = CropResize(original, size).cameras(Cameras(k[at], e[at]))
+    return fitted
+
+
+def _inspect(
+    shards: ShardSet,
+    index: int,
+    tokenizer: ActionImageTokenizer,
+    size: tuple[int, int],
+    samples: int,
+    limits: Limits,
+) -> EpisodeReport:
+    entry = shards.episodes[index]
+    violations: list[str] = []
+    notes: list[str] = []
+    instructions: tuple[str, ...] = ()
+    low = high = trip = None
+    try:
+        header = shards.header(index)
+        instructions = header.instructions
+        violations += [
+            *_videos(shards, index),
+            *_actions(header, entry.frames),
+            *_matrices(header, entry.frames),
+        ]
+        notes += _lost_calibrations(header)
+        if header.actions is None:
+            notes.append("no actions were recorded: good for the video alone")
+        elif not violations:
+            low, high = (tuple(f(header.actions[:, [0, 1, 2, 7]], 0).tolist()) for f in (np.min, np.max))
+            frames = chosen_frames(entry.frames, samples)
+            cameras = fitted_cameras(shards, index, size, frames)
+            trip = round_trip(torch.from_numpy(header.actions[frames]), cameras, tokenizer, size)
+            violations += _still_hands(header)
+            violations += _beyond(trip, limits)
+            if len(entry.views) == 1:
+                notes.append("one view only: action images of it cannot be read back")
+    except (ShardError, ValueError, KeyError, OSError) as error:
+        violations.append(str(error))
+    return EpisodeReport(
+        entry.key, entry.file, entry.frames, entry.hz, entry.views, instructions, low, high, trip,
+        tuple(violations), tuple(notes),
+    )  # fmt: skip
+
+
+def round_trip(
+    actions: Float[Tensor, "t 8"],
+    cameras: Mapping[str, Cameras],
+    tokenizer: ActionImageTokenizer,
+    size: tuple[int, int],
+) -> RoundTrip:
+    """Draw actions into all views and read them back."""
+    stacked = Cameras(
+        *(
+            torch.stack([getattr(camera, name) for camera in cameras.values()])[None]
+            for name in ("intrinsics", "world_from_camera")
+        )
+    )
+    seen = _seen(actions, stacked[0], tokenizer, size).sum(0)
+    decoded = tokenizer.decode(tokenizer.encode(actions[None], stacked, size), stacked)
+    valid, found = decoded.valid[0], decoded.actions[0].double()
+    distance = (found[:, :3] - actions[:, :3]).norm(dim=-1)[valid] * 1000
+    rotations = [rotation_from_quaternion(q[:, 3:7].double()) for q in (found[valid], actions[valid])]
+    angle = torch.rad2deg(geodesic_angle(*rotations))
+    any_read = bool(valid.any())
+    return RoundTrip(
+        frames=len(actions),
+        off_screen=int((seen == 0).sum()),
+        one_view=int((seen == 1).sum()),
+        unread=int((~valid).sum()),
+        median_mm=float(distance.median()) if any_read else None,
+        worst_mm=float(distance.max()) if any_read else None,
+        worst_degrees=float(angle.max()) if any_read else None,
+    )
+
+
+def _seen(
+    actions: Float[Tensor, "t 8"], cameras: Cameras, tokenizer: ActionImageTokenizer, size: tuple[int, int]
+) -> Bool[Tensor, "v t"]:
+    """Where each view's picture holds the tool centre point."""
+    points = tool_points(actions.double(), tokenizer.axis_length)[:, :1]
+    visible: Tensor = cameras.to(torch.float64).project(
+        points.expand(len(cameras.intrinsics), -1, -1, -1), size
+    )[2]
+    return visible[..., 0]
+
+
+def _videos(shards: ShardSet, index: int) -> list[str]:
+    """Every member is read and checked; a video must hold as many frames as the episode."""
+    entry, found = shards.episodes[index], []
+    for view in entry.views:
+        count = len(VideoTable.of(shards.read(index, f"{view}.mp4")))
+        if count != entry.frames:
+            found.append(f"member '{view}.mp4' holds {count} frames, the episode has {entry.frames}")
+        shards.images(index, view, [0, entry.frames - 1])
+    return found
+
+
+def _actions(header: EpisodeHeader, frames: int) -> list[str]:
+    if header.actions is None:
+        return []
+    if header.actions.shape != (frames, 8):
+        return [f"member {ACTIONS!r} has shape {header.actions.shape}, expected ({frames}, 8)"]
+    for number, action in enumerate(header.actions):
+        try:
+            checked_action(action, f"frame {number}")
+        except ValueError as error:
+            return [f"member {ACTIONS!r}, {error}"]
+    return []
+
+
+def _matrices(header: EpisodeHeader, frames: int) -> list[str]:
+    found = [] if header.instructions else [f"member {META!r} has no instruction"]
+    for view, k in header.intrinsics.items():
+        e = header.world_from_camera[view]
+        if len(k) != len(e) or len(k) not in (1, frames):
+            found.append(f"view {view!r} has {len(k)} K and {len(e)} poses, expected 1 or {frames} of each")
+            continue
+        try:
+            Cameras(torch.from_numpy(k), torch.from_numpy(e))
+        except ValueError as error:
+            found.append(f"view {view!r}: {error}")
+    return found
+
+
+def _lost_calibrations(header: EpisodeHeader) -> list[str]:
+    notes = []
+    for view, k in header.intrinsics.items():
+        finite = np.isfinite(k).all((1, 2)) & np.isfinite(header.world_from_camera[view]).all((1, 2))
+        if not finite.all():
+            notes.append(f"view {view!r} lost its calibration in {(~finite).mean():.0%} of the frames")
+    return notes
+
+
+def _still_hands(header: EpisodeHeader) -> list[str]:
+    """Cameras named after a hand that stand still while the tool moves: a constant where poses belong."""
+    travelled = 0.0 if header.actions is None else float(np.ptp(header.actions[:, :3], axis=0).max())
+    if travelled < _MOVED:
+        return []
+    return [
+        f"view {view!r} is named after a hand, but its camera stands still while the tool moves "
+        f"{1000 * travelled:.0f} mm; record its pose at every frame, or rename it"
+        for view, poses in header.world_from_camera.items()
+        if _HAND.search(view) and len(poses) == 1
+    ]
+
+
+def _beyond(trip: RoundTrip, limits: Limits) -> list[str]:
+    found = []
+    if trip.off_screen > limits.off_screen * trip.frames:
+        found.append(
+            f"no camera sees the tool in {trip.off_screen} of {trip.frames} frames (limit "
+            f"{limits.off_screen:.0%}); are the poses in the cameras' world frame, and the axes OpenCV's?"
+        )
+    if trip.median_mm is not None and trip.median_mm > limits.residual_mm:
+        found.append(
+            f"action images decode {trip.median_mm:.1f} mm beside the actions in the median (limit "
+            f"{limits.residual_mm:g} mm); more views, or larger pictures"
+        )
+    return found

@@ -1,0 +1,170 @@
+"""`ai-wam inspect`: what it says of good shards, and what of broken ones."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ai_wam.cli import main
+from ai_wam.types import Frame
+from benchmarks.speed.data import MovingSquares
+from datamodules.inspection import chosen_frames
+from datamodules.recording import write_shards
+
+
+@dataclass(frozen=True)
+class InView(MovingSquares):
+    """Squares whose tool stays in the pictures, or is `beside` them, metres."""
+
+    beside: float = 0.0
+
+    def _frames(self, index: int) -> Iterator[Frame]:
+        for frame in super()._frames(index):
+            action = frame.action
+            if action is not None:
+                action = action * [0.3, 0.3, 1, 1, 1, 1, 1, 1] + [self.beside, *[0] * 7]
+            yield replace(frame, action=action)
+
+
+SOURCE = InView(3, 20)
+
+
+@pytest.fixture
+def record(tmp_path: Path):
+    def write(source: MovingSquares) -> Path:
+        write_shards(source, tmp_path / "data", 2, workers=0, progress=False)
+        return tmp_path / "data"
+
+    return write
+
+
+def edit_index(folder: Path, change) -> None:
+    path = folder / "shard-000000.json"
+    index = json.loads(path.read_text())
+    change(index["episodes"][0])
+    path.write_text(json.dumps(index))
+
+
+def test_good_shards(record, capsys: pytest.CaptureFixture):
+    folder = record(SOURCE)
+    main(["inspect", str(folder)])
+    said = capsys.readouterr().out
+    for line in (
+        "episodes   3, 63 frames, 0.1 min",
+        "duration   1.0 to 1.1 s, median 1.1 s",
+        "rate       20 Hz (3 episodes)",
+        "views      front 64x64, left_shoulder 64x64 (3 episodes)",
+        "captions   3 different ones",
+        "'follow the square' (3)",
+        "z 0.800 to 0.800 m, openness 0.00 to 1.00",
+        "round trip 48 frames of 3 episodes: median",
+        "tool in no picture 0.0%",
+    ):
+        assert line in said
+    saved = json.loads((folder / "inspection" / "inspection.json").read_text())["episodes"]
+    assert [episode["key"] for episode in saved] == [SOURCE[i].key for i in range(3)]
+    assert all(episode["round_trip"]["worst_mm"] < 1 for episode in saved)
+    sheet = np.asarray(Image.open(folder / "inspection" / "contact_sheet.png"))
+    assert sheet.shape[0] > 3 * 144
+    assert sheet.shape[1] > 2 * 3 * 144
+    assert (sheet.max(-1) - sheet.min(-1) > 128).mean() > 0.01  # coloured points
+
+
+def violations(folder: Path, *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", str(folder), *words])
+    assert isinstance(stop.value.code, str)  # which the shell sees as 1
+    return stop.value.code
+
+
+def test_a_tool_that_no_camera_sees(record):
+    said = violations(record(replace(SOURCE, beside=3.0)))
+    assert "violations in 3 episodes" in said
+    assert "no camera sees the tool in 16 of 16 frames" in said
+
+
+def test_a_hand_camera_that_stands_still(record):
+    far = MovingSquares(1, 12, views=("front", "hand"))
+    assert "'hand' is named after a hand, but its camera stands still while the tool" in violations(
+        record(far)
+    )
+
+
+def test_a_damaged_video_names_shard_key_and_member(record):
+    folder = record(SOURCE)
+    shard = folder / "shard-000000.tar"
+    member = json.loads((folder / "shard-000000.json").read_text())["episodes"][1]["members"]["front.mp4"]
+    data = bytearray(shard.read_bytes())
+    data[member[0] + member[1] // 2] ^= 255
+    shard.write_bytes(data)
+    said = violations(folder)
+    assert "violations in 1 episodes" in said
+    assert "shard-000000.tar, key 'squares-0001', member 'front.mp4' is damaged" in said
+    assert (folder / "inspection" / "contact_sheet.png").is_file()  # of the good ones
+
+
+def test_videos_and_actions_shorter_than_the_episode(record):
+    folder = record(SOURCE)
+    edit_index(folder, lambda episode: episode.update(frames=21))
+    said = violations(folder)
+    assert "holds 20 frames, the episode has 21" in said or "member 'front.mp4' is damaged" in said
+    edit_index(folder, lambda episode: episode.update(frames=19))
+    said = violations(folder)
+    assert "member 'front.mp4' holds 20 frames, the episode has 19" in said
+    assert "member 'actions.npy' has shape (20, 8), expected (19, 8)" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: (f / "shard-000001.tar").write_bytes(b"cut"), "has 3 bytes, its index says"),
+        (lambda f: (f / "index.json").write_text('{"schema": 7}'), "schema version 7; .* reads 1"),
+        (lambda f: (f / "index.json").unlink(), "has no index.json; record episodes"),
+    ],
+)
+def test_folders_that_cannot_be_read(record, change, words: str):
+    folder = record(SOURCE)
+    change(folder)
+    with pytest.raises(SystemExit, match=words):
+        main(["inspect", str(folder)])
+
+
+def test_cameras_are_checked_against_seen_points(record, tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = record(SOURCE)
+    place = list(SOURCE[0].frames)[5].action
+    points = tmp_path / "seen.csv"
+    right = [
+        64 / 0.7 * place[0] + 32,
+        64 - (64 / 0.7 * place[1] + 32),
+    ]  # the camera hangs 0.7 m above, y down
+    points.write_text(f"key,view,frame,x,y\nsquares-0000,front,5,{right[0]},{right[1]}\n")
+    out = tmp_path / "check"
+    words = ["inspect", str(folder), "--camera_check=true", f"--seen={points}", f"--out={out}"]
+    main(words)
+    assert "1 points: median 0.0, worst 0.0 pixels" in capsys.readouterr().out
+    assert [path.name for path in out.iterdir()] == ["squares-0000-front-00005.png"]
+    points.write_text(f"key,view,frame,x,y\nsquares-0000,front,5,{right[0] + 6},{right[1] + 8}\n")
+    with pytest.raises(SystemExit, match="cameras of front miss the tool by more than 5 pixels"):
+        main(words)
+    assert "median 10.0, worst 10.0 pixels" in capsys.readouterr().out
+    points.write_text("key,view,frame,x,y\nsquares-0000,front,99,1,1\n")
+    with pytest.raises(ValueError, match=r"1 points name no recorded frame, .*'front', 99"):
+        main(words)
+    points.write_text("x,y\n")
+    with pytest.raises(ValueError, match="expected key,view,frame,x,y"):
+        main(words)
+
+
+def test_cameras_are_shown_without_points(record, tmp_path: Path):
+    main(["inspect", str(record(SOURCE)), "--camera_check=true", f"--out={tmp_path / 'check'}"])
+    assert len(list((tmp_path / "check").iterdir())) == 3 * 2
+
+
+def test_frames_are_spread_evenly():
+    assert chosen_frames(1, 5) == [0]
+    assert chosen_frames(9, 3) == [0, 4, 8]
+    assert chosen_frames(2, 16) == [0, 1]
