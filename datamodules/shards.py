@@ -10,6 +10,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ai_wam.types import Batch, Clip
 from datamodules.clip_dataset import ClipDataset, Collate, Decode, OnError, Pad, Windows
+from datamodules.coverage import FolderCoverage, cover
 from datamodules.loader import Position, StreamLoader
 from datamodules.sampling import EpochPlan, EpochSampler, FixedSampler
 from datamodules.settings import describe, differences
@@ -114,6 +115,23 @@ class ShardDataModule(lightning.LightningDataModule):
             self._saved = None
         return self._loader(dataset, self._sampler)
 
+    def coverage(self, epoch: int, steps: int | None = None) -> list[FolderCoverage]:
+        """What an epoch holds of each folder: exact, as the stream is known beforehand.
+
+        Args:
+            epoch: its number, from 0.
+            steps: its first batches only.
+        """
+        if self._sampler is None:
+            raise RuntimeError("ShardDataModule: ask for train_dataloader() before its coverage")
+        numbers = self._sampler.numbers(epoch)[:steps].flatten()
+        return cover(self._ready(self._train, "train"), numbers)
+
+    @property
+    def position(self) -> Position | None:
+        """The place in the stream of training batches; None before there is one."""
+        return None if self._sampler is None else Position.of(self._sampler)
+
     def stream(self) -> dict[str, Any]:
         """Everything that decides the stream of training batches, as plain values."""
         dataset = self._ready(self._train, "train")
@@ -134,9 +152,8 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The stream and the place in it, for a checkpoint; empty if nothing was trained."""
-        if self._sampler is None:
-            return {}
-        return {"stream": self.stream(), "position": Position.of(self._sampler)._asdict()}
+        place = self.position
+        return {} if place is None else {"stream": self.stream(), "position": place._asdict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where to go on; compared when training asks for its batches."""

@@ -148,5 +148,5 @@ def _print_camera_check(recordings: str, place: Path, seen: str | None, max_pixe
     if bad:
         raise SystemExit(
             f"cameras of {', '.join(bad)} miss the tool by more than {max_pixels:g} pixels in the median: "
-            "check K and the picture size it belongs to, which way the pose maps, the axes (OpenCV's), and metres"
+            "check K and the picture size it belongs to, which way the pose maps, the axes (OpenCV's), metres"
         )

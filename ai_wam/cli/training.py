@@ -23,6 +23,8 @@ from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ai_wam.cli.configs import resolved
+from datamodules.coverage import CoverageReport
+from datamodules.shards import ShardDataModule
 from tasks.writer import ActionWriter
 
 _FOREIGN = (  # warnings of libraries that a user can do nothing about
@@ -79,6 +81,11 @@ class _CLI(LightningCLI):
         arguments = _bare(asked.get("init_args", Namespace()))
         known = {"_class_path": asked.class_path, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
         self.model.save_hyperparameters({**known, **arguments}, logger=False)
+
+    def before_fit(self) -> None:
+        """Say of every epoch what it saw of the recordings."""
+        if isinstance(self.datamodule, ShardDataModule):
+            self.trainer.callbacks.insert(0, CoverageReport())  # type: ignore[attr-defined]  # set in its constructor
 
     def before_predict(self) -> None:
         """Predictions go to files, batch by batch."""

@@ -1,0 +1,95 @@
+"""How much of the recordings an epoch saw, and how often."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from ai_wam.files import write_json
+from datamodules.clip_dataset import ClipDataset
+
+
+@dataclass(frozen=True)
+class FolderCoverage:
+    """What some samples hold of one folder.
+
+    Attributes:
+        folder: where it lies.
+        samples: number of samples from it.
+        share: of all samples.
+        windows: windows in it, and
+        windows_seen: how many of them are among the samples.
+        episodes: episodes with windows in it.
+        times: number of episodes by how many samples of them there are, 0 included.
+    """
+
+    folder: str
+    samples: int
+    share: float
+    windows: int
+    windows_seen: int
+    episodes: int
+    times: Mapping[int, int]
+
+    def line(self) -> str:
+        """For humans."""
+        seen, often = self.episodes - self.times.get(0, 0), f"{min(self.times)} to {max(self.times)}"
+        return (
+            f"{self.folder}: {self.samples} samples ({self.share:.1%}), {seen} of {self.episodes} episodes, "
+            f"each {often} times; {self.windows_seen} of {self.windows} windows"
+        )
+
+
+def cover(dataset: ClipDataset, numbers: Int64[np.ndarray, "n"]) -> list[FolderCoverage]:
+    """What sample numbers hold of each folder of a data set."""
+    windows = numbers % len(dataset)
+    per_episode = np.bincount(
+        np.searchsorted(dataset.ends, windows, side="right"), minlength=len(dataset.places)
+    )
+    sizes = np.diff(dataset.ends, prepend=0)
+    folder_of = np.array([number for number, _ in dataset.places])
+    ends = np.cumsum(dataset.windows_per_set())
+    distinct = np.unique(windows)
+    found = []
+    for number, source in enumerate(dataset.sets):
+        here = per_episode[(folder_of == number) & (sizes > 0)]
+        times, counts = np.unique(here, return_counts=True)
+        seen = int((np.searchsorted(ends, distinct, side="right") == number).sum())
+        found.append(
+            FolderCoverage(
+                folder=str(source.folder),
+                samples=int(here.sum()),
+                share=float(here.sum() / max(1, len(numbers))),
+                windows=dataset.windows_per_set()[number],
+                windows_seen=seen,
+                episodes=len(here),
+                times=dict(zip(times.tolist(), counts.tolist(), strict=True)),
+            )
+        )
+    return found
+
+
+class CoverageReport(Callback):
+    """Prints the coverage of every epoch and writes it to `<log folder>/coverage/epoch-00000.json`.
+
+    It counts what all ranks have handed out of the epoch, also before an interruption; damaged samples that
+    `on_error: skip` left out are not taken off.
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # untyped in Lightning
+        if not trainer.is_global_zero or data.position.step == 0:  # overfit_batches: Lightning's own sampler
+            return
+        epoch, step = data.position
+        folders = data.coverage(epoch, step)
+        lines = "\n  ".join(folder.line() for folder in folders)
+        rank_zero_info(f"epoch {epoch}, {step} steps:\n  {lines}")
+        content = {"epoch": epoch, "steps": step, "folders": [asdict(folder) for folder in folders]}
+        place = Path(trainer.log_dir or trainer.default_root_dir) / "coverage"
+        write_json(place / f"epoch-{epoch:05d}.json", content)
