@@ -190,6 +190,25 @@ class Episode:
     provenance: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class SourceCard:
+    """What only a source knows of itself, for the card beside its recordings; a source may have it as `card`.
+
+    Attributes:
+        title: its name for humans.
+        licence: of the data, as the hub calls it, such as cc-by-4.0.
+        homepage: where it is described.
+        citation: what to cite.
+        defects: what is known to be wrong with it, one sentence each.
+    """
+
+    title: str = ""
+    licence: str = "unknown"
+    homepage: str = ""
+    citation: str = ""
+    defects: tuple[str, ...] = ()
+
+
 @runtime_checkable
 class EpisodeSource(Protocol):
     """Anything that gives recorded episodes by number: a demonstrating simulator or a reader of files.

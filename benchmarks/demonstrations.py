@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ai_wam.types import Episode, Frame
+from ai_wam.types import Episode, Frame, SourceCard
 from benchmarks.base import Simulator, SimulatorCrash, Trial
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,11 @@ class Demonstrations:
                 f"Demonstrations: episodes_per_task {episodes_per_task} and max_attempts {max_attempts} "
                 f"must be >= 1, hold_seconds {hold_seconds} >= 0"
             )
+
+    @property
+    def card(self) -> SourceCard:
+        """For the card beside the shards."""
+        return SourceCard(title=f"Demonstrations in {type(self.simulator).__name__}")
 
     def __len__(self) -> int:
         """Number of episodes."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ai_wam.types import Episode, Frame, View
+from ai_wam.types import Episode, Frame, SourceCard, View
 from datamodules.calibration import Calibration
 from datamodules.reading import check_finite, check_stride, numbered, read_json, read_picture
 from datamodules.rotations import euler_xyz, to_quaternion
@@ -32,6 +32,13 @@ _STATES = "obs_dict.pkl"
 
 class Bridge:
     """Every trajectory below a folder, in the order of their paths."""
+
+    card = SourceCard(
+        title="BridgeData V2",
+        homepage="https://rail-berkeley.github.io/bridgedata",
+        citation="Walke et al., BridgeData V2: A Dataset for Robot Learning at Scale, arXiv 2308.12952",
+        defects=("It has no calibrations: cameras are what somebody estimated afterwards.",),
+    )
 
     def __init__(
         self,

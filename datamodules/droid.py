@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
-from ai_wam.types import Episode, Frame, View
+from ai_wam.types import Episode, Frame, SourceCard, View
 from datamodules.droid_calibration import (
     Limits,
     Verdict,
@@ -55,6 +55,17 @@ def h5() -> Any:
 
 class Droid:
     """Every recording below a folder, in the order of their paths."""
+
+    card = SourceCard(
+        "DROID",
+        "cc-by-4.0",
+        "https://droid-dataset.github.io",
+        "Khazatsky et al., DROID: A Large-Scale In-The-Wild Robot Manipulation Dataset, arXiv 2403.12945",
+        (
+            "Recorded extrinsics are often wrong; calibrations published later replace or reject them.",
+            "The recorded pose is the arm's end; the tool centre point is an offset from it.",
+        ),
+    )
 
     def __init__(
         self,

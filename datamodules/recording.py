@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ai_wam.types import Episode, EpisodeSource
+from ai_wam.types import Episode, EpisodeSource, SourceCard
 from ai_wam.video import VideoEncoding
+from datamodules.data_card import merged
 from datamodules.settings import describe
 from datamodules.shard_format import shard_name
 from datamodules.shard_writer import close_folder, open_folder, recording_settings, write_shard
@@ -70,6 +71,7 @@ def write_shards(
     workers: int = 2,
     encoding: VideoEncoding | None = None,
     progress: bool = True,
+    card: SourceCard | None = None,
 ) -> dict[str, Any]:
     """Write all episodes of a source.
 
@@ -82,6 +84,7 @@ def write_shards(
         workers: processes, each writing one shard at a time; 0 writes in this one.
         encoding: how to compress the videos; 4:4:4 with every frame a key frame if left out.
         progress: show a progress bar.
+        card: for the README.md beside the shards; what it leaves out, the source's own `card` says.
 
     Returns:
         The set's index.
@@ -110,7 +113,7 @@ def write_shards(
         else:
             for number in missing:
                 write_shard(folder, number, _counted(job.episodes(number), bar), encoding)
-    return close_folder(folder, shards, settings)
+    return close_folder(folder, shards, settings, merged(card, getattr(source, "card", None)))
 
 
 def _write_parallel(job: _Job, missing: list[int], workers: int, bar: Any) -> None:

@@ -9,7 +9,8 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +19,9 @@ from typing import Any
 from webdataset import TarWriter
 
 from ai_wam.files import PARTIAL, write_json
-from ai_wam.types import Episode
+from ai_wam.types import Episode, SourceCard
 from ai_wam.video import VideoEncoding
+from datamodules.data_card import write_card
 from datamodules.episode_members import EpisodeMembers, encode_episode
 from datamodules.settings import differences
 from datamodules.shard_format import (
@@ -55,20 +57,23 @@ class ShardFile:
 
         Raises:
             ValueError: malformed, or its key is in the shard already.
+            ShardError: the disk is full or gone.
         """
         members = encode_episode(episode, self._encoding)
         if members.key in self._episodes:
             raise ValueError(
                 f"episode {members.key!r} comes twice in {self._file}; keys must be unique in a source"
             )
-        self._tar.write({"__key__": members.key, **members.files})
+        with self._writing(f"episode {members.key!r}"):
+            self._tar.write({"__key__": members.key, **members.files})
         self._crcs.update({f"{members.key}.{name}": zlib.crc32(data) for name, data in members.files.items()})
         self._episodes[members.key] = replace(members, files={})
 
     def commit(self) -> ShardEntry:
         """Finish the tar, give it its name and write its index."""
-        self._tar.close()
-        self._stream.close()
+        with self._writing("its end"):
+            self._tar.close()
+            self._stream.close()
         with self._path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         members = self._members()
@@ -83,11 +88,20 @@ class ShardFile:
 
     def abort(self) -> None:
         """Leave nothing behind."""
+        for part in (self._tar, self._stream):  # the tar flushes into its stream
+            with suppress(OSError):  # of a full disk; what is not yet written is thrown away anyway
+                part.close()
+        self._path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
         try:
-            self._tar.close()  # before its stream, into which it flushes
-        finally:
-            self._stream.close()
-            self._path.unlink(missing_ok=True)
+            yield
+        except OSError as error:
+            raise ShardError(
+                f"{self._path}: {what} could not be written: {error}. Finished shards are kept; make room "
+                "and run the same command again, it goes on there."
+            ) from error
 
     def _members(self) -> dict[str, dict[str, Member]]:
         """Where every file lies, by key and by what follows the key."""
@@ -113,6 +127,7 @@ class ShardWriter:
         episodes_per_shard: int = 64,
         settings: Mapping[str, Any] | None = None,
         encoding: VideoEncoding | None = None,
+        card: SourceCard | None = None,
     ) -> None:
         """Open a folder, new or interrupted.
 
@@ -121,6 +136,7 @@ class ShardWriter:
             episodes_per_shard: episodes in all shards but the last.
             settings: JSON values that tell this recording from others.
             encoding: how to compress the videos.
+            card: for the README.md beside the shards.
 
         Raises:
             ShardError: the folder holds another recording, or a finished one.
@@ -128,7 +144,7 @@ class ShardWriter:
         if episodes_per_shard < 1:
             raise ValueError(f"episodes_per_shard is {episodes_per_shard}, must be at least 1")
         self.folder, self._encoding = Path(folder), encoding or VideoEncoding()
-        self._per_shard = episodes_per_shard
+        self._per_shard, self._card = episodes_per_shard, card or SourceCard()
         self._settings = recording_settings(settings or {}, episodes_per_shard, self._encoding)
         if (self.folder / INDEX).exists() and read_json(self.folder / INDEX).get("complete"):
             raise ShardError(f"{self.folder} is finished; write into a new folder (`train` takes several)")
@@ -156,7 +172,7 @@ class ShardWriter:
         """Finish the last shard and the set."""
         if self._shard is not None and len(self._shard):
             self._finish_shard()
-        close_folder(self.folder, self._number, self._settings)
+        close_folder(self.folder, self._number, self._settings, self._card)
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -221,8 +237,8 @@ def open_folder(folder: Path, settings: Mapping[str, Any], shards: int) -> list[
     return missing
 
 
-def close_folder(folder: Path, shards: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the set's index: the recording is complete. Gives its contents.
+def close_folder(folder: Path, shards: int, settings: Mapping[str, Any], card: SourceCard) -> dict[str, Any]:
+    """Write the set's index, as the recording is complete, and its card. Gives the index's contents.
 
     Raises:
         ShardError: two shards hold an episode of the same key, or there is no episode.
@@ -248,6 +264,7 @@ def close_folder(folder: Path, shards: int, settings: Mapping[str, Any]) -> dict
         "shards": [entry.summary() for entry in entries],
     }
     write_json(folder / INDEX, index)
+    write_card(folder, card)
     return index
 
 

@@ -1,6 +1,6 @@
 """`ai-wam collect` and `ai-wam convert`: the episodes of any source into a folder of shards."""
 
-from ai_wam.types import EpisodeSource
+from ai_wam.types import EpisodeSource, SourceCard
 from ai_wam.video import VideoEncoding
 from datamodules.recording import write_shards
 
@@ -12,6 +12,7 @@ def collect(
     workers: int = 2,
     lossless: bool = False,
     gop: int = 1,
+    card: SourceCard | None = None,
 ) -> None:
     """Write all episodes of a source into WebDataset shards.
 
@@ -25,10 +26,12 @@ def collect(
         workers: processes, each writing one shard at a time; 0 writes in this one.
         lossless: keep every pixel exactly, at about ten times the size.
         gop: frames from one key frame to the next; 1 reads fastest, 12 is two to four times smaller.
+        card: title, licence, homepage, citation and known defects for the README.md beside the shards, where
+            the source does not say them itself.
     """
     encoding = VideoEncoding(lossless=lossless, gop=gop)
     try:
-        index = write_shards(source, out, episodes_per_shard, workers, encoding)
+        index = write_shards(source, out, episodes_per_shard, workers, encoding, card=card)
     except KeyboardInterrupt:
         raise SystemExit(f"{out}: interrupted. Finished shards are kept; the same command goes on.") from None
     print(
