@@ -1,7 +1,7 @@
 """Windows of recorded episodes as samples, and samples as a `Batch`."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from ai_wam.cameras import Cameras, CropResize
 from ai_wam.types import Batch, Clip
 from datamodules.sampling import Stream, generator
 from datamodules.shard_format import EpisodeEntry, ShardError
-from datamodules.shard_reader import EpisodeHeader, Recent, ShardSet
+from datamodules.shard_reader import ROWS_KEPT, ROWS_PER_EPISODE, EpisodeHeader, Recent, ShardSet
 
 Pad = Literal["hold", "none"]
 Decode = Literal["all", "first"]
@@ -128,7 +128,7 @@ class ClipDataset(Dataset["Sample | None"]):
         counts = [self._count(sets[number].episodes[index], sets[number]) for number, index in self.places]
         self.ends = np.cumsum(counts, dtype=np.int64)
         self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # counted by all workers
-        self._cameras: Recent[dict[str, Cameras]] = Recent()
+        self._cameras: Recent[dict[str, Cameras]] = Recent(ROWS_KEPT, _rows)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -222,6 +222,11 @@ class ClipDataset(Dataset["Sample | None"]):
             k, e = torch.from_numpy(header.intrinsics[name]), torch.from_numpy(header.world_from_camera[name])
             fitted[name] = CropResize(entry.views[name], self.clip.size).cameras(Cameras(k, e))
         return fitted
+
+
+def _rows(cameras: Mapping[str, Cameras]) -> int:
+    """What an episode's cameras cost to keep."""
+    return ROWS_PER_EPISODE + sum(len(camera.intrinsics) for camera in cameras.values())
 
 
 class Collate:

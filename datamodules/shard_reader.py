@@ -30,15 +30,25 @@ from datamodules.shard_format import (
 )
 
 T = TypeVar("T")
-_EPISODES_KEPT = 2048
+ROWS_KEPT = 200_000  # of frame tables and of matrices, whatever the episodes' length: some 30 MB each
+ROWS_PER_EPISODE = 30  # what an entry costs beside its rows
 _FILES_KEPT = 64
 
 
-class Recent(Generic[T]):
-    """Remembers what was made for the last keys asked for."""
+def _one(value: Any) -> int:
+    return 1
 
-    def __init__(self, size: int = _EPISODES_KEPT) -> None:
-        self._size = size
+
+class Recent(Generic[T]):
+    """Remembers what was made for the last keys asked for.
+
+    Args:
+        budget: what all that is kept may cost together; the last one is always kept.
+        cost: of one value; 1 if left out, so that the budget is their number.
+    """
+
+    def __init__(self, budget: int, cost: Callable[[T], int] = _one) -> None:
+        self._budget, self._cost, self._spent = budget, cost, 0
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -47,8 +57,9 @@ class Recent(Generic[T]):
             self._kept.move_to_end(key)
             return self._kept[key]
         value = self._kept[key] = make()
-        if len(self._kept) > self._size:
-            self._kept.popitem(last=False)
+        self._spent += self._cost(value)
+        while self._spent > self._budget and len(self._kept) > 1:
+            self._spent -= self._cost(self._kept.popitem(last=False)[1])
         return value
 
 
@@ -131,8 +142,8 @@ class ShardSet:
         self._forget()
 
     def _forget(self) -> None:
-        self._headers: Recent[EpisodeHeader] = Recent()
-        self._tables: Recent[VideoTable] = Recent()
+        self._headers: Recent[EpisodeHeader] = Recent(ROWS_KEPT, _rows)
+        self._tables: Recent[VideoTable] = Recent(ROWS_KEPT, len)
         self._files: Recent[_File] = Recent(_FILES_KEPT)
         self._decoder = FrameDecoder()
 
@@ -202,6 +213,12 @@ class ShardSet:
                 still = 0 if len(k) == 1 else number
                 views[view] = View(self.images(index, view, [number])[0], k[still], e[still])
             yield Frame(views, None if header.actions is None else header.actions[number], number / entry.hz)
+
+
+def _rows(header: EpisodeHeader) -> int:
+    """What a header costs to keep."""
+    actions = 0 if header.actions is None else len(header.actions)
+    return ROWS_PER_EPISODE + actions + sum(len(k) for k in header.intrinsics.values())
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
