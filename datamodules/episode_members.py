@@ -19,6 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST_NAME = 100  # of a member in a plain (USTAR) tar
 _QUATERNION_TOLERANCE = 1e-3
 _OPENNESS_TOLERANCE = 1e-3
+_NOT_RECORDED = np.full(8, np.nan)
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,31 @@ class EpisodeMembers:
     files: Mapping[str, bytes]
 
 
+class _Rows:
+    """Small arrays of one shape as one run of bytes.
+
+    Thousands of small arrays, made between large pictures, would keep the pictures' memory from being reused.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        self._shape, self._bytes = shape, bytearray()
+
+    def add(self, row: np.ndarray, what: str) -> None:
+        if row.shape != self._shape:
+            raise ValueError(f"{what} has shape {row.shape}, expected {self._shape}")
+        self._bytes += row.astype(np.float64).tobytes()
+
+    def stack(self) -> Float[np.ndarray, "t ..."]:
+        return np.frombuffer(self._bytes).reshape(-1, *self._shape)
+
+
 @dataclass
 class _Track:
     """What one camera has seen so far."""
 
     video: VideoWriter
-    intrinsics: list[np.ndarray] = field(default_factory=list)
-    poses: list[np.ndarray] = field(default_factory=list)
+    intrinsics: _Rows = field(default_factory=lambda: _Rows(3, 3))
+    poses: _Rows = field(default_factory=lambda: _Rows(4, 4))
 
 
 def encode_episode(episode: Episode, encoding: VideoEncoding) -> EpisodeMembers:
@@ -58,8 +77,7 @@ def encode_episode(episode: Episode, encoding: VideoEncoding) -> EpisodeMembers:
     where = f"episode {episode.key!r}"
     _check_head(episode, where)
     tracks: dict[str, _Track] = {}
-    actions: list[np.ndarray | None] = []
-    begin = 0.0
+    actions, frames, begin = _Rows(8), 0, 0.0
     for number, frame in enumerate(episode.frames):
         at = f"{where}, frame {number}"
         begin = frame.seconds if number == 0 else begin
@@ -69,18 +87,20 @@ def encode_episode(episode: Episode, encoding: VideoEncoding) -> EpisodeMembers:
                 name: _open_track(name, view, episode.hz, encoding, at) for name, view in frame.views.items()
             }
         _add_views(tracks, frame, at)
-        actions.append(None if frame.action is None else checked_action(frame.action, at))
-    if not actions:
+        action = _NOT_RECORDED if frame.action is None else checked_action(frame.action, at)
+        actions.add(action, f"{at}: action")
+        frames = number + 1
+    if not frames:
         raise ValueError(f"{where} has no frames")
     files = {f"{name}.mp4": track.video.finish() for name, track in tracks.items()}
     files[CAMERAS] = _npz(
         {key: value for name, track in tracks.items() for key, value in _cameras(name, track, where)}
     )
-    if (recorded := _stack_actions(actions, where)) is not None:
+    if (recorded := _stack_actions(actions.stack(), where)) is not None:
         files[ACTIONS] = _npy(recorded)
     views = {name: track.video.size for name, track in tracks.items()}
-    files[META] = _meta(episode, len(actions), views, recorded is not None, where)
-    return EpisodeMembers(episode.key, len(actions), float(episode.hz), views, files)
+    files[META] = _meta(episode, frames, views, recorded is not None, where)
+    return EpisodeMembers(episode.key, frames, float(episode.hz), views, files)
 
 
 def checked_action(action: Float[np.ndarray, "8"], at: str) -> Float[np.ndarray, "8"]:
@@ -152,13 +172,13 @@ def _add_views(tracks: Mapping[str, _Track], frame: Frame, at: str) -> None:
                 f"{track.video.size}"
             )
         track.video.add(view.image)
-        track.intrinsics.append(view.intrinsics)
-        track.poses.append(view.world_from_camera)
+        track.intrinsics.add(view.intrinsics, f"{at}, view {name!r}: K")
+        track.poses.add(view.world_from_camera, f"{at}, view {name!r}: world_from_camera")
 
 
 def _cameras(name: str, track: _Track, where: str) -> list[tuple[str, Float[np.ndarray, "t n n"]]]:
     """Both stacks of matrices, of one entry where the camera never moved."""
-    k, e = np.stack(track.intrinsics).astype(np.float64), np.stack(track.poses).astype(np.float64)
+    k, e = track.intrinsics.stack(), track.poses.stack()
     lost = np.isnan(k).all(axis=(1, 2)) | np.isnan(e).all(axis=(1, 2))  # a lost calibration is all NaN
     bad = ~lost & ~(
         np.isfinite(k).all(axis=(1, 2)) & np.isfinite(e).all(axis=(1, 2)) & (k[:, 2] == [0, 0, 1]).all(-1)
@@ -179,14 +199,15 @@ def _cameras(name: str, track: _Track, where: str) -> list[tuple[str, Float[np.n
     return [(key, (stack[:1] if still else stack).astype(np.float32)) for key, stack in stacks.items()]
 
 
-def _stack_actions(actions: list[np.ndarray | None], where: str) -> Float[np.ndarray, "t 8"] | None:
-    recorded = [action for action in actions if action is not None]
-    if not recorded:
+def _stack_actions(actions: Float[np.ndarray, "t 8"], where: str) -> Float[np.ndarray, "t 8"] | None:
+    missing = np.isnan(actions[:, 0])
+    if missing.all():
         return None
-    if len(recorded) < len(actions):
-        missing = next(number for number, action in enumerate(actions) if action is None)
-        raise ValueError(f"{where}: frame {missing} has no action, others have; give all of them or none")
-    return np.stack(recorded)
+    if missing.any():
+        raise ValueError(
+            f"{where}: frame {int(missing.argmax())} has no action, others have; give all of them or none"
+        )
+    return actions.astype(np.float32)
 
 
 def _meta(
