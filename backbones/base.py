@@ -230,7 +230,7 @@ class VideoBackbone(nn.Module, ABC):
         tensors = [*self.named_parameters(), *self.named_buffers()]
         names = {name for name, _ in tensors if not name.startswith("denoiser.")}
         if self.lora is not None:
-            frozen = (name for name, value in self.named_parameters() if not value.requires_grad)
+            frozen = (name for name, value in tensors if not value.requires_grad)
             names.update(frozen)
         return names
 
