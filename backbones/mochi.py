@@ -1,0 +1,219 @@
+"""Mochi 1 (Genmo, 2024) through diffusers: transformer, video autoencoder and T5, or a tiny twin.
+
+Reading order: the video autoencoder, the prompts, the noise path, the network, the backbone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any, Literal
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_mochi import AutoencoderKLMochi
+from diffusers.models.transformers.transformer_mochi import MochiRoPE, MochiTransformer3DModel
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ai_wam.canvas import Canvas
+from ai_wam.noise import FlowMatching, NoisePath, TimeSampling, shifted
+from ai_wam.types import LatentSpec
+from backbones.base import VideoBackbone
+from backbones.codec import LatentCodec
+from backbones.loading import load_codec
+from backbones.precision import full_precision
+from backbones.prompts import Context, PromptEncoder
+from backbones.t5 import T5Prompts
+
+
+class MochiVAE(LatentCodec):
+    """Mochi's video autoencoder: 12 channels, 8x in space, 6x in time, normalised per channel.
+
+    Encoder and decoder look back only: convolutions are padded on the left, the encoder's attention over time
+    is causal, and normalisation is frame by frame.
+
+    Args:
+        pretrained: local folder or hub id in diffusers' layout.
+        architecture: constructor arguments of an autoencoder with random weights instead.
+        dtype: the weights' precision.
+    """
+
+    causal = "exact"
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        architecture: dict[str, Any] | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        super().__init__()
+        self.vae = load_codec(AutoencoderKLMochi, pretrained, architecture, getattr(torch, dtype))
+        self.channels = self.vae.config.latent_channels
+        self.spatial_stride = self.vae.spatial_compression_ratio
+        self.temporal_stride = self.frame_multiple = self.vae.temporal_compression_ratio
+
+    @torch.no_grad()
+    def encode(self, video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n c tl lh lw"]:
+        """The posterior's mode, normalised."""
+        latents = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode().float()
+        mean, scale = self._statistics(latents)
+        return (latents - mean) / scale
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "n c tl lh lw"]) -> Float[Tensor, "n 3 t h w"]:
+        """Video, clamped to [-1, 1]."""
+        mean, scale = self._statistics(latents)
+        video: Tensor = self.vae.decode((latents * scale + mean).to(self.vae.dtype), return_dict=False)[0]
+        return video.float().clamp(-1, 1)
+
+    def _statistics(self, like: Tensor) -> tuple[Float[Tensor, "c 1 1 1"], Float[Tensor, "c 1 1 1"]]:
+        """Mean and scale of the raw latents, from the configuration."""
+        config = self.vae.config
+        mean, std = (
+            torch.tensor(part, device=like.device).view(-1, 1, 1, 1)
+            for part in (config.latents_mean, config.latents_std)
+        )
+        return mean, std / config.scaling_factor
+
+
+class MochiPrompts(T5Prompts):
+    """T5 v1.1-XXL; the empty prompt has no tokens at all, as Mochi was trained.
+
+    Args:
+        pretrained: local folder or hub id in diffusers' layout.
+        options: `dtype`, `device` and `cache` of `backbones.t5.T5Prompts`.
+    """
+
+    def __init__(self, pretrained: str, **options: Any) -> None:
+        super().__init__(pretrained, encoder="T5EncoderModel", length=256, padding="zeros", **options)
+
+    def encode(self, prompts: Sequence[str], device: torch.device) -> Context:
+        """Last hidden states, zeros after the prompt's end."""
+        context = super().encode(prompts, device)
+        said = torch.tensor([bool(prompt.strip()) for prompt in prompts], device=device)
+        return replace(context, tokens=context.tokens * said[:, None, None])
+
+
+@dataclass(frozen=True)
+class MochiFlow(FlowMatching):
+    """Flow matching told backwards: the network knows 1000 (1 - u) and predicts the velocity x0 - eps.
+
+    The sampler goes through the first noise slowly: half of its steps are equal and lead from u = 1 to
+    1 - threshold, the others grow linearly on from there. At `threshold` 0.5 all of them are equal.
+
+    Attributes:
+        threshold: noise that the first half of the steps removes.
+    """
+
+    threshold: float = 0.025
+
+    def target(
+        self, clean: Float[Tensor, "*n"], noise: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> Float[Tensor, "*n"]:
+        """The velocity x0 - eps."""
+        return clean - noise
+
+    def invert(
+        self, prediction: Float[Tensor, "*n"], noisy: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+        """x0 = z + u v and eps = z - (1 - u) v."""
+        return super().invert(-prediction, noisy, u)
+
+    def model_time(self, u: Float[Tensor, "*n"]) -> Tensor:
+        """1000 (1 - u)."""
+        return 1000 * (1 - u)
+
+    def grid(self, steps: int) -> Float[Tensor, "n"]:
+        """A straight line, and from its middle on a parabola that ends clean."""
+        even, half = super().grid(steps), steps // 2
+        step = self.threshold / max(half, 1)
+        i = torch.arange(len(even))
+        removed = step * i + (1 - step * steps) * ((i - half).clamp(min=0) / (steps - half)) ** 2
+        return shifted(1 - removed, self.sampler_shift)
+
+
+class PreciseRoPE(MochiRoPE):
+    """diffusers' rotary positions; its own angles ask autocast for float32, which autocast warns it lacks."""
+
+    def _create_rope(
+        self, freqs: Float[Tensor, "3 heads d"], pos: Float[Tensor, "n 3"]
+    ) -> tuple[Float[Tensor, "n heads d"], Float[Tensor, "n heads d"]]:
+        with full_precision(freqs.device):
+            angles = torch.einsum("nd,dhf->nhf", pos.float(), freqs.float())
+        return angles.cos(), angles.sin()
+
+
+class AdaptedMochi(MochiTransformer3DModel):
+    """diffusers' Mochi transformer, with what a network that learns needs.
+
+    Nothing comes of what the last block's text asks for, so these weights are kept, but no parameters. A new
+    network starts with random frequencies of positions instead of none, which would leave it without any.
+    """
+
+    @wraps(MochiTransformer3DModel.__init__)  # type: ignore[misc]  # diffusers reads its signature
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name in ("add_q_proj", "norm_added_q"):
+            part: nn.Module = self.transformer_blocks[-1].attn1.get_submodule(name)
+            weight = part.get_parameter("weight").detach()
+            del part.weight
+            part.register_buffer("weight", weight)
+        self.rope = PreciseRoPE()
+        with torch.no_grad():  # a frame is 1 apart from the next, a picture 192 wide
+            self.pos_frequencies[0].normal_(std=0.3)
+            self.pos_frequencies[1:].normal_(std=0.03)
+
+
+class Mochi(VideoBackbone):
+    """A Mochi 1 denoiser on the canvas; all positions share one time.
+
+    Prompt and latents attend to one another in one sequence; text tokens after the prompt's end, which are
+    zeros, are left out of it. Positions are frames, and rows and columns scaled to one area, so a picture is
+    equally large to the network at every resolution.
+    """
+
+    Denoiser = AdaptedMochi
+    input_projection = "patch_embed.proj"
+    blocks = ("transformer_blocks",)
+
+    def released_codec(self, pretrained: str) -> LatentCodec:
+        """Mochi's video autoencoder."""
+        return MochiVAE(pretrained)
+
+    def released_prompts(self, pretrained: str) -> PromptEncoder:
+        """T5 v1.1-XXL."""
+        return MochiPrompts(pretrained)
+
+    def released_path(self) -> NoisePath:
+        """Noise levels all but uniform, as its authors' fine-tuning draws them."""
+        return MochiFlow(sampling=TimeSampling(std=1.7))
+
+    def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+        """Latent channels and text width."""
+        channels = self.codec.channels
+        return {"in_channels": channels, "out_channels": channels, "text_embed_dim": self.prompts.width}
+
+    def describe(self, config: Mapping[str, Any]) -> LatentSpec:
+        """Equal channels."""
+        codec, taken = self.codec, config["in_channels"]
+        made = config["out_channels"] or taken
+        if (taken, made) != (codec.channels, codec.channels):
+            raise ValueError(
+                f"Mochi: the transformer takes {taken} channels and makes {made}, the video autoencoder "
+                f"makes {codec.channels}; this backbone needs {codec.channels} in and out: take both from "
+                "one release"
+            )
+        strides = (codec.spatial_stride, codec.temporal_stride, codec.frame_multiple)
+        return LatentSpec(codec.channels, *strides, patch=config["patch_size"])
+
+    def predict(
+        self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
+    ) -> Float[Tensor, "b c f h w"]:
+        """One forward of the transformer; its positions count on over the canvas."""
+        prediction: Tensor = self.denoiser(
+            hidden_states=self.network_input(noisy, canvas, context),
+            encoder_hidden_states=context.tokens.to(noisy),
+            timestep=self.network_time(u, canvas),
+            encoder_attention_mask=context.tokens.ne(0).any(dim=2),
+            return_dict=False,
+        )[0]
+        return prediction
