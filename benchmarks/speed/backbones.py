@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import _config as symbolic
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.cli.configs import config_path, instantiate
+from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
 from backbones.prompts import Context, HashedWords
@@ -74,6 +76,11 @@ def canvas_of(
     return canvas, backbone.encode_context(["reach the red ball"] * rows, now, mask)
 
 
+def whole_clip(spec: LatentSpec, frames: int) -> int:
+    """Frames of the shortest clip that a backbone takes and that is not shorter than asked."""
+    return -(-(frames - 1) // spec.frame_multiple) * spec.frame_multiple + 1
+
+
 def _shipped(name: str) -> VideoBackbone:
     kind: Any = VideoBackbone  # abstract, which mypy would not have here
     backbone: VideoBackbone = instantiate(f"configs/backbone/{name}.yaml", kind)
@@ -93,8 +100,12 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict
 
 
 def flops(function: Callable[[], object]) -> float:
-    """Floating-point operations of a call: matrix products, convolutions and attention."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    """Floating-point operations of a call: matrix products, convolutions and attention.
+
+    A network that leaves out the padding of prompts is counted with full ones where tensors have no values.
+    """
+    full = symbolic.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]  # made at import
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), full:
         function()
     return float(counter.get_total_flops())
 
@@ -237,8 +248,8 @@ def _ratio(what: str, value: float, bar: str, percent: bool = False) -> None:
 def print_computed(size: int = 512, frames: int = 41) -> None:
     """Parameters, tokens and work of every released size, from shapes alone."""
     print(
-        f"{size} x {size}, {frames} frames, 2 views; TFLOP of one forward of one row, and of one clip "
-        "through the video autoencoder"
+        f"{size} x {size}, {frames} frames or the next valid number, 2 views; TFLOP of one forward of one "
+        "row, and of one clip through the video autoencoder"
     )
     heads = (
         "denoiser",
@@ -261,6 +272,7 @@ def computed(name: str, size: tuple[int, int], frames: int) -> list[str]:
     with torch.device("meta"):
         model = build(name)
         spec, u = model.spec, torch.zeros(1)
+        frames = whole_clip(spec, frames)
         tokens, work = [], []
         for each in ("joint", "policy"):
             canvas, context = canvas_of(model, each, size, frames)
@@ -269,7 +281,8 @@ def computed(name: str, size: tuple[int, int], frames: int) -> list[str]:
             work.append(flops(partial(model.predict, canvas.clean, u, canvas, context)))
         clip = torch.zeros(1, 3, frames, *size)
         work.append(flops(partial(model.codec.encode, clip)))
-        beginning = frames if model.codec.causal == "encoder" else 9  # as `VideoBackbone.decode` does it
+        # The beginning that is executed, as `VideoBackbone.decode` decodes it.
+        beginning = frames if model.codec.causal == "encoder" else whole_clip(spec, 9)
         for length in (beginning, frames):
             latents = torch.zeros(1, spec.channels, spec.latent_frames(length), *spec.grid(size))
             work.append(flops(partial(model.codec.decode, latents)))
@@ -301,7 +314,7 @@ def _measured(
     """Seconds per chunk and share of the matrix rate of one model."""
     with torch.device(device):
         model = build(name).to(torch.bfloat16)
-        canvas, context = canvas_of(model, "policy", size, frames)
+        canvas, context = canvas_of(model, "policy", size, whole_clip(model.spec, frames))
         noise, u = torch.randn_like(canvas.clean), torch.full((1,), 0.5)
     with torch.autocast("cuda", torch.bfloat16):
         whole = _cuda_seconds(lambda: chunk(model, canvas, context, noise, steps, 9))
