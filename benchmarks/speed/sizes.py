@@ -12,6 +12,7 @@ from backbones.cogvideox import CogVideoX, CogVideoXVAE
 from backbones.cosmos import Cosmos
 from backbones.images import ImageEncoder
 from backbones.ltx import LTX, LTXVAE
+from backbones.mochi import Mochi, MochiVAE
 from backbones.prompts import HashedWords
 from backbones.svd import SVD, SVDVAE
 from backbones.wan import Wan, WanVAE
@@ -77,6 +78,11 @@ def _cosmos(layers: int = 28, **options: Any) -> VideoBackbone:
     return Cosmos(**{"architecture": size, **parts, **options})
 
 
+def _mochi(layers: int = 48, **options: Any) -> VideoBackbone:
+    parts = {"codec": MochiVAE(architecture={}), "prompts": HashedWords(4096, 256)}
+    return Mochi(**{"architecture": {"num_layers": layers}, **parts, **options})
+
+
 SIZES: dict[str, Callable[..., VideoBackbone]] = {
     "wan2.1-1.3b": _wan(12, 8960, 30, "shared", {}),
     "wan2.2-5b": _wan(24, 14336, 30, "per_token", _WAN22_VAE),
@@ -87,6 +93,7 @@ SIZES: dict[str, Callable[..., VideoBackbone]] = {
     "svd": _svd,
     "ltx-video-2b": _ltx,
     "cosmos-predict2-2b": _cosmos,
+    "mochi-1": _mochi,
 }
 
 

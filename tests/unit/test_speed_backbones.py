@@ -10,7 +10,13 @@ from benchmarks.speed.sizes import SIZES, build
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("wan2.1-1.3b", 1.419), ("wan2.2-5b", 5.000), ("wan2.1-14b", 14.289), ("cogvideox-5b", 5.571)],
+    [
+        ("wan2.1-1.3b", 1.419),
+        ("wan2.2-5b", 5.000),
+        ("wan2.1-14b", 14.289),
+        ("cogvideox-5b", 5.571),
+        ("mochi-1", 10.023),
+    ],
 )
 def test_released_sizes_have_the_published_number_of_parameters(name: str, parameters: float):
     with torch.device("meta"):
@@ -24,6 +30,13 @@ def test_computed_figures_follow_from_shapes():
     assert small[2:4] == [str(4 * 3 * 4 * 4), str((2 * 1 + 2 * 3) * 4 * 4)]  # 3 latent frames of 4 x 4 tokens
     twice = computed("wan2.1-1.3b", (128, 64), 9)
     assert float(twice[6]) == pytest.approx(2 * float(small[6]), rel=0.1)  # encoding grows with the area
+
+
+def test_clips_are_lengthened_to_what_a_model_takes():
+    found = computed("mochi-1", (64, 64), 9)  # 6k + 1 frames, text as long as its values say
+    assert found == computed("mochi-1", (64, 64), 13)
+    assert found[2] == str(4 * 3 * 4 * 4)
+    assert found[7] == found[8]  # the beginning is the whole clip
 
 
 def test_a_chunk_decodes_the_action_segments():
