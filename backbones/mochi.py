@@ -98,13 +98,21 @@ class MochiFlow(FlowMatching):
     """Flow matching told backwards: the network knows 1000 (1 - u) and predicts the velocity x0 - eps.
 
     The sampler goes through the first noise slowly: half of its steps are equal and lead from u = 1 to
-    1 - threshold, the others grow linearly on from there. At `threshold` 0.5 all of them are equal.
+    1 - threshold, the others grow linearly on from there. At `threshold` 0.5 an even number are all equal.
 
     Attributes:
-        threshold: noise that the first half of the steps removes.
+        threshold: noise that the first half of the steps removes, at most 0.5.
     """
 
     threshold: float = 0.025
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold at which the steps would not grow."""
+        if not 0 < self.threshold <= 0.5:
+            raise ValueError(
+                f"MochiFlow: threshold {self.threshold} must lie in (0, 0.5]; the released model's is 0.025, "
+                "0.5 makes all steps equal"
+            )
 
     def target(
         self, clean: Float[Tensor, "*n"], noise: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
@@ -124,11 +132,11 @@ class MochiFlow(FlowMatching):
 
     def grid(self, steps: int) -> Float[Tensor, "n"]:
         """A straight line, and from its middle on a parabola that ends clean."""
-        even, half = super().grid(steps), steps // 2
+        i, half = torch.arange(len(super().grid(steps))), steps // 2
         step = self.threshold / max(half, 1)
-        i = torch.arange(len(even))
-        removed = step * i + (1 - step * steps) * ((i - half).clamp(min=0) / (steps - half)) ** 2
-        return shifted(1 - removed, self.sampler_shift)
+        u = 1 - step * i - (1 - step * steps) * ((i - half).clamp(min=0) / (steps - half)) ** 2
+        u[-1] = 0
+        return shifted(u, self.sampler_shift)
 
 
 class PreciseRoPE(MochiRoPE):
@@ -184,7 +192,7 @@ class Mochi(VideoBackbone):
         return MochiPrompts(pretrained)
 
     def released_path(self) -> NoisePath:
-        """Noise levels all but uniform, as its authors' fine-tuning draws them."""
+        """Noise levels within 0.01 of uniform, as Mochi is commonly fine-tuned."""
         return MochiFlow(sampling=TimeSampling(std=1.7))
 
     def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:

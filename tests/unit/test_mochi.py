@@ -169,6 +169,7 @@ def test_the_grid_is_the_released_one(steps: int):
     grid = MochiFlow().grid(steps)
     expected = torch.tensor([*linear_quadratic_schedule(steps, 0.025), 0.0])
     torch.testing.assert_close(grid, expected, atol=1e-6, rtol=0)
+    assert (float(grid[0]), float(grid[-1])) == (1, 0)
     assert (grid.diff() < 0).all()
 
 
@@ -177,6 +178,8 @@ def test_grids_of_one_step_and_of_equal_steps():
     assert MochiFlow(threshold=0.5).grid(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
         MochiFlow().grid(0)
+    with pytest.raises(ValueError, match=r"threshold 0\.6 must lie in \(0, 0\.5\]"):
+        MochiFlow(threshold=0.6)
 
 
 def test_the_path_inverts_its_target():
