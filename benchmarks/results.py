@@ -1,10 +1,12 @@
 """What an evaluation leaves behind: one JSON file that says all of it, and the figures in it."""
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from benchmarks.base import Trial

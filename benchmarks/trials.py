@@ -20,9 +20,8 @@ from ai_wam.types import Clip, Policy
 from benchmarks.base import Trial
 from benchmarks.benchmark import Benchmark, TrialResult
 from benchmarks.report import render
-from benchmarks.results import assemble, check_complete, write_json, write_whole
-from benchmarks.tables import results_table
 from benchmarks.results import assemble, check_complete
+from benchmarks.tables import results_table
 
 Results = dict[str, dict[str, TrialResult]]
 
@@ -191,13 +190,6 @@ class TrialDataModule(LightningDataModule):
             write_results(folder, self.results, self.arms["policy"])
 
     def _recorded(self) -> frozenset[str]:
-    def _write(self, folder: Path, results: Mapping[str, TrialResult]) -> None:
-        recordings = {name: run.recording for name, run in results.items() if run.recording is not None}
-        write_json(folder / "results.json", self.results)
-        write_text(folder / "report.html", render(self.results, recordings))
-        rank_zero_info(f"results: {folder / 'results.json'}\nreport: {folder / 'report.html'}")
-
-    def _recorded(self, trials: list[Trial]) -> frozenset[str]:
         """The first trials of every task: chosen before they run, so the report shows no selection."""
         tasks = dict.fromkeys(trial.task for trial in self.trials)
         return frozenset(
@@ -233,7 +225,7 @@ def write_results(folder: Path, results: Mapping[str, Any], runs: Mapping[str, T
     """
     recordings = {name: run.recording for name, run in runs.items() if run.recording is not None}
     write_json(folder / "results.json", results)
-    write_whole(folder / "report.html", render(results, recordings))
+    write_text(folder / "report.html", render(results, recordings))
     places = f"results: {folder / 'results.json'}\nreport: {folder / 'report.html'}"
     rank_zero_info(f"{results_table(results)}\n{places}")
 

@@ -22,12 +22,11 @@ _OWN = {
     "compare": "two results of one protocol, paired trial by trial",
     "rlbench-doctor": "what is missing before RLBench runs here, step by step",
 }
-_POSITIONAL = ("inspect",)  # commands whose required arguments need no option's name
 _MODULES = {
     "convert": "collect",  # one function serves both: a source is a source
     "rlbench-doctor": "rlbench_doctor",
 }
-_POSITIONAL = ("compare",)  # two files by their order; elsewhere it would break nested YAML files
+_POSITIONAL = ("compare", "inspect")  # arguments by their order; elsewhere it would break nested YAML files
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,9 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from ai_wam.cli.configs import resolved
 
         name = _MODULES.get(command, command).replace("-", "_")
-        function = getattr(import_module(f"ai_wam.cli.{name}"), name)
-        positional = command in _POSITIONAL
-        auto_cli(function, args=resolved(rest), as_positional=positional, prog=f"ai-wam {command}")
         module = import_module(f"ai_wam.cli.{name}")
         positional, prog = command in _POSITIONAL, f"ai-wam {command}"
         auto_cli(getattr(module, name), args=resolved(rest), as_positional=positional, prog=prog)

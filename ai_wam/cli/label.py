@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from ai_wam.cli.checkpoints import digest, load_task
+from ai_wam.files import write_json
 from ai_wam.types import EpisodeSource
 from ai_wam.video import VideoEncoding
 from datamodules.recording import write_shards
-from datamodules.shard_format import write_json
 from datamodules.shard_reader import ShardSet
 from tasks.labeler import LabeledSource
 
