@@ -81,7 +81,7 @@ def whole_clip(spec: LatentSpec, frames: int) -> int:
     return -(-(frames - 1) // spec.frame_multiple) * spec.frame_multiple + 1
 
 
-def _shipped(name: str) -> VideoBackbone:
+def shipped(name: str) -> VideoBackbone:
     kind: Any = VideoBackbone  # abstract, which mypy would not have here
     backbone: VideoBackbone = instantiate(f"configs/backbone/{name}.yaml", kind)
     return backbone
@@ -117,7 +117,7 @@ def tiny_figures(name: str, steps: int) -> dict[str, float]:
     """Parameters, milliseconds and memory of one tiny twin: 64 px, 9 frames, 2 views."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     torch.manual_seed(0)
-    backbone = _shipped(name)
+    backbone = shipped(name)
     optimizer = torch.optim.AdamW(backbone.denoiser.parameters(), lr=1e-4, fused=True)
     canvas, context = canvas_of(backbone, "joint", (64, 64), 9, rows=4)
     noise = torch.randn_like(canvas.clean)
@@ -177,7 +177,7 @@ def print_mechanisms(steps: int) -> None:
     """One ratio per mechanism, both sides in one run."""
     print("mechanisms, one thread, least CPU time of several turns")
     torch.manual_seed(0)
-    model = _shipped("wan-tiny")
+    model = shipped("wan-tiny")
     canvas, context = canvas_of(model, "joint", (64, 64), 9)
     noise, u = torch.randn_like(canvas.clean), torch.full((1,), 0.5)
 

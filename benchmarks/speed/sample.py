@@ -1,0 +1,76 @@
+"""What acting costs, plan by plan and decoder by decoder: `python -m benchmarks.speed.sample [--backbone NAME]`.
+
+Milliseconds of CPU time of one chunk for one observation (two views), measured in turns in one process on
+one thread, and ratios. "whole" decodes everything that was generated, "actions" the action segments only,
+"beginning" only the frames that are executed, "head" adds the learned action head.
+"""
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from ai_wam.cameras import Cameras
+from ai_wam.canvas import plan
+from ai_wam.types import Clip, Observation
+from benchmarks.speed.backbones import interleaved, shipped
+from tasks.action_head import ActionHead
+from tasks.base import WorldActionTask
+from tasks.joint import JointGeneration
+
+_RUNGS = ("whole", "actions", "beginning", "head")
+
+
+def main(backbone: str, size: int, frames: int, steps: int, rounds: int) -> None:
+    """Print the table; the parser at the end says what the arguments mean."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    clip = Clip(frames=frames, size=(size, size), views=("one", "other"))
+    task = JointGeneration(shipped(backbone), clip, action_head=ActionHead(), sampling_steps=steps).eval()
+    observation = seen(clip)
+    calls: dict[str, Callable[[], object]] = {
+        f"{name} {rung}": partial(act, task, observation, name, rung)
+        for name in ("joint", "policy")
+        for rung in _RUNGS
+    }
+    found = interleaved(calls, rounds)
+    print(f"{backbone}, {size} px, {frames} frames, 2 views, {steps} steps: ms per chunk on one thread")
+    print(f"{'':<10}" + "".join(f"{rung:>12}" for rung in _RUNGS))
+    for name in ("joint", "policy"):
+        print(f"  {name:<8}" + "".join(f"{found[f'{name} {rung}']:>12.1f}" for rung in _RUNGS))
+    print(
+        f"joint over policy, action segments decoded: {found['joint actions'] / found['policy actions']:.2f}"
+    )
+    print(f"whole over action segments, joint: {found['joint whole'] / found['joint actions']:.2f}")
+
+
+def act(task: WorldActionTask, observation: Observation, name: str, rung: str) -> object:
+    """One chunk by one plan and one decoder."""
+    task.control_plan, task.decode_observation = plan(name), rung == "whole"
+    task.decoder = "head" if rung == "head" else "geometric"
+    task.decoded_frames = max(2, task.clip.frames // 2 + 1) if rung == "beginning" else None
+    return task.predict_action(observation)
+
+
+def seen(clip: Clip) -> Observation:
+    """One observation of noise by two cameras at right angles."""
+    size = clip.size[0]
+    k = torch.tensor([[size, 0, size / 2], [0, size, size / 2], [0, 0, 1]]).expand(1, 2, 1, 3, 3)
+    poses = torch.eye(4).repeat(1, 2, 1, 1, 1)
+    poses[:, 1] = torch.tensor([[0.0, 0, -1, 1], [0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 1]])
+    return Observation(
+        video=torch.rand(1, 2, 3, 1, *clip.size) * 2 - 1, cameras=Cameras(k, poses),
+        view_mask=torch.ones(1, 2, dtype=torch.bool), action=torch.tensor([[0.0, 0, 1, 0, 0, 0, 1, 1]]),
+        seconds=torch.zeros(1), prompts=("reach the red ball",), episodes=("one",),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="wan-tiny", help="a tiny YAML of configs/backbone")
+    parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--frames", type=int, default=41, help="of the clip")
+    parser.add_argument("--steps", type=int, default=4, help="network evaluations")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds; the least counts")
+    main(**vars(parser.parse_args()))
