@@ -84,6 +84,7 @@ class CoverageReport(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # untyped in Lightning
+        place = Path(trainer.log_dir or trainer.default_root_dir) / "coverage"  # asks all ranks
         if not trainer.is_global_zero or data.position.step == 0:  # overfit_batches: Lightning's own sampler
             return
         epoch, step = data.position
@@ -91,5 +92,4 @@ class CoverageReport(Callback):
         lines = "\n  ".join(folder.line() for folder in folders)
         rank_zero_info(f"epoch {epoch}, {step} steps:\n  {lines}")
         content = {"epoch": epoch, "steps": step, "folders": [asdict(folder) for folder in folders]}
-        place = Path(trainer.log_dir or trainer.default_root_dir) / "coverage"
         write_json(place / f"epoch-{epoch:05d}.json", content)

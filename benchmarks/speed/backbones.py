@@ -82,6 +82,7 @@ def whole_clip(spec: LatentSpec, frames: int) -> int:
 
 
 def shipped(name: str) -> VideoBackbone:
+    """A tiny twin by its name in configs/backbone."""
     kind: Any = VideoBackbone  # abstract, which mypy would not have here
     backbone: VideoBackbone = instantiate(f"configs/backbone/{name}.yaml", kind)
     return backbone

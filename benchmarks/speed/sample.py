@@ -1,4 +1,4 @@
-"""What acting costs, plan by plan and decoder by decoder: `python -m benchmarks.speed.sample [--backbone NAME]`.
+"""What acting costs by plan and decoder: `python -m benchmarks.speed.sample [--backbone NAME]`.
 
 Milliseconds of CPU time of one chunk for one observation (two views), measured in turns in one process on
 one thread, and ratios. "whole" decodes everything that was generated, "actions" the action segments only,

@@ -140,9 +140,8 @@ def test_two_ranks_go_on_exactly(place: Path, monkeypatch: pytest.MonkeyPatch):
     ranks = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=1", "--data.workers=1"]
 
     def run(name: str, *more: str) -> None:
-        done = subprocess.run(
-            command(place, *words(name, *ranks, *more)), capture_output=True, text=True, check=False
-        )
+        line = command(place, *words(name, *ranks, *more))
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
 
     run("ranks")
