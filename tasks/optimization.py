@@ -23,7 +23,11 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
 
 
 def adamw(
-    groups: list[dict[str, Any]], learning_rate: float, warmup_steps: int, schedule: Schedule, steps: float
+    groups: list[dict[str, Any]],
+    learning_rate: float,
+    warmup_steps: int,
+    schedule: Schedule,
+    steps: int | float,
 ) -> OptimizerLRScheduler:
     """AdamW with linear warm-up; "cosine" then falls to a hundredth at the last step, "constant" stays.
 

@@ -6,12 +6,13 @@ import sys
 import pytest
 
 from ai_wam.cli import main
+from ai_wam.files import write_json
 from ai_wam.types import Clip
 from benchmarks.base import Trial
 from benchmarks.benchmark import TrialResult
 from benchmarks.comparison import comparison_table, differences, paired
 from benchmarks.protocol import EvaluationProtocol
-from benchmarks.results import assemble, read_results, write_json
+from benchmarks.results import assemble, read_results
 from benchmarks.tables import results_table
 from benchmarks.tabletop.simulator import Tabletop
 
