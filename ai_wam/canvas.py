@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ai_wam.cameras import Cameras
@@ -199,6 +199,7 @@ def build_canvas(
     stills: tuple[Float[Tensor, "b v c tl h w"], Float[Tensor, "b v c tl h w"]] | None = None,
     counted: Bool[Tensor, "b"] | None = None,
     camera_latents: Float[Tensor, "b v e tl h w"] | None = None,
+    prefix: Int[Tensor, "b"] | None = None,
 ) -> Canvas:
     """Pack latents by a plan.
 
@@ -217,6 +218,8 @@ def build_canvas(
             the action clip.
         counted: rows whose truth is known; all, if left out.
         camera_latents: of every view, for models that take them.
+        prefix: latent frames after the first that every row's action segments are given besides, from
+            `action`; none, if left out.
 
     Raises:
         ValueError: the plan gives what is not known.
@@ -241,6 +244,8 @@ def build_canvas(
         )
         given = torch.zeros_like(clean[:, :1], dtype=torch.bool)
         given[:, :, : segment.given] = True
+        if prefix is not None and not is_video:
+            given |= _first(1 + prefix, segment.length)
         present = view_mask[:, segment.view, None, None, None, None]
         conditions = [rays[:, segment.view, :, : segment.length], given.to(clean)]
         conditions.append(torch.full_like(clean[:, :1], float(not is_video)))
@@ -270,6 +275,11 @@ def _fitted(segment: Segment, spec: LatentSpec, latent_frames: int) -> Segment:
     if spec.pack_axis == "width" and segment.length == 1:
         return replace(segment, length=latent_frames, given=latent_frames, still=True)
     return replace(segment, pad=-segment.length % spec.patch_time)
+
+
+def _first(counts: Int[Tensor, "b"], length: int) -> Bool[Tensor, "b 1 l 1 1"]:
+    """True for so many of the first frames of every row."""
+    return (torch.arange(length, device=counts.device) < counts[:, None])[:, None, :, None, None]
 
 
 def _padded(part: Shaped[Tensor, "b c l h w"], pad: int) -> Shaped[Tensor, "b c m h w"]:

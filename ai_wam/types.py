@@ -226,6 +226,19 @@ class EpisodeSource(Protocol):
 
 
 @dataclass(frozen=True)
+class Committed(Movable):
+    """Actions that will be carried out whatever is planned now: the end of the last chunk.
+
+    Attributes:
+        actions: poses and openness at the clip's frame times after the observation.
+        valid: False where nothing is committed; what is committed comes first in its row.
+    """
+
+    actions: Float[Tensor, "b p 8"]
+    valid: Bool[Tensor, "b p"]
+
+
+@dataclass(frozen=True)
 class Observation(Movable):
     """Batched input of a policy.
 
@@ -237,6 +250,7 @@ class Observation(Movable):
         seconds: time since each row's episode began.
         prompts: one instruction per row.
         episodes: a name per row, stable over its episode; seeds whatever a policy draws.
+        committed: what is carried out while the policy thinks; None where the world waits for it.
     """
 
     video: Float[Tensor, "b v 3 t h w"]
@@ -246,6 +260,7 @@ class Observation(Movable):
     seconds: Float[Tensor, "b"]
     prompts: tuple[str, ...]
     episodes: tuple[str, ...]
+    committed: Committed | None = None
 
     @classmethod
     def from_frames(
@@ -327,6 +342,8 @@ class ActionChunk(Movable):
         confidence: in [0, 1].
         dt: seconds between two actions.
         imagined: videos in [-1, 1] that the policy pictured, for reports: "observation" and "action_images".
+        position_std: predicted standard deviation of the position per axis, metres, infinite where invalid;
+            None for a policy that does not know. `confidence` mixes it with the rotation's.
     """
 
     actions: Float[Tensor, "b a 8"]
@@ -334,6 +351,7 @@ class ActionChunk(Movable):
     confidence: Float[Tensor, "b a"]
     dt: float
     imagined: Mapping[str, Float[Tensor, "b v 3 t h w"]]
+    position_std: Float[Tensor, "b a"] | None = None
 
 
 @runtime_checkable

@@ -3,10 +3,11 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -20,11 +21,13 @@ from ai_wam.types import ActionChunk, Batch, Clip, Observation
 from backbones.base import VideoBackbone
 from backbones.prompts import Context
 from tasks.action_head import ActionHead
+from tasks.chunking import begin, check_dropin, committed_prefix, draw_prefix
 from tasks.evaluation import Trials, log_sample_videos
 from tasks.judge import Judge, finish
 from tasks.metrics.action import ActionAccuracy
 from tasks.metrics.networks import check_names, left_out, load_networks
 from tasks.optimization import Schedule, adamw, parameter_groups
+from tasks.schedule import rate
 
 
 class WorldActionTask(LightningModule):
@@ -55,6 +58,9 @@ class WorldActionTask(LightningModule):
         decoded_frames: video frames of a prediction that are decoded, the present one included; all, if left
             out. Whoever executes a part of a chunk saves the decoding of the rest.
         seed: of everything the task draws: plans, noise levels, noise.
+        prefix_dropin: share of rows that train with a random number of their first actions given, as they
+            are while a chunk is carried out and the next one is planned; see `tasks.chunking`.
+        give_committed: give committed actions to the model; if not, it plans as if it knew of none.
         test_plans: what `ai-wam test` judges on recorded clips, by name; the plans trained on, if left out.
         test_networks: files of the networks of video metrics, by the metric's name: `lpips_alex`,
             `lpips_vgg`, `fvd_i3d` ...; see `tasks.metrics.networks`. Metrics without a file are left out.
@@ -81,6 +87,8 @@ class WorldActionTask(LightningModule):
         freeze_backbone: bool = False,
         decoder: Literal["geometric", "head"] | None = None,
         seed: int = 0,
+        prefix_dropin: float = 0.0,
+        give_committed: bool = True,
         test_plans: list[str] | None = None,
         test_networks: dict[str, str] | None = None,
     ) -> None:
@@ -100,6 +108,8 @@ class WorldActionTask(LightningModule):
             raise ValueError(
                 f"decoded_frames must lie between 2 and the clip's {clip.frames} frames, got {decoded_frames}"
             )
+        check_dropin(prefix_dropin, backbone.spec, clip.frames)
+        self.prefix_dropin, self.give_committed = prefix_dropin, give_committed
         self.test_plans = [plan(name) for name in test_plans or [chosen.name for chosen, _ in self.plans]]
         self.test_networks = test_networks or {}
         check_names(self.test_networks)
@@ -129,7 +139,8 @@ class WorldActionTask(LightningModule):
         total = batch.video.new_zeros(())
         for chosen, rows in self._draw_plans(batch, generator):
             part = batch.rows(rows)
-            canvas = self.training_canvas(part, chosen)
+            prefix = draw_prefix(self.prefix_dropin, chosen, part, self.backbone.spec, generator)
+            canvas = self.training_canvas(part, chosen, prefix)
             u = self.backbone.path.draw(len(rows), generator).to(self.device)
             noise = torch.randn(canvas.clean.shape, generator=generator).to(self.device)
             context = self._context([prompts[row] for row in rows], part.observation)
@@ -170,14 +181,14 @@ class WorldActionTask(LightningModule):
             rows[chosen].append(row)
         return list(rows.items())
 
-    def training_canvas(self, batch: Batch, chosen: Plan) -> Canvas:
-        """The canvas of a batch whose truth is known."""
+    def training_canvas(self, batch: Batch, chosen: Plan, prefix: Int[Tensor, "b"] | None = None) -> Canvas:
+        """The canvas of a batch whose truth is known; `prefix`: see `build_canvas`."""
         cameras, video = self._cameras(batch, chosen), None
         self._check_video(batch, chosen)
         if chosen.needs_video:
             video = self.backbone.encode(batch.video)
         action = self.encode_actions(batch.actions, cameras) if chosen.needs_actions else None
-        return self._canvas(chosen, batch.observation, cameras, video, action)
+        return self._canvas(chosen, batch.observation, cameras, video, action, prefix)
 
     @staticmethod
     def _cameras(batch: Batch, chosen: Plan) -> Cameras:
@@ -220,6 +231,7 @@ class WorldActionTask(LightningModule):
         cameras: Cameras,
         video: Tensor | None = None,
         action: Tensor | None = None,
+        prefix: Tensor | None = None,
     ) -> Canvas:
         firsts = [observation.video[:, :, :, -1:], self._draw(observation.action[:, None], cameras[:, :, :1])]
         latents = [self.backbone.encode(first) for first in firsts]
@@ -241,6 +253,7 @@ class WorldActionTask(LightningModule):
             latent_frames=self.latent_frames,
             stills=None if stills[0] is None or stills[1] is None else (stills[0], stills[1]),
             camera_latents=self.backbone.encode_cameras(cameras, self.clip.size, self.clip.frames),
+            prefix=prefix,
         )
 
     def configure_model(self) -> None:
@@ -258,6 +271,15 @@ class WorldActionTask(LightningModule):
         """AdamW with warm-up, then the schedule."""
         steps = self.trainer.estimated_stepping_batches
         return adamw(self.parameter_groups(), self.learning_rate, self.warmup_steps, self.schedule, steps)
+        if self.schedule == "cosine" and math.isinf(steps):
+            raise ValueError(
+                "schedule: cosine needs trainer.max_steps or max_epochs; set one, or schedule: constant"
+            )
+        factor = partial(rate, schedule=self.schedule, warmup=self.warmup_steps, steps=steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
 
     # ------------------------------------------------------------------ acting
 
@@ -290,6 +312,7 @@ class WorldActionTask(LightningModule):
             confidence=decoded.confidence[:, 1:].float().cpu(),
             dt=self.clip.seconds_per_frame,
             imagined=imagined,
+            position_std=decoded.position_std[:, 1:].float().cpu(),
         )
 
     def generate(
@@ -301,7 +324,12 @@ class WorldActionTask(LightningModule):
         action: Tensor | None = None,
     ) -> tuple[Canvas, Float[Tensor, "b c f h w"]]:
         """Sample the canvas of an observation; `video`, `action`: latents of what the plan gives whole."""
-        canvas = self._canvas(chosen, observation, cameras, video, action)
+        prefix = None
+        if action is None and observation.committed is not None and self.give_committed:
+            drawn, prefix = committed_prefix(observation, self.backbone.spec, self.clip.frames)
+            latents = self.encode_actions(drawn, cameras[:, :, : drawn.shape[1]])
+            action = begin(latents, prefix, self.latent_frames)
+        canvas = self._canvas(chosen, observation, cameras, video, action, prefix)
         draws = zip(observation.episodes, observation.seconds.tolist(), strict=True)
         noise = torch.stack(
             [
