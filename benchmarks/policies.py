@@ -91,18 +91,19 @@ class Replay:
         """Row by row: a long demonstration is large at full size, and rows may miss different views."""
         with_start = torch.cat([observation.action[:, None], actions], dim=1)
         rows = [self._row_through_codec(observation, with_start, row) for row in range(len(actions))]
-        decoded, valid, confidence, images = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        decoded, valid, confidence, std, images = (torch.cat(parts) for parts in zip(*rows, strict=True))
         return ActionChunk(
             actions=decoded[:, 1:].float(),
             valid=valid[:, 1:],
             confidence=confidence[:, 1:].float(),
             dt=self.dt,
             imagined={"action_images": images * 2 - 1},
+            position_std=std[:, 1:].float(),
         )
 
     def _row_through_codec(
         self, observation: Observation, actions: torch.Tensor, row: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         assert self.tokenizer is not None
         t, mask = actions.shape[1], observation.view_mask[row]
         h, w = observation.video.shape[-2], observation.video.shape[-1]
@@ -113,7 +114,7 @@ class Replay:
         decoded = self.tokenizer.decode(images, cameras)
         all_views = images.new_zeros(1, len(mask), *images.shape[2:])
         all_views[:, mask] = images
-        return decoded.actions, decoded.valid, decoded.confidence, all_views
+        return decoded.actions, decoded.valid, decoded.confidence, decoded.position_std, all_views
 
 
 class Expert:
@@ -182,4 +183,6 @@ class Expert:
 
 def _chunk(actions: torch.Tensor, dt: float) -> ActionChunk:
     sure = torch.ones(actions.shape[:2], device=actions.device)
-    return ActionChunk(actions=actions, valid=sure.bool(), confidence=sure, dt=dt, imagined={})
+    return ActionChunk(
+        actions=actions, valid=sure.bool(), confidence=sure, dt=dt, imagined={}, position_std=1 - sure
+    )

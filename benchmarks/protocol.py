@@ -33,6 +33,12 @@ class EvaluationProtocol:
             follow stop the trial as "unreachable".
         min_ceiling: a task of which the ceiling solves a smaller share says more about simulator, controller
             and codec than about any model: it is listed apart and is in no mean.
+        prefix: frames of the last chunk's actions that are already committed when the next chunk is planned
+            (receding only), as far as that chunk reaches: they are carried out while the policy thinks, the
+            policy is told them, and its chunk takes over behind them. 0: the world waits for the policy.
+        max_position_std: metres; actions whose decoded standard deviation exceeds it are not executed, the
+            last valid pose is held in their place until a surer action or the next chunk comes. They do not
+            count as invalid. None: no limit.
     """
 
     execution: Literal["one_shot", "receding"] = "one_shot"
@@ -44,6 +50,8 @@ class EvaluationProtocol:
     max_invalid_frames: int = 8
     max_unreached_streak: int = 20
     min_ceiling: float = 0.5
+    prefix: int = 0
+    max_position_std: float | None = None
 
     def __post_init__(self) -> None:
         if self.execution not in ("one_shot", "receding"):
@@ -58,6 +66,16 @@ class EvaluationProtocol:
             )
         if not 0 <= self.min_ceiling <= 1:
             raise ValueError(f"protocol: min_ceiling is {self.min_ceiling}; a rate lies in [0, 1]")
+        if self.prefix < 0 or (self.prefix and self.execution != "receding"):
+            raise ValueError(
+                f"protocol: prefix is {self.prefix} and execution {self.execution!r}; committed actions are "
+                "at least 0 and need execution: receding"
+            )
+        if self.max_position_std is not None and not self.max_position_std > 0:
+            raise ValueError(
+                f"protocol: max_position_std is {self.max_position_std}; it must be positive (metres), or "
+                "null for no limit"
+            )
 
     def task_names(self, simulator: Simulator) -> tuple[str, ...]:
         """The tasks to run, in order.
@@ -91,6 +109,9 @@ class EvaluationProtocol:
         rules = dataclasses.asdict(self) | {"rules": _RULES, "tasks": tasks}
         if self.execution == "one_shot":
             del rules["execute_frames"]
+        for name, off in (("prefix", 0), ("max_position_std", None)):
+            if rules[name] == off:
+                del rules[name]
         view = {name: getattr(clip, name) for name in ("views", "size", "stride", "control_hz")}
         described: dict[str, Any] = json.loads(
             canonical(rules | {"clip": view, "simulator": configuration(simulator)})

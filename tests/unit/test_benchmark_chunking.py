@@ -1,0 +1,190 @@
+"""Chunks that take over from one another while the arm moves, and actions held for being vague."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.types import ActionChunk, Clip
+from benchmarks.benchmark import Benchmark
+from benchmarks.policies import Expert, HoldStill
+from benchmarks.protocol import EvaluationProtocol
+from benchmarks.schedule import Plan, Schedule, jump
+from benchmarks.tabletop.simulator import Tabletop
+
+SIZE = (32, 32)
+CLIP = Clip(size=SIZE, views=("front", "left_shoulder"))
+SIMULATOR = Tabletop(rig="framed", image_size=SIZE)
+POSE = np.array([0.3, 0.0, 1.2, 0.0, 1.0, 0.0, 0.0, 1.0])
+
+
+def make(parallel=2, **rules):
+    rules = {"max_seconds": 2.0, "trials_per_task": 1, "tasks": ("reach_target",)} | rules
+    return Benchmark(SIMULATOR, EvaluationProtocol(**rules), parallel)
+
+
+class Climbing:
+    """Chunk k holds the home pose k millimetres to the side; notes what it was told is committed."""
+
+    def __init__(self, length=4, std=None):
+        self.length, self.std, self.told, self.calls = length, std, [], 0
+
+    def reset(self, episodes):
+        pass
+
+    def predict_action(self, observation):
+        self.told.append(observation.committed)
+        actions = torch.from_numpy(POSE).float().repeat(len(observation.episodes), self.length, 1)
+        actions[..., 1] += 0.001 * self.calls
+        self.calls += 1
+        sure = torch.ones(actions.shape[:2])
+        std = None if self.std is None else torch.tensor(self.std).expand(actions.shape[:2])
+        return ActionChunk(actions, sure.bool(), sure, 0.2, {}, std)
+
+
+def run(policy, **rules):
+    made = make(**rules)
+    (result,) = made.run(policy, made.trials(), CLIP)
+    made.close()
+    return result
+
+
+def test_committed_actions_are_told_carried_out_and_then_the_new_chunk_takes_over():
+    policy = Climbing()
+    result = run(policy, execution="receding", execute_frames=2, prefix=2, max_seconds=1.6)
+    assert result.plans == 4
+    first, *later = policy.told
+    assert not first.valid.any()
+    assert not first.actions.any()
+    sides = 1000 * result.decoded.poses[:, 1]
+    for chunk, told in enumerate(later):
+        assert told.valid.tolist() == [[True, True]]
+        # Of a chunk of 4 actions 2 were executed; told are the poses at the next two frame times.
+        now = 8 * (chunk + 1)
+        expected = result.decoded.poses[[now + 3, now + 7]]
+        np.testing.assert_allclose(told.actions[0], expected, atol=1e-6)
+    # Chunk 0 is carried out to its end, every later one from its third action on.
+    np.testing.assert_allclose(sides[[15, 16, 23, 24, 31]], [0, 1, 1, 2, 2], atol=1e-6)
+    assert result.committed_frames == 6
+    assert result.seams == tuple((pytest.approx(1), pytest.approx(0)) for _ in range(3))
+
+
+def test_without_a_prefix_nothing_is_told_and_seams_are_at_the_first_command():
+    policy = Climbing(length=2)
+    result = run(policy, execution="receding", execute_frames=2, max_seconds=1.6)
+    assert policy.told == [None] * 4
+    assert result.committed_frames == 0
+    assert len(result.seams) == 3
+    assert all(mm < 30 for mm, _ in result.seams)
+
+
+def test_a_chunk_commits_no_more_than_it_has():
+    policy = Climbing(length=3)
+    result = run(policy, execution="receding", execute_frames=2, prefix=2, max_seconds=1.6)
+    assert [told.valid.tolist() for told in policy.told[1:]] == [[[True, False]]] * 3
+    assert result.committed_frames == 3
+
+
+def test_rows_commit_their_own():
+    """A policy that replays by time is not disturbed by a prefix, and batching changes nothing."""
+    figures = []
+    for parallel in (1, 2):
+        made = make(parallel, execution="receding", execute_frames=2, prefix=2, trials_per_task=2)
+        expert = Expert(SIMULATOR, horizon=4, tokenizer=ActionImageTokenizer())
+        figures.append([result.to_json() for result in made.run(expert, made.trials(), CLIP)])
+        expert.close()
+        made.close()
+    assert figures[0] == figures[1]
+    assert [figure["outcome"] for figure in figures[0]] == ["success"] * 2
+    assert figures[0][0]["committed_frames"] > 0
+    assert max(figures[0][0]["seams"]["mm"]) < 12  # it brakes, at the codec's accuracy
+
+
+def test_the_ceiling_plans_as_far_as_is_committed():
+    made = make(execution="receding", execute_frames=2, prefix=2)
+    (ceiling,) = made.ceiling(made.trials(), CLIP)
+    made.close()
+    assert ceiling.success
+    assert ceiling.committed_frames >= 2
+
+
+def test_vague_actions_are_held_and_do_not_count_as_invalid():
+    std = [0.001, 0.02, 0.001, float("inf")]
+    free = run(Climbing(std=std), max_seconds=0.8)
+    held = run(Climbing(std=std), max_seconds=0.8, max_position_std=0.01)
+    assert (free.vague_frames, free.invalid_frames) == (0, 0)
+    assert (held.vague_frames, held.invalid_frames) == (2, 0)
+    assert held.to_json()["position_std"] == [0.001, 0.02, 0.001, None]
+
+
+def test_a_limit_needs_standard_deviations():
+    with pytest.raises(ValueError, match=r"max_position_std is 0\.01, but .* null"):
+        run(Climbing(), max_position_std=0.01)
+    assert run(HoldStill(), max_position_std=0.01, max_seconds=0.2).vague_frames == 0
+
+
+def test_experts_know_how_sure_their_codec_is():
+    made = make(max_seconds=1.0)
+    (through,) = made.ceiling(made.trials(), CLIP)
+    expert = Expert(SIMULATOR)
+    (sure,) = made.run(expert, made.trials(), CLIP)
+    expert.close()
+    made.close()
+    assert max(sure.to_json()["position_std"]) == 0
+    assert 0 < through.to_json()["position_std"][0] < 0.01
+
+
+def test_what_is_held_is_the_last_sure_pose():
+    actions = np.stack([POSE, POSE, POSE])
+    actions[:, 0] += [0.1, 0.2, 0.3]
+    plan = Plan(actions, np.array([True, True, False]), np.array([0.001, 0.5, np.inf]), 0.1)
+    schedule = Schedule.of(plan, POSE, POSE, 0.01, 20.0, 7)
+    np.testing.assert_allclose(schedule.poses[:, 0] - 0.3, [0.05] + [0.1] * 6)
+    assert schedule.begins.tolist() == [True, False, True, False, True, False, False]
+    assert schedule.vague.tolist() == [False] * 2 + [True] * 2 + [False] * 3
+    assert schedule.invalid.tolist() == [False] * 4 + [True] * 3
+
+
+def test_a_chunk_that_ends_in_motion_goes_on_in_motion():
+    actions = np.stack([POSE, POSE])
+    actions[:, 0] += [0.1, 0.3]
+    actions[1, 3:7] = [0.0, np.cos(np.pi / 12), np.sin(np.pi / 12), 0.0]  # 30 degrees in two steps
+    plan = Plan(actions, np.ones(2, dtype=bool), None, 0.1)
+    schedule = Schedule.of(plan, POSE, POSE, None, 20.0, 4)
+    np.testing.assert_array_equal(schedule.going_on(3), schedule.poses[3])
+    assert schedule.going_on(4)[0] == pytest.approx(0.3 + 0.4)
+    assert jump(schedule.poses[3], schedule.going_on(4)) == (pytest.approx(100), pytest.approx(15))
+    np.testing.assert_array_equal(schedule[:1].going_on(1), schedule.poses[0])
+
+
+def test_jumps_are_in_millimetres_and_degrees():
+    turned = POSE.copy()
+    turned[:3] += [0.003, 0.0, 0.004]
+    turned[3:7] = -np.array([np.sin(np.pi / 12), np.cos(np.pi / 12), 0, 0])  # 30 degrees, other sign
+    assert jump(POSE, turned) == (pytest.approx(5), pytest.approx(30))
+    assert jump(POSE, POSE) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"prefix": 2}, "prefix is 2 and execution 'one_shot'"),
+        ({"prefix": -1, "execution": "receding"}, "prefix is -1"),
+        ({"max_position_std": 0.0}, "max_position_std is 0.0"),
+    ],
+)
+def test_rules_out_of_range_are_refused(rules, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationProtocol(**rules)
+
+
+def test_rules_that_are_off_leave_the_hash_as_it_was():
+    rules = EvaluationProtocol(execution="receding")
+    assert not {"prefix", "max_position_std"} & set(rules.describe(SIMULATOR, CLIP))
+    hashes = {
+        replace(rules, **change).hash(SIMULATOR, CLIP)
+        for change in ({}, {"prefix": 4}, {"prefix": 8}, {"max_position_std": 0.01})
+    }
+    assert len(hashes) == 4
