@@ -9,6 +9,7 @@ import torch
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.types import Clip, Committed, Frame, Observation, Policy
 from benchmarks.base import Simulator, Trial
+from benchmarks.failures import explain
 from benchmarks.policies import Expert, HoldStill
 from benchmarks.protocol import EvaluationProtocol, canonical, configuration
 from benchmarks.run import Chunk, Run, TrialResult
@@ -113,6 +114,12 @@ class Benchmark:
     def floor(self, trials: Sequence[Trial], clip: Clip) -> list[TrialResult]:
         """Hold still: what the scenes give away for nothing."""
         return self._reference("floor", HoldStill(), trials, clip)
+
+    def explain(self, results: Sequence[TrialResult]) -> list[TrialResult]:
+        """The results, with the reason of every failure; see `benchmarks.failures`."""
+        limit, seconds = self.protocol.max_position_std, self.protocol.max_seconds
+        (world,) = self._pool(1)
+        return [replace(result, failure=explain(world, result, limit, seconds)) for result in results]
 
     def close(self) -> None:
         """Release every world; a later run makes new ones."""

@@ -8,6 +8,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from benchmarks.acting import acting
 from benchmarks.recording import Recording
 from benchmarks.tables import apart_title, percent
 
@@ -46,6 +47,8 @@ def render(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> s
         figures=_figures(results),
         tasks=_tasks(results, recordings),
         diagnostics=_diagnostics(results["tasks"]),
+        acting=acting(results),
+        note=note,
         filters=_filters(results),
         protocol=_protocol(results),
     )

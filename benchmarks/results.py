@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from benchmarks.acting import acting_summary
 from benchmarks.base import Trial
 from benchmarks.benchmark import TrialResult
 from benchmarks.protocol import digest
@@ -122,6 +123,7 @@ def _task_summary(trials: Sequence[Trial], arms: Mapping[str, Mapping[str, Trial
         "mean_seconds": _mean([run.seconds for run in runs]),
         "invalid_frames": sum(run.invalid_frames for run in runs),
         "unreached_steps": sum(run.unreached_steps for run in runs),
+        **acting_summary(runs),
     }
 
 

@@ -86,7 +86,7 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.poses)
 
-    def __getitem__(self, steps: slice) -> "Schedule":
+    def __getitem__(self, steps: slice | Bool[np.ndarray, "n"]) -> "Schedule":
         return Schedule(**{field.name: getattr(self, field.name)[steps] for field in fields(self)})
 
     def going_on(self, step: int) -> Float[np.ndarray, "8"]:

@@ -36,6 +36,7 @@ class TrialBatch:
         record: ids of the trials to take pictures of.
         references: run ceiling and floor too.
         results: where results go, by arm and trial id.
+        explain: say why failed trials failed.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class TrialBatch:
         record: frozenset[str],
         references: bool,
         results: Results,
+        explain: bool = True,
     ) -> None:
+        self.explain = explain
         self.benchmark, self.trials, self.clip = benchmark, trials, clip
         self.record, self.references, self.results = record, references, results
         self.device = torch.device("cpu")
@@ -62,6 +65,8 @@ class TrialBatch:
     def run(self, policy: Policy) -> list[TrialResult]:
         """Run every trial, keep the results for the end of the test, and give the policy's."""
         own = self.benchmark.run(policy, self.trials, self.clip, self.record, self.device)
+        if self.explain:
+            own = self.benchmark.explain(own)
         arms = {"policy": own}
         if self.references:
             drawn = getattr(policy, "tokenizer", None)  # the ceiling is what this policy's drawing allows
@@ -102,6 +107,7 @@ class TrialDataModule(LightningDataModule):
 
     Raises:
         ValueError: an id that is none of the protocol's, or a share that has no trials.
+        explain: replay failed trials to say why they failed; see `benchmarks.failures`.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class TrialDataModule(LightningDataModule):
         trials_per_step: int | None = None,
         trials: Sequence[str] | None = None,
         share: tuple[int, int] = (0, 1),
+        explain: bool = True,
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer trials than ranks is no error
@@ -131,6 +138,7 @@ class TrialDataModule(LightningDataModule):
                 "and n at most the number of trials"
             )
         self.arms: Results = {}
+        self.explain = explain
         self.results: dict[str, Any] = {}
         self._own: Results = {}
         self._collector = _Collector(self)
@@ -158,7 +166,9 @@ class TrialDataModule(LightningDataModule):
         own = self._shared[trainer.global_rank :: trainer.world_size]
         step, record = self.trials_per_step, self._recorded()
         batches = [
-            TrialBatch(self.benchmark, own[i : i + step], self.clip, record, self.references, self._own)
+            TrialBatch(
+                self.benchmark, own[i : i + step], self.clip, record, self.references, self._own, self.explain
+            )
             for i in range(0, len(own), step)
         ]
         return TrialLoader(batches)
