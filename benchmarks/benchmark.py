@@ -159,14 +159,13 @@ class Benchmark:
     ) -> list[Chunk]:
         prompts, names = [run.prompt for run in runs], [run.trial.id for run in runs]
         observation = Observation.from_frames(frames, prompts, names, clip)
-        if torch.device(device).type != "cpu":  # moving checks every camera again, a third of a step's cost
-            observation = observation.to(device)
-        chunk = policy.predict_action(observation)
         if self.protocol.prefix:
             rows = [run.committed() for run in runs]
             told = Committed(torch.cat([row.actions for row in rows]), torch.cat([row.valid for row in rows]))
             observation = replace(observation, committed=told)
-        chunk = policy.predict_action(observation.to(device))
+        if torch.device(device).type != "cpu":  # moving checks every camera again, a third of a step's cost
+            observation = observation.to(device)
+        chunk = policy.predict_action(observation)
         if len(chunk.actions) != len(runs):
             raise ValueError(
                 f"{type(policy).__name__}.predict_action gave {len(chunk.actions)} rows of actions for "

@@ -48,7 +48,6 @@ def render(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> s
         tasks=_tasks(results, recordings),
         diagnostics=_diagnostics(results["tasks"]),
         acting=acting(results),
-        note=note,
         filters=_filters(results),
         protocol=_protocol(results),
     )

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -27,7 +26,6 @@ from tasks.judge import Judge, finish
 from tasks.metrics.action import ActionAccuracy
 from tasks.metrics.networks import check_names, left_out, load_networks
 from tasks.optimization import Schedule, adamw, parameter_groups
-from tasks.schedule import rate
 
 
 class WorldActionTask(LightningModule):
@@ -271,15 +269,6 @@ class WorldActionTask(LightningModule):
         """AdamW with warm-up, then the schedule."""
         steps = self.trainer.estimated_stepping_batches
         return adamw(self.parameter_groups(), self.learning_rate, self.warmup_steps, self.schedule, steps)
-        if self.schedule == "cosine" and math.isinf(steps):
-            raise ValueError(
-                "schedule: cosine needs trainer.max_steps or max_epochs; set one, or schedule: constant"
-            )
-        factor = partial(rate, schedule=self.schedule, warmup=self.warmup_steps, steps=steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
-        }
 
     # ------------------------------------------------------------------ acting
 
