@@ -186,6 +186,34 @@ class ActionImageTokenizer:
             sequences = self._poses(cameras, blobs, seen & calibrated[..., None], lost, (h, w))
         return self._result(sequences, openness, blobs.pixels.masked_fill(~seen[..., None], torch.nan))
 
+    @torch.no_grad()
+    def locate(
+        self,
+        pixels: Float[Tensor, "b v t 3 2"],
+        openness: Float[Tensor, "b t"],
+        cameras: Cameras,
+        size: tuple[int, int],
+        pixel_std: float = 2.0,
+    ) -> DecodedActions:
+        """The actions whose points R, G and B were found by other means, such as a person's clicks.
+
+        Args:
+            pixels: x right and y down; NaN where a point was not found.
+            openness: in [0, 1].
+            cameras: leading dimensions "b v t", all finite.
+            size: image height and width in pixels.
+            pixel_std: standard deviation of the pixels, per axis.
+        """
+        pixels, cameras = pixels.double(), cameras.to(dtype=torch.float64, device=pixels.device)
+        seen = pixels.isfinite().all(dim=-1)
+        information = torch.eye(2, dtype=pixels.dtype, device=pixels.device) / pixel_std**2
+        blobs = Blobs(
+            pixels, information.expand(*seen.shape, 2, 2), seen.double(), seen, torch.ones_like(seen)
+        )
+        asked = seen.new_ones(cameras.shape)
+        lost = _lost(seen, blobs.finite, asked, asked[:, :, 0])
+        return self._result(self._poses(cameras, blobs, seen, lost, size), openness.double(), pixels)
+
     def _find(self, images: Tensor) -> Blobs:
         """The blobs, with leading dimensions "b v t 3"."""
         b, v, c, t, h, w = images.shape

@@ -6,11 +6,14 @@ Exactly one of `camera_to_world` and `world_to_camera` (OpenCV axes, metres); ma
 entry per frame where the camera moves.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
+
+from ai_wam.cameras import Cameras
 
 _POSES = ("camera_to_world", "world_to_camera")
 
@@ -62,6 +65,52 @@ class Calibration:
                 f"{at}: size {list(self.size)} (height, width), but {video} has {list(size)}; "
                 "K must be given for the pictures as they are in the video"
             )
+
+    def scaled(self, size: tuple[int, int], at: str) -> "Calibration":
+        """The same camera for pictures of `size`, where they were made smaller or larger as a whole.
+
+        Raises:
+            ValueError: another aspect ratio, so that nobody knows what was cut off.
+        """
+        (h, w), (new_h, new_w) = self.size, size
+        if min(h, w) < 1 or min(abs(new_w - w * new_h / h), abs(new_h - h * new_w / w)) > 1:
+            raise ValueError(
+                f"{at}: K is for pictures of {h} x {w} pixels (height x width), the picture has "
+                f"{new_h} x {new_w}: the aspect ratio is another one, so it was cropped or padded. Give the "
+                "picture as it was calibrated, or correct K and size by hand"
+            )
+        scale = np.diag([new_w / w, new_h / h, 1.0])  # pixel (0, 0) has its centre at (0.5, 0.5)
+        return replace(self, intrinsics=scale @ self.intrinsics, size=size)
+
+    def enlarged(self, factor: float) -> "Calibration":
+        """The same camera in a world whose lengths are multiplied by `factor`."""
+        scale = np.ones((4, 4))
+        scale[:3, 3] = factor
+        return replace(self, world_from_camera=self.world_from_camera * scale)
+
+    def check(self, at: str) -> None:
+        """Refuse what is no camera.
+
+        Raises:
+            ValueError: numbers that are not finite, a K that is none, a left-handed or distorted pose.
+        """
+        k, poses = self.intrinsics, self.world_from_camera
+        if not (np.isfinite(k).all() and np.isfinite(poses).all()):
+            raise ValueError(f"{at}: K or the pose holds NaN or infinity; calibrate the camera again")
+        if (np.abs(k[:, [0, 1], [0, 1]]) < 1e-6).any() or np.abs(k[:, [1, 2, 2], [0, 0, 1]]).max() > 1e-6:
+            raise ValueError(
+                f"{at}: K must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]] in pixels, fx and fy not 0, "
+                f"got {k[0].tolist()}"
+            )
+        if (np.linalg.det(poses[:, :3, :3]) < 0).any():
+            raise ValueError(
+                f"{at}: the pose is left-handed (its rotation has determinant -1): one axis points the wrong "
+                "way. Camera axes are x right, y down, z forward, and the world must be right-handed"
+            )
+        try:
+            Cameras(torch.from_numpy(k), torch.from_numpy(poses))
+        except ValueError as error:
+            raise ValueError(f"{at}: {error}") from error
 
     def lengths(self, name: str) -> dict[str, int]:
         """Number of entries of each list of matrices; a camera that stands still has none."""

@@ -37,7 +37,10 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     try:
         with Image.open(path) as image:
             if image.mode != "RGB":
-                raise ValueError(f"{path} has colours {image.mode!r}, expected RGB; copy the file again")
+                raise ValueError(
+                    f"{path} has colours {image.mode!r}, expected RGB; save it without "
+                    "transparency or palette, or copy the file again"
+                )
             return np.array(image)
     except OSError as error:
         raise ValueError(f"{path} cannot be decoded ({error}); copy the episode again") from error

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -63,6 +64,8 @@ class WorldActionTask(LightningModule):
         test_networks: files of the networks of video metrics, by the metric's name: `lpips_alex`,
             `lpips_vgg`, `fvd_i3d` ...; see `tasks.metrics.networks`. Metrics without a file are left out.
     """
+
+    default_plans: ClassVar[dict[str, float]] = {}  # of a subclass that is given none
 
     def __init__(
         self,

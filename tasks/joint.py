@@ -1,6 +1,6 @@
 """Joint video-action generation, and with it the whole mixture of plans."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.types import Clip
@@ -23,6 +23,8 @@ class JointGeneration(WorldActionTask):
         kwargs: the other arguments of `tasks.base.WorldActionTask`.
     """
 
+    default_plans: ClassVar[dict[str, float]] = MIXTURE
+
     def __init__(
         self,
         backbone: VideoBackbone,
@@ -32,6 +34,5 @@ class JointGeneration(WorldActionTask):
         control_plan: Literal["joint", "policy"] = "joint",
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            backbone, clip, plans or MIXTURE, control_plan=control_plan, tokenizer=tokenizer, **kwargs
-        )
+        chosen = plans or self.default_plans
+        super().__init__(backbone, clip, chosen, control_plan=control_plan, tokenizer=tokenizer, **kwargs)

@@ -1,6 +1,6 @@
 """Policy control: given the present frame and pose, generate the action video only."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.types import Clip
@@ -19,6 +19,8 @@ class PolicyControl(WorldActionTask):
         kwargs: the other arguments of `tasks.base.WorldActionTask`.
     """
 
+    default_plans: ClassVar[dict[str, float]] = {"policy": 1.0}
+
     def __init__(
         self,
         backbone: VideoBackbone,
@@ -28,5 +30,5 @@ class PolicyControl(WorldActionTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            backbone, clip, plans or {"policy": 1.0}, control_plan="policy", tokenizer=tokenizer, **kwargs
+            backbone, clip, plans or self.default_plans, control_plan="policy", tokenizer=tokenizer, **kwargs
         )

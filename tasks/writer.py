@@ -1,15 +1,25 @@
 """What `ai-wam predict` leaves behind."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from jaxtyping import UInt8
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from ai_wam.files import whole_file
+from ai_wam.cameras import Cameras
 from ai_wam.types import ActionChunk, Batch
+from ai_wam.video import VideoEncoding, overlay, to_uint8, write_video
+from tasks.trajectory import draw_trajectory
+
+_SHOWN_HEIGHT = 384  # pixels that small videos are enlarged to, about
+_COLUMNS = ("t_s", "x_m", "y_m", "z_m", "qx", "qy", "qz", "qw", "openness", "valid", "confidence")
 
 
 class ActionWriter(BasePredictionWriter):
@@ -36,6 +46,7 @@ class ActionWriter(BasePredictionWriter):
         """Write one batch, whole or not at all."""
         file = self.folder / f"rank{trainer.global_rank}-batch{batch_idx:05d}.npz"
         arrays: dict[str, Any] = {
+        arrays = {
             "keys": np.array(batch.keys),
             "actions": prediction.actions.numpy(),
             "valid": prediction.valid.numpy(),
@@ -44,3 +55,121 @@ class ActionWriter(BasePredictionWriter):
         }
         with whole_file(file) as stream:
             np.savez(stream, **arrays)
+        _write(self.folder / f"rank{trainer.global_rank}-batch{batch_idx:05d}.npz", _npz(arrays))
+
+
+class SampleWriter(BasePredictionWriter):
+    """A folder per sample, named by its key: videos, a picture of the path, and the actions as numbers.
+
+    observation.mp4      what the model imagined it would see, views side by side (plans that imagine it)
+    action_images.mp4    the action video it generated
+    overlay.mp4          the points of that video over the imagined observation, or over the present picture
+    trajectory.png       the poses in space, with the cameras
+    actions.csv          a row per step, the present one first; units in the header
+    actions.npz          the same with the cameras, as float32
+
+    Args:
+        folder: where the folders go; made if missing.
+    """
+
+    def __init__(self, folder: Path, write_interval: Literal["batch"] = "batch") -> None:
+        super().__init__(write_interval)
+        self.folder = folder
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: ActionChunk,
+        batch_indices: Sequence[int] | None,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write the batch's samples, every file whole or not at all."""
+        clip: Any = pl_module.clip
+        batch = batch.to("cpu")
+        for row, key in enumerate(batch.keys):
+            for name, data in sample_files(batch, prediction, row, clip.views).items():
+                _write(self.folder / key / name, data)
+
+
+def sample_files(batch: Batch, prediction: ActionChunk, row: int, views: Sequence[str]) -> dict[str, bytes]:
+    """The files of one sample by name; see `SampleWriter`. All on the CPU."""
+    present = batch.view_mask[row]
+    names = [view for view, there in zip(views, present.tolist(), strict=True) if there]
+    cameras = batch.cameras[row][present, 0]
+    steps = _steps(batch, prediction, row)
+    actions, valid = steps["actions"], steps["valid"]
+    title = f"{batch.prompts[row]!r}: {prediction.dt * (len(actions) - 1):g} s ahead"
+    size = (batch.video.shape[-2], batch.video.shape[-1])
+    files = {
+        "actions.csv": _csv(steps),
+        "actions.npz": _npz({**steps, **_described(batch, row, names, cameras, prediction.dt)}),
+        "trajectory.png": draw_trajectory(actions, valid, cameras, names, size, title),
+    }
+    videos = {name: video[row][present] for name, video in prediction.imagined.items()}
+    painted = videos["action_images"].movedim(1, 2)  # v t 3 h w
+    scene = videos.get("observation", batch.video[row][present][:, :, :1]).movedim(1, 2)
+    pictures = {"action_images.mp4": to_uint8(painted)}
+    pictures["overlay.mp4"] = overlay(scene.expand_as(painted), painted)
+    if "observation" in videos:
+        pictures["observation.mp4"] = to_uint8(scene)
+    return files | {name: _video(each, 1 / prediction.dt) for name, each in pictures.items()}
+
+
+def _steps(batch: Batch, prediction: ActionChunk, row: int) -> dict[str, np.ndarray]:
+    """The present pose and the predicted ones; the present one is given, so it is sure."""
+    count = prediction.actions.shape[1]
+    one = torch.ones(1)
+    return {
+        "seconds": np.arange(count + 1) * prediction.dt,
+        "actions": torch.cat([batch.actions[row, :1], prediction.actions[row]]).numpy(),
+        "valid": torch.cat([one.bool(), prediction.valid[row]]).numpy(),
+        "confidence": torch.cat([one, prediction.confidence[row]]).numpy(),
+    }
+
+
+def _described(
+    batch: Batch, row: int, views: Sequence[str], cameras: Cameras, dt: float
+) -> dict[str, np.ndarray]:
+    """What else belongs to the numbers; the cameras are those of the model's pictures."""
+    return {
+        "key": np.array(batch.keys[row]),
+        "prompt": np.array(batch.prompts[row]),
+        "dt": np.array(dt),
+        "views": np.array(list(views)),
+        "intrinsics": cameras.intrinsics.numpy(),
+        "world_from_camera": cameras.world_from_camera.numpy(),
+    }
+
+
+def _video(views: UInt8[np.ndarray, "v t h w 3"], hz: float) -> bytes:
+    """Views side by side, enlarged where they are small, for any player."""
+    frames = np.concatenate(list(views), axis=2)
+    scale = max(1, _SHOWN_HEIGHT // frames.shape[1])
+    return write_video(frames.repeat(scale, axis=1).repeat(scale, axis=2), hz, VideoEncoding(browser=True))
+
+
+def _csv(steps: Mapping[str, np.ndarray]) -> bytes:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(_COLUMNS)
+    for seconds, action, valid, confidence in zip(*steps.values(), strict=True):
+        numbers = [f"{number:.6g}" for number in action]
+        table.writerow([f"{seconds:g}", *numbers, int(valid), f"{confidence:.4f}"])
+    return text.getvalue().encode()
+
+
+def _npz(arrays: Mapping[str, Any]) -> bytes:
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    return data.getvalue()
+
+
+def _write(file: Path, data: bytes) -> None:
+    """A file, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(file)

@@ -19,13 +19,16 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning import LightningDataModule, LightningModule
+from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ai_wam.cli.configs import resolved
 from datamodules.coverage import CoverageReport
 from datamodules.shards import ShardDataModule
 from tasks.writer import ActionWriter
+from datamodules.images import ImagesDataModule
+from tasks.base import WorldActionTask
+from tasks.writer import ActionWriter, SampleWriter
 
 _FOREIGN = (  # warnings of libraries that a user can do nothing about
     (r".*isinstance\(treespec, LeafSpec\).*", FutureWarning),  # Lightning 2.6 asks torch in an old way
@@ -54,6 +57,7 @@ class _CLI(LightningCLI):
         if asked.get("ckpt_path") != checkpoint:
             checkpoint = asked.ckpt_path
             model = self._parse_over(parser, args, checkpoint)
+        self._saved = model
         if model is not None:
             _check_backbone(str(checkpoint), model, self.config[words[0]].model)
 
@@ -88,8 +92,14 @@ class _CLI(LightningCLI):
             self.trainer.callbacks.insert(0, CoverageReport())  # type: ignore[attr-defined]  # set in its constructor
 
     def before_predict(self) -> None:
-        """Predictions go to files, batch by batch."""
-        self.trainer.callbacks.append(ActionWriter(Path(self.trainer.default_root_dir) / "predictions"))  # type: ignore[attr-defined]  # set in its constructor
+        """Predictions go to files, batch by batch; a person's own input gets a folder per sample."""
+        if self._saved is not None and isinstance(self.model, WorldActionTask):
+            _check_plan(self._saved, self.model.control_plan.name)
+        folder = Path(self.trainer.default_root_dir) / "predictions"
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set in its constructor
+        callbacks.append(ActionWriter(folder))
+        if isinstance(self.datamodule, ImagesDataModule):
+            callbacks.append(SampleWriter(folder))
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would lay the checkpoint's hyperparameters over YAML and command line here."""
@@ -187,6 +197,17 @@ def _defaults(class_path: str) -> dict[str, Any]:
         parameters = inspect.signature(kind.__init__).parameters.values()
         found |= {each.name: each.default for each in parameters if each.default is not each.empty}
     return found
+def _check_plan(saved: dict[str, Any], asked: str) -> None:
+    """Refuse to predict by a plan that the checkpoint was never trained on."""
+    module, _, name = saved["class_path"].rpartition(".")
+    plans = saved["init_args"].get("plans") or getattr(import_module(module), name).default_plans
+    trained = [name for name, share in plans.items() if share > 0]
+    if asked not in trained:
+        raise SystemExit(
+            f"ai-wam: the checkpoint was trained on the plans {trained}, not on {asked!r}, by which this "
+            "model would act. Leave --model out to use the checkpoint's own, set --model.control_plan to a "
+            "plan it knows, or train it on this one."
+        )
 
 
 def _identity(name: str, value: Any) -> Any:

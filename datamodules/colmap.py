@@ -1,0 +1,94 @@
+"""COLMAP models in text form: the intrinsics of `cameras.txt`, the poses of `images.txt`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ai_wam.poses import rotation_from_quaternion
+from datamodules.calibration import Calibration
+from datamodules.rotations import to_quaternion
+
+
+def read_colmap(folder: Path, files: Mapping[str, Path]) -> dict[str, Calibration]:
+    """Cameras of some pictures of a model, which may hold more; lengths in the model's unit.
+
+    Args:
+        folder: holds cameras.txt and images.txt.
+        files: the picture of each view, known to the model by its name without folders.
+
+    Raises:
+        ValueError: files that cannot be read, a picture the model lacks, a camera with distortion.
+    """
+    lenses = {row[0]: row for row in _rows(folder / "cameras.txt", columns=5)}
+    images = {  # each picture's second line lists its points
+        Path(" ".join(row[9:])).name: row for row in _rows(folder / "images.txt", columns=10, every=2)
+    }
+    found = {}
+    for view, file in files.items():
+        if file.name not in images:
+            raise ValueError(
+                f"{folder / 'images.txt'} has no picture named {file.name!r} (view {view!r}); it has "
+                f"{sorted(images)}"
+            )
+        row, at = images[file.name], f"{folder / 'images.txt'}, picture {file.name!r}"
+        if row[8] not in lenses:
+            raise ValueError(
+                f"{at}: camera {row[8]} is not in {folder / 'cameras.txt'}, which has {sorted(lenses)}"
+            )
+        k, size = _lens(lenses[row[8]], folder / "cameras.txt")
+        found[view] = Calibration(k[None], _colmap_pose(row, at)[None], size)
+    return found
+
+
+def _rows(path: Path, columns: int, every: int = 1) -> list[list[str]]:
+    """The words of every so manieth line that is no comment, at least so many of them."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read: {error}; a COLMAP model must be in text form "
+            "(colmap model_converter --output_type TXT)"
+        ) from error
+    rows = [line.split() for line in lines if not line.startswith("#")][::every]  # empty lines count
+    for row in rows:
+        if len(row) < columns:
+            raise ValueError(
+                f"{path}: expected {columns} or more entries, got {' '.join(row)!r}; export it again"
+            )
+    return rows
+
+
+def _lens(row: list[str], path: Path) -> tuple[Float[np.ndarray, "3 3"], tuple[int, int]]:
+    """K, and the height and width it is for."""
+    kind, at = row[1], f"{path}, camera {row[0]}"
+    if kind not in ("PINHOLE", "SIMPLE_PINHOLE"):
+        raise ValueError(
+            f"{at} has the model {kind}; PINHOLE and SIMPLE_PINHOLE are known. Remove the distortion "
+            "(colmap image_undistorter) and use its pictures and model"
+        )
+    width, height, *numbers = _numbers(row[2:], at, 6 if kind == "PINHOLE" else 5)
+    fx, fy, cx, cy = numbers if kind == "PINHOLE" else (numbers[0], *numbers)
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), (round(height), round(width))
+
+
+def _colmap_pose(row: list[str], at: str) -> Float[np.ndarray, "4 4"]:
+    """world_from_camera of QW QX QY QZ TX TY TZ, which map the world into the camera."""
+    values = np.array(_numbers(row[1:8], at, 7))
+    quaternion = torch.from_numpy(to_quaternion(values[None, :4], "quaternion_wxyz", at)[0])
+    rotation = rotation_from_quaternion(quaternion).numpy()
+    world_from_camera = np.eye(4)
+    world_from_camera[:3, :3], world_from_camera[:3, 3] = rotation.T, -rotation.T @ values[4:]
+    return world_from_camera
+
+
+def _numbers(words: list[str], at: str, count: int) -> list[float]:
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError as error:
+        raise ValueError(f"{at}: {error}") from error
+    if len(numbers) != count:
+        raise ValueError(f"{at}: expected {count} numbers, got {words}")
+    return numbers

@@ -1,0 +1,289 @@
+"""A person's own pictures as the input of `ai-wam predict`; docs/predict.md is the same for humans."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch.utils.data import DataLoader
+
+from ai_wam.action_images import ActionImageTokenizer, DecodeStatus
+from ai_wam.cameras import Cameras
+from ai_wam.types import Batch, Clip, Frame, Observation, View
+from ai_wam.video import FrameDecoder, VideoTable
+from datamodules.calibration import Calibration
+from datamodules.camera_files import read_cameras
+from datamodules.reading import read_picture
+from datamodules.rotations import to_quaternion
+from datamodules.uncalibrated import Vggt
+
+Points = dict[str, list[list[float] | None]]  # three pixels [x, y] per view, null for hidden ones
+_VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
+_REASONS = {
+    DecodeStatus.OFFSCREEN: "each of the three points must be given in two views at least",
+    DecodeStatus.INCONSISTENT: "no pose explains the pixels; check the points' order and the cameras",
+    DecodeStatus.DEGENERATE: "the views are too close together to tell the depth; use other views",
+}
+_CLICK = 0.005  # standard deviation of a click, of the picture's shorter side
+
+
+class ImagesDataModule(lightning.LightningDataModule):
+    """One observation, a picture per view, with one or several instructions; for prediction only.
+
+    Everything is read and checked when this is built, before any model moves to an accelerator.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        images: dict[str, str] | None = None,
+        cameras: str | None = None,
+        prompt: str | list[str] | None = None,
+        pose: list[float] | None = None,
+        points: Points | None = None,
+        openness: float = 1.0,
+        axis_length: float = 0.1,
+        baseline: float | None = None,
+        vggt: str | None = None,
+        name: str = "input",
+    ) -> None:
+        """Read and check the input.
+
+        Args:
+            clip: frames, stride, size and views of the model.
+            images: a file per view, named as in the clip; of a video the last frame is the present one.
+            cameras: JSON as in docs/predict.md, RLBench's `misc` as JSON, or a folder with a COLMAP text
+                model.
+            prompt: what is to be done; several instructions make several samples.
+            pose: the gripper now, in the cameras' world: x y z in metres, quaternion x y z w, openness.
+            points: instead of the pose, pixels [x, y] per view in the picture as it is: the tool centre
+                point, the point `axis_length` along the tool's x axis, the one as far against its z axis.
+            openness: of the gripper, 0 to 1, where `points` are given.
+            axis_length: metres from the tool centre point to the other two points.
+            baseline: metres between the first two views' cameras; scales a world of another unit (COLMAP).
+            vggt: instead of `cameras`, a folder or hub id of VGGT's weights that estimate them. The world is
+                then the first view's camera frame, its unit set by `baseline`.
+            name: of the sample; its folder's name, and the seed of what the model draws.
+
+        Raises:
+            ValueError: input that is missing, unreadable or contradicts itself; the message says which.
+        """
+        super().__init__()
+        self.clip = clip
+        prompts = _prompts(prompt)
+        files = _files(images or {}, clip, prompts)
+        _check_sources(cameras, vggt, baseline, pose, points)
+        _check_name(name)
+        _check_openness(openness)
+        action = None if pose is None else _given(pose)  # before VGGT, which takes its time
+        pictures = {view: _picture(file) for view, file in files.items()}
+        if cameras is None:
+            calibrations = Vggt(str(vggt)).estimate(pictures)
+        else:
+            sizes = {view: (picture.shape[0], picture.shape[1]) for view, picture in pictures.items()}
+            calibrations = read_cameras(Path(cameras), files, sizes)
+        rig = _rig(calibrations, baseline)
+        if action is None:
+            action = _clicked(points or {}, rig, openness, axis_length)
+        _check_in_sight(action, rig)
+        views = {
+            view: View(pictures[view], each.intrinsics[0], each.world_from_camera[0])
+            for view, each in rig.items()
+        }
+        keys = [name] if len(prompts) == 1 else [f"{name}-{number}" for number in range(len(prompts))]
+        frames = [Frame(views, action, 0.0)] * len(prompts)
+        self.batch = _batch(Observation.from_frames(frames, prompts, keys, clip), clip)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """One sample per instruction."""
+        rows: Any = range(len(self.batch.keys))
+        return cast("DataLoader[Batch]", DataLoader(rows, batch_size=1, collate_fn=self.batch.rows))
+
+
+def _prompts(prompt: str | list[str] | None) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+    if not prompts:
+        raise ValueError(
+            "no prompt: say what is to be done (--data.prompt='open the drawer'); an empty string is for "
+            "models trained without instructions"
+        )
+    return prompts
+
+
+def _files(images: dict[str, str], clip: Clip, prompts: Sequence[str]) -> dict[str, Path]:
+    """The pictures' files in the clip's order."""
+    if not images:
+        raise ValueError(
+            f"there is a prompt ({prompts[0]!r}) but no image; name a file for each view of the model, "
+            f"{list(clip.views)}: --data.images.{clip.views[0]}=picture.png"
+        )
+    if unknown := sorted(set(images) - set(clip.views)):
+        raise ValueError(
+            f"images are given for views {unknown}, which the model does not have; its views are "
+            f"{list(clip.views)}"
+        )
+    files = {view: Path(images[view]) for view in clip.views if view in images}
+    if missing := [str(file) for file in files.values() if not file.is_file()]:
+        raise ValueError(f"there is no image {missing[0]!r}; check images: {images}")
+    return files
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"name {name!r} names a folder: letters, digits, - and _ only")
+
+
+def _check_sources(
+    cameras: str | None,
+    vggt: str | None,
+    baseline: float | None,
+    pose: list[float] | None,
+    points: Points | None,
+) -> None:
+    if (cameras is None) == (vggt is None):
+        raise ValueError(
+            f"cameras is {cameras!r} and vggt {vggt!r}: give exactly one, a camera file (docs/predict.md) or "
+            "VGGT's weights to estimate the cameras with"
+        )
+    if (pose is None) == (points is None):
+        raise ValueError(
+            f"pose is {pose} and points {points}: give exactly one of the gripper's pose and the pixels of "
+            "its three points in at least two views"
+        )
+    if vggt is not None and baseline is None:
+        raise ValueError(
+            "vggt estimates cameras without a unit of length; measure the distance between the first two "
+            "views' cameras in metres and give it as baseline"
+        )
+    if baseline is not None and not 0 < baseline < np.inf:
+        raise ValueError(f"baseline must be above 0 metres, got {baseline}")
+
+
+def _picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture, or the last frame of a video."""
+    if file.suffix.lower() not in _VIDEOS:
+        return read_picture(file)
+    data = file.read_bytes()
+    try:
+        table = VideoTable.of(data)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; give a video with at least one frame, or a picture") from error
+    if not len(table):
+        raise ValueError(f"{file} is a video without frames; give one with at least one, or a picture")
+    last = FrameDecoder().decode(table, lambda offset, size: data[offset : offset + size], [len(table) - 1])
+    return np.asarray(last[0])
+
+
+def _rig(calibrations: dict[str, Calibration], baseline: float | None) -> dict[str, Calibration]:
+    """The cameras, in metres."""
+    if baseline is None:
+        return calibrations
+    if len(calibrations) < 2:
+        raise ValueError(
+            f"baseline {baseline} m lies between two cameras; there is only {list(calibrations)}"
+        )
+    first, second = [each.world_from_camera[0, :3, 3] for each in list(calibrations.values())[:2]]
+    distance = float(np.linalg.norm(second - first))
+    if distance < 1e-9:
+        raise ValueError(f"the cameras {list(calibrations)[:2]} stand in one place: no baseline scales them")
+    return {view: each.enlarged(baseline / distance) for view, each in calibrations.items()}
+
+
+def _given(pose: list[float]) -> Float[np.ndarray, "8"]:
+    """A pose as it was typed, checked."""
+    values = np.array(pose, dtype=np.float64)
+    if values.shape != (8,) or not np.isfinite(values).all():
+        raise ValueError(f"pose must be x y z (metres), quaternion x y z w, openness: 8 numbers; got {pose}")
+    _check_openness(values[7])
+    values[3:7] = to_quaternion(values[None, 3:7], "quaternion_xyzw", "pose")[0]
+    return values
+
+
+def _check_openness(openness: float) -> None:
+    if not 0 <= openness <= 1:
+        raise ValueError(f"openness must lie between 0 (closed) and 1 (open), got {openness}")
+
+
+def _clicked(
+    points: Points,
+    rig: dict[str, Calibration],
+    openness: float,
+    axis_length: float,
+) -> Float[np.ndarray, "8"]:
+    """The pose whose three points were seen at pixels, by the tokenizer's own fit."""
+    if not set(points) <= set(rig) or len(points) < 2:
+        raise ValueError(
+            f"points are given for views {sorted(points)}; a pose needs at least two of the views {list(rig)}"
+        )
+    views = [view for view in rig if view in points]
+    pixels = np.stack([_pixels(view, points[view]) for view in views])
+    used = Cameras(*(_stack(rig, views, part) for part in ("intrinsics", "world_from_camera")))
+    size = min((rig[view].size for view in views), key=min)
+    tokenizer = ActionImageTokenizer(axis_length=axis_length)
+    found = tokenizer.locate(
+        torch.from_numpy(pixels)[None, :, None],
+        torch.tensor([[openness]]),
+        used[None, :, None],
+        size,
+        pixel_std=max(0.5, _CLICK * min(size)),
+    )
+    if not bool(found.valid.all()):
+        reason = DecodeStatus(int(found.status[0, 0]))
+        raise ValueError(f"points: no pose in the views {views} ({reason.name}: {_REASONS[reason]})")
+    return found.actions[0, 0].numpy()
+
+
+def _pixels(view: str, points: list[list[float] | None]) -> Float[np.ndarray, "3 2"]:
+    """The three points of a view; NaN where one is hidden."""
+    filled = [[np.nan, np.nan] if point is None else point for point in points]
+    if len(filled) != 3 or any(len(point) != 2 for point in filled):
+        raise ValueError(
+            f"points of view {view!r} must be three pixels [x, y] (centre, along x, against z; null for a "
+            f"hidden one), got {points}"
+        )
+    return np.array(filled, dtype=np.float64)
+
+
+def _stack(rig: dict[str, Calibration], views: list[str], part: str) -> Float[torch.Tensor, "v n n"]:
+    return torch.from_numpy(np.stack([getattr(rig[view], part)[0] for view in views]))
+
+
+def _check_in_sight(action: Float[np.ndarray, "8"], rig: dict[str, Calibration]) -> None:
+    """A gripper that no camera sees means that pose and cameras do not share a world."""
+    where = {}
+    point = torch.from_numpy(action[None, :3]).double()
+    for view, each in rig.items():
+        camera = Cameras(torch.from_numpy(each.intrinsics[0]), torch.from_numpy(each.world_from_camera[0]))
+        seen = camera.project(point, each.size)
+        if bool(seen.visible):
+            return
+        x, y = seen.pixels[0].tolist()
+        where[view] = f"pixel ({x:.0f}, {y:.0f}), {float(seen.depth):.2f} m in front"
+    raise ValueError(
+        f"the gripper at {action[:3].round(4).tolist()} m lies in none of the pictures: {where}. Give pose "
+        "and cameras in one world frame, in metres, and check the direction of the cameras' matrices"
+    )
+
+
+def _batch(observation: Observation, clip: Clip) -> Batch:
+    """A clip of which the first frame is known."""
+    b, v = observation.view_mask.shape
+    known = torch.arange(clip.frames) == 0
+    video = torch.zeros(b, v, 3, clip.frames, *clip.size)
+    video[:, :, :, :1] = observation.video
+    actions = torch.zeros(b, clip.frames, 8)
+    actions[:, 0] = observation.action
+    return Batch(
+        video=video,
+        cameras=observation.cameras.map(lambda m: m.expand(-1, -1, clip.frames, -1, -1).contiguous()),
+        view_mask=observation.view_mask,
+        video_valid=known.repeat(b, 1),
+        actions=actions,
+        action_valid=known.repeat(b, 1),
+        prompts=observation.prompts,
+        keys=observation.episodes,
+    )
