@@ -1,6 +1,6 @@
 """Action labeling: given the whole observation video, generate the action video."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.types import Clip
@@ -20,6 +20,8 @@ class ActionLabeling(WorldActionTask):
         kwargs: the other arguments of `tasks.base.WorldActionTask`.
     """
 
+    default_plans: ClassVar[dict[str, float]] = {"labeling": 0.5, "annotation": 0.5}
+
     def __init__(
         self,
         backbone: VideoBackbone,
@@ -29,5 +31,5 @@ class ActionLabeling(WorldActionTask):
         control_plan: str = "policy",
         **kwargs: Any,
     ) -> None:
-        shares = plans or {"labeling": 0.5, "annotation": 0.5}
+        shares = plans or self.default_plans
         super().__init__(backbone, clip, shares, control_plan=control_plan, tokenizer=tokenizer, **kwargs)

@@ -12,8 +12,8 @@ from jaxtyping import UInt8
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from ai_wam.files import whole_file
 from ai_wam.cameras import Cameras
+from ai_wam.files import whole_file
 from ai_wam.types import ActionChunk, Batch
 from ai_wam.video import VideoEncoding, overlay, to_uint8, write_video
 from tasks.trajectory import draw_trajectory
@@ -44,8 +44,6 @@ class ActionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write one batch, whole or not at all."""
-        file = self.folder / f"rank{trainer.global_rank}-batch{batch_idx:05d}.npz"
-        arrays: dict[str, Any] = {
         arrays = {
             "keys": np.array(batch.keys),
             "actions": prediction.actions.numpy(),
@@ -53,8 +51,6 @@ class ActionWriter(BasePredictionWriter):
             "confidence": prediction.confidence.numpy(),
             "dt": np.array(prediction.dt),
         }
-        with whole_file(file) as stream:
-            np.savez(stream, **arrays)
         _write(self.folder / f"rank{trainer.global_rank}-batch{batch_idx:05d}.npz", _npz(arrays))
 
 
@@ -169,7 +165,5 @@ def _npz(arrays: Mapping[str, Any]) -> bytes:
 
 def _write(file: Path, data: bytes) -> None:
     """A file, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(file)
+    with whole_file(file) as stream:
+        stream.write(data)

@@ -24,9 +24,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from ai_wam.cli.configs import resolved
 from datamodules.coverage import CoverageReport
-from datamodules.shards import ShardDataModule
-from tasks.writer import ActionWriter
 from datamodules.images import ImagesDataModule
+from datamodules.shards import ShardDataModule
 from tasks.base import WorldActionTask
 from tasks.writer import ActionWriter, SampleWriter
 
@@ -197,6 +196,8 @@ def _defaults(class_path: str) -> dict[str, Any]:
         parameters = inspect.signature(kind.__init__).parameters.values()
         found |= {each.name: each.default for each in parameters if each.default is not each.empty}
     return found
+
+
 def _check_plan(saved: dict[str, Any], asked: str) -> None:
     """Refuse to predict by a plan that the checkpoint was never trained on."""
     module, _, name = saved["class_path"].rpartition(".")

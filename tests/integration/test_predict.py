@@ -83,7 +83,7 @@ def check_folder(folder: Path, prompt: str, imagined: bool) -> None:
     with np.load(folder / "actions.npz") as file:
         saved = dict(file)
     rows = list(csv.reader((folder / "actions.csv").read_text().splitlines()))
-    assert rows[0] == "t_s x_m y_m z_m qx qy qz qw openness valid confidence".split()
+    assert ",".join(rows[0]) == "t_s,x_m,y_m,z_m,qx,qy,qz,qw,openness,valid,confidence"
     np.testing.assert_allclose(saved["seconds"], np.arange(9) * 0.2)
     table = np.array(rows[1:], dtype=float)
     np.testing.assert_allclose(table[:, 0], saved["seconds"])
