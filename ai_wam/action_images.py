@@ -24,6 +24,7 @@ from ai_wam.cameras import Cameras
 from ai_wam.pose_fit import make_scene
 from ai_wam.pose_sequences import DecodeStatus, Limits, PoseSequences, bracket, estimate_sequences
 from ai_wam.poses import rotation_from_quaternion
+from ai_wam.precision import full_precision
 from ai_wam.types import Movable
 
 __all__ = ["ActionImageTokenizer", "DecodeStatus", "DecodedActions", "tool_points"]
@@ -133,7 +134,7 @@ class ActionImageTokenizer:
         """
         out = self._check_encode(actions, cameras, size, out)
         b, v, t = cameras.shape
-        with torch.autocast(actions.device.type, enabled=False):
+        with full_precision(actions.device):
             recorded = actions[..., 3:7].ne(0).any(dim=-1)
             points = tool_points(actions.double(), self.axis_length)
             projection = cameras.to(points).project(points[:, None].expand(b, v, t, 3, 3), size)
@@ -178,7 +179,7 @@ class ActionImageTokenizer:
             torch.ones(b, v, dtype=torch.bool, device=device) if view_mask is None else view_mask.to(device)
         )
         asked = calibrated & shown[:, :, None]
-        with torch.autocast(device.type, enabled=False):
+        with full_precision(device):
             blobs = self._find(images)
             seen = blobs.seen & shown[:, :, None, None]
             openness = _openness(images, seen)

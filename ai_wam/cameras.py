@@ -14,6 +14,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from ai_wam.precision import full_precision
+
 _ROTATION_TOLERANCE = 1e-3
 
 
@@ -85,9 +87,9 @@ class Cameras:
             size: image height and width in pixels; visible points lie in front of the camera and inside it.
         """
         rotation, position = self.world_from_camera[..., :3, :3], self.world_from_camera[..., None, :3, 3]
-        local = (points - position) @ rotation  # R^T (x - p), row vectors
+        local = _times(points - position, rotation)  # R^T (x - p), row vectors
         depth = local[..., 2]
-        homogeneous = local @ self.intrinsics.transpose(-1, -2)
+        homogeneous = _times(local, self.intrinsics.transpose(-1, -2))
         pixels = homogeneous[..., :2] / depth[..., None]
         h, w = size
         limit = pixels.new_tensor([w, h])
@@ -100,7 +102,7 @@ class Cameras:
         """World points, metres, of pixels at a depth along the optical axis."""
         local = _directions(self.intrinsics, pixels) * depth[..., None]
         rotation, position = self.world_from_camera[..., :3, :3], self.world_from_camera[..., None, :3, 3]
-        return local @ rotation.transpose(-1, -2) + position
+        return _times(local, rotation.transpose(-1, -2)) + position
 
     def rays(
         self, size: tuple[int, int], grid: tuple[int, int] | None = None
@@ -118,7 +120,7 @@ class Cameras:
         x = (torch.arange(gw, dtype=k.dtype, device=k.device) + 0.5) * (w / gw)
         centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)  # gh*gw 2
         local = _directions(k, centres.expand(*self.shape, -1, -1))
-        world = local @ self.world_from_camera[..., :3, :3].transpose(-1, -2)
+        world = _times(local, self.world_from_camera[..., :3, :3].transpose(-1, -2))
         unit = functional.normalize(world, dim=-1).unflatten(-2, (gh, gw))
         return self.world_from_camera[..., :3, 3], unit
 
@@ -133,7 +135,7 @@ class Cameras:
     def relative_to(self, world_from_reference: Float[Tensor, "*m 4 4"]) -> "Cameras":
         """The cameras in the frame of a reference pose, which broadcasts against their leading dimensions."""
         reference_from_world = _rigid_inverse(world_from_reference)
-        return replace(self, world_from_camera=reference_from_world @ self.world_from_camera)
+        return replace(self, world_from_camera=_times(reference_from_world, self.world_from_camera))
 
     @classmethod
     def from_rlbench(
@@ -227,11 +229,18 @@ def _directions(intrinsics: Tensor, pixels: Tensor) -> Tensor:
     return torch.stack([x, y, torch.ones_like(x)], dim=-1)
 
 
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product, in the matrices' own precision whatever the autocast."""
+    with full_precision(a.device):
+        product: Tensor = a @ b
+    return product
+
+
 def _rigid_inverse(matrix: Tensor) -> Tensor:
     rotation, position = matrix[..., :3, :3], matrix[..., :3, 3:]
     inverse = matrix.clone()
     inverse[..., :3, :3] = rotation.transpose(-1, -2)
-    inverse[..., :3, 3:] = -rotation.transpose(-1, -2) @ position
+    inverse[..., :3, 3:] = -_times(rotation.transpose(-1, -2), position)
     return inverse
 
 
@@ -239,7 +248,10 @@ def _check_rigid(matrix: Tensor) -> None:
     rotation = matrix[..., :3, :3]
     finite = matrix.isfinite().flatten(-2).all(dim=-1)
     error = (
-        (rotation @ rotation.transpose(-1, -2) - torch.eye(3, dtype=matrix.dtype)).abs().flatten(-2).amax(-1)
+        (_times(rotation, rotation.transpose(-1, -2)) - torch.eye(3, dtype=matrix.dtype))
+        .abs()
+        .flatten(-2)
+        .amax(-1)
     )
     mirrored = torch.linalg.det(torch.where(finite[..., None, None], rotation, 0)) < 0
     last = (matrix[..., 3, :] - matrix.new_tensor([0, 0, 0, 1])).abs().amax(-1)

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.noise import NoisePath
+from ai_wam.precision import full_precision
 from ai_wam.samplers import Solver, integrate
 from ai_wam.types import LatentSpec
 from backbones.adapter import ConditionedInput, conditioned
@@ -23,7 +24,6 @@ from backbones.folders import base_model, load_adapter, split_weights
 from backbones.images import ImageEncoder
 from backbones.loading import load_denoiser, or_released
 from backbones.lora import LoRA, add_lora
-from backbones.precision import full_precision
 from backbones.prompts import Context, PromptEncoder
 
 Prediction = Literal["native", "clean"]

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from ai_wam.canvas import Canvas
 from ai_wam.noise import FlowMatching, NoisePath, TimeSampling, shifted
+from ai_wam.precision import full_precision
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
 from backbones.codec import LatentCodec
 from backbones.loading import load_codec
-from backbones.precision import full_precision
 from backbones.prompts import Context, PromptEncoder
 from backbones.t5 import T5Prompts
 

@@ -18,13 +18,13 @@ from torch.nn import functional
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.noise import FlowMatching, NoisePath, TimeSampling
+from ai_wam.precision import full_precision
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
 from backbones.block_inputs import BlockConditions, CameraEncoders, ray_videos
 from backbones.codec import LatentCodec
 from backbones.images import CLIPImages, ImageEncoder
 from backbones.loading import load_codec
-from backbones.precision import full_precision
 from backbones.prompts import Context, PromptEncoder
 from backbones.t5 import T5Prompts
 from backbones.wan_attention import Guide, GuidedAttention

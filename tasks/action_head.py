@@ -14,6 +14,7 @@ from ai_wam.poses import (
     rotation_from_quaternion,
     rotation_from_vector,
 )
+from ai_wam.precision import full_precision
 
 _POINTS = 16  # places that a feature map points at
 _METRES, _RADIANS = 0.05, 0.3  # what a correction of 1 means
@@ -78,7 +79,8 @@ class ActionHead(nn.Module):
         seen = self._seen(canvas, latents, cameras, now)
         tokens = self.transformer(torch.cat([self.pose(said), seen], dim=1))[:, :frames]
         move, turn, grip = self.correction(tokens).float().split([3, 3, 1], dim=-1)
-        turned = rotation @ rotation_from_vector(_RADIANS * turn)
+        with full_precision(rotation.device):
+            turned = rotation @ rotation_from_vector(_RADIANS * turn)
         openness = (torch.logit(base[..., 7:], eps=0.02) + grip).sigmoid()
         pose = quaternion_from_rotation(turned)
         return torch.cat([base[..., :3] + _METRES * move, pose, openness], dim=-1)

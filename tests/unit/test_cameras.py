@@ -136,6 +136,24 @@ def test_crop_and_resize_moves_pixels_and_cameras_alike(source: tuple[int, int],
     )
 
 
+def test_autocast_changes_nothing():
+    def results() -> list[torch.Tensor]:
+        cameras = random_cameras(1, 3).to(torch.float32)  # autocast leaves float64 alone
+        points = torch.rand(3, 5, 3, generator=torch.Generator().manual_seed(1))
+        seen = cameras.project(points, (64, 64))
+        moved = cameras.relative_to(cameras.world_from_camera[:1])
+        return [
+            *seen[:2],
+            cameras.unproject(*seen[:2]),
+            cameras.plucker((64, 64), (4, 4)),
+            moved.world_from_camera,
+        ]
+
+    plain = results()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(plain, results(), strict=True))
+
+
 def test_crop_refuses_other_images():
     with pytest.raises(ValueError, match=r"\(5, 5\) pixels \(h, w\), expected \(4, 4\)"):
         CropResize((4, 4), (2, 2)).images(torch.zeros(5, 5))
