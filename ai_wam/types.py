@@ -10,7 +10,7 @@ x y z w, openness" (1 = open, continuous): the tool centre point's absolute pose
 are `ai_wam.cameras.Cameras` (OpenCV axes). The noise level u in [0, 1] is the diffusion time, 1 = pure noise.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -20,8 +20,21 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from ai_wam.cameras import Cameras, CropResize
+from ai_wam.files import AnyPath
 
 _Self = TypeVar("_Self", bound="Movable")  # typing.Self is unknown to runtime checks of single methods
+
+
+def _is_blank(value: Any) -> bool:
+    """Whether a tensor is one number spread over a shape: pictures that nobody will look at."""
+    return isinstance(value, Tensor) and value.numel() > 1 and not any(value.stride())
+
+
+def _apply(function: Callable[[Any], Any], value: Any) -> Any:
+    """The function of a value; blank tensors stay one number."""
+    if _is_blank(value):
+        return function(value.as_strided((1,) * value.ndim, value.stride())).expand(value.shape)
+    return function(value)
 
 
 class Movable:
@@ -30,7 +43,7 @@ class Movable:
     def to(self: _Self, device: torch.device | str, non_blocking: bool = False) -> _Self:
         """Every tensor and camera field on a device; other fields stay, and so does every dtype."""
         moved = {
-            field.name: value.to(device, non_blocking=non_blocking)
+            field.name: _apply(lambda each: each.to(device, non_blocking=non_blocking), value)
             for field in fields(self)  # type: ignore[arg-type]
             if isinstance(value := getattr(self, field.name), Tensor | Movable | Cameras)
         }
@@ -39,7 +52,9 @@ class Movable:
     def pin_memory(self: _Self) -> _Self:
         """Every tensor and camera field in page-locked memory, for loaders that feed an accelerator."""
         pinned = {
-            field.name: value.map(Tensor.pin_memory) if isinstance(value, Cameras) else value.pin_memory()
+            field.name: value.map(Tensor.pin_memory)
+            if isinstance(value, Cameras)
+            else _apply(lambda each: each.pin_memory(), value)
             for field in fields(self)  # type: ignore[arg-type]
             if isinstance(value := getattr(self, field.name), Tensor | Movable | Cameras)
         }
@@ -285,6 +300,34 @@ class Observation(Movable):
 
 
 @dataclass(frozen=True)
+class Encoded(Movable):
+    """What a model's frozen encoders make of clips, beforehand (`ai-wam cache`) or as they come.
+
+    Attributes:
+        first: latents of the first frame alone.
+        video: latents of the whole clip; None where nobody looks past the first frame.
+        still: what an image-to-video model is shown of the first frame; None for others.
+        images: tokens of the first frame, for models that are told of pictures; None for others.
+        cameras: what `VideoBackbone.encode_cameras` makes, for models that take it; None for others.
+        first_action: latents of the first action image alone.
+        action: latents of the action images; they come with `first_action`, from a cache only.
+    """
+
+    first: Float[Tensor, "b v c 1 lh lw"]
+    video: Float[Tensor, "b v c tl lh lw"] | None = None
+    still: Float[Tensor, "b v c tl lh lw"] | None = None
+    images: Float[Tensor, "b v k d"] | None = None
+    cameras: Float[Tensor, "b v e tl lh lw"] | None = None
+    first_action: Float[Tensor, "b v c 1 lh lw"] | None = None
+    action: Float[Tensor, "b v c tl lh lw"] | None = None
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """What there is, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Batch(Movable):
     """An observation, its future and its actions: what a task trains on.
 
@@ -298,6 +341,7 @@ class Batch(Movable):
         action_valid: False where no action was recorded.
         prompts: one instruction per row.
         keys: the sample's name: episode and first frame.
+        encoded: what a cache knows of the pictures, which are then not decoded; None without one.
     """
 
     video: Float[Tensor, "b v 3 t h w"]
@@ -308,14 +352,19 @@ class Batch(Movable):
     action_valid: Bool[Tensor, "b t"]
     prompts: tuple[str, ...]
     keys: tuple[str, ...]
+    encoded: Encoded | None = None
 
     def rows(self, index: Sequence[int]) -> "Batch":
         """The batch of some of the rows."""
         chosen = torch.tensor(list(index), dtype=torch.long, device=self.video.device)
         parts: dict[str, Any] = {
-            name: value[chosen] for name, value in vars(self).items() if isinstance(value, Tensor | Cameras)
+            name: value[: len(chosen)] if _is_blank(value) else value[chosen]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor | Cameras)
         }
         prompts, keys = (tuple(names[i] for i in index) for names in (self.prompts, self.keys))
+        if self.encoded is not None:
+            parts["encoded"] = Encoded(**{name: each[chosen] for name, each in self.encoded.parts.items()})
         return replace(self, prompts=prompts, keys=keys, **parts)
 
     @property
@@ -352,6 +401,27 @@ class ActionChunk(Movable):
     dt: float
     imagined: Mapping[str, Float[Tensor, "b v 3 t h w"]]
     position_std: Float[Tensor, "b a"] | None = None
+
+
+@runtime_checkable
+class ClipEncoder(Protocol):
+    """All that data modules know of a model: how it encodes what never changes, so that it can be kept."""
+
+    def encoders(self) -> dict[str, Any]:
+        """JSON values that tell its frozen encoders from others; equal ones make equal latents."""
+        ...
+
+    def encode_batch(self, batch: Batch, actions: bool) -> Encoded:
+        """What its encoders make of decoded clips; of action images only if asked."""
+        ...
+
+    def keep_prompts(self, folder: AnyPath, prompts: Sequence[str] = ()) -> bool:
+        """Look for embeddings of prompts in a folder, and put those of some prompts there.
+
+        Returns:
+            Whether there is anything to keep; not for encoders that cost nothing.
+        """
+        ...
 
 
 @runtime_checkable

@@ -314,20 +314,34 @@ class VideoBackbone(nn.Module, ABC):
             video: Tensor = self.codec.decode(parts.float()).float()
         return rearrange(video[:, :, :frames], "(b v) c t h w -> b v c t h w", b=latents.shape[0])
 
+    def encode_images(self, now: Float[Tensor, "b v 3 1 h w"]) -> Float[Tensor, "b v k d"] | None:
+        """Tokens of observed pictures, for networks that are told of them; else None."""
+        if self.images is None:
+            return None
+        with full_precision(now.device):
+            tokens = self.images.encode(rearrange(now.float(), "b v c 1 h w -> (b v) c h w"))
+        return rearrange(tokens, "(b v) k d -> b v k d", b=len(now))
+
     def encode_context(
         self,
         prompts: Sequence[str],
         now: Float[Tensor, "b v 3 1 h w"],
         view_mask: Bool[Tensor, "b v"],
+        images: Float[Tensor, "b v k d"] | None = None,
     ) -> Context:
-        """What the network is told of prompts and observed pictures; missing views are zeros."""
+        """What the network is told of prompts and observed pictures; missing views are zeros.
+
+        Args:
+            prompts: one per row.
+            now: the pictures; not looked at where their tokens are given.
+            view_mask: False where a view is missing.
+            images: what `encode_images` made of the pictures, where it is known already.
+        """
         context = self.prompts.encode(prompts, now.device)
-        if self.images is None:
+        tokens = self.encode_images(now) if images is None else images
+        if tokens is None:
             return context
-        with full_precision(now.device):
-            tokens = self.images.encode(rearrange(now.float(), "b v c 1 h w -> (b v) c h w"))
-        tokens = rearrange(tokens, "(b v) k d -> b v k d", b=len(now)) * view_mask[:, :, None, None]
-        return replace(context, images=tokens.flatten(1, 2))
+        return replace(context, images=(tokens * view_mask[:, :, None, None]).flatten(1, 2))
 
     def denoise(
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context

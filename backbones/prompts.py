@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ai_wam.files import AnyPath
 from ai_wam.types import Movable
 
 
@@ -50,6 +51,14 @@ class PromptEncoder(nn.Module, ABC):
     @abstractmethod
     def encode(self, prompts: Sequence[str], device: torch.device) -> Context:
         """Embeddings of a batch of prompts; the empty prompt is the null condition of guidance."""
+
+    def keep(self, folder: AnyPath, prompts: Sequence[str] = ()) -> bool:
+        """Use the embeddings that lie in a folder, and put those of some prompts there.
+
+        Returns:
+            False for an encoder whose embeddings cost nothing, so that there is nothing to keep.
+        """
+        return False
 
 
 class HashedWords(PromptEncoder):

@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
+from ai_wam.files import AnyPath, as_path, whole_file
 from backbones.loading import load_part
 from backbones.prompts import Context, PromptEncoder
 
@@ -50,6 +49,9 @@ class T5Prompts(PromptEncoder):
         # In a tuple, so that no checkpoint or optimizer sees the encoder.
         self._loaded: tuple[Any, Any] | None = None
         self._known: dict[str, tuple[Tensor, int]] = {}
+        self._folders: list[AnyPath] = (
+            [] if cache is None else [as_path(cache)]
+        )  # looked for in all, kept in the first
 
     def encode(self, prompts: Sequence[str], device: torch.device) -> Context:
         """Last hidden states; pooled: their mean over the prompt's own tokens."""
@@ -64,26 +66,35 @@ class T5Prompts(PromptEncoder):
         """Free the encoder; known prompts stay known, and a new one loads it again."""
         self._loaded = None
 
+    def keep(self, folder: AnyPath, prompts: Sequence[str] = ()) -> bool:
+        """Look there too, beside the folders known so far; `prompts` are encoded and put there."""
+        self._folders.append(folder)
+        for prompt in prompts:
+            if not (file := folder / self._name(prompt)).is_file():
+                states, count = self._recall(prompt, torch.device("cpu"))
+                self._save(file, states, count)
+        return True
+
     def _recall(self, prompt: str, device: torch.device) -> tuple[Tensor, int]:
-        """As `_embed`, from the cache where it has the prompt; what follows the last state is not stored."""
-        file = self._file(prompt)
-        if file is not None and file.is_file():
-            kept = load_file(file)
-            states, count = kept["states"].float(), int(kept["count"])
-            return functional.pad(states, (0, 0, 0, self.length - len(states))), count
+        """As `_embed`, from a folder where one has the prompt; what follows the last state is not stored."""
+        name = self._name(prompt)
+        for folder in self._folders:
+            if (folder / name).is_file():
+                kept = load((folder / name).read_bytes())
+                states, count = kept["states"].float(), int(kept["count"])
+                return functional.pad(states, (0, 0, 0, self.length - len(states))), count
         states, count = self._embed(prompt, torch.device("cpu") if self.device == "cpu" else device)
-        if file is not None:
-            end = int(states.any(dim=1).nonzero().max()) + 1
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_suffix(f".{os.getpid()}")
-            save_file({"states": states[:end].to(self.dtype), "count": torch.tensor(count)}, unfinished)
-            unfinished.replace(file)
+        if self._folders:
+            self._save(self._folders[0] / name, states, count)
         return states, count
 
-    def _file(self, prompt: str) -> Path | None:
-        """Named by everything that decides an embedding."""
-        if self.cache is None:
-            return None
+    def _save(self, file: AnyPath, states: Tensor, count: int) -> None:
+        end = int(states.any(dim=1).nonzero().max()) + 1
+        with whole_file(file) as stream:
+            stream.write(save({"states": states[:end].to(self.dtype), "count": torch.tensor(count)}))
+
+    def _name(self, prompt: str) -> str:
+        """Of a file: everything that decides an embedding."""
         parts = (
             type(self).__name__,
             self.pretrained,
@@ -94,7 +105,7 @@ class T5Prompts(PromptEncoder):
             prompt,
         )
         name = hashlib.blake2b(json.dumps([str(part) for part in parts]).encode(), digest_size=16).hexdigest()
-        return Path(self.cache) / f"{name}.safetensors"
+        return f"{name}.safetensors"
 
     @torch.no_grad()
     def _embed(self, prompt: str, device: torch.device) -> tuple[Tensor, int]:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -12,20 +12,21 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ai_wam.cameras import Cameras, CropResize
-from ai_wam.types import Batch, Clip
+from ai_wam.types import Batch, Encoded
+from datamodules.latent_cache import LatentCache
 from datamodules.sampling import Stream, generator
+from datamodules.shard_folder import Recent
 from datamodules.shard_format import EpisodeEntry, ShardError
-from datamodules.shard_reader import ROWS_KEPT, ROWS_PER_EPISODE, EpisodeHeader, Recent, ShardSet
+from datamodules.shard_reader import ROWS_KEPT, ROWS_PER_EPISODE, EpisodeHeader, ShardSet
+from datamodules.windows import Windows
 
-Pad = Literal["hold", "none"]
 Decode = Literal["all", "first"]
 OnError = Literal["raise", "skip"]
-_STEP_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A row of a `Batch`; its video holds the decoded frames only."""
+    """A row of a `Batch`; its video holds the decoded frames only, none where a cache knows the pictures."""
 
     video: Float[Tensor, "v 3 decoded h w"]
     intrinsics: Float[Tensor, "v t 3 3"]
@@ -35,55 +36,7 @@ class Sample:
     action_valid: bool
     prompt: str
     key: str
-
-
-@dataclass(frozen=True)
-class Windows:
-    """How windows are cut from episodes.
-
-    Attributes:
-        clip: frames, stride, size and views.
-        pad: "hold": a window may start at any frame, past the end the last frame repeats (the robot holds
-            still); "none": only windows that lie in the episode.
-        dense: a window at every frame; otherwise one window after the other.
-    """
-
-    clip: Clip
-    pad: Pad
-    dense: bool
-
-    def step(self, entry: EpisodeEntry) -> int:
-        """Recorded frames from one frame of the clip to the next.
-
-        Raises:
-            ValueError: the recording's rate does not fit the clip's.
-        """
-        exact = self.clip.seconds_per_frame * entry.hz
-        step = round(exact)
-        if step < 1 or abs(exact - step) > _STEP_TOLERANCE * step:
-            rate = 1 / self.clip.seconds_per_frame
-            fitting = ", ".join(f"{k * rate:g}" for k in range(1, 7))
-            raise ValueError(
-                f"episode {entry.key!r} is recorded at {entry.hz:g} Hz, a clip of stride {self.clip.stride} "
-                f"at {self.clip.control_hz:g} Hz needs a frame every {self.clip.seconds_per_frame:g} s: "
-                f"every {exact:g}-th recorded frame. Recordings at {fitting} ... Hz fit; change clip.stride "
-                "or clip.control_hz, or resample the recording."
-            )
-        return step
-
-    def spacing(self, entry: EpisodeEntry) -> int:
-        """Recorded frames from one window's start to the next one's."""
-        return 1 if self.dense else (self.clip.frames - 1) * self.step(entry)
-
-    def count(self, entry: EpisodeEntry) -> int:
-        """Number of windows in an episode."""
-        span = 0 if self.pad == "hold" else (self.clip.frames - 1) * self.step(entry)
-        return max(0, -(-(entry.frames - span) // self.spacing(entry)))
-
-    def frames(self, entry: EpisodeEntry, window: int) -> list[int]:
-        """Recorded frame of each frame of a window."""
-        start, step = window * self.spacing(entry), self.step(entry)
-        return [min(start + i * step, entry.frames - 1) for i in range(self.clip.frames)]
+    encoded: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class ClipDataset(Dataset["Sample | None"]):
@@ -97,6 +50,7 @@ class ClipDataset(Dataset["Sample | None"]):
         views_per_sample: int | None = None,
         on_error: OnError = "raise",
         seed: int = 0,
+        caches: Sequence[LatentCache] = (),
     ) -> None:
         """Count the windows.
 
@@ -108,17 +62,13 @@ class ClipDataset(Dataset["Sample | None"]):
                 out.
             on_error: "skip" leaves damaged samples out, counts and reports them.
             seed: of the drawn phrasings and views.
+            caches: of every folder, one that fits; pictures are then not decoded. None for pictures.
 
         Raises:
             ValueError: recordings that do not fit the clip.
         """
-        self.windows, self.clip, self.decode, self.seed, self.on_error = (
-            windows,
-            windows.clip,
-            decode,
-            seed,
-            on_error,
-        )
+        self.windows, self.clip, self.caches = windows, windows.clip, list(caches)
+        self.decode, self.seed, self.on_error = decode, seed, on_error
         self.sets, self.views = list(sets), views_per_sample or len(windows.clip.views)
         if not 1 <= self.views <= len(self.clip.views):
             raise ValueError(
@@ -132,6 +82,10 @@ class ClipDataset(Dataset["Sample | None"]):
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
+
+    def of(self, source: ShardSet) -> "ClipDataset":
+        """The windows of one of the folders, with all of the clip's views."""
+        return ClipDataset([source], self.windows, self.decode, None, self.on_error, self.seed)
 
     def windows_per_set(self) -> list[int]:
         """Number of windows in each folder."""
@@ -166,10 +120,15 @@ class ClipDataset(Dataset["Sample | None"]):
         source_number, index = self.places[place]
         source = self.sets[source_number]
         entry, header = source.episodes[index], source.header(index)
-        frames = self.windows.frames(entry, window - (int(self.ends[place - 1]) if place else 0))
+        here = window - (int(self.ends[place - 1]) if place else 0)  # number of the window in its episode
+        frames = self.windows.frames(entry, here)
         draw = generator(self.seed, Stream.SAMPLE, number)
         prompt = header.instructions[int(draw.integers(len(header.instructions)))]
         names = self._choose_views(entry, draw)
+        encoded: Mapping[str, Tensor] = {}
+        if self.caches:
+            every_view = self.views == len(self.clip.views)
+            encoded = self.caches[source_number].window(index, names, here, every_view)
         video, intrinsics, poses = self._pictures(place, names, frames)
         actions = np.zeros((len(frames), 8), np.float32) if header.actions is None else header.actions[frames]
         return Sample(
@@ -181,6 +140,7 @@ class ClipDataset(Dataset["Sample | None"]):
             action_valid=header.actions is not None,
             prompt=prompt,
             key=f"{entry.key}@{frames[0]}",
+            encoded=encoded,
         )
 
     def _choose_views(self, entry: EpisodeEntry, draw: np.random.Generator) -> list[str | None]:
@@ -198,7 +158,7 @@ class ClipDataset(Dataset["Sample | None"]):
         number, index = self.places[place]
         source = self.sets[number]
         entry = source.episodes[index]
-        wanted = frames[:1] if self.decode == "first" else frames
+        wanted = [] if self.caches else frames[:1] if self.decode == "first" else frames
         cameras = self._cameras.get(place, lambda: self._fit_cameras(entry, source.header(index)))
         video, intrinsics, poses = [], [], []
         for name in names:
@@ -207,8 +167,11 @@ class ClipDataset(Dataset["Sample | None"]):
                 intrinsics.append(torch.eye(3).expand(len(frames), 3, 3))
                 poses.append(torch.eye(4).expand(len(frames), 4, 4))
                 continue
-            images = torch.from_numpy(source.images(index, name, wanted)).permute(3, 0, 1, 2)
-            video.append(CropResize(entry.views[name], self.clip.size).images(images))
+            if wanted:
+                images = torch.from_numpy(source.images(index, name, wanted)).permute(3, 0, 1, 2)
+                video.append(CropResize(entry.views[name], self.clip.size).images(images))
+            else:
+                video.append(torch.empty(3, 0, *self.clip.size))
             here = cameras[name]
             moving: Any = list(frames) if here.shape[0] > 1 else [0] * len(frames)
             intrinsics.append(here.intrinsics[moving])
@@ -260,10 +223,13 @@ class Collate:
             action_valid=action_valid[:, None].repeat(1, self.frames),
             prompts=tuple(row.prompt for row in rows),
             keys=tuple(row.key for row in rows),
+            encoded=_encoded(rows),
         )
 
     def _video(self, rows: Sequence[Sample]) -> Float[Tensor, "b v 3 t h w"]:
         v, _, decoded, h, w = rows[0].video.shape
+        if not decoded:  # nobody looks at them, so they cost nothing
+            return torch.zeros(1).expand(len(rows), v, 3, self.frames, h, w)
         if decoded == self.frames:
             return torch.stack([row.video for row in rows])
         # NumPy's zeros are pages that cost nothing until they are written, and most of these never are.
@@ -271,3 +237,11 @@ class Collate:
         for place, row in zip(video, rows, strict=True):
             place[:, :, :decoded] = row.video
         return video
+
+
+def _encoded(rows: Sequence[Sample]) -> Encoded | None:
+    """What a cache knows of all rows."""
+    parts = set(rows[0].encoded).intersection(*(row.encoded for row in rows))
+    if not parts:
+        return None
+    return Encoded(**{part: torch.stack([row.encoded[part] for row in rows]) for part in parts})

@@ -7,13 +7,12 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from ai_wam.files import write_text
+from ai_wam.files import AnyPath, write_text
 from ai_wam.types import SourceCard
 from datamodules.shard_reader import EpisodeHeader, ShardSet
 
@@ -84,7 +83,7 @@ class _Tally:
             counter.update(str(origin[name]) for name in names if origin.get(name) is not None)
 
 
-def write_card(folder: Path, card: SourceCard) -> None:
+def write_card(folder: AnyPath, card: SourceCard) -> None:
     """Write the card of a finished folder of shards.
 
     Raises:

@@ -97,7 +97,7 @@ def encode_episode(episode: Episode, encoding: VideoEncoding) -> EpisodeMembers:
         {key: value for name, track in tracks.items() for key, value in _cameras(name, track, where)}
     )
     if (recorded := _stack_actions(actions.stack(), where)) is not None:
-        files[ACTIONS] = _npy(recorded)
+        files[ACTIONS] = npy(recorded)
     views = {name: track.video.size for name, track in tracks.items()}
     files[META] = _meta(episode, frames, views, recorded is not None, where)
     return EpisodeMembers(episode.key, frames, float(episode.hz), views, files)
@@ -239,9 +239,10 @@ def _meta(
     return text.encode()
 
 
-def _npy(array: np.ndarray) -> bytes:
+def npy(array: np.ndarray) -> bytes:
+    """The array as a .npy file, never pickled."""
     buffer = io.BytesIO()
-    np.save(buffer, array)
+    np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 

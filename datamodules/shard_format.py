@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ai_wam.files import write_json
+from ai_wam.files import AnyPath, write_json
 
 SCHEMA = 1
 INDEX = "index.json"
@@ -104,14 +104,14 @@ class ShardEntry:
             "frames": self.frames,
         }
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: AnyPath) -> None:
         """Write `shard-….json` beside the tar; from then on the shard counts as finished."""
         episodes = [episode.to_json() for episode in self.episodes]
         content = {**self.summary(), "schema": SCHEMA, "episodes": episodes}
         write_json(folder / index_name(self.file), content, indent=None)
 
     @classmethod
-    def read(cls, path: Path) -> "ShardEntry":
+    def read(cls, path: AnyPath) -> "ShardEntry":
         """Read a shard's index.
 
         Raises:
@@ -136,7 +136,7 @@ def index_name(file: str) -> str:
     return Path(file).with_suffix(".json").name
 
 
-def check_schema(data: Mapping[str, Any], path: Path) -> None:
+def check_schema(data: Mapping[str, Any], path: AnyPath) -> None:
     """Refuse an index of another version.
 
     Raises:
@@ -149,7 +149,7 @@ def check_schema(data: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """A JSON object.
 
     Raises:

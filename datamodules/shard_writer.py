@@ -6,8 +6,8 @@ written last. The bytes depend on the episodes and the settings alone, not on th
 
 import hashlib
 import json
-import os
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +18,7 @@ from typing import Any
 
 from webdataset import TarWriter
 
-from ai_wam.files import PARTIAL, write_json
+from ai_wam.files import PARTIAL, AnyPath, as_path, publish, write_json
 from ai_wam.types import Episode, SourceCard
 from ai_wam.video import VideoEncoding
 from datamodules.data_card import write_card
@@ -41,10 +41,12 @@ from datamodules.shard_format import (
 class ShardFile:
     """One shard being written; nothing of it is visible before `commit`."""
 
-    def __init__(self, folder: Path, number: int, encoding: VideoEncoding) -> None:
-        self._folder, self._file, self._encoding = folder, shard_name(number), encoding
-        self._path = folder / (self._file + PARTIAL)
-        self._stream = self._path.open("wb")
+    def __init__(self, folder: AnyPath, number: int) -> None:
+        self._folder, self._file = folder, shard_name(number)
+        # What goes to a store is written on this machine first. No two writers share an unfinished file.
+        work = str(folder) if isinstance(folder, Path) else None
+        handle, name = tempfile.mkstemp(dir=work, prefix=self._file + ".", suffix=PARTIAL)
+        self._path, self._stream = Path(name), open(handle, "wb")  # noqa: SIM115 - closed by commit or abort
         self._tar: Any = TarWriter(self._stream, user="", group="", mtime=0, encoder=False, compress=False)
         self._episodes: dict[str, EpisodeMembers] = {}
         self._crcs: dict[str, int] = {}
@@ -52,14 +54,13 @@ class ShardFile:
     def __len__(self) -> int:
         return len(self._episodes)
 
-    def add(self, episode: Episode) -> None:
+    def add(self, members: EpisodeMembers) -> None:
         """Append an episode.
 
         Raises:
-            ValueError: malformed, or its key is in the shard already.
+            ValueError: its key is in the shard already.
             ShardError: the disk is full or gone.
         """
-        members = encode_episode(episode, self._encoding)
         if members.key in self._episodes:
             raise ValueError(
                 f"episode {members.key!r} comes twice in {self._file}; keys must be unique in a source"
@@ -82,8 +83,9 @@ class ShardFile:
             for key, episode in self._episodes.items()
         )
         entry = ShardEntry(self._file, self._path.stat().st_size, digest, episodes)
-        os.replace(self._path, self._folder / self._file)
-        entry.write(self._folder)
+        with self._writing("the whole"):
+            publish(self._path, self._folder / self._file)
+            entry.write(self._folder)
         return entry
 
     def abort(self) -> None:
@@ -123,7 +125,7 @@ class ShardWriter:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | AnyPath,
         episodes_per_shard: int = 64,
         settings: Mapping[str, Any] | None = None,
         encoding: VideoEncoding | None = None,
@@ -143,7 +145,7 @@ class ShardWriter:
         """
         if episodes_per_shard < 1:
             raise ValueError(f"episodes_per_shard is {episodes_per_shard}, must be at least 1")
-        self.folder, self._encoding = Path(folder), encoding or VideoEncoding()
+        self.folder, self._encoding = as_path(folder), encoding or VideoEncoding()
         self._per_shard, self._card = episodes_per_shard, card or SourceCard()
         self._settings = recording_settings(settings or {}, episodes_per_shard, self._encoding)
         if (self.folder / INDEX).exists() and read_json(self.folder / INDEX).get("complete"):
@@ -163,8 +165,8 @@ class ShardWriter:
         Raises:
             ValueError: a malformed episode; it is left out of the shard, which stays open.
         """
-        self._shard = self._shard or ShardFile(self.folder, self._number, self._encoding)
-        self._shard.add(episode)
+        self._shard = self._shard or ShardFile(self.folder, self._number)
+        self._shard.add(encode_episode(episode, self._encoding))
         if len(self._shard) == self._per_shard:
             self._finish_shard()
 
@@ -172,7 +174,8 @@ class ShardWriter:
         """Finish the last shard and the set."""
         if self._shard is not None and len(self._shard):
             self._finish_shard()
-        close_folder(self.folder, self._number, self._settings, self._card)
+        close_folder(self.folder, self._number, self._settings)
+        write_card(self.folder, self._card)
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -191,14 +194,12 @@ class ShardWriter:
             self._shard, self._number = None, self._number + 1
 
 
-def write_shard(
-    folder: Path, number: int, episodes: Iterable[Episode], encoding: VideoEncoding
-) -> ShardEntry:
+def write_shard(folder: AnyPath, number: int, episodes: Iterable[EpisodeMembers]) -> ShardEntry:
     """One whole shard, or nothing of it."""
-    shard = ShardFile(folder, number, encoding)
+    shard = ShardFile(folder, number)
     try:
-        for episode in episodes:
-            shard.add(episode)
+        for members in episodes:
+            shard.add(members)
         return shard.commit()
     except BaseException:
         shard.abort()
@@ -217,7 +218,7 @@ def recording_settings(
     return dict(json.loads(json.dumps(settings)))
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any], shards: int) -> list[int]:
+def open_folder(folder: AnyPath, settings: Mapping[str, Any], shards: int) -> list[int]:
     """Make the folder, or check that it holds this recording; gives the numbers of the missing shards.
 
     Raises:
@@ -227,8 +228,8 @@ def open_folder(folder: Path, settings: Mapping[str, Any], shards: int) -> list[
     path = folder / INDEX
     if path.exists():
         _check_same_recording(folder, read_json(path), settings)
-    elif tars := sorted(folder.glob("*.tar")):
-        raise ShardError(f"{folder} holds {tars[0].name} but no {INDEX}; collect into a new folder")
+    elif tars := sorted(path.name for path in folder.glob("*.tar")):
+        raise ShardError(f"{folder} holds {tars[0]} but no {INDEX}; collect into a new folder")
     for stale in folder.glob(f"*{PARTIAL}"):
         stale.unlink()
     missing = [number for number in range(shards) if not _finished(folder, shard_name(number))]
@@ -237,8 +238,8 @@ def open_folder(folder: Path, settings: Mapping[str, Any], shards: int) -> list[
     return missing
 
 
-def close_folder(folder: Path, shards: int, settings: Mapping[str, Any], card: SourceCard) -> dict[str, Any]:
-    """Write the set's index, as the recording is complete, and its card. Gives the index's contents.
+def close_folder(folder: AnyPath, shards: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the set's index, as it is complete. Gives the index's contents.
 
     Raises:
         ShardError: two shards hold an episode of the same key, or there is no episode.
@@ -264,15 +265,14 @@ def close_folder(folder: Path, shards: int, settings: Mapping[str, Any], card: S
         "shards": [entry.summary() for entry in entries],
     }
     write_json(folder / INDEX, index)
-    write_card(folder, card)
     return index
 
 
-def _finished(folder: Path, file: str) -> bool:
+def _finished(folder: AnyPath, file: str) -> bool:
     return (folder / file).exists() and (folder / index_name(file)).exists()
 
 
-def _check_same_recording(folder: Path, index: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _check_same_recording(folder: AnyPath, index: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     check_schema(index, folder / INDEX)
     if different := differences(index.get("settings"), settings):
         lines = "\n  ".join(different)

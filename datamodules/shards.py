@@ -1,21 +1,24 @@
 """Batches from folders of shards, for Lightning."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from ai_wam.types import Batch, Clip
-from datamodules.clip_dataset import ClipDataset, Collate, Decode, OnError, Pad, Windows
+from ai_wam.types import Batch, Clip, ClipEncoder
+from datamodules.clip_dataset import ClipDataset, Collate, Decode, OnError
 from datamodules.coverage import FolderCoverage, cover
+from datamodules.latent_cache import CACHES, PROMPTS, LatentCache, cache_settings, find_cache
 from datamodules.loader import Position, StreamLoader
 from datamodules.sampling import EpochPlan, EpochSampler, FixedSampler
 from datamodules.settings import describe, differences
 from datamodules.shard_format import ShardError
 from datamodules.shard_reader import ShardSet
+from datamodules.windows import Pad, Windows
 
 
 class ShardDataModule(lightning.LightningDataModule):
@@ -42,6 +45,8 @@ class ShardDataModule(lightning.LightningDataModule):
         epoch_size: int | None = None,
         verify: bool = False,
         test: str | list[str] | None = None,
+        window_every: int = 1,
+        cache: Literal["auto", "off"] = "auto",
     ) -> None:
         """Remember where the shards are.
 
@@ -62,13 +67,16 @@ class ShardDataModule(lightning.LightningDataModule):
             epoch_size: samples per epoch over all ranks; every window once if left out.
             verify: compare every shard's checksum before the start.
             test: folders to judge a model on; read by `ai-wam test` alone.
+            window_every: frames from the beginning of one training window to the next.
+            cache: "auto" trains on latents that `ai-wam cache` put beside the shards, where all training
+                folders have them; "off" never does.
         """
         super().__init__()
         self.clip, self.batch_size, self.workers, self.seed = clip, batch_size, workers, seed
         self.train, self.val = train, [val] if isinstance(val, str) else list(val or [])
         self.test = [test] if isinstance(test, str) else list(test or [])
         self.pad, self.decode, self.views_per_sample, self.on_error = pad, decode, views_per_sample, on_error
-        self.epoch_size, self.verify = epoch_size, verify
+        self.epoch_size, self.verify, self.window_every, self.cache = epoch_size, verify, window_every, cache
         self._train: ClipDataset | None = None
         self._val: ClipDataset | None = None
         self._test: ClipDataset | None = None
@@ -79,8 +87,11 @@ class ShardDataModule(lightning.LightningDataModule):
         ):  # Lightning asks whether the hook is overridden and warns of an empty list of loaders
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
             self.predict_dataloader = super().predict_dataloader  # type: ignore[method-assign]
-        if batch_size < 1 or workers < 0:
-            raise ValueError(f"batch_size {batch_size} must be at least 1 and workers {workers} at least 0")
+        if batch_size < 1 or window_every < 1 or workers < 0:
+            raise ValueError(
+                f"batch_size {batch_size} and window_every {window_every} must be at least 1, "
+                f"workers {workers} at least 0"
+            )
 
     def setup(self, stage: str) -> None:
         """Read the indices of the shards.
@@ -95,9 +106,13 @@ class ShardDataModule(lightning.LightningDataModule):
             self._test = self._dataset(self.test, dense=False)
             return
         if stage == "fit" and self._train is None:
-            self._train = self._dataset(self._train_folders(), dense=True)
+            self._train = self.train_dataset(cached=True)
         if self._val is None and self.val:
             self._val = self._dataset(self.val, dense=False)
+
+    def train_dataset(self, cached: bool = False) -> ClipDataset:
+        """The windows trained on, with their caches if asked."""
+        return self._dataset(self._train_folders(), dense=True, cached=cached)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Random windows, without replacement within a pass; goes on where a checkpoint says.
@@ -137,10 +152,15 @@ class ShardDataModule(lightning.LightningDataModule):
         dataset = self._ready(self._train, "train")
         weights: Sequence[float | None] = self._weights() or [None] * len(dataset.sets)
         folders = {
-            f"folder {number}": {"content": source.digest, "episodes": len(source), "weight": weight}
+            f"folder {number}": {
+                "content": source.digest,
+                "episodes": len(source),
+                "weight": weight,
+                "latents": dataset.caches[number - 1].folder.name if dataset.caches else None,
+            }
             for number, (source, weight) in enumerate(zip(dataset.sets, weights, strict=True), 1)
         }
-        names = ("seed", "pad", "decode", "views_per_sample", "on_error", "epoch_size")
+        names = ("seed", "pad", "decode", "views_per_sample", "on_error", "epoch_size", "window_every")
         limits = {} if self.trainer is None else _limits(self.trainer)
         return {
             "clip": describe(self.clip),
@@ -190,12 +210,12 @@ class ShardDataModule(lightning.LightningDataModule):
     def _train_folders(self) -> list[str]:
         return [self.train] if isinstance(self.train, str) else list(self.train)
 
-    def _dataset(self, folders: list[str], dense: bool) -> ClipDataset:
+    def _dataset(self, folders: list[str], dense: bool, cached: bool = False) -> ClipDataset:
         sets = [ShardSet(folder, self.verify) for folder in folders]
         views = self.views_per_sample if dense else None
-        dataset = ClipDataset(
-            sets, Windows(self.clip, self.pad, dense), self.decode, views, self.on_error, self.seed
-        )
+        windows = Windows(self.clip, self.pad, dense, self.window_every)
+        caches = self._caches(sets, windows) if cached else []
+        dataset = ClipDataset(sets, windows, self.decode, views, self.on_error, self.seed, caches)
         for folder, count in zip(folders, dataset.windows_per_set(), strict=True):
             if not count:
                 raise ShardError(
@@ -203,6 +223,31 @@ class ShardDataModule(lightning.LightningDataModule):
                     f"{self.clip.seconds_per_frame:g} s apart; shorten the clip or use pad: hold"
                 )
         return dataset
+
+    def _caches(self, sets: list[ShardSet], windows: Windows) -> list[LatentCache]:
+        """Of every folder the cache that fits the model, if all have one; says what is used, and why not."""
+        model = None if self.trainer is None else self.trainer.lightning_module
+        beside = [source.folder / CACHES for source in sets]
+        if self.cache == "off" or not isinstance(model, ClipEncoder) or not any(p.is_dir() for p in beside):
+            return []
+        for folder in beside:
+            if (folder / PROMPTS).is_dir():
+                model.keep_prompts(folder / PROMPTS)
+        encoders, whole = model.encoders(), self.decode == "all"
+        caches = []
+        for source in sets:
+            found = find_cache(source, cache_settings(encoders, source, windows, whole))
+            if found.cache is None:
+                why = "\n  ".join(found.reasons or ["there is none"])
+                rank_zero_info(
+                    f"{source.folder}: no cache of latents fits this training, so all pictures are "
+                    f"decoded and encoded; `ai-wam cache` makes one\n  {why}"
+                )
+                return []
+            caches.append(found.cache)
+        for cache in caches:
+            rank_zero_info(f"latents come from {cache.folder} ({cache.settings['precision']})")
+        return caches
 
     def _ready(self, dataset: ClipDataset | None, name: str) -> ClipDataset:
         if dataset is None:

@@ -14,13 +14,15 @@ from torch import Tensor
 from ai_wam.action_images import ActionImageTokenizer, DecodedActions
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, Kind, Plan, build_canvas, plan
+from ai_wam.files import AnyPath
 from ai_wam.samplers import Solver
 from ai_wam.seeds import named_generator
-from ai_wam.types import ActionChunk, Batch, Clip, Observation
+from ai_wam.types import ActionChunk, Batch, Clip, Encoded, Observation
 from backbones.base import VideoBackbone
 from backbones.prompts import Context
 from tasks.action_head import ActionHead
 from tasks.chunking import begin, check_dropin, committed_prefix, draw_prefix
+from tasks.encoding import encode_pictures, encoder_identity
 from tasks.evaluation import Trials, log_sample_videos
 from tasks.judge import Judge, finish
 from tasks.metrics.action import ActionAccuracy
@@ -143,7 +145,7 @@ class WorldActionTask(LightningModule):
             canvas = self.training_canvas(part, chosen, prefix)
             u = self.backbone.path.draw(len(rows), generator).to(self.device)
             noise = torch.randn(canvas.clean.shape, generator=generator).to(self.device)
-            context = self._context([prompts[row] for row in rows], part.observation)
+            context = self._context([prompts[row] for row in rows], part.observation, part.encoded)
             with torch.set_grad_enabled(not self.freeze_backbone):
                 loss, estimate = self.backbone.loss_and_estimate(canvas, context, u, noise)
             if self.action_head is not None and chosen.generates_actions:
@@ -183,12 +185,15 @@ class WorldActionTask(LightningModule):
 
     def training_canvas(self, batch: Batch, chosen: Plan, prefix: Int[Tensor, "b"] | None = None) -> Canvas:
         """The canvas of a batch whose truth is known; `prefix`: see `build_canvas`."""
-        cameras, video = self._cameras(batch, chosen), None
+        cameras, encoded = self._cameras(batch, chosen), batch.encoded
         self._check_video(batch, chosen)
-        if chosen.needs_video:
-            video = self.backbone.encode(batch.video)
-        action = self.encode_actions(batch.actions, cameras) if chosen.needs_actions else None
-        return self._canvas(chosen, batch.observation, cameras, video, action, prefix)
+        if encoded is None:
+            video = batch.video if chosen.needs_video else None
+            encoded = encode_pictures(self.backbone, batch.video[:, :, :, :1], self.clip.frames, video)
+        action = encoded.action
+        if action is None and chosen.needs_actions:
+            action = self.encode_actions(batch.actions, cameras)
+        return self._canvas(chosen, batch.observation, cameras, encoded, action, prefix)
 
     @staticmethod
     def _cameras(batch: Batch, chosen: Plan) -> Cameras:
@@ -199,7 +204,8 @@ class WorldActionTask(LightningModule):
 
     @staticmethod
     def _check_video(batch: Batch, chosen: Plan) -> None:
-        if chosen.needs_video:
+        known = batch.encoded is not None and batch.encoded.video is not None
+        if chosen.needs_video and not known:
             missing = [
                 key
                 for key, valid in zip(batch.keys, batch.video_valid.all(1).tolist(), strict=True)
@@ -221,40 +227,75 @@ class WorldActionTask(LightningModule):
         """Action images in [-1, 1]."""
         return 2 * self.tokenizer.encode(actions, cameras, self.clip.size) - 1
 
-    def _context(self, prompts: Sequence[str], observation: Observation) -> Context:
-        return self.backbone.encode_context(prompts, observation.video[:, :, :, -1:], observation.view_mask)
+    def _context(
+        self, prompts: Sequence[str], observation: Observation, encoded: Encoded | None = None
+    ) -> Context:
+        now, images = observation.video[:, :, :, -1:], None if encoded is None else encoded.images
+        return self.backbone.encode_context(prompts, now, observation.view_mask, images)
 
     def _canvas(
         self,
         chosen: Plan,
         observation: Observation,
         cameras: Cameras,
-        video: Tensor | None = None,
+        encoded: Encoded,
         action: Tensor | None = None,
         prefix: Tensor | None = None,
     ) -> Canvas:
-        firsts = [observation.video[:, :, :, -1:], self._draw(observation.action[:, None], cameras[:, :, :1])]
-        latents = [self.backbone.encode(first) for first in firsts]
-        shown = list(zip(firsts, latents, strict=True))
-        if not chosen.knows_pose:  # the truth may be known, but nobody is shown it
-            black = torch.full_like(firsts[1], -1)
-            shown[1] = (black, self.backbone.encode(black))
-        stills = [self.backbone.encode_still(*each, self.clip.frames) for each in shown]
+        """The canvas of encoded pictures and, where they are known, latents of the action images."""
+        backbone, frames = self.backbone, self.clip.frames
+        drawn, first = self._draw(observation.action[:, None], cameras[:, :, :1]), encoded.first_action
+        first = backbone.encode(drawn) if first is None else first
+        still = None
+        if encoded.still is not None:
+            # The truth may be known, but nobody is shown it.
+            shown = drawn if chosen.knows_pose else torch.full_like(drawn, -1)
+            still = backbone.encode_still(
+                shown, first if chosen.knows_pose else backbone.encode(shown), frames
+            )
+        told = encoded.cameras
+        if told is None:
+            told = backbone.encode_cameras(cameras, self.clip.size, frames)
         return build_canvas(
             chosen,
-            self.backbone.spec,
+            backbone.spec,
             self.clip.size,
             cameras,
             observation.view_mask,
-            first_video=latents[0],
-            first_action=latents[1],
-            video=video,
+            first_video=encoded.first,
+            first_action=first,
+            video=encoded.video if chosen.needs_video else None,
             action=action,
             latent_frames=self.latent_frames,
-            stills=None if stills[0] is None or stills[1] is None else (stills[0], stills[1]),
-            camera_latents=self.backbone.encode_cameras(cameras, self.clip.size, self.clip.frames),
+            stills=None if encoded.still is None or still is None else (encoded.still, still),
+            camera_latents=told,
             prefix=prefix,
         )
+
+    # ------------------------------------------------------------------ caches: `ai_wam.types.ClipEncoder`
+
+    def encoders(self) -> dict[str, Any]:
+        """What decides the latents of pictures, and of action images."""
+        return encoder_identity(self.backbone, self.tokenizer)
+
+    @torch.no_grad()
+    def encode_batch(self, batch: Batch, actions: bool) -> Encoded:
+        """Latents of decoded clips, for a cache; of action images and cameras as they stand in the batch."""
+        whole = batch.video if bool(batch.video_valid.all()) else None
+        self.backbone.codec.to(batch.video.device)  # the denoiser stays where it is
+        encoded = encode_pictures(self.backbone, batch.video[:, :, :, :1], self.clip.frames, whole)
+        cameras = self.backbone.encode_cameras(batch.cameras, self.clip.size, self.clip.frames)
+        if not actions:
+            return replace(encoded, cameras=cameras)
+        drawn = self._draw(batch.actions, batch.cameras)
+        first, action = self.backbone.encode(drawn[:, :, :, :1]), self.backbone.encode(drawn)
+        return replace(encoded, cameras=cameras, first_action=first, action=action)
+
+    def keep_prompts(self, folder: AnyPath, prompts: Sequence[str] = ()) -> bool:
+        """Embeddings of prompts in a folder: used from there, and those of `prompts` put there."""
+        return self.backbone.prompts.keep(folder, prompts)
+
+    # ------------------------------------------------------------------ training set-up
 
     def configure_model(self) -> None:
         """Shard the backbone where the strategy has a mesh (Lightning's ModelParallelStrategy)."""
@@ -314,13 +355,15 @@ class WorldActionTask(LightningModule):
         video: Tensor | None = None,
         action: Tensor | None = None,
     ) -> tuple[Canvas, Float[Tensor, "b c f h w"]]:
-        """Sample the canvas of an observation; `video`, `action`: latents of what the plan gives whole."""
+        """Sample the canvas of an observation; `video` and latents `action`: of what the plan gives whole."""
         prefix = None
         if action is None and observation.committed is not None and self.give_committed:
             drawn, prefix = committed_prefix(observation, self.backbone.spec, self.clip.frames)
             latents = self.encode_actions(drawn, cameras[:, :, : drawn.shape[1]])
             action = begin(latents, prefix, self.latent_frames)
-        canvas = self._canvas(chosen, observation, cameras, video, action, prefix)
+        now = observation.video[:, :, :, -1:]
+        encoded = encode_pictures(self.backbone, now, self.clip.frames, video)
+        canvas = self._canvas(chosen, observation, cameras, encoded, action, prefix)
         draws = zip(observation.episodes, observation.seconds.tolist(), strict=True)
         noise = torch.stack(
             [
@@ -330,8 +373,8 @@ class WorldActionTask(LightningModule):
                 for episode, seconds in draws
             ]
         ).to(self.device)
-        context = self._context(observation.prompts, observation)
-        null = self._context([""] * len(noise), observation) if self.guidance != 1 else None
+        context = self._context(observation.prompts, observation, encoded)
+        null = self._context([""] * len(noise), observation, encoded) if self.guidance != 1 else None
         return canvas, self.backbone.sample(
             canvas, context, noise, self.sampling_steps, self.guidance, null, self.solver
         )
@@ -444,7 +487,7 @@ class WorldActionTask(LightningModule):
         self._check_video(batch, chosen)
         told = {each.kind for each in chosen.segments(batch.video.shape[1], 2) if each.given == 2}
         cameras = self._cameras(batch, chosen)
-        video = self.backbone.encode(batch.video) if Kind.VIDEO in told else None
+        video = batch.video if Kind.VIDEO in told else None
         action = self.encode_actions(batch.actions, cameras) if Kind.ACTION in told else None
         return self.generate(chosen, batch.observation, cameras, video, action)
 

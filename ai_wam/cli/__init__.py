@@ -14,6 +14,7 @@ _OWN = {
     "quickstart": "the whole line on this machine: collect, fit, test, report",
     "collect": "write the demonstrations of a simulator's expert into shards",
     "convert": "write recorded files of another layout into shards",
+    "cache": "what a training's frozen encoders make of its recordings, kept beside the shards",
     "inspect": "what is in a folder of shards, and whether it is fit to train on",
     "export-checkpoint": "a trained checkpoint's backbone as a folder to load, to share or to push",
     "convert-checkpoint": "the released Action Images checkpoint into a folder for a backbone, and back",
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, rest = words[0], words[1:]
     if command == "test" and any(word.partition("=")[0] == "--ray" for word in rest):
         import_module("ai_wam.cli.on_ray").main(words)
+    elif command == "cache":  # takes the words of a `fit`
+        import_module("ai_wam.cli.cache").main(rest)
     elif command in _LIGHTNING:
         import_module("ai_wam.cli.training").run([command, *rest])
     elif command in _OWN:

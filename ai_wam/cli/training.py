@@ -36,6 +36,14 @@ _FOREIGN = (  # warnings of libraries that a user can do nothing about
     (r"Mismatch dtype between input and weight.*", UserWarning),  # norms stay float32 under autocast
     (r".*does not have many workers.*", UserWarning),  # trials are no data to load; training sets its workers
 )
+_SETTINGS: dict[str, Any] = {
+    "model_class": LightningModule,
+    "datamodule_class": LightningDataModule,
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "save_config_kwargs": {"overwrite": True},
+    "parser_kwargs": {"prog": "ai-wam"},
+}
 _KEYWORDS = ("best", "last", "hpc")  # what Lightning takes instead of a path
 
 
@@ -104,6 +112,27 @@ class _CLI(LightningCLI):
         """Lightning would lay the checkpoint's hyperparameters over YAML and command line here."""
 
 
+class _Settings(_CLI):
+    """The settings of `ai-wam fit` alone: nothing is built, nothing is run."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """As Lightning does."""
+        LightningCLI.parse_arguments(self, parser, args)
+
+    def instantiate_classes(self) -> None:
+        """Nothing is built."""
+
+    def after_instantiate_classes(self) -> None:
+        """Nothing was built."""
+
+
+def settings_of_fit(words: Sequence[str]) -> dict[str, Any]:
+    """What `ai-wam fit` with these words would build: trainer, model and data as plain values."""
+    sys.argv[1:] = resolved(words)
+    cli = _Settings(run=False, **_SETTINGS)
+    return dict(_bare(cli.config))
+
+
 def run(words: Sequence[str]) -> LightningCLI:
     """Run one of Lightning's commands; `words` begin with its name."""
     torch.set_float32_matmul_precision("high")
@@ -114,14 +143,7 @@ def run(words: Sequence[str]) -> LightningCLI:
     )
     # Lightning warns if arguments reach it by another way than the command line.
     sys.argv[1:] = resolved(_with_trials(words))
-    return _CLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "ai-wam"},
-    )
+    return _CLI(**_SETTINGS)
 
 
 def _with_trials(words: Sequence[str]) -> list[str]:

@@ -1,0 +1,59 @@
+"""`ai-wam cache`: what a training's frozen encoders make of its recordings, kept beside the shards."""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from lightning import LightningModule
+
+from ai_wam.cli.configs import instantiate
+from ai_wam.cli.training import settings_of_fit
+from ai_wam.types import ClipEncoder
+from datamodules.cache_writer import Caching, write_cache
+from datamodules.latent_cache import CACHES, PROMPTS, cache_settings
+from datamodules.shard_jobs import Workers
+from datamodules.shards import ShardDataModule
+
+_HELP = """\
+The words of the `ai-wam fit` that is to use the cache, such as --config and --data.train, and:"""
+
+
+def main(words: Sequence[str]) -> None:
+    """Encode every training window of every folder once; the same `ai-wam fit` then finds the latents."""
+    parser = argparse.ArgumentParser(prog="ai-wam cache", description=_HELP, allow_abbrev=False)
+    parser.add_argument("--actions", action="store_true", help="action images too, if no camera moves")
+    parser.add_argument("--precision", choices=("float16", "float32"), default="float16")
+    parser.add_argument("--batch_size", type=int, default=8, help="windows encoded at a time")
+    parser.add_argument("--decoders", type=int, default=0, help="processes that decode pictures meanwhile")
+    parser.add_argument("--ray", type=int, default=0, help="workers of a Ray cluster that share the shards")
+    parser.add_argument("--gpus", type=float, default=0.0, help="of every Ray worker")
+    known, rest = parser.parse_known_args(list(words))
+    if known.batch_size < 1 or known.decoders < 0:
+        parser.error(
+            f"--batch_size {known.batch_size} must be at least 1, --decoders {known.decoders} at least 0"
+        )
+    settings = settings_of_fit(rest)
+    model = instantiate(settings["model"], LightningModule)
+    data = instantiate(settings["data"], ShardDataModule)
+    if not isinstance(model, ClipEncoder):
+        raise SystemExit(f"ai-wam cache: {type(model).__name__} has no frozen encoders to cache")
+    on_gpu = known.gpus > 0 if known.ray else torch.cuda.is_available()
+    workers = Workers(0, known.ray, known.gpus)
+    encoders, dataset = model.encoders(), data.train_dataset()
+    for source in dataset.sets:
+        part = dataset.of(source)
+        caching = Caching(
+            part,
+            model,
+            "cuda" if on_gpu else "cpu",
+            known.batch_size,
+            known.decoders,
+            known.precision,
+            known.actions,
+        )
+        wanted = cache_settings(encoders, source, dataset.windows, dataset.decode == "all")
+        folder = write_cache(caching, wanted, workers)
+        prompts = sorted({text for i in range(len(source)) for text in source.header(i).instructions} | {""})
+        kept = model.keep_prompts(source.folder / CACHES / PROMPTS, prompts)
+        what = f"{len(prompts)} prompts" if kept else "prompts cost nothing and are not kept"
+        print(f"{folder}: {len(part)} windows of {len(source)} episodes; {what}")

@@ -1,0 +1,183 @@
+"""A finished folder of tar shards, on this machine or in a store: any bytes of any member by their place."""
+
+import hashlib
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+from ai_wam.files import AnyPath, as_path
+from datamodules.shard_format import (
+    INDEX,
+    EpisodeEntry,
+    ShardEntry,
+    ShardError,
+    check_schema,
+    index_name,
+    read_json,
+)
+
+T = TypeVar("T")
+_FILES_KEPT = 64
+
+
+def _one(value: Any) -> int:
+    return 1
+
+
+class Recent(Generic[T]):
+    """Remembers what was made for the last keys asked for.
+
+    Args:
+        budget: what all that is kept may cost together; the last one is always kept.
+        cost: of one value; 1 if left out, so that the budget is their number.
+    """
+
+    def __init__(self, budget: int, cost: Callable[[T], int] = _one) -> None:
+        self._budget, self._cost, self._spent = budget, cost, 0
+        self._kept: OrderedDict[Hashable, T] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gave for this key, now or before."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        value = self._kept[key] = make()
+        self._spent += self._cost(value)
+        while self._spent > self._budget and len(self._kept) > 1:
+            self._spent -= self._cost(self._kept.popitem(last=False)[1])
+        return value
+
+
+class _LocalFile:
+    """An open shard; `pread` keeps no position, so forked workers may share it."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+class _RemoteFile:
+    """A shard in a store: one range request per read."""
+
+    def __init__(self, path: Any) -> None:
+        self._fs, self._path = path.fs, path.path
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self._fs.cat_file(self._path, start=offset, end=offset + size))
+
+
+class ShardFolder:
+    """The index of a finished folder, and its members' bytes.
+
+    Attributes:
+        folder: where it lies.
+        episodes: what the index says of each.
+        settings: of the recording.
+        digest: a hash of all shards' checksums; equal for copies of the same shards.
+        command: what writes such folders, for error messages.
+    """
+
+    command: ClassVar[str]
+
+    def __init__(self, folder: str | AnyPath, verify: bool = False) -> None:
+        """Read the index.
+
+        Args:
+            folder: a path, or an address that fsspec knows such as s3://bucket/folder.
+            verify: read every shard whole and compare its checksum.
+
+        Raises:
+            ShardError: missing, unfinished, of another schema, or damaged.
+        """
+        self.folder = as_path(folder)
+        self.episodes: list[EpisodeEntry] = []
+        index = self._read_index()
+        self.settings, lines = index["settings"], index["shards"]
+        self.digest = hashlib.sha256("".join(line["sha256"] for line in lines).encode()).hexdigest()
+        for line in lines:
+            shard = ShardEntry.read(self.folder / index_name(line["file"]))
+            self._check_shard(shard, line, verify)
+            self.episodes += shard.episodes
+        self._forget()
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Codecs and caches stay in their process."""
+        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin with empty caches."""
+        self._files: Recent[_LocalFile | _RemoteFile] = Recent(_FILES_KEPT)
+
+    def read(self, index: int, name: str) -> bytes:
+        """A member of episode `index`, checked against its CRC.
+
+        Raises:
+            ShardError: the shard is damaged.
+        """
+        entry = self.episodes[index]
+        member = entry.members[name]
+        data = self.bytes(entry, member.offset, member.size)
+        if len(data) != member.size or zlib.crc32(data) != member.crc32:
+            raise self.damaged(entry, name, f"{len(data)} of {member.size} bytes, or the wrong ones")
+        return data
+
+    def bytes(self, entry: EpisodeEntry, offset: int, size: int) -> bytes:
+        """Bytes of the shard in which an episode lies."""
+        return self._files.get(entry.file, lambda: _opened(self.folder / entry.file)).read(offset, size)
+
+    def damaged(self, entry: EpisodeEntry, name: str, what: str) -> ShardError:
+        """The error of a damaged member."""
+        return ShardError(
+            f"{self.folder / entry.file}, key {entry.key!r}, member {name!r} is damaged: {what}. "
+            f"Delete that shard and run the same `{self.command}` again, which writes it anew; or pass "
+            "on_error: skip."
+        )
+
+    def _read_index(self) -> dict[str, Any]:
+        again, folder = f"`{self.command} --out {self.folder} ...`", self.folder
+        path = folder / INDEX
+        if not path.exists():
+            what = f"has no {INDEX}" if folder.is_dir() else "is not a folder"
+            raise ShardError(f"{folder} {what}; record episodes into it with {again}, or correct the path")
+        index = read_json(path)
+        check_schema(index, path)
+        if not index.get("complete"):
+            done = len(list(folder.glob("shard-*.tar")))
+            raise ShardError(
+                f"{folder} is unfinished ({done} shards so far); run the same {again} again, it goes on there"
+            )
+        return index
+
+    def _check_shard(self, shard: ShardEntry, line: Mapping[str, Any], verify: bool) -> None:
+        path = self.folder / shard.file
+        again = f"Copy it again, or delete it and run the same `{self.command}` again, which writes it anew."
+        if not path.exists():
+            raise ShardError(f"{path} is missing. {again}")
+        size = path.stat().st_size
+        if size != shard.bytes or line["bytes"] != shard.bytes:
+            raise ShardError(f"{path} has {size} bytes, its index says {shard.bytes}. {again}")
+        if verify:
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(cast("Any", stream), "sha256").hexdigest()
+            if not digest == shard.sha256 == line["sha256"]:
+                raise ShardError(f"{path} has the checksum {digest}, its index says {shard.sha256}. {again}")
+
+
+def _opened(path: AnyPath) -> _LocalFile | _RemoteFile:
+    return _LocalFile(path) if isinstance(path, Path) else _RemoteFile(path)
