@@ -61,7 +61,8 @@ class Caching:
             for part, values in encoded.parts.items():
                 if part in _STILL_ONLY and not still:
                     continue
-                kept = values.cpu().numpy().astype(self.precision)
+                with np.errstate(over="ignore"):  # found the line after next
+                    kept = values.cpu().numpy().astype(self.precision)
                 if not np.isfinite(kept).all():
                     raise ValueError(
                         f"episode {entry.key!r}: latents {part!r} do not fit into {self.precision}; "

@@ -27,6 +27,7 @@ from datamodules.shard_format import INDEX, EpisodeEntry, ShardError, read_json
 from datamodules.shard_reader import ShardSet
 from datamodules.windows import Windows
 
+FORMAT = 1  # of a cache's contents
 CACHES, PROMPTS = "caches", "prompts"
 Precision = Literal["float16", "float32"]
 _TABLES_KEPT = 4096
@@ -45,6 +46,7 @@ def cache_settings(
     """
     clip = windows.clip
     settings = {
+        "format": FORMAT,
         "source": source.digest,
         "encoders": encoders,
         "frames": clip.frames,
@@ -139,7 +141,7 @@ class Found(NamedTuple):
     reasons: list[str]
 
 
-def find_cache(source: ShardSet, wanted: Mapping[str, Any]) -> Found:
+def find_cache(source: ShardSet, wanted: Mapping[str, Any], verify: bool = False) -> Found:
     """The finished cache beside the shards that holds what is wanted, the most exact and fullest one.
 
     A cache of whole clips also serves whoever wants first frames alone.
@@ -160,7 +162,7 @@ def find_cache(source: ShardSet, wanted: Mapping[str, Any]) -> Found:
             fitting.append((rank, str(path.parent), path.parent))
     if not fitting:
         return Found(None, reasons)
-    cache = LatentCache(max(fitting)[2])
+    cache = LatentCache(max(fitting)[2], verify)
     if [entry.key for entry in cache.episodes] != [entry.key for entry in source.episodes]:
         raise ShardError(
             f"{cache.folder} lacks episodes of the shards; delete it and run `ai-wam cache` again"

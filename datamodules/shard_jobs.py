@@ -16,7 +16,7 @@ import torch
 from ai_wam.files import AnyPath
 from datamodules.episode_members import EpisodeMembers
 from datamodules.shard_format import shard_name
-from datamodules.shard_writer import write_shard
+from datamodules.shard_writer import remove_unfinished, write_shard
 
 Make = Callable[[int], Iterator[EpisodeMembers]]  # the episodes of a shard, by the shard's number
 _POLL_SECONDS = 0.2
@@ -127,16 +127,18 @@ def _write_on_ray(make: Make, folder: AnyPath, missing: list[int], workers: Work
     try:
         task = ray.remote(num_cpus=1, num_gpus=workers.gpus, max_retries=_RETRIES)(_write_on_worker)
         shared = ray.put(make)
-        pending = [task.remote(shared, folder, number) for number in missing]
+        pending = [task.remote(shared, folder, number, os.getcwd()) for number in missing]
         while pending:
             done, pending = ray.wait(pending)
             bar.update(sum(ray.get(done)))
     finally:
         ray.shutdown()
+    remove_unfinished(folder)  # of workers that died
 
 
-def _write_on_worker(make: Make, folder: AnyPath, number: int) -> int:
+def _write_on_worker(make: Make, folder: AnyPath, number: int, where: str) -> int:
     """One shard; gives the number of its episodes."""
+    os.chdir(where)  # paths mean what they mean to whoever asked
     torch.set_num_threads(1)
     return len(write_shard(folder, number, make(number)).episodes)
 

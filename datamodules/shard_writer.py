@@ -230,12 +230,17 @@ def open_folder(folder: AnyPath, settings: Mapping[str, Any], shards: int) -> li
         _check_same_recording(folder, read_json(path), settings)
     elif tars := sorted(path.name for path in folder.glob("*.tar")):
         raise ShardError(f"{folder} holds {tars[0]} but no {INDEX}; collect into a new folder")
-    for stale in folder.glob(f"*{PARTIAL}"):
-        stale.unlink()
+    remove_unfinished(folder)
     missing = [number for number in range(shards) if not _finished(folder, shard_name(number))]
     if missing:
         write_json(path, {"schema": SCHEMA, "complete": False, "settings": settings, "shards": []})
     return missing
+
+
+def remove_unfinished(folder: AnyPath) -> None:
+    """Remove what writers left behind that are no more."""
+    for stale in folder.glob(f"*{PARTIAL}"):
+        stale.unlink()
 
 
 def close_folder(folder: AnyPath, shards: int, settings: Mapping[str, Any]) -> dict[str, Any]:

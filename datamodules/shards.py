@@ -236,7 +236,7 @@ class ShardDataModule(lightning.LightningDataModule):
         encoders, whole = model.encoders(), self.decode == "all"
         caches = []
         for source in sets:
-            found = find_cache(source, cache_settings(encoders, source, windows, whole))
+            found = find_cache(source, cache_settings(encoders, source, windows, whole), self.verify)
             if found.cache is None:
                 why = "\n  ".join(found.reasons or ["there is none"])
                 rank_zero_info(

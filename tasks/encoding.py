@@ -56,7 +56,7 @@ def _identity(module: nn.Module) -> dict[str, Any]:
     for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    settings = {name: value for name, value in vars(module).items() if _is_setting(name, value)}
+    settings = {name: _plain(value) for name, value in vars(module).items() if _is_setting(name, value)}
     found: list[Any] = [getattr(part, "config", None) for part in module.modules()]
     configs = [
         {name: _plain(value) for name, value in config.items() if name not in _NOTES}
@@ -68,7 +68,8 @@ def _identity(module: nn.Module) -> dict[str, Any]:
 
 
 def _is_setting(name: str, value: Any) -> bool:
-    return not name.startswith("_") and name != "training" and isinstance(value, bool | int | float | str)
+    plain = (bool, int, float, str, list, tuple)
+    return not name.startswith("_") and name != "training" and isinstance(value, plain)
 
 
 def _plain(value: Any) -> Any:

@@ -60,6 +60,7 @@ class LabeledSource(EpisodeSource):
         min_confidence: between 0 and 1.
         min_share: between 0 and 1.
         batch_size: windows per forward pass.
+        device: where the model works; it goes there with the first episode.
 
     Raises:
         ValueError: a model that was not trained to label without a first action, or a share outside [0, 1].
@@ -73,6 +74,7 @@ class LabeledSource(EpisodeSource):
         min_confidence: float = 0.2,
         min_share: float = 0.9,
         batch_size: int = 8,
+        device: str = "cpu",
     ) -> None:
         trained = [each.name for each, _ in task.plans]
         if PLAN not in trained:
@@ -84,7 +86,7 @@ class LabeledSource(EpisodeSource):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {value}")
         self.checkpoint, self.min_confidence, self.min_share = dict(checkpoint), min_confidence, min_share
-        self._source, self._task, self._rows = source, task.eval(), batch_size
+        self._source, self._task, self._rows, self._device = source, task.eval(), batch_size, device
 
     def __len__(self) -> int:
         """As many as the other source has."""
@@ -134,7 +136,7 @@ class LabeledSource(EpisodeSource):
         mask: Bool[Tensor, "v"],
     ) -> list[list[tuple[Any, ...]]]:
         """Action, validity, confidence and disagreement of every frame of every window."""
-        rows, device = len(windows), self._task.device
+        rows, device = len(windows), self._task.to(self._device).device
         index = torch.tensor(windows)
         batch = Batch(
             video=video[:, :, index].movedim(2, 0) / 127.5 - 1,

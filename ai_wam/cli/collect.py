@@ -3,6 +3,7 @@
 from ai_wam.types import EpisodeSource, SourceCard
 from ai_wam.video import VideoEncoding
 from datamodules.recording import write_shards
+from datamodules.shard_jobs import Workers
 
 
 def collect(
@@ -10,6 +11,7 @@ def collect(
     out: str,
     episodes_per_shard: int = 64,
     workers: int = 2,
+    ray: int = 0,
     lossless: bool = False,
     gop: int = 1,
     card: SourceCard | None = None,
@@ -21,9 +23,10 @@ def collect(
 
     Args:
         source: where episodes come from, by class_path and init_args.
-        out: folder of the shards; made if missing.
+        out: folder of the shards, a path or an address such as s3://bucket/folder; made if missing.
         episodes_per_shard: episodes in all shards but the last.
         workers: processes, each writing one shard at a time; 0 writes in this one.
+        ray: workers of a Ray cluster that write instead (extra `ray`); see `datamodules.shard_jobs.Workers`.
         lossless: keep every pixel exactly, at about ten times the size.
         gop: frames from one key frame to the next; 1 reads fastest, 12 is two to four times smaller.
         card: title, licence, homepage, citation and known defects for the README.md beside the shards, where
@@ -31,7 +34,7 @@ def collect(
     """
     encoding = VideoEncoding(lossless=lossless, gop=gop)
     try:
-        index = write_shards(source, out, episodes_per_shard, workers, encoding, card=card)
+        index = write_shards(source, out, episodes_per_shard, Workers(workers, ray), encoding, card=card)
     except KeyboardInterrupt:
         raise SystemExit(f"{out}: interrupted. Finished shards are kept; the same command goes on.") from None
     print(

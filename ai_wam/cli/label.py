@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from ai_wam.cli.checkpoints import digest, load_task
-from ai_wam.files import write_json
+from ai_wam.files import as_path, write_json
 from ai_wam.types import EpisodeSource
 from ai_wam.video import VideoEncoding
 from datamodules.recording import write_shards
+from datamodules.shard_jobs import Workers
 from datamodules.shard_reader import ShardSet
 from tasks.labeler import LabeledSource
 
@@ -28,6 +29,8 @@ def label(
     sampling_steps: int | None = None,
     batch_size: int = 8,
     episodes_per_shard: int = 64,
+    ray: int = 0,
+    gpus: float = 0.0,
     lossless: bool = False,
     gop: int = 1,
 ) -> None:
@@ -46,6 +49,8 @@ def label(
         sampling_steps: of the model; the checkpoint's own if left out.
         batch_size: windows per forward pass.
         episodes_per_shard: episodes in all shards but the last.
+        ray: workers of a Ray cluster that label instead of this process (extra `ray`).
+        gpus: of every Ray worker.
         lossless: keep every pixel exactly, at about ten times the size.
         gop: frames from one key frame to the next.
     """
@@ -54,12 +59,15 @@ def label(
     recordings = ShardSet(shards) if shards is not None else source
     assert recordings is not None
     changes = [] if sampling_steps is None else [f"sampling_steps={sampling_steps}"]
-    task = load_task(ckpt_path, *changes).to("cuda" if torch.cuda.is_available() else "cpu")
+    task = load_task(ckpt_path, *changes)
     known = {"file": Path(ckpt_path).name, "sha256": digest(ckpt_path), "steps": task.sampling_steps}
-    labeled = LabeledSource(recordings, task, known, min_confidence, min_share, batch_size)
-    write_shards(labeled, out, episodes_per_shard, 0, VideoEncoding(lossless=lossless, gop=gop))
+    on_gpu = gpus > 0 if ray else torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    labeled = LabeledSource(recordings, task, known, min_confidence, min_share, batch_size, device)
+    encoding = VideoEncoding(lossless=lossless, gop=gop)
+    write_shards(labeled, out, episodes_per_shard, Workers(0, ray, gpus), encoding)
     report = summary(ShardSet(out))
-    write_json(Path(out) / REPORT, report)
+    write_json(as_path(out) / REPORT, report)
     print(_table(out, report))
 
 

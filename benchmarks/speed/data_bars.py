@@ -26,8 +26,8 @@ from datamodules.recording import write_shards
 from datamodules.shard_reader import ShardSet
 from datamodules.shards import ShardDataModule
 
-_VIEWS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
-_USED = _VIEWS[:2]
+VIEWS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
+USED = VIEWS[:2]
 _FASTER, _MEGABYTES, _CONVERTED = 5.0, 250.0, 100.0  # the bars
 
 
@@ -57,17 +57,17 @@ def main(episodes: int = 6, frames: int = 400, size: int = 128, gop: int = 1, sa
         samples: samples read per measurement; the rivals read an eighth of them.
     """
     torch.set_num_threads(1)
-    source = MovingSquares(episodes, frames, (size, size), views=_VIEWS)
+    source = MovingSquares(episodes, frames, (size, size), views=VIEWS)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "shards"
         write_shards(source, folder, 2, workers=0, encoding=VideoEncoding(gop=gop), progress=False)
-        print(f"{episodes} episodes of {frames} frames, {len(_VIEWS)} views of {size} px, 2 used; gop {gop}")
+        print(f"{episodes} episodes of {frames} frames, {len(VIEWS)} views of {size} px, 2 used; gop {gop}")
         for length in (9, 41):
             for stride in (1, 4):
-                clip = Clip(frames=length, stride=stride, size=(size, size), views=_USED)
+                clip = Clip(frames=length, stride=stride, size=(size, size), views=USED)
                 _compare(str(folder), clip, samples)
         _print_memory("worker, these episodes", _apart(_read, str(folder), size))
-        long = MovingSquares(2, 10 * frames, (size, size), views=_USED)
+        long = MovingSquares(2, 10 * frames, (size, size), views=USED)
         write_shards(
             long, Path(place) / "long", 1, workers=0, encoding=VideoEncoding(gop=gop), progress=False
         )
@@ -85,7 +85,7 @@ def main(episodes: int = 6, frames: int = 400, size: int = 128, gop: int = 1, sa
 def _compare(folder: str, clip: Clip, samples: int) -> None:
     ours = shard_rate(folder, clip, samples)
     shards, few = ShardSet(folder), max(4, samples // 8)
-    whole = rival_rate(shards, clip, max(4, few // 4), _decode_whole)
+    whole = rival_rate(shards, clip, max(4, few // 4), whole_mp4s)
     sought = rival_rate(shards, clip, few, _decode_sought)
     bar = _verdict(ours / whole >= _FASTER, ">= 5x") if clip.frames == 9 else "(no bar)"
     print(
@@ -112,7 +112,7 @@ def rival_rate(
     """Samples per second of a loader of per-episode MP4 files with all views; the files are in memory."""
     draw, files = (
         np.random.default_rng(0),
-        [[shards.read(index, f"{view}.mp4") for view in _VIEWS] for index in range(len(shards))],
+        [[shards.read(index, f"{view}.mp4") for view in VIEWS] for index in range(len(shards))],
     )
     begin = time.process_time()
     for _ in range(samples):
@@ -121,11 +121,12 @@ def rival_rate(
         start = int(draw.integers(last + 1))
         frames = [min(start + step * clip.stride, last) for step in range(clip.frames)]
         views = np.stack([decode(file, frames) for file in files[index]])
-        torch.from_numpy(views[: len(_USED)]).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+        torch.from_numpy(views[: len(USED)]).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
     return samples / (time.process_time() - begin)
 
 
-def _decode_whole(file: bytes, frames: Sequence[int]) -> np.ndarray:
+def whole_mp4s(file: bytes, frames: Sequence[int]) -> np.ndarray:
+    """All frames of a file decoded, some kept: what a loader that knows no places of frames does."""
     return np.stack(list(iterate_video(file)))[list(frames)]
 
 
@@ -135,11 +136,11 @@ def _decode_sought(file: bytes, frames: Sequence[int]) -> np.ndarray:
 
 def conversion_rate(size: int, frames: int = 100) -> float:
     """Pictures per second of this process's own time, two views, drawn beforehand."""
-    episode = MovingSquares(1, frames, (size, size), views=_USED)[0]
+    episode = MovingSquares(1, frames, (size, size), views=USED)[0]
     drawn = replace(episode, frames=list(episode.frames))
     begin = time.process_time()
     encode_episode(drawn, VideoEncoding())
-    return frames * len(_USED) / (time.process_time() - begin)
+    return frames * len(USED) / (time.process_time() - begin)
 
 
 def _apart(work: Callable[..., None], *arguments: Any) -> Memory:
@@ -159,7 +160,7 @@ def _measure(work: Callable[..., None], arguments: tuple[Any, ...]) -> Memory:
 
 def _read(folder: str, size: int) -> None:
     """What a worker does: batches of windows of 9 frames at random."""
-    clip = Clip(frames=9, size=(size, size), views=_USED)
+    clip = Clip(frames=9, size=(size, size), views=USED)
     data = ShardDataModule(clip, folder, batch_size=8, workers=0, epoch_size=400)
     data.setup("fit")
     for batch in data.train_dataloader():
@@ -167,7 +168,7 @@ def _read(folder: str, size: int) -> None:
 
 
 def _convert_long(frames: int) -> None:
-    encode_episode(MovingSquares(1, frames, (256, 256), views=_USED)[0], VideoEncoding())
+    encode_episode(MovingSquares(1, frames, (256, 256), views=USED)[0], VideoEncoding())
 
 
 def _private() -> float:

@@ -1,6 +1,7 @@
 """Labeling recordings: which frames a model sees, what is kept, what the folder and its report say."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,13 @@ def test_models_and_thresholds_that_do_not_fit_are_named(backbone: VideoBackbone
         LabeledSource(Recordings(), PolicyControl(backbone, CLIP), {})
     with pytest.raises(ValueError, match=r"min_share must lie in \[0, 1\], got 1.5"):
         LabeledSource(Recordings(), Oracle(backbone, CLIP), {}, min_share=1.5)
+
+
+def test_a_worker_elsewhere_reads_the_same(backbone: VideoBackbone):
+    labeled = LabeledSource(Recordings(), ActionLabeling(backbone, CLIP, sampling_steps=1), {})
+    sent = pickle.loads(pickle.dumps(labeled))
+    assert sent[1].provenance == labeled[1].provenance
+    assert sent[1].provenance["labels"]["confidence"]
 
 
 def test_a_missing_view_is_left_out(backbone: VideoBackbone):

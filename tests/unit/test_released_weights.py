@@ -383,5 +383,12 @@ def test_embeddings_are_kept_on_disk_and_the_encoder_can_be_dropped(
     assert torch.equal(recalled.pooled, told.pooled)
     again.encode(["the"], cpu)
     assert again._loaded is not None
+    aside = T5Prompts(str(folder), **{**words, "cache": None})
+    assert aside.keep(tmp_path / "beside", said)
+    assert aside._loaded is not None
+    found = T5Prompts(str(folder), **{**words, "cache": None})
+    assert found.keep(tmp_path / "beside")
+    assert torch.equal(found.encode(said, cpu).tokens, told.tokens)
+    assert found._loaded is None
     longer = T5Prompts(str(folder), **{**words, "length": 13}).encode(said, cpu)  # another key, another file
     assert longer.tokens.shape[1] == 13
