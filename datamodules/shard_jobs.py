@@ -14,11 +14,10 @@ from typing import Any
 import torch
 
 from ai_wam.files import AnyPath
-from datamodules.episode_members import EpisodeMembers
 from datamodules.shard_format import shard_name
-from datamodules.shard_writer import write_shard
+from datamodules.shard_writer import Made, write_shard
 
-Make = Callable[[int], Iterator[EpisodeMembers]]  # the episodes of a shard, by the shard's number
+Make = Callable[[int], Iterator[Made]]  # the episodes of a shard, by the shard's number
 _POLL_SECONDS = 0.2
 _RETRIES = 3  # of a shard whose Ray worker died
 
@@ -79,7 +78,7 @@ class _Job:
     written: Any
     stop: Any
 
-    def episodes(self, number: int) -> Iterator[EpisodeMembers]:
+    def episodes(self, number: int) -> Iterator[Made]:
         """The episodes of a shard, until somebody asks to stop."""
         for members in self.make(number):
             if self.stop.is_set():
@@ -141,7 +140,7 @@ def _write_on_worker(make: Make, folder: AnyPath, number: int) -> int:
     return len(write_shard(folder, number, make(number)).episodes)
 
 
-def _counted(episodes: Iterator[EpisodeMembers], bar: Any) -> Iterator[EpisodeMembers]:
+def _counted(episodes: Iterator[Made], bar: Any) -> Iterator[Made]:
     for members in episodes:
         yield members
         bar.update()

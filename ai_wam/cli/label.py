@@ -11,7 +11,7 @@ from ai_wam.cli.checkpoints import digest, load_task
 from ai_wam.files import write_json
 from ai_wam.types import EpisodeSource
 from ai_wam.video import VideoEncoding
-from datamodules.recording import write_shards
+from datamodules.recording import OnBadEpisode, left_out_lines, write_shards
 from datamodules.shard_reader import ShardSet
 from tasks.labeler import LabeledSource
 
@@ -30,6 +30,7 @@ def label(
     episodes_per_shard: int = 64,
     lossless: bool = False,
     gop: int = 1,
+    on_error: OnBadEpisode = "raise",
 ) -> None:
     """Label every frame of every episode and say how much was kept.
 
@@ -48,6 +49,7 @@ def label(
         episodes_per_shard: episodes in all shards but the last.
         lossless: keep every pixel exactly, at about ten times the size.
         gop: frames from one key frame to the next.
+        on_error: "skip" leaves out episodes that cannot be read or are malformed, and lists them at the end.
     """
     if (shards is None) == (source is None):
         sys.exit("ai-wam label: give either --shards FOLDER or --source; one of them, not both")
@@ -57,10 +59,11 @@ def label(
     task = load_task(ckpt_path, *changes).to("cuda" if torch.cuda.is_available() else "cpu")
     known = {"file": Path(ckpt_path).name, "sha256": digest(ckpt_path), "steps": task.sampling_steps}
     labeled = LabeledSource(recordings, task, known, min_confidence, min_share, batch_size)
-    write_shards(labeled, out, episodes_per_shard, 0, VideoEncoding(lossless=lossless, gop=gop))
+    encoding = VideoEncoding(lossless=lossless, gop=gop)
+    index = write_shards(labeled, out, episodes_per_shard, 0, encoding, on_error=on_error)
     report = summary(ShardSet(out))
     write_json(Path(out) / REPORT, report)
-    print(_table(out, report))
+    print("\n".join([_table(out, report), *left_out_lines(index)]))
 
 
 def summary(labeled: ShardSet) -> dict[str, Any]:
