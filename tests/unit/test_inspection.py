@@ -1,6 +1,8 @@
 """`ai-wam inspect`: what it says of good shards, and what of broken ones."""
 
+import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,6 +94,52 @@ def test_a_hand_camera_that_stands_still(record):
     assert "'hand' is named after a hand, but its camera stands still while the tool" in violations(
         record(far)
     )
+
+
+def change_cameras(folder: Path, change) -> None:
+    """Write the shard's first episode again with other matrices, as no writer of ours would."""
+    shard = json.loads((folder / "shard-000000.json").read_text())
+    data = bytearray((folder / shard["file"]).read_bytes())
+    for episode in shard["episodes"]:
+        offset, size, _ = episode["members"]["cameras.npz"]
+        with np.load(io.BytesIO(bytes(data[offset : offset + size]))) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        change(arrays)
+        changed = io.BytesIO()
+        np.savez(changed, **arrays)
+        data[offset : offset + size] = changed.getvalue()
+        episode["members"]["cameras.npz"][2] = zlib.crc32(changed.getvalue())
+    (folder / shard["file"]).write_bytes(data)
+    (folder / "shard-000000.json").write_text(json.dumps(shard))
+
+
+def test_focal_lengths_that_are_none(record):
+    folder = record(SOURCE)
+    change_cameras(folder, lambda arrays: arrays["front.intrinsics"].__imul__([[-1], [-1], [1]]))
+    assert "view 'front' has a focal length that is not above 0" in violations(folder)
+
+
+def test_lost_calibrations_are_no_violation(record, capsys: pytest.CaptureFixture):
+    """Video only: nobody can say whether the tool is in the picture."""
+    folder = record(replace(SOURCE, episodes=2))
+    change_cameras(folder, lambda arrays: [array.fill(np.nan) for array in arrays.values()])
+    main(["inspect", str(folder)])
+    said = capsys.readouterr().out
+    assert "no view has a calibration: good for the video alone (2 episodes)" in said
+    assert "tool in no picture" not in said
+
+
+def test_what_cannot_be_read_back_is_a_violation(record):
+    """Both cameras see the tool, but stand at one place, so that no distance can be told."""
+
+    def together(arrays):
+        arrays["left_shoulder.world_from_camera"][:] = arrays["front.world_from_camera"]
+
+    folder = record(SOURCE)
+    change_cameras(folder, together)
+    said = violations(folder)
+    assert "action images of 16 of 16 frames whose tool two cameras see cannot be read back" in said
+    main(["inspect", str(folder), "--limits.unread=1", "--limits.residual_mm=1e6"])
 
 
 def test_a_damaged_video_names_shard_key_and_member(record):
