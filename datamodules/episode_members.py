@@ -195,13 +195,16 @@ def _cameras(name: str, track: _Track, where: str) -> list[tuple[str, Float[np.n
     k, e = track.intrinsics.stack(), track.poses.stack()
     lost = np.isnan(k).all(axis=(1, 2)) | np.isnan(e).all(axis=(1, 2))  # a lost calibration is all NaN
     bad = ~lost & ~(
-        np.isfinite(k).all(axis=(1, 2)) & np.isfinite(e).all(axis=(1, 2)) & (k[:, 2] == [0, 0, 1]).all(-1)
+        np.isfinite(k).all(axis=(1, 2))
+        & np.isfinite(e).all(axis=(1, 2))
+        & (k[:, 2] == [0, 0, 1]).all(-1)
+        & (k[:, [0, 1], [0, 1]] > 0).all(-1)
     )
     if bad.any():
         frame = int(bad.argmax())
         raise ValueError(
             f"{where}, view {name!r}, frame {frame}: matrices must be finite (or all NaN where the "
-            "calibration is lost) and K end in the row 0 0 1, got "
+            "calibration is lost), focal lengths above 0 and K's last row 0 0 1, got "
             f"K\n{k[frame]}\nworld_from_camera\n{e[frame]}"
         )
     try:
