@@ -23,6 +23,7 @@ from ai_wam.types import Episode, SourceCard
 from ai_wam.video import VideoEncoding
 from datamodules.data_card import write_card
 from datamodules.episode_members import EpisodeMembers, encode_episode
+from datamodules.folder_lock import lock_folder, unlock_folder
 from datamodules.settings import differences
 from datamodules.shard_format import (
     INDEX,
@@ -234,15 +235,17 @@ def open_folder(folder: AnyPath, settings: Mapping[str, Any], shards: int) -> li
     """Make the folder, or check that it holds this recording; gives the numbers of the missing shards.
 
     Raises:
-        ShardError: it holds another recording; the message says what differs.
+        ShardError: it holds another recording (the message says what differs), or another run is at work
+            in it; the folder is this process's from here to `close_folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    lock_folder(folder)
     path = folder / INDEX
     if path.exists():
         _check_same_recording(folder, read_json(path), settings)
     elif tars := sorted(path.name for path in folder.glob("*.tar")):
         raise ShardError(f"{folder} holds {tars[0]} but no {INDEX}; collect into a new folder")
-    for stale in folder.glob(f"*{PARTIAL}"):
+    for stale in folder.glob(f"*{PARTIAL}"):  # nobody else is at work: the folder is locked
         stale.unlink()
     missing = [number for number in range(shards) if not _finished(folder, shard_name(number))]
     if missing:
@@ -280,6 +283,7 @@ def close_folder(folder: AnyPath, shards: int, settings: Mapping[str, Any]) -> d
         "shards": [entry.summary() for entry in entries],
     }
     write_json(folder / INDEX, index)
+    unlock_folder(folder)
     return index
 
 
