@@ -200,16 +200,25 @@ def test_cameras_are_checked_against_seen_points(record, tmp_path: Path, capsys:
         main(words)
     assert "median 10.0, worst 10.0 pixels" in capsys.readouterr().out
     points.write_text("key,view,frame,x,y\nsquares-0000,front,99,1,1\n")
-    with pytest.raises(ValueError, match=r"1 points name no recorded frame, .*'front', 99"):
+    with pytest.raises(SystemExit, match=r"1 points name no recorded frame, .*'front', 99"):
         main(words)
     points.write_text("x,y\n")
-    with pytest.raises(ValueError, match="expected key,view,frame,x,y"):
+    with pytest.raises(SystemExit, match="expected key,view,frame,x,y"):
         main(words)
 
 
-def test_cameras_are_shown_without_points(record, tmp_path: Path):
-    main(["inspect", str(record(SOURCE)), "--camera_check=true", f"--out={tmp_path / 'check'}"])
+@pytest.mark.parametrize(
+    "words", [["--camera-check"], ["--camera_check"], ["--camera_check", "true"], ["--camera-check=true"]]
+)
+def test_cameras_are_shown_without_points(record, tmp_path: Path, words: list[str]):
+    main(["inspect", str(record(SOURCE)), *words, f"--out={tmp_path / 'check'}"])
     assert len(list((tmp_path / "check").iterdir())) == 3 * 2
+
+
+def test_other_layouts_are_told_what_is_accepted(tmp_path: Path):
+    (tmp_path / "task" / "variation0").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"folders of shards and of plain recordings .*ai-wam convert"):
+        main(["inspect", str(tmp_path), "--camera-check"])
 
 
 def test_frames_are_spread_evenly():
