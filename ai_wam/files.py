@@ -33,11 +33,21 @@ def publish(file: Path, path: AnyPath) -> None:
     """Give a finished file its name, all at once; the file itself is gone afterwards."""
     if isinstance(path, Path):
         os.chmod(file, 0o644)  # temporary files are private
+        _sync(file)  # or a crash of the machine could leave the new name with nothing behind it
         os.replace(file, path)
+        _sync(path.parent)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.fs.put_file(str(file), path.path)
     file.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -45,6 +55,9 @@ def whole_file(path: str | AnyPath) -> Iterator[BinaryIO]:
     """A stream whose bytes appear under `path` when the block ends without an error; otherwise nothing does.
 
     The folder is made if missing. An older file of that name stays until the new one is complete.
+
+    Raises:
+        OSError: the disk is full or gone; the message names the path.
     """
     path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,9 +67,17 @@ def whole_file(path: str | AnyPath) -> Iterator[BinaryIO]:
         with open(handle, "wb") as stream:
             yield stream
         publish(Path(name), path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError) and error.filename is None:  # writes do not know where they go
+            raise unwritten(error, path) from error
         raise
+
+
+def unwritten(error: OSError, path: str | AnyPath) -> OSError:
+    """The error of a write that failed, with its path and the way out."""
+    what = f"{error.strerror or error}: nothing was written; make room and run the same command again"
+    return OSError(error.errno, what, str(path))
 
 
 def write_text(path: str | AnyPath, text: str) -> None:

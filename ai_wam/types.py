@@ -164,11 +164,13 @@ class View:
         image: RGB, row 0 at the top.
         intrinsics: K in pixels of this image.
         world_from_camera: rigid 4 x 4, metres, OpenCV axes.
+        depth: metres along the camera's forward axis; None where nobody recorded it.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
     intrinsics: Float[np.ndarray, "3 3"]
     world_from_camera: Float[np.ndarray, "4 4"]
+    depth: Float[np.ndarray, "h w"] | None = None
 
 
 @dataclass(frozen=True)

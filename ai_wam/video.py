@@ -25,6 +25,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 _CODECS_KEPT = 16
+_RATE_TOLERANCE = 0.01  # 29.97 frames a second are called 30
 _PEDESTAL = 0.25  # an action image's blue background reaches this level without any point there
 
 
@@ -171,6 +172,7 @@ class VideoTable:
         sizes: length of each packet in bytes.
         times: presentation time of each packet; frame i is the i-th smallest.
         keys: positions of the key frames, in decoding order.
+        tick: seconds per unit of `times`.
     """
 
     codec: str
@@ -180,6 +182,7 @@ class VideoTable:
     sizes: tuple[int, ...]
     times: tuple[int, ...]
     keys: tuple[int, ...]
+    tick: float
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -196,6 +199,33 @@ class VideoTable:
         key_times = [self.times[position] for position in positions]
         return [positions[max(0, bisect_right(key_times, time) - 1)] for time in self.shown]
 
+    def check_times(self, hz: float | None = None) -> None:
+        """Frames must follow one another evenly, so that frame i is what was seen at i / hz.
+
+        Args:
+            hz: frames per second; whatever the video says if left out.
+
+        Raises:
+            ValueError: a frame that is missing or comes twice, or another rate.
+        """
+        if len(self) < 2:
+            return
+        steps = np.diff(self.shown) * self.tick
+        usual = float(np.median(steps))
+        uneven = np.flatnonzero(np.abs(steps - usual) > 0.5 * usual + self.tick)  # times are whole ticks
+        if len(uneven) or not usual:
+            frame = int(uneven[0]) if len(uneven) else 0
+            raise ValueError(
+                f"frame {frame + 1} is shown {steps[frame]:.4g} s after frame {frame}, others follow after "
+                f"{usual:.4g} s: frames are missing, or the rate varies; write the video again at one rate"
+            )
+        rate = len(steps) / float(steps.sum())
+        if hz is not None and abs(rate / hz - 1) > _RATE_TOLERANCE:
+            raise ValueError(
+                f"frames are shown at {rate:.4g} a second, but the recording is said to have {hz:g}; "
+                "correct that number, or write the video again at this rate"
+            )
+
     @classmethod
     def of(cls, data: bytes) -> "VideoTable":
         """The table of a file.
@@ -206,10 +236,14 @@ class VideoTable:
         try:
             with av.open(io.BytesIO(data)) as container:
                 stream = container.streams.video[0]
+                context = stream.codec_context
+                if context is None:  # the header breaks off before it says how to decode
+                    raise ValueError("its header is damaged")
                 packets = [packet for packet in container.demux(stream) if packet.size]
+                if not packets or any(packet.pts is None for packet in packets):
+                    raise ValueError(f"{len(packets)} frames are there, not all with a time")
                 if len(packets) < stream.frames:  # the header's count, 0 where it gives none
                     raise ValueError(f"{len(packets)} frames are there, its header promises {stream.frames}")
-                context = stream.codec_context
                 return cls(
                     codec=context.name,
                     extradata=bytes(context.extradata or b""),
@@ -218,8 +252,9 @@ class VideoTable:
                     sizes=tuple(packet.size for packet in packets),
                     times=tuple(int(packet.pts) for packet in packets),
                     keys=tuple(i for i, packet in enumerate(packets) if packet.is_keyframe),
+                    tick=float(stream.time_base or 0),
                 )
-        except (FFmpegError, IndexError) as error:
+        except (FFmpegError, IndexError, ValueError) as error:
             raise ValueError(f"no readable video in {len(data)} bytes: {error}") from error
 
 

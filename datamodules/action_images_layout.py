@@ -5,11 +5,15 @@
                                               /key_frames.npy            numbers of steps
                                               /view0/rgb/video.mp4       every 4th step
                                               /view0/camera_params.json  {"0000": {intrinsics, extrinsics}}
+                                              /camera_names.json         ours: {"view0": "front", ...}
 
 Extrinsics are RLBench's: camera to world, x left, y up, negative focal lengths. Others write the same folders
-with a picture at every step and plain numbers as keys; both are told apart by their lengths.
+with a picture at every step and plain numbers as keys; both are told apart by their lengths. What shards have
+no place for, the actions between pictures, key frames and the folders' names, stays in the provenance.
 """
 
+import base64
+import io
 import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +34,9 @@ from datamodules.video_files import VideoFile
 
 EVERY, HZ = 4, 20.0  # steps per picture and steps per second of the release
 _DESCRIPTIONS, _CAMERAS, _VIDEO = "variation_descriptions.pkl", "camera_params.json", Path("rgb", "video.mp4")
+_ACTIONS, _KEY_FRAMES, _NAMES = "actions.npy", "key_frames.npy", "camera_names.json"
+RELEASED = "released"  # in the provenance: what the other way needs
+_SAME_ACTION = 2e-3  # shards round to float32 and correct quaternions by up to 1e-3
 
 
 class ActionImagesLayout:
@@ -47,8 +54,8 @@ class ActionImagesLayout:
 
         Args:
             path: the folder that holds one folder per task.
-            views: what to call which camera, such as {view0: front}; others are left out. All, under their
-                folders' names, if left out.
+            views: what to call which camera, such as {view0: front}; others are left out. All, under the
+                names in camera_names.json or else their folders', if left out.
             every: actions per picture; found from the lengths if left out.
             stride: take every so manieth picture.
             hz: actions per second.
@@ -73,8 +80,8 @@ class ActionImagesLayout:
     def __getitem__(self, index: int) -> Episode:
         folder = self._folders[index]
         variation, task = folder.parents[1], folder.parents[2].name
-        actions = _read_actions(folder / "actions.npy")
-        tracks = {name: _Track.read(view, len(actions), self.every) for name, view in self._views(folder)}
+        actions, views = _read_actions(folder / _ACTIONS), self._views(folder)
+        tracks = {name: _Track.read(view, len(actions), self.every) for name, view in views}
         every = _one_rate(folder, tracks)
         provenance = {
             "source": "action_images_layout",
@@ -82,6 +89,8 @@ class ActionImagesLayout:
             "variation": int(variation.name.removeprefix("variation")),
             "episode": folder.name,
         }
+        if self.stride == 1:
+            provenance[RELEASED] = _released(folder, every, dict(views))
         return Episode(
             f"{task}-{variation.name}-{folder.name}",
             _frames(tracks, actions[::every], self.stride, self.hz / every / self.stride),
@@ -93,7 +102,8 @@ class ActionImagesLayout:
     def _views(self, folder: Path) -> list[tuple[str, Path]]:
         """Name and folder of each camera, in the order of the folders' numbers."""
         there = {view.name: view for view in sorted(folder.glob("view*"), key=numbered)}
-        wanted = {name: name for name in there} if self.views is None else dict(self.views)
+        named = read_json(folder / _NAMES) if (folder / _NAMES).exists() else {}
+        wanted = {name: named.get(name, name) for name in there} if self.views is None else dict(self.views)
         if not wanted or not set(wanted) <= set(there):
             raise ValueError(
                 f"{folder} has cameras {sorted(there)}, views names {sorted(wanted)}; change views"
@@ -193,11 +203,27 @@ def _frames(
         yield Frame(views, actions[at], number / hz)
 
 
-class ActionImagesWriter:
-    """Writes episodes of 20 Hz into the layout; a picture at every 4th step.
+def _released(folder: Path, every: int, views: Mapping[str, Path]) -> dict[str, Any]:
+    """JSON values from which `ActionImagesWriter` writes the same files again; arrays as .npy in base64."""
+    kept: dict[str, Any] = {"views": {name: view.name for name, view in views.items()}}
+    if every > 1:
+        kept[_ACTIONS] = base64.b64encode((folder / _ACTIONS).read_bytes()).decode()
+    if (folder / _KEY_FRAMES).exists():
+        kept[_KEY_FRAMES] = base64.b64encode((folder / _KEY_FRAMES).read_bytes()).decode()
+    return kept
 
-    Cameras become view0, view1 ... in the episode's order. Variations are told apart by their phrasings,
-    since the layout keeps those per variation; a variation keeps its number where that is free.
+
+def _kept_array(episode: Episode, name: str) -> np.ndarray | None:
+    text = episode.provenance.get(RELEASED, {}).get(name)
+    return None if text is None else np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
+
+
+class ActionImagesWriter:
+    """Writes episodes of 20 Hz into the layout, a picture at every 4th step; released ones as they were.
+
+    Cameras become view0, view1 ... in the episode's order; camera_names.json says what they are. Variations
+    are told apart by their phrasings, since the layout keeps those per variation; a variation keeps its
+    number where that is free.
     """
 
     def __init__(self, folder: Path, encoding: VideoEncoding) -> None:
@@ -211,7 +237,7 @@ class ActionImagesWriter:
         Raises:
             ValueError: another rate than 20 Hz, no actions, or a camera that the layout cannot hold.
         """
-        if episode.hz != HZ:
+        if episode.hz != HZ and _kept_array(episode, _ACTIONS) is None:
             raise ValueError(
                 f"episode {episode.key!r} has {episode.hz:g} Hz; this layout holds actions at {HZ:g} Hz and "
                 f"a picture at every {EVERY}th: record at {HZ:g} Hz (record_hz), or export to another layout"
@@ -238,27 +264,54 @@ class ActionImagesWriter:
 
 def _write_episode(folder: Path, episode: Episode, encoding: VideoEncoding) -> None:
     actions: list[np.ndarray] = []
+    every = 1 if _kept_array(episode, _ACTIONS) is not None else EVERY  # a picture at so many frames
     videos: dict[str, VideoWriter] = {}
     cameras: dict[str, dict[str, Any]] = {}
     for number, frame in enumerate(episode.frames):
         if frame.action is None:
             raise ValueError(f"episode {episode.key!r}, frame {number} has no action; this layout needs them")
         actions.append(frame.action)
-        if number % EVERY:
+        if number % every:
             continue
         for name, view in frame.views.items():
             at = f"episode {episode.key!r}, frame {number}, view {name!r}"
             if name not in videos:
                 videos[name] = VideoWriter(view.image.shape[:2], HZ / EVERY, encoding)
             videos[name].add(view.image)
-            cameras.setdefault(name, {})[f"{number // EVERY:04d}"] = _rlbench_entry(view, at)
-    for index, (name, video) in enumerate(videos.items()):
-        place = folder / f"view{index}"
+            cameras.setdefault(name, {})[f"{number // every:04d}"] = _rlbench_entry(view, at)
+    folders = _view_folders(episode, list(videos))
+    for name, video in videos.items():
+        place = folder / folders[name]
         (place / _VIDEO).parent.mkdir(parents=True)
         (place / _VIDEO).write_bytes(video.finish())
         (place / _CAMERAS).write_text(json.dumps(cameras[name]))
-    np.save(folder / "actions.npy", np.stack(actions).astype(np.float32))
-    np.save(folder / "key_frames.npy", _key_frames([float(action[7]) for action in actions]))
+    (folder / _NAMES).write_text(json.dumps({folders[name]: name for name in videos}))
+    steps, key_frames = _all_steps(episode, np.stack(actions)), _kept_array(episode, _KEY_FRAMES)
+    np.save(folder / _ACTIONS, steps)
+    np.save(folder / _KEY_FRAMES, _key_frames(steps[:, 7].tolist()) if key_frames is None else key_frames)
+
+
+def _all_steps(episode: Episode, actions: Float[np.ndarray, "t 8"]) -> Float[np.ndarray, "n 8"]:
+    """The actions at 20 Hz: the episode's own, or those that were kept with it."""
+    steps = _kept_array(episode, _ACTIONS)
+    if steps is None:
+        return actions.astype(np.float32)
+    every = round(HZ / episode.hz)
+    same = len(steps[::every]) == len(actions) and np.abs(steps[::every] - actions).max() < _SAME_ACTION
+    if not same:
+        raise ValueError(
+            f"episode {episode.key!r} has {episode.hz:g} Hz and other actions than those kept from its "
+            f"release, so the steps at {HZ:g} Hz are unknown; export it to another layout (--to lerobot)"
+        )
+    return steps
+
+
+def _view_folders(episode: Episode, names: Sequence[str]) -> dict[str, str]:
+    """Folder of each camera: the released one, else view0, view1 ... in order."""
+    released = episode.provenance.get(RELEASED, {}).get("views", {})
+    if set(names) <= set(released):
+        return {name: released[name] for name in names}
+    return {name: f"view{index}" for index, name in enumerate(names)}
 
 
 def _rlbench_entry(view: View, at: str) -> dict[str, list[list[float]]]:

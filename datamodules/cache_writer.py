@@ -121,10 +121,9 @@ def write_cache(
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     folder = source.folder / CACHES / key
     files = [entry.file for entry in source.episodes]
-    shards = len(set(files))
-    missing = open_folder(folder, settings, shards)
+    missing = open_folder(folder, settings, source.shards)
     total = sum(files.count(shard_name(number)) for number in missing)
     with tqdm(total=total, unit="episode", disable=not progress) as bar:
         write_missing(caching, folder, missing, workers, bar)
-    close_folder(folder, shards, settings)
+    close_folder(folder, source.shards, settings)
     return folder

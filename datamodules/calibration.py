@@ -51,8 +51,13 @@ class Calibration:
                 f"{at}: has {given or 'neither pose'}; give exactly one of {' and '.join(_POSES)}"
             )
         poses = _matrices(entry[given[0]], 4, f"{at}, {given[0]}")
+        k = _matrices(entry["K"], 3, f"{at}, K")
+        for name, stack in (("K", k), (given[0], poses)):
+            _check_finite(stack, f"{at}, {name}")
         poses = poses if given[0] == "camera_to_world" else _inverse(poses, at)
-        return cls(_matrices(entry["K"], 3, f"{at}, K"), poses, _size(entry["size"], at))
+        found = cls(k, poses, _size(entry["size"], at))
+        found.check(at)
+        return found
 
     def check_size(self, video: str, size: tuple[int, int], at: str) -> None:
         """K must belong to the pictures as they are.
@@ -95,12 +100,13 @@ class Calibration:
             ValueError: numbers that are not finite, a K that is none, a left-handed or distorted pose.
         """
         k, poses = self.intrinsics, self.world_from_camera
-        if not (np.isfinite(k).all() and np.isfinite(poses).all()):
-            raise ValueError(f"{at}: K or the pose holds NaN or infinity; calibrate the camera again")
-        if (np.abs(k[:, [0, 1], [0, 1]]) < 1e-6).any() or np.abs(k[:, [1, 2, 2], [0, 0, 1]]).max() > 1e-6:
+        _check_finite(k, f"{at}, K")
+        _check_finite(poses, f"{at}, pose")
+        if (k[:, [0, 1], [0, 1]] < 1e-6).any() or np.abs(k[:, [1, 2, 2], [0, 0, 1]]).max() > 1e-6:
             raise ValueError(
-                f"{at}: K must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]] in pixels, fx and fy not 0, "
-                f"got {k[0].tolist()}"
+                f"{at}: K must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]] in pixels, fx and fy above 0, "
+                f"got {k[0].tolist()}; negative ones (RLBench's) belong to cameras whose x and y axes point "
+                "left and up: turn those axes and the signs"
             )
         if (np.linalg.det(poses[:, :3, :3]) < 0).any():
             raise ValueError(
@@ -108,7 +114,7 @@ class Calibration:
                 "way. Camera axes are x right, y down, z forward, and the world must be right-handed"
             )
         try:
-            Cameras(torch.from_numpy(k), torch.from_numpy(poses))
+            Cameras(torch.from_numpy(k[:1]).expand(len(poses), 3, 3), torch.from_numpy(poses))
         except ValueError as error:
             raise ValueError(f"{at}: {error}") from error
 
@@ -141,6 +147,15 @@ def _matrices(value: Any, size: int, at: str) -> Float[np.ndarray, "_ n n"]:
             f"{at}: expected {size}x{size} numbers, or one such matrix per frame, got shape {array.shape}"
         )
     return array
+
+
+def _check_finite(stack: Float[np.ndarray, "_ n n"], at: str) -> None:
+    bad = ~np.isfinite(stack).all(axis=(1, 2))
+    if bad.any():
+        raise ValueError(
+            f"{at}, frame {int(bad.argmax())}: {int(bad.sum())} of {len(stack)} matrices hold NaN or "
+            "infinity; calibrate the camera again, or leave the camera and its pictures out"
+        )
 
 
 def _inverse(poses: Float[np.ndarray, "t 4 4"], at: str) -> Float[np.ndarray, "t 4 4"]:

@@ -14,6 +14,7 @@ import yaml
 
 from ai_wam.files import AnyPath, write_text
 from ai_wam.types import SourceCard
+from datamodules.shard_format import LeftOut
 from datamodules.shard_reader import EpisodeHeader, ShardSet
 
 CARD = "README.md"
@@ -122,6 +123,7 @@ def render(shards: ShardSet, index: Mapping[str, Any], card: SourceCard) -> str:
         _rigs(tally),
         _list("Tasks", tally.tasks) + _list("Captions", tally.captions),
         _defects(card, tally, len(shards)),
+        _left_out(index),
         "## How it was made\n\nFilters and settings of the source and of the recording:\n\n"
         f"```json\n{json.dumps(index['settings'], indent=1)}\n```",
         f"Look into it with `ai-wam inspect` and this folder; the format is schema {index['schema']} of "
@@ -187,6 +189,14 @@ def _defects(card: SourceCard, tally: _Tally, episodes: int) -> str:
     if "" in tally.captions:
         found.append(f"{tally.captions['']} episodes have no caption.")
     return "\n".join(["## Known defects", "", *(f"- {line}" for line in found or ["None is known."])])
+
+
+def _left_out(index: Mapping[str, Any]) -> str:
+    missing = [f"- {LeftOut(**each)}" for each in index.get("left_out", [])]
+    if not missing:
+        return ""
+    more = [f"- and {len(missing) - _SHOWN} more, see `index.json`"] * (len(missing) > _SHOWN)
+    return "\n".join([f"## Left out ({len(missing)})", "", *missing[:_SHOWN], *more])
 
 
 def _only(licences: Counter[str]) -> str:

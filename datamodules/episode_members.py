@@ -13,6 +13,7 @@ from jaxtyping import Float
 from ai_wam.cameras import Cameras
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoEncoding, VideoWriter
+from datamodules.depth import DepthWriter, depth_member
 from datamodules.shard_format import ACTIONS, CAMERAS, META, SCHEMA
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -66,6 +67,14 @@ class _Track:
     video: VideoWriter
     intrinsics: _Rows = field(default_factory=lambda: _Rows(3, 3))
     poses: _Rows = field(default_factory=lambda: _Rows(4, 4))
+    depth: DepthWriter | None = None
+
+    def add_depth(self, depth: Float[np.ndarray, "h w"] | None, at: str) -> None:
+        """Of every frame or of none."""
+        if (depth is None) != (self.depth is None):
+            raise ValueError(f"{at}: depth is {'missing' if depth is None else 'there'}, unlike before")
+        if depth is not None and self.depth is not None:
+            self.depth.add(depth, at)
 
 
 def encode_episode(episode: Episode, encoding: VideoEncoding) -> EpisodeMembers:
@@ -93,6 +102,8 @@ def encode_episode(episode: Episode, encoding: VideoEncoding) -> EpisodeMembers:
     if not frames:
         raise ValueError(f"{where} has no frames")
     files = {f"{name}.mp4": track.video.finish() for name, track in tracks.items()}
+    depths = {name: track.depth for name, track in tracks.items()}
+    files |= {depth_member(name): depth.finish() for name, depth in depths.items() if depth is not None}
     files[CAMERAS] = _npz(
         {key: value for name, track in tracks.items() for key, value in _cameras(name, track, where)}
     )
@@ -158,7 +169,9 @@ def _check_time(seconds: float, number: int, hz: float, at: str) -> None:
 def _open_track(name: str, view: View, hz: float, encoding: VideoEncoding, at: str) -> _Track:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{at}: view {name!r} must be made of letters, digits, '-' and '_' only")
-    return _Track(VideoWriter((view.image.shape[0], view.image.shape[1]), hz, encoding))
+    size = (view.image.shape[0], view.image.shape[1])
+    depth = None if view.depth is None else DepthWriter(size)
+    return _Track(VideoWriter(size, hz, encoding), depth=depth)
 
 
 def _add_views(tracks: Mapping[str, _Track], frame: Frame, at: str) -> None:
@@ -174,6 +187,7 @@ def _add_views(tracks: Mapping[str, _Track], frame: Frame, at: str) -> None:
         track.video.add(view.image)
         track.intrinsics.add(view.intrinsics, f"{at}, view {name!r}: K")
         track.poses.add(view.world_from_camera, f"{at}, view {name!r}: world_from_camera")
+        track.add_depth(view.depth, f"{at}, view {name!r}")
 
 
 def _cameras(name: str, track: _Track, where: str) -> list[tuple[str, Float[np.ndarray, "t n n"]]]:
@@ -181,13 +195,16 @@ def _cameras(name: str, track: _Track, where: str) -> list[tuple[str, Float[np.n
     k, e = track.intrinsics.stack(), track.poses.stack()
     lost = np.isnan(k).all(axis=(1, 2)) | np.isnan(e).all(axis=(1, 2))  # a lost calibration is all NaN
     bad = ~lost & ~(
-        np.isfinite(k).all(axis=(1, 2)) & np.isfinite(e).all(axis=(1, 2)) & (k[:, 2] == [0, 0, 1]).all(-1)
+        np.isfinite(k).all(axis=(1, 2))
+        & np.isfinite(e).all(axis=(1, 2))
+        & (k[:, 2] == [0, 0, 1]).all(-1)
+        & (k[:, [0, 1], [0, 1]] > 0).all(-1)
     )
     if bad.any():
         frame = int(bad.argmax())
         raise ValueError(
             f"{where}, view {name!r}, frame {frame}: matrices must be finite (or all NaN where the "
-            "calibration is lost) and K end in the row 0 0 1, got "
+            "calibration is lost), focal lengths above 0 and K's last row 0 0 1, got "
             f"K\n{k[frame]}\nworld_from_camera\n{e[frame]}"
         )
     try:
@@ -227,7 +244,7 @@ def _meta(
         text = json.dumps(meta, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: provenance must hold JSON values only: {error}") from error
-    names = [f"{episode.key}.{name}.mp4" for name in views]
+    names = [f"{episode.key}.{depth_member(name)}" for name in views]
     if long := [name for name in names if len(name) > _LONGEST_NAME]:
         raise ValueError(
             f"{where}: file name {long[0]!r} has more than {_LONGEST_NAME} characters; shorten the key"

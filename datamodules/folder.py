@@ -26,7 +26,7 @@ from jaxtyping import Float
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoTable, iterate_video
 from datamodules.calibration import Calibration
-from datamodules.reading import read_json
+from datamodules.reading import check_hands, read_json
 
 COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "openness")
 
@@ -64,12 +64,15 @@ class FolderSource:
         if isinstance(hz, bool) or not isinstance(hz, int | float) or not hz > 0:
             raise ValueError(f'{folder / "meta.json"}: "hz" is {hz!r}, expected frames per second above 0')
         cameras = {
-            name: _Camera.read(name, folder, entry)
+            name: _Camera.read(name, folder, entry, float(hz))
             for name, entry in read_json(folder / "cameras.json").items()
         }
         _check_videos(folder, cameras)
         actions = _read_actions(folder / "actions.csv")
         _check_lengths(folder, cameras, actions)
+        if actions is not None:
+            poses = {name: camera.calibration.world_from_camera for name, camera in cameras.items()}
+            check_hands(poses, actions[:, :3], str(folder / "cameras.json"))
         provenance = {**meta, "source": "folder", "episode": folder.name}
         return Episode(
             folder.name,
@@ -88,7 +91,7 @@ class _Camera:
     frames: int
 
     @classmethod
-    def read(cls, name: str, folder: Path, entry: Any) -> "_Camera":
+    def read(cls, name: str, folder: Path, entry: Any, hz: float) -> "_Camera":
         at = f"{folder / 'cameras.json'}, camera {name!r}"
         video = folder / f"{name}.mp4"
         calibration = Calibration.read(entry, at)
@@ -96,8 +99,9 @@ class _Camera:
             raise ValueError(f"{at}: its video {video} is missing; add it or remove the camera")
         try:
             table = VideoTable.of(video.read_bytes())
+            table.check_times(hz)
         except ValueError as error:
-            raise ValueError(f"{video}: {error}") from error
+            raise ValueError(f"{video}: {error}; copy or record it again") from error
         calibration.check_size(video.name, table.size, at)
         return cls(calibration, len(table))
 
@@ -143,6 +147,11 @@ def _read_actions(path: Path) -> Float[np.ndarray, "t 8"] | None:
             raise ValueError(
                 f"{path}, line {number + 2}: expected {len(COLUMNS)} numbers, got {row}: {error}"
             ) from error
+        if not np.isfinite(actions[number]).all():
+            raise ValueError(
+                f"{path}, line {number + 2}: {row} is not finite; correct the row, or leave the file out if "
+                "the actions were not recorded"
+            )
     return actions
 
 

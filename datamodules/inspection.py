@@ -4,7 +4,6 @@ A *violation* breaks an invariant of docs/shards.md or makes an episode useless 
 something that a user should know of and may well accept.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,10 +18,10 @@ from ai_wam.cameras import Cameras, CropResize
 from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from ai_wam.video import VideoTable
 from datamodules.episode_members import checked_action
+from datamodules.reading import HAND
 from datamodules.shard_format import ACTIONS, META, ShardError
 from datamodules.shard_reader import EpisodeHeader, ShardSet
 
-_HAND = re.compile(r"wrist|hand|gripper|ego", re.IGNORECASE)
 _MOVED = 0.05  # metres the tool travels before a camera called after a hand must have moved too
 
 
@@ -33,14 +32,16 @@ class Limits:
     Attributes:
         off_screen: largest share of frames whose tool centre point no camera sees.
         residual_mm: largest median distance between actions and what their action images decode to.
+        unread: largest share, of the frames whose tool two cameras see, that cannot be read back.
     """
 
     off_screen: float = 0.5
     residual_mm: float = 10.0
+    unread: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.off_screen <= 1 or not self.residual_mm > 0:
-            raise ValueError(f"{self}: off_screen must lie in [0, 1] and residual_mm above 0")
+        if not (0 <= self.off_screen <= 1 and 0 <= self.unread <= 1 and self.residual_mm > 0):
+            raise ValueError(f"{self}: off_screen and unread must lie in [0, 1] and residual_mm above 0")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class RoundTrip:
         frames: frames tried, evenly spread.
         off_screen: of those, with the tool centre point in no camera's picture, and
         one_view: in a single one, and
-        unread: that were not decoded.
+        unread: that were not decoded, and
+        lost: of these, with the tool in two pictures or more.
         median_mm: of the distances where decoded; None if nothing was.
         worst_mm: the largest of them.
         worst_degrees: the largest rotation between them.
@@ -61,6 +63,7 @@ class RoundTrip:
     off_screen: int
     one_view: int
     unread: int
+    lost: int
     median_mm: float | None
     worst_mm: float | None
     worst_degrees: float | None
@@ -168,11 +171,14 @@ def _inspect(
             notes.append("no actions were recorded: good for the video alone")
         elif not violations:
             low, high = (tuple(f(header.actions[:, [0, 1, 2, 7]], 0).tolist()) for f in (np.min, np.max))
-            frames = chosen_frames(entry.frames, samples)
-            cameras = fitted_cameras(shards, index, size, frames)
-            trip = round_trip(torch.from_numpy(header.actions[frames]), cameras, tokenizer, size)
             violations += _still_hands(header)
-            violations += _beyond(trip, limits)
+            frames = [f for f in chosen_frames(entry.frames, samples) if _calibrated(header, f)]
+            if not frames:
+                notes.append("no view has a calibration: good for the video alone")
+            else:
+                cameras = fitted_cameras(shards, index, size, frames)
+                trip = round_trip(torch.from_numpy(header.actions[frames]), cameras, tokenizer, size)
+                violations += _beyond(trip, limits)
             if len(entry.views) == 1:
                 notes.append("one view only: action images of it cannot be read back")
     except (ShardError, ValueError, KeyError, OSError) as error:
@@ -208,6 +214,7 @@ def round_trip(
         off_screen=int((seen == 0).sum()),
         one_view=int((seen == 1).sum()),
         unread=int((~valid).sum()),
+        lost=int((~valid & (seen >= 2)).sum()),
         median_mm=float(distance.median()) if any_read else None,
         worst_mm=float(distance.max()) if any_read else None,
         worst_degrees=float(angle.max()) if any_read else None,
@@ -229,7 +236,12 @@ def _videos(shards: ShardSet, index: int) -> list[str]:
     """Every member is read and checked; a video must hold as many frames as the episode."""
     entry, found = shards.episodes[index], []
     for view in entry.views:
-        count = len(VideoTable.of(shards.read(index, f"{view}.mp4")))
+        table = VideoTable.of(shards.read(index, f"{view}.mp4"))
+        count = len(table)
+        try:
+            table.check_times(entry.hz)
+        except ValueError as error:
+            found.append(f"member '{view}.mp4': {error}")
         if count != entry.frames:
             found.append(f"member '{view}.mp4' holds {count} frames, the episode has {entry.frames}")
         shards.images(index, view, [0, entry.frames - 1])
@@ -256,6 +268,8 @@ def _matrices(header: EpisodeHeader, frames: int) -> list[str]:
         if len(k) != len(e) or len(k) not in (1, frames):
             found.append(f"view {view!r} has {len(k)} K and {len(e)} poses, expected 1 or {frames} of each")
             continue
+        if (k[:, [0, 1], [0, 1]] <= 0).any():
+            found.append(f"view {view!r} has a focal length that is not above 0; convert the source again")
         try:
             Cameras(torch.from_numpy(k), torch.from_numpy(e))
         except ValueError as error:
@@ -263,10 +277,21 @@ def _matrices(header: EpisodeHeader, frames: int) -> list[str]:
     return found
 
 
+def _finite(header: EpisodeHeader, view: str) -> Bool[np.ndarray, "_"]:
+    k, e = header.intrinsics[view], header.world_from_camera[view]
+    return np.isfinite(k).all((1, 2)) & np.isfinite(e).all((1, 2))
+
+
+def _calibrated(header: EpisodeHeader, frame: int) -> bool:
+    """Whether any view knows its camera there; none where all calibrations are lost."""
+    known = (_finite(header, view) for view in header.intrinsics)
+    return any(bool(finite[frame if len(finite) > 1 else 0]) for finite in known)
+
+
 def _lost_calibrations(header: EpisodeHeader) -> list[str]:
     notes = []
-    for view, k in header.intrinsics.items():
-        finite = np.isfinite(k).all((1, 2)) & np.isfinite(header.world_from_camera[view]).all((1, 2))
+    for view in header.intrinsics:
+        finite = _finite(header, view)
         if not finite.all():
             notes.append(f"view {view!r} lost its calibration in {(~finite).mean():.0%} of the frames")
     return notes
@@ -281,7 +306,7 @@ def _still_hands(header: EpisodeHeader) -> list[str]:
         f"view {view!r} is named after a hand, but its camera stands still while the tool moves "
         f"{1000 * travelled:.0f} mm; record its pose at every frame, or rename it"
         for view, poses in header.world_from_camera.items()
-        if _HAND.search(view) and len(poses) == 1
+        if HAND.search(view) and len(poses) == 1
     ]
 
 
@@ -291,6 +316,12 @@ def _beyond(trip: RoundTrip, limits: Limits) -> list[str]:
         found.append(
             f"no camera sees the tool in {trip.off_screen} of {trip.frames} frames (limit "
             f"{limits.off_screen:.0%}); are the poses in the cameras' world frame, and the axes OpenCV's?"
+        )
+    visible = trip.frames - trip.off_screen - trip.one_view
+    if trip.lost > limits.unread * visible:
+        found.append(
+            f"action images of {trip.lost} of {visible} frames whose tool two cameras see cannot be read "
+            f"back (limit {limits.unread:.0%}); are the calibrations and the poses of one world?"
         )
     if trip.median_mm is not None and trip.median_mm > limits.residual_mm:
         found.append(

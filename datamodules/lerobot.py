@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from ai_wam.types import Episode, Frame, View
 from datamodules.calibration import Calibration
-from datamodules.reading import check_finite, check_stride, read_json
+from datamodules.reading import check_finite, check_hands, check_stride, read_json
 from datamodules.rotations import Rotation, to_quaternion
 from datamodules.video_files import VideoFile
 
@@ -103,6 +103,9 @@ class LeRobotSource:
         table = self._table(entry)
         actions = None if self.position is None else self._actions(table, entry)
         tracks = {name: self._track(key, name, entry) for key, name in self._videos.items()}
+        if actions is not None:
+            poses = {name: track.calibration.world_from_camera for name, track in tracks.items()}
+            check_hands(poses, actions[:, :3], f"cameras of {self.path}, episode {entry.number}")
         provenance = {
             "source": "lerobot",
             "version": self._info["codebase_version"],
@@ -156,7 +159,7 @@ class LeRobotSource:
 
     def _track(self, key: str, name: str, entry: "_Entry") -> "_Track":
         path, begin = entry.videos[key]
-        video = VideoFile.open(path)
+        video = VideoFile.open(path, self._hz)
         if round(begin * self._hz) + entry.length > video.frames:
             raise ValueError(
                 f"{path} has {video.frames} pictures, episode {entry.number} needs {entry.length} from "

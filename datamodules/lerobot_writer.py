@@ -176,7 +176,8 @@ def _action(frame: Frame) -> list[np.ndarray]:
 
 def _confidence(episode: Episode, length: int) -> Float[np.ndarray, "t"]:
     """Of labels, as their provenance says, one number or one per frame; 1 for measured actions."""
-    values = np.broadcast_to(np.asarray(episode.provenance.get("confidence", 1.0), np.float32), (length,))
+    said = episode.provenance.get("labels", episode.provenance).get("confidence", 1.0)
+    values = np.broadcast_to(np.asarray(said, np.float32), (length,))
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"episode {episode.key!r}: provenance's confidence must lie in [0, 1], got {values}")
     return values

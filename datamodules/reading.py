@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+HAND = re.compile(r"wrist|hand|gripper|ego", re.IGNORECASE)  # names of cameras that move with the tool
 _STILL = 1e-6  # metres: less than this is the noise of float32, not a motion
 _MOVED = 0.01  # metres that a tool must travel before its camera is expected to have followed
 
@@ -75,11 +77,11 @@ def check_finite(array: np.ndarray, at: str) -> None:
         )
 
 
-def check_follows(poses: Float[np.ndarray, "t 4 4"], positions: Float[np.ndarray, "t 3"], at: str) -> None:
+def check_follows(poses: Float[np.ndarray, "_ 4 4"], positions: Float[np.ndarray, "t 3"], at: str) -> None:
     """A camera on the hand must move when the tool does; some data sets hold one pose for all frames.
 
     Args:
-        poses: world_from_camera per frame.
+        poses: world_from_camera per frame, or one for all.
         positions: of the tool, metres.
         at: where they come from, for the error.
 
@@ -89,6 +91,16 @@ def check_follows(poses: Float[np.ndarray, "t 4 4"], positions: Float[np.ndarray
     travel = float(np.linalg.norm(positions - positions[0], axis=1).max())
     if travel > _MOVED and np.abs(poses - poses[0]).max() < _STILL:
         raise ValueError(
-            f"{at}: the camera sits on the hand, but its pose is the same in all {len(poses)} frames while "
-            f"the tool travels {travel:.3f} m; leave this view out (views: ...) or correct the calibration"
+            f"{at}: the camera sits on the hand, but its pose is the same in all {len(positions)} frames "
+            f"while the tool travels {travel:.3f} m; leave this view out (views: ...), correct the "
+            "calibration, or call the view by another name if it does stand still"
         )
+
+
+def check_hands(
+    poses: Mapping[str, Float[np.ndarray, "_ 4 4"]], positions: Float[np.ndarray, "t 3"], at: str
+) -> None:
+    """`check_follows` for every camera that is named after a hand."""
+    for name, stack in poses.items():
+        if HAND.search(name):
+            check_follows(stack, positions, f"{at}, camera {name!r}")

@@ -1,8 +1,8 @@
 """Records a whole `EpisodeSource` into shards: what `ai-wam collect`, `convert` and `label` do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -12,28 +12,46 @@ from ai_wam.video import VideoEncoding
 from datamodules.data_card import merged, write_card
 from datamodules.episode_members import EpisodeMembers, encode_episode
 from datamodules.settings import describe
+from datamodules.shard_format import LeftOut, ShardError
 from datamodules.shard_jobs import Workers, write_missing
 from datamodules.shard_writer import close_folder, open_folder, recording_settings
+
+OnBadEpisode = Literal["raise", "skip"]
+_BAD = (ValueError, OSError, LookupError, EOFError, ShardError)  # what readers say of files; not of programs
+_LISTED = 20  # of what was left out, on the terminal
 
 
 @dataclass(frozen=True)
 class Recording:
-    """The shards of a source, by number.
+    """The shards of a source, by number; shard n holds the good ones of its episodes, whatever is left out.
 
     Attributes:
         source: gives the episodes.
         per_shard: episodes per shard.
         encoding: how videos are compressed.
+        on_error: "skip" leaves out what cannot be read or is malformed, and says why.
     """
 
     source: EpisodeSource
     per_shard: int
     encoding: VideoEncoding
+    on_error: OnBadEpisode = "raise"
 
-    def __call__(self, number: int) -> Iterator[EpisodeMembers]:
+    def __call__(self, number: int) -> Iterator[EpisodeMembers | LeftOut]:
         """The episodes of a shard."""
         for index in range(number * self.per_shard, min((number + 1) * self.per_shard, len(self.source))):
-            yield encode_episode(self.source[index], self.encoding)
+            yield self._episode(index)
+
+    def _episode(self, index: int) -> EpisodeMembers | LeftOut:
+        key: str | None = None
+        try:
+            episode = self.source[index]
+            key = episode.key
+            return encode_episode(episode, self.encoding)
+        except _BAD as error:
+            if self.on_error == "raise":
+                raise
+            return LeftOut(index, key, str(error) or repr(error))
 
 
 def write_shards(
@@ -44,6 +62,7 @@ def write_shards(
     encoding: VideoEncoding | None = None,
     progress: bool = True,
     card: SourceCard | None = None,
+    on_error: OnBadEpisode = "raise",
 ) -> dict[str, Any]:
     """Write all episodes of a source.
 
@@ -57,6 +76,8 @@ def write_shards(
         encoding: how to compress the videos; 4:4:4 with every frame a key frame if left out.
         progress: show a progress bar.
         card: for the README.md beside the shards; what it leaves out, the source's own `card` says.
+        on_error: "raise" stops at an episode that cannot be read or is malformed; "skip" leaves it out, and
+            the index lists it.
 
     Returns:
         The set's index.
@@ -78,7 +99,17 @@ def write_shards(
     last = len(source) - (shards - 1) * episodes_per_shard
     todo = sum(last if number == shards - 1 else episodes_per_shard for number in missing)
     with tqdm(total=len(source), initial=len(source) - todo, unit="episode", disable=not progress) as bar:
-        write_missing(Recording(source, episodes_per_shard, encoding), folder, missing, workers, bar)
+        recording = Recording(source, episodes_per_shard, encoding, on_error)
+        write_missing(recording, folder, missing, workers, bar)
     index = close_folder(folder, shards, settings)
     write_card(folder, merged(card, getattr(source, "card", None)))
     return index
+
+
+def left_out_lines(index: Mapping[str, Any]) -> list[str]:
+    """For the terminal: which episodes of the source are missing, and why; none where none is."""
+    missing = [LeftOut(**each) for each in index.get("left_out", [])]
+    if not missing:
+        return []
+    more = [f"  ... and {len(missing) - _LISTED} more, see index.json"] * (len(missing) > _LISTED)
+    return [f"left out {len(missing)} episodes:", *(f"  {each}" for each in missing[:_LISTED]), *more]

@@ -3,10 +3,11 @@
     <path>/<task>/variation0/variation_descriptions.pkl               stepjam: phrasings per variation
     <path>/<task>/variation0/episodes/episode0/low_dim_obs.pkl        the demonstration without its pictures
                                               /front_rgb/0.png        one folder per camera
+                                              /front_depth/0.png      24-bit depth, read if asked for
     <path>/<task>/all_variations/episodes/episode0/low_dim_obs.pkl    PerAct: the same, and per episode
                                                   /variation_number.pkl, variation_descriptions.pkl
 
-Depth and mask pictures are left alone: a `Frame` carries colour. Poses are Panda_tip's in the world. RLBench
+Mask pictures are left alone. Poses are Panda_tip's in the world. RLBench
 writes a negative focal length because its camera's x and y axes point left and up; both are turned here.
 """
 
@@ -21,6 +22,7 @@ from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
 from ai_wam.types import Episode, Frame, View
+from datamodules.depth import rlbench_depth
 from datamodules.reading import check_finite, check_follows, check_stride, numbered, read_picture
 from datamodules.safe_pickle import Shell, load_pickle
 
@@ -49,6 +51,7 @@ class RLBenchDemos:
         views: Sequence[str] | None = None,
         stride: int = 1,
         hz: float = 20.0,
+        depth: bool = False,
     ) -> None:
         """List the demonstrations; none is read yet.
 
@@ -58,12 +61,14 @@ class RLBenchDemos:
             views: cameras, such as front and wrist; all that an episode has if left out.
             stride: take every so manieth frame.
             hz: recorded steps per second: 20 at the simulator's usual step of 50 ms.
+            depth: read the 24-bit depth pictures too, as metres.
 
         Raises:
             ValueError: no demonstrations, an unknown task, or a stride or rate that is not above 0.
         """
         check_stride(stride, hz)
         self.path, self.tasks, self.views, self.stride, self.hz = path, tasks, views, stride, hz
+        self.depth = depth
         names = tasks or [f.name for f in sorted(Path(path).glob("*")) if f.is_dir()]
         found = {name: _episodes(Path(path) / name) for name in names}
         empty = [name for name in tasks or [] if not found[name]]
@@ -81,7 +86,7 @@ class RLBenchDemos:
         folder = self._folders[index]
         variation_folder = folder.parent.parent
         task, variation = variation_folder.parent.name, _variation(folder)
-        steps = _Steps.read(folder, self._views(folder))
+        steps = _Steps.read(folder, self._views(folder), self.depth)
         provenance = {"source": "rlbench", "task": task, "variation": variation, "episode": folder.name}
         return Episode(
             f"{task}-{variation_folder.name}-{folder.name}",
@@ -106,9 +111,10 @@ class _Steps:
     folder: Path
     actions: Float[np.ndarray, "t 8"]
     cameras: Mapping[str, Cameras]
+    planes: Mapping[str, Float[np.ndarray, "t 2"]]  # near and far, of views whose depth is read
 
     @classmethod
-    def read(cls, folder: Path, views: Sequence[str]) -> "_Steps":
+    def read(cls, folder: Path, views: Sequence[str], depth: bool) -> "_Steps":
         path = folder / _DEMO
         demo = load_pickle(path, _SHELLS)
         observations = getattr(demo, "_observations", None)
@@ -117,7 +123,8 @@ class _Steps:
                 f"{path} holds no observations (a {type(demo).__name__}); expected a saved RLBench Demo"
             )
         for name in views:
-            _check_pictures(folder / f"{name}_rgb", len(observations), path)
+            for kind in ("rgb", "depth") if depth else ("rgb",):
+                _check_pictures(folder / f"{name}_{kind}", len(observations), path)
         tool = [
             [*_entry(step, "gripper_pose", path, i), _entry(step, "gripper_open", path, i)]
             for i, step in enumerate(observations)
@@ -128,7 +135,15 @@ class _Steps:
         if "wrist" in cameras:
             at = f"{path}, misc['wrist_camera_extrinsics']"
             check_follows(cameras["wrist"].world_from_camera.numpy(), actions[:, :3], at)
-        return cls(folder, actions, cameras)
+        planes = {name: _planes(observations, name, path) for name in views} if depth else {}
+        return cls(folder, actions, cameras, planes)
+
+    def depth(self, name: str, number: int) -> Float[np.ndarray, "h w"] | None:
+        """Metres; None where depth was not asked for."""
+        if name not in self.planes:
+            return None
+        picture = read_picture(self.folder / f"{name}_depth" / f"{number}.png")
+        return rlbench_depth(picture, *self.planes[name][number].tolist())
 
 
 def _episodes(task: Path) -> list[Path]:
@@ -192,6 +207,14 @@ def _entry(step: Any, name: str, path: Path, number: int) -> Any:
     return value
 
 
+def _planes(observations: Sequence[Any], name: str, path: Path) -> Float[np.ndarray, "t 2"]:
+    keys = [f"{name}_camera_{plane}" for plane in ("near", "far")]
+    values = [[(getattr(step, "misc", None) or {}).get(key, np.nan) for key in keys] for step in observations]
+    planes = np.array(values, dtype=np.float64)
+    check_finite(planes, f"{path}, misc{keys}")
+    return planes
+
+
 def _cameras(observations: Sequence[Any], name: str, path: Path) -> Cameras:
     """The camera at every step, in OpenCV's axes."""
     stacks = []
@@ -233,5 +256,5 @@ def _frames(steps: _Steps, numbers: Sequence[int], hz: float) -> Iterator[Frame]
         for name, cameras in steps.cameras.items():
             image = read_picture(steps.folder / f"{name}_rgb" / f"{number}.png")
             k, pose = cameras.intrinsics[number], cameras.world_from_camera[number]
-            views[name] = View(image, k.numpy(), pose.numpy())
+            views[name] = View(image, k.numpy(), pose.numpy(), steps.depth(name, number))
         yield Frame(views, steps.actions[number], number / hz)

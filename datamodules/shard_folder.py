@@ -82,6 +82,7 @@ class ShardFolder:
         folder: where it lies.
         episodes: what the index says of each.
         settings: of the recording.
+        shards: number of them; one whose episodes were all left out counts.
         digest: a hash of all shards' checksums; equal for copies of the same shards.
         command: what writes such folders, for error messages.
     """
@@ -102,6 +103,7 @@ class ShardFolder:
         self.episodes: list[EpisodeEntry] = []
         index = self._read_index()
         self.settings, lines = index["settings"], index["shards"]
+        self.shards = len(lines)
         self.digest = hashlib.sha256("".join(line["sha256"] for line in lines).encode()).hexdigest()
         for line in lines:
             shard = ShardEntry.read(self.folder / index_name(line["file"]))

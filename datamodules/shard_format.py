@@ -7,7 +7,7 @@ shard-000000.tar     episodes; per episode `<key>.json`, `<key>.actions.npy`, `<
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +74,24 @@ class EpisodeEntry:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """An episode of the source that is in no shard, because it could not be read or is malformed.
+
+    Attributes:
+        index: its number in the source.
+        key: its name, where it could be read so far.
+        reason: the error.
+    """
+
+    index: int
+    key: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"episode {self.index}{f' ({self.key})' if self.key else ''}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class ShardEntry:
     """What a shard's own index says.
 
@@ -82,12 +100,14 @@ class ShardEntry:
         bytes: its size.
         sha256: its checksum.
         episodes: what lies in it.
+        left_out: what was to lie in it.
     """
 
     file: str
     bytes: int
     sha256: str
     episodes: tuple[EpisodeEntry, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -108,6 +128,8 @@ class ShardEntry:
         """Write `shard-….json` beside the tar; from then on the shard counts as finished."""
         episodes = [episode.to_json() for episode in self.episodes]
         content = {**self.summary(), "schema": SCHEMA, "episodes": episodes}
+        if self.left_out:
+            content["left_out"] = [asdict(each) for each in self.left_out]
         write_json(folder / index_name(self.file), content, indent=None)
 
     @classmethod
@@ -121,7 +143,8 @@ class ShardEntry:
         check_schema(data, path)
         try:
             episodes = tuple(EpisodeEntry.from_json(episode, data["file"]) for episode in data["episodes"])
-            return cls(data["file"], data["bytes"], data["sha256"], episodes)
+            left_out = tuple(LeftOut(**each) for each in data.get("left_out", []))
+            return cls(data["file"], data["bytes"], data["sha256"], episodes, left_out)
         except (KeyError, TypeError, ValueError) as error:
             raise ShardError(f"{path} is no shard index ({error!r}); collect into a new folder") from error
 

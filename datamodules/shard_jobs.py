@@ -8,17 +8,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Any
 
 import torch
 
 from ai_wam.files import AnyPath
-from datamodules.episode_members import EpisodeMembers
 from datamodules.shard_format import shard_name
-from datamodules.shard_writer import remove_unfinished, write_shard
+from datamodules.shard_writer import Made, remove_unfinished, write_shard
 
-Make = Callable[[int], Iterator[EpisodeMembers]]  # the episodes of a shard, by the shard's number
+Make = Callable[[int], Iterator[Made]]  # the episodes of a shard, by the shard's number
 _POLL_SECONDS = 0.2
 _RETRIES = 3  # of a shard whose Ray worker died
 
@@ -79,7 +79,7 @@ class _Job:
     written: Any
     stop: Any
 
-    def episodes(self, number: int) -> Iterator[EpisodeMembers]:
+    def episodes(self, number: int) -> Iterator[Made]:
         """The episodes of a shard, until somebody asks to stop."""
         for members in self.make(number):
             if self.stop.is_set():
@@ -143,7 +143,7 @@ def _write_on_worker(make: Make, folder: AnyPath, number: int, where: str) -> in
     return len(write_shard(folder, number, make(number)).episodes)
 
 
-def _counted(episodes: Iterator[EpisodeMembers], bar: Any) -> Iterator[EpisodeMembers]:
+def _counted(episodes: Iterator[Made], bar: Any) -> Iterator[Made]:
     for members in episodes:
         yield members
         bar.update()
@@ -178,7 +178,16 @@ def _begin_worker(job: _Job) -> None:
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and asks for a clean stop
     torch.set_num_threads(1)
+    Thread(target=_end_with_parent, daemon=True).start()
     _job = job
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot ask its workers to stop."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _write_in_worker(number: int) -> None:

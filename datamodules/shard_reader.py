@@ -11,10 +11,12 @@ from jaxtyping import Float, UInt8
 
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import FrameDecoder, VideoTable
+from datamodules.depth import depth_member, read_depth
 from datamodules.shard_folder import Recent, ShardFolder
 from datamodules.shard_format import ACTIONS, CAMERAS, META
 
 ROWS_KEPT = 200_000  # of frame tables and of matrices, whatever the episodes' length: some 30 MB each
+DEPTH_KEPT = 64_000_000  # bytes
 ROWS_PER_EPISODE = 30  # what an entry costs beside its rows
 
 
@@ -51,6 +53,7 @@ class ShardSet(ShardFolder):
         super()._forget()
         self._headers: Recent[EpisodeHeader] = Recent(ROWS_KEPT, _rows)
         self._tables: Recent[VideoTable] = Recent(ROWS_KEPT, len)
+        self._depths: Recent[bytes] = Recent(DEPTH_KEPT, len)
         self._decoder = FrameDecoder()
 
     def header(self, index: int) -> EpisodeHeader:
@@ -76,6 +79,20 @@ class ShardSet(ShardFolder):
         except (ValueError, IndexError) as error:
             raise self.damaged(entry, name, str(error)) from error
 
+    def depth(self, index: int, view: str, frames: Sequence[int]) -> Float[np.ndarray, "t h w"] | None:
+        """Metres at some frames of episode `index`; None where depth was not recorded.
+
+        Raises:
+            ShardError: the shard is damaged.
+        """
+        entry, name = self.episodes[index], depth_member(view)
+        if name not in entry.members:
+            return None
+        try:
+            return read_depth(self._depths.get((index, view), lambda: self.read(index, name)), frames)
+        except (ValueError, IndexError) as error:
+            raise self.damaged(entry, name, str(error)) from error
+
     def _read_header(self, index: int) -> EpisodeHeader:
         entry = self.episodes[index]
         meta = json.loads(self.read(index, META))
@@ -92,7 +109,8 @@ class ShardSet(ShardFolder):
             for view in entry.views:
                 k, e = header.intrinsics[view], header.world_from_camera[view]
                 still = 0 if len(k) == 1 else number
-                views[view] = View(self.images(index, view, [number])[0], k[still], e[still])
+                image, depth = self.images(index, view, [number])[0], self.depth(index, view, [number])
+                views[view] = View(image, k[still], e[still], None if depth is None else depth[0])
             yield Frame(views, None if header.actions is None else header.actions[number], number / entry.hz)
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 from webdataset import TarWriter
 
@@ -23,11 +23,13 @@ from ai_wam.types import Episode, SourceCard
 from ai_wam.video import VideoEncoding
 from datamodules.data_card import write_card
 from datamodules.episode_members import EpisodeMembers, encode_episode
+from datamodules.folder_lock import lock_folder, unlock_folder
 from datamodules.settings import differences
 from datamodules.shard_format import (
     INDEX,
     SCHEMA,
     EpisodeEntry,
+    LeftOut,
     Member,
     ShardEntry,
     ShardError,
@@ -36,6 +38,8 @@ from datamodules.shard_format import (
     read_json,
     shard_name,
 )
+
+Made: TypeAlias = EpisodeMembers | LeftOut
 
 
 class ShardFile:
@@ -50,6 +54,7 @@ class ShardFile:
         self._tar: Any = TarWriter(self._stream, user="", group="", mtime=0, encoder=False, compress=False)
         self._episodes: dict[str, EpisodeMembers] = {}
         self._crcs: dict[str, int] = {}
+        self._left_out: list[LeftOut] = []
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -70,6 +75,10 @@ class ShardFile:
         self._crcs.update({f"{members.key}.{name}": zlib.crc32(data) for name, data in members.files.items()})
         self._episodes[members.key] = replace(members, files={})
 
+    def leave_out(self, episode: LeftOut) -> None:
+        """Say in the shard's index that an episode is missing."""
+        self._left_out.append(episode)
+
     def commit(self) -> ShardEntry:
         """Finish the tar, give it its name and write its index."""
         with self._writing("its end"):
@@ -82,7 +91,8 @@ class ShardFile:
             EpisodeEntry(key, self._file, episode.frames, episode.hz, episode.views, members[key])
             for key, episode in self._episodes.items()
         )
-        entry = ShardEntry(self._file, self._path.stat().st_size, digest, episodes)
+        size = self._path.stat().st_size
+        entry = ShardEntry(self._file, size, digest, episodes, tuple(self._left_out))
         with self._writing("the whole"):
             publish(self._path, self._folder / self._file)
             entry.write(self._folder)
@@ -194,12 +204,15 @@ class ShardWriter:
             self._shard, self._number = None, self._number + 1
 
 
-def write_shard(folder: AnyPath, number: int, episodes: Iterable[EpisodeMembers]) -> ShardEntry:
+def write_shard(folder: AnyPath, number: int, episodes: Iterable[Made]) -> ShardEntry:
     """One whole shard, or nothing of it."""
     shard = ShardFile(folder, number)
     try:
         for members in episodes:
-            shard.add(members)
+            if isinstance(members, LeftOut):
+                shard.leave_out(members)
+            else:
+                shard.add(members)
         return shard.commit()
     except BaseException:
         shard.abort()
@@ -222,15 +235,17 @@ def open_folder(folder: AnyPath, settings: Mapping[str, Any], shards: int) -> li
     """Make the folder, or check that it holds this recording; gives the numbers of the missing shards.
 
     Raises:
-        ShardError: it holds another recording; the message says what differs.
+        ShardError: it holds another recording (the message says what differs), or another run is at work
+            in it; the folder is this process's from here to `close_folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    lock_folder(folder)
     path = folder / INDEX
     if path.exists():
         _check_same_recording(folder, read_json(path), settings)
     elif tars := sorted(path.name for path in folder.glob("*.tar")):
         raise ShardError(f"{folder} holds {tars[0]} but no {INDEX}; collect into a new folder")
-    remove_unfinished(folder)
+    remove_unfinished(folder)  # nobody else is at work: the folder is locked
     missing = [number for number in range(shards) if not _finished(folder, shard_name(number))]
     if missing:
         write_json(path, {"schema": SCHEMA, "complete": False, "settings": settings, "shards": []})
@@ -258,8 +273,10 @@ def close_folder(folder: AnyPath, shards: int, settings: Mapping[str, Any]) -> d
                 "must be unique in a source. Delete the folder and collect again with unique keys."
             )
         seen[episode.key] = episode.file
+    left_out = [asdict(each) for entry in entries for each in entry.left_out]
     if not seen:
-        raise ShardError(f"{folder}: no episode was written")
+        why = f": all {len(left_out)} were left out, first {left_out[0]['reason']}" if left_out else ""
+        raise ShardError(f"{folder}: no episode was written{why}")
     index = {
         "schema": SCHEMA,
         "complete": True,
@@ -267,9 +284,11 @@ def close_folder(folder: AnyPath, shards: int, settings: Mapping[str, Any]) -> d
         "episodes": len(seen),
         "frames": sum(entry.frames for entry in entries),
         "bytes": sum(entry.bytes for entry in entries),
+        **({"left_out": left_out} if left_out else {}),
         "shards": [entry.summary() for entry in entries],
     }
     write_json(folder / INDEX, index)
+    unlock_folder(folder)
     return index
 
 

@@ -28,15 +28,20 @@ class VideoFile:
     size: tuple[int, int]
 
     @classmethod
-    def open(cls, path: Path) -> "VideoFile":
+    def open(cls, path: Path, hz: float | None = None) -> "VideoFile":
         """Look at a file.
 
+        Args:
+            path: the file.
+            hz: frames per second that it must have; any if left out.
+
         Raises:
-            ValueError: it is missing, holds no readable video, or is cut off.
+            ValueError: it is missing, holds no readable video, is cut off, lacks frames in between, or has
+                another rate.
         """
         try:
             state = path.stat()
-            table = _table(path, state.st_size, state.st_mtime_ns)
+            table = _table(path, state.st_size, state.st_mtime_ns, hz)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {error}; copy it again, or leave the view out") from error
         return cls(path, *table)
@@ -69,7 +74,8 @@ class VideoFile:
 
 
 @lru_cache(maxsize=64)  # LeRobot packs hundreds of episodes into one file
-def _table(path: Path, size: int, changed: int) -> tuple[int, tuple[int, int]]:
+def _table(path: Path, size: int, changed: int, hz: float | None) -> tuple[int, tuple[int, int]]:
     """Number of frames and their size; what else the arguments say keeps the memory true."""
     table = VideoTable.of(path.read_bytes())
+    table.check_times(hz)
     return len(table), table.size

@@ -2,7 +2,7 @@
 
 from ai_wam.types import EpisodeSource, SourceCard
 from ai_wam.video import VideoEncoding
-from datamodules.recording import write_shards
+from datamodules.recording import OnBadEpisode, left_out_lines, write_shards
 from datamodules.shard_jobs import Workers
 
 
@@ -15,6 +15,7 @@ def collect(
     lossless: bool = False,
     gop: int = 1,
     card: SourceCard | None = None,
+    on_error: OnBadEpisode = "raise",
 ) -> None:
     """Write all episodes of a source into WebDataset shards.
 
@@ -31,13 +32,17 @@ def collect(
         gop: frames from one key frame to the next; 1 reads fastest, 12 is two to four times smaller.
         card: title, licence, homepage, citation and known defects for the README.md beside the shards, where
             the source does not say them itself.
+        on_error: "skip" leaves out episodes that cannot be read or are malformed, finishes the rest and lists
+            them at the end, in index.json and in README.md.
     """
     encoding = VideoEncoding(lossless=lossless, gop=gop)
     try:
-        index = write_shards(source, out, episodes_per_shard, Workers(workers, ray), encoding, card=card)
+        makers = Workers(workers, ray)
+        index = write_shards(source, out, episodes_per_shard, makers, encoding, card=card, on_error=on_error)
     except KeyboardInterrupt:
         raise SystemExit(f"{out}: interrupted. Finished shards are kept; the same command goes on.") from None
-    print(
+    total = (
         f"{out}: {index['episodes']} episodes, {index['frames']} frames, {index['bytes'] / 1e6:.1f} MB "
         f"in {len(index['shards'])} shards"
     )
+    print("\n".join([total, *left_out_lines(index)]))

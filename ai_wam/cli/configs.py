@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser
 
 _T = TypeVar("_T")
+_SWITCHES = ("camera_check",)  # options that may be given without a value
 
 
 def instantiate(described: str | Mapping[str, Any], kind: type[_T], *changes: str) -> _T:
@@ -37,8 +38,21 @@ def config_path(name: str) -> Path:
 
 
 def resolved(words: Sequence[str]) -> list[str]:
-    """Command-line words; `configs/...yaml` means the shipped file where the working folder has none."""
-    return [_resolve(word) for word in words]
+    """Command-line words; `configs/...yaml` means the shipped file where the working folder has none.
+
+    A switch stands for itself: `--camera-check` alone, with a hyphen or not, says true.
+    """
+    following = [*words[1:], ""]
+    return [_resolve(_switch(word, next_)) for word, next_ in zip(words, following, strict=True)]
+
+
+def _switch(word: str, following: str) -> str:
+    option, equals, value = word.partition("=")
+    name = option.removeprefix("--").replace("-", "_")
+    if not option.startswith("--") or name not in _SWITCHES:
+        return word
+    told = equals or following.lower() in ("true", "false")
+    return f"--{name}{equals}{value}" if told else f"--{name}=true"
 
 
 def _resolve(word: str) -> str:

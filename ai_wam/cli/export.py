@@ -7,6 +7,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from tqdm import tqdm
 
+from ai_wam.files import unwritten
 from ai_wam.types import Episode
 from ai_wam.video import VideoEncoding
 from datamodules.shard_reader import ShardSet
@@ -45,10 +46,15 @@ def export(shards: str, out: str, to: Layout, lossless: bool = False, browser: b
     if partial.exists():  # an interrupted export
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    writer = _writer(to, partial, VideoEncoding(lossless=lossless, browser=browser, gop=_GOP[to]))
-    for index in tqdm(range(len(episodes)), unit="episode"):
-        writer.write(episodes[index])
-    writer.close()
+    encoding = VideoEncoding(lossless=lossless, browser=browser, gop=_GOP[to])
+    try:
+        writer = _writer(to, partial, encoding)
+        for index in tqdm(range(len(episodes)), unit="episode"):
+            writer.write(episodes[index])
+        writer.close()
+    except OSError as error:
+        shutil.rmtree(partial)
+        raise unwritten(error, out) from error
     os.replace(partial, place)
     print(f"{out}: {len(episodes)} episodes in the layout {to!r}")
 

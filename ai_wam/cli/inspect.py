@@ -137,7 +137,13 @@ def _violations(bad: Sequence[EpisodeReport]) -> str:
 
 
 def _print_camera_check(recordings: str, place: Path, seen: str | None, max_pixels: float) -> None:
-    residuals = check_cameras(recordings, place, seen)
+    try:
+        residuals = check_cameras(recordings, place, seen)
+    except (ValueError, ShardError) as error:
+        raise SystemExit(
+            f"ai-wam inspect: {error}\nCameras are checked in folders of shards and of plain recordings "
+            "(docs/shards.md); bring other layouts into shards first: ai-wam convert"
+        ) from error
     print(f"overlays: {place}; the cross has to lie on the tool's tip")
     for view, distances in residuals.items():
         print(

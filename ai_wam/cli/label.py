@@ -11,7 +11,7 @@ from ai_wam.cli.checkpoints import digest, load_task
 from ai_wam.files import as_path, write_json
 from ai_wam.types import EpisodeSource
 from ai_wam.video import VideoEncoding
-from datamodules.recording import write_shards
+from datamodules.recording import OnBadEpisode, left_out_lines, write_shards
 from datamodules.shard_jobs import Workers
 from datamodules.shard_reader import ShardSet
 from tasks.labeler import LabeledSource
@@ -33,6 +33,7 @@ def label(
     gpus: float = 0.0,
     lossless: bool = False,
     gop: int = 1,
+    on_error: OnBadEpisode = "raise",
 ) -> None:
     """Label every frame of every episode and say how much was kept.
 
@@ -53,6 +54,7 @@ def label(
         gpus: of every Ray worker.
         lossless: keep every pixel exactly, at about ten times the size.
         gop: frames from one key frame to the next.
+        on_error: "skip" leaves out episodes that cannot be read or are malformed, and lists them at the end.
     """
     if (shards is None) == (source is None):
         sys.exit("ai-wam label: give either --shards FOLDER or --source; one of them, not both")
@@ -65,10 +67,11 @@ def label(
     device = "cuda" if on_gpu else "cpu"
     labeled = LabeledSource(recordings, task, known, min_confidence, min_share, batch_size, device)
     encoding = VideoEncoding(lossless=lossless, gop=gop)
-    write_shards(labeled, out, episodes_per_shard, Workers(0, ray, gpus), encoding)
+    workers = Workers(0, ray, gpus)
+    index = write_shards(labeled, out, episodes_per_shard, workers, encoding, on_error=on_error)
     report = summary(ShardSet(out))
     write_json(as_path(out) / REPORT, report)
-    print(_table(out, report))
+    print("\n".join([_table(out, report), *left_out_lines(index)]))
 
 
 def summary(labeled: ShardSet) -> dict[str, Any]:

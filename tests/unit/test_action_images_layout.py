@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from source_fixtures.truth import pictures
 
 from ai_wam.cli import main
 from ai_wam.types import Episode
-from ai_wam.video import VideoEncoding, write_video
+from ai_wam.video import VideoEncoding, decode_frames, write_video
 from benchmarks.speed.data import MovingSquares
 from datamodules.action_images_layout import ActionImagesLayout, ActionImagesWriter
 from datamodules.recording import write_shards
@@ -109,7 +110,7 @@ def test_what_is_exported_reads_back(tmp_path, capsys):
     options = [f"--shards={tmp_path / 'shards'}", f"--out={tmp_path / 'out'}", "--lossless=true"]
     main(["export", "--to=action_images", *options])
     assert "3 episodes in the layout 'action_images'" in capsys.readouterr().out
-    source = ActionImagesLayout(str(tmp_path / "out"), views={"view0": "front", "view1": "left_shoulder"})
+    source = ActionImagesLayout(str(tmp_path / "out"))  # the exported folders say their cameras' names
     assert len(source) == 3
     for index in range(3):
         wanted = list(squares[index].frames)[::4]
@@ -154,3 +155,49 @@ def test_variations_are_told_apart_by_their_words(tmp_path):
 def test_what_the_layout_cannot_hold_is_refused(squares, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         ActionImagesWriter(tmp_path, VideoEncoding()).write(squares[0])
+
+
+def export(shards, out):
+    main(["export", "--to=action_images", f"--shards={shards}", f"--out={out}", "--lossless=true"])
+
+
+def test_released_data_goes_through_shards_and_back(root, tmp_path):
+    """Also the three actions between pictures, key frames that no rule explains, and view10 under a name."""
+    names = {"view10": "left_shoulder", "view0": "front"}
+    (root / "close_jar/variation10").rename(root / "dense")  # has no view10
+    source = ActionImagesLayout(str(root), views=names)
+    write_shards(
+        source, tmp_path / "shards", workers=0, encoding=VideoEncoding(lossless=True), progress=False
+    )
+    export(tmp_path / "shards", tmp_path / "out")
+    wanted, found = root / FIRST, tmp_path / "out" / FIRST
+    for name in ("actions.npy", "key_frames.npy"):
+        assert np.array_equal(np.load(found / name), np.load(wanted / name)), name
+    assert np.load(found / "actions.npy").shape == (14, 8)
+    assert json.loads((found / "camera_names.json").read_text()) == names
+    for view in names:
+        pictures = [f / view / "rgb" / "video.mp4" for f in (found, wanted)]
+        assert np.array_equal(*(decode_frames(path.read_bytes()) for path in pictures))
+        new, old = (json.loads((f / view / "camera_params.json").read_text()) for f in (found, wanted))
+        assert list(new) == list(old)
+        assert np.allclose(new["0003"]["extrinsics"], old["0003"]["extrinsics"], atol=1e-6)
+    again = ActionImagesLayout(str(tmp_path / "out"))
+    assert list(next(iter(again[0].frames)).views) == ["front", "left_shoulder"]
+
+
+def test_a_picture_at_every_step_keeps_its_key_frames(root, tmp_path):
+    dense = root / "close_jar/variation10/episodes/episode0"
+    np.save(dense / "key_frames.npy", np.array([2, 9]))
+    (root / "close_jar/variation3").rename(root / "sparse")
+    write_shards(ActionImagesLayout(str(root)), tmp_path / "shards", workers=0, progress=False)
+    export(tmp_path / "shards", tmp_path / "out")
+    found = tmp_path / "out/close_jar/variation10/episodes/episode0"
+    assert np.load(found / "key_frames.npy").tolist() == [2, 9]
+    assert np.allclose(np.load(found / "actions.npy"), np.load(dense / "actions.npy"), atol=1e-6)
+
+
+def test_changed_actions_are_not_replaced_by_the_kept_ones(root, tmp_path):
+    episode = ActionImagesLayout(str(root))[0]
+    frames = [replace(frame, action=frame.action + np.eye(8)[0]) for frame in episode.frames]
+    with pytest.raises(ValueError, match="other actions than those kept"):
+        ActionImagesWriter(tmp_path / "out", VideoEncoding()).write(replace(episode, frames=frames))

@@ -127,3 +127,20 @@ def test_every_way_to_write_a_rotation(written_as, values):
 def test_what_is_no_rotation_is_named(written_as, values, message):
     with pytest.raises(ValueError, match=message):
         to_quaternion(values[None], written_as, "here")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, r"cameras.json, camera 'images0', K, frame 0: 1 of 1 matrices hold NaN"),
+        (0.0, "fx and fy above 0"),
+        (-60.0, "fx and fy above 0"),
+    ],
+)
+def test_cameras_that_are_none_are_named(value, message, root):
+    path = root / FIRST / "cameras.json"
+    cameras = json.loads(path.read_text())
+    cameras["images0"]["K"][0][0] = value
+    path.write_text(json.dumps(cameras))
+    with pytest.raises(ValueError, match=message):
+        Bridge(str(root))[0]

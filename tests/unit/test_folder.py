@@ -1,5 +1,7 @@
+import io
 import json
 
+import av
 import numpy as np
 import pytest
 from jsonargparse import auto_cli
@@ -23,7 +25,7 @@ def write_folder(root):
         for name in SQUARES.views:
             images = [frame.views[name].image for frame in frames]
             (folder / f"{name}.mp4").write_bytes(
-                write_video(images, 30.0, VideoEncoding(lossless=True, gop=4))
+                write_video(images, 10.0, VideoEncoding(lossless=True, gop=4))
             )
         views = [frame.views for frame in frames]
         k, size = views[0]["front"].intrinsics.tolist(), [24, 32]
@@ -81,6 +83,20 @@ def edit_cameras(function):
     return change
 
 
+def with_a_hole(data):
+    """The video with the frames from 3 on shown one frame later."""
+    written = io.BytesIO()
+    with av.open(io.BytesIO(data)) as old, av.open(written, "w", format="mp4") as new:
+        track = new.add_stream_from_template(old.streams.video[0])
+        late = int(0.1 / old.streams.video[0].time_base)
+        for packet in (packet for packet in old.demux(video=0) if packet.size):
+            if packet.pts >= 3 * late:
+                packet.pts, packet.dts = packet.pts + late, packet.dts + late
+            packet.stream = track
+            new.mux(packet)
+    return written.getvalue()
+
+
 def write(name, text):
     return lambda folder: (folder / name).write_text(text)
 
@@ -106,6 +122,31 @@ def write(name, text):
         (edit_cameras(lambda c: c["front"].update(size=[32, 24])), r"size \[32, 24\] .* has \[24, 32\]"),
         (edit_cameras(lambda c: c["front"].update(K=[1, 2])), r"'front', K: expected 3x3 numbers"),
         (edit_cameras(lambda c: c["wrist"]["world_to_camera"].pop()), r"'cameras.json wrist pose': 4"),
+        (
+            edit_cameras(lambda c: c["front"]["K"][0].__setitem__(0, 0)),
+            r"cameras.json, camera 'front': .*fx and fy above 0",
+        ),
+        (
+            edit_cameras(lambda c: c["wrist"]["K"][1].__setitem__(1, -32)),
+            r"camera 'wrist': .*negative ones \(RLBench's\)",
+        ),
+        (
+            edit_cameras(lambda c: c["wrist"]["world_to_camera"][3][0].__setitem__(0, np.nan)),
+            r"cameras.json, camera 'wrist', world_to_camera, frame 3: 1 of 5 matrices hold NaN .* leave",
+        ),
+        (
+            edit_cameras(lambda c: c["wrist"].update(world_to_camera=c["wrist"]["world_to_camera"][0])),
+            r"cameras.json, camera 'wrist': the camera sits on the hand, but its pose is the same in all 5",
+        ),
+        (
+            write("actions.csv", ",".join(COLUMNS) + "\n" + "0,0,0,0,0,0,1,1\n" * 4 + "0,nan,0,0,0,0,1,1\n"),
+            r"actions.csv, line 6: .*'nan'.* is not finite",
+        ),
+        (
+            lambda f: (f / "front.mp4").write_bytes(with_a_hole((f / "front.mp4").read_bytes())),
+            r"front.mp4: frame 3 is shown 0.2 s after frame 2, others follow after 0.1 s",
+        ),
+        (write("meta.json", '{"hz": 20}'), r"front.mp4: frames are shown at 10 a second, .* to have 20"),
         (write("actions.csv", "x,y\n"), r"the first line must be x,y,z,qx,qy,qz,qw,openness, got 'x,y'"),
         (
             write("actions.csv", ",".join(COLUMNS) + "\n0,0,0,0,0,0,1,1\n0,0,0,0,0,0,one,1\n"),

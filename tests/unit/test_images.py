@@ -206,7 +206,7 @@ def mirror(content):
         (lambda c: c["front"].update(size=[96, 96]), "96 x 96 pixels.*aspect ratio is another one"),
         (mirror, r"camera 'front': the pose is left-handed"),
         (lambda c: c["front"]["camera_to_world"][0].__setitem__(0, 2.0), r"camera 'front'.*no rigid motion"),
-        (lambda c: c["front"]["K"][0].__setitem__(0, 0.0), "fx and fy not 0"),
+        (lambda c: c["front"]["K"][0].__setitem__(0, 0.0), "fx and fy above 0"),
         (lambda c: c["front"]["K"][0].__setitem__(0, float("nan")), "NaN or infinity"),
         (lambda c: c["front"].update(K=[K.tolist()] * 3), "matrices for one picture"),
     ],

@@ -1,6 +1,8 @@
 """`ai-wam inspect`: what it says of good shards, and what of broken ones."""
 
+import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +96,52 @@ def test_a_hand_camera_that_stands_still(record):
     )
 
 
+def change_cameras(folder: Path, change) -> None:
+    """Write the shard's first episode again with other matrices, as no writer of ours would."""
+    shard = json.loads((folder / "shard-000000.json").read_text())
+    data = bytearray((folder / shard["file"]).read_bytes())
+    for episode in shard["episodes"]:
+        offset, size, _ = episode["members"]["cameras.npz"]
+        with np.load(io.BytesIO(bytes(data[offset : offset + size]))) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        change(arrays)
+        changed = io.BytesIO()
+        np.savez(changed, **arrays)
+        data[offset : offset + size] = changed.getvalue()
+        episode["members"]["cameras.npz"][2] = zlib.crc32(changed.getvalue())
+    (folder / shard["file"]).write_bytes(data)
+    (folder / "shard-000000.json").write_text(json.dumps(shard))
+
+
+def test_focal_lengths_that_are_none(record):
+    folder = record(SOURCE)
+    change_cameras(folder, lambda arrays: arrays["front.intrinsics"].__imul__([[-1], [-1], [1]]))
+    assert "view 'front' has a focal length that is not above 0" in violations(folder)
+
+
+def test_lost_calibrations_are_no_violation(record, capsys: pytest.CaptureFixture):
+    """Video only: nobody can say whether the tool is in the picture."""
+    folder = record(replace(SOURCE, episodes=2))
+    change_cameras(folder, lambda arrays: [array.fill(np.nan) for array in arrays.values()])
+    main(["inspect", str(folder)])
+    said = capsys.readouterr().out
+    assert "no view has a calibration: good for the video alone (2 episodes)" in said
+    assert "tool in no picture" not in said
+
+
+def test_what_cannot_be_read_back_is_a_violation(record):
+    """Both cameras see the tool, but stand at one place, so that no distance can be told."""
+
+    def together(arrays):
+        arrays["left_shoulder.world_from_camera"][:] = arrays["front.world_from_camera"]
+
+    folder = record(SOURCE)
+    change_cameras(folder, together)
+    said = violations(folder)
+    assert "action images of 16 of 16 frames whose tool two cameras see cannot be read back" in said
+    main(["inspect", str(folder), "--limits.unread=1", "--limits.residual_mm=1e6"])
+
+
 def test_a_damaged_video_names_shard_key_and_member(record):
     folder = record(SOURCE)
     shard = folder / "shard-000000.tar"
@@ -152,16 +200,25 @@ def test_cameras_are_checked_against_seen_points(record, tmp_path: Path, capsys:
         main(words)
     assert "median 10.0, worst 10.0 pixels" in capsys.readouterr().out
     points.write_text("key,view,frame,x,y\nsquares-0000,front,99,1,1\n")
-    with pytest.raises(ValueError, match=r"1 points name no recorded frame, .*'front', 99"):
+    with pytest.raises(SystemExit, match=r"1 points name no recorded frame, .*'front', 99"):
         main(words)
     points.write_text("x,y\n")
-    with pytest.raises(ValueError, match="expected key,view,frame,x,y"):
+    with pytest.raises(SystemExit, match="expected key,view,frame,x,y"):
         main(words)
 
 
-def test_cameras_are_shown_without_points(record, tmp_path: Path):
-    main(["inspect", str(record(SOURCE)), "--camera_check=true", f"--out={tmp_path / 'check'}"])
+@pytest.mark.parametrize(
+    "words", [["--camera-check"], ["--camera_check"], ["--camera_check", "true"], ["--camera-check=true"]]
+)
+def test_cameras_are_shown_without_points(record, tmp_path: Path, words: list[str]):
+    main(["inspect", str(record(SOURCE)), *words, f"--out={tmp_path / 'check'}"])
     assert len(list((tmp_path / "check").iterdir())) == 3 * 2
+
+
+def test_other_layouts_are_told_what_is_accepted(tmp_path: Path):
+    (tmp_path / "task" / "variation0").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"folders of shards and of plain recordings .*ai-wam convert"):
+        main(["inspect", str(tmp_path), "--camera-check"])
 
 
 def test_frames_are_spread_evenly():

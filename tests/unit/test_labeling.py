@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -101,6 +102,23 @@ def test_labels_are_the_actions_of_their_frames(backbone: VideoBackbone):
         assert all(labels["valid"])
         assert max(labels["disagreement_px"]) < 0.2
         assert episode.provenance["source"] == "test"
+
+
+def test_a_labeled_set_exports_its_confidence(backbone: VideoBackbone, tmp_path: Path):
+    class Shifted(Oracle):
+        """Draws one view two pixels too low, so that the decoder is less sure."""
+
+        def imagine(self, batch, chosen):
+            images = super().imagine(batch, chosen)[Kind.ACTION]
+            return {Kind.ACTION: torch.cat([images[:, :1], images[:, 1:].roll(2, -2)], dim=1)}
+
+    labeled = LabeledSource(Recordings(), Shifted(backbone, CLIP), {}, min_confidence=0.0)
+    write_shards(labeled, tmp_path / "labeled", workers=0, progress=False)
+    main(["export", f"--shards={tmp_path / 'labeled'}", f"--out={tmp_path / 'out'}", "--to=lerobot"])
+    table = pq.read_table(tmp_path / "out/data/chunk-000/file-001.parquet")
+    said = ShardSet(tmp_path / "labeled").header(1).provenance["labels"]["confidence"]
+    assert max(said) < 1
+    assert table.column("action.confidence").to_pylist() == pytest.approx(said, abs=1e-6)
 
 
 def test_too_little_that_is_sure_leaves_an_episode_without_actions(backbone: VideoBackbone):

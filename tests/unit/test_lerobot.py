@@ -10,7 +10,7 @@ from source_fixtures import lerobot__v21 as older
 
 from ai_wam.cli import main
 from ai_wam.types import Episode, EpisodeSource
-from ai_wam.video import VideoEncoding, decode_frames
+from ai_wam.video import VideoEncoding, decode_frames, write_video
 from benchmarks.speed.data import MovingSquares
 from datamodules.lerobot import LeRobotSource
 from datamodules.lerobot_writer import LeRobotWriter
@@ -118,6 +118,19 @@ def lost(value):
         (edit_json(SIDE, lambda c: c.pop("top")), r"has cameras \['hand'\] and not 'top'"),
         (edit_json(SIDE, lambda c: c["top"].update(size=[1, 2])), r"size \[1, 2\] .* has \[48, 64\]"),
         (edit_json(SIDE, lambda c: c["top"].update(size=7)), r"size is 7, expected \[height, width\]"),
+        (
+            edit_json(SIDE, lambda c: c["hand"]["world_to_camera"][2][0].__setitem__(3, np.nan)),
+            r"episode_000001.json, camera 'hand', world_to_camera, frame 2: 1 of 5 matrices hold NaN",
+        ),
+        (
+            edit_json(SIDE, lambda c: c["hand"].update(world_to_camera=c["hand"]["world_to_camera"][0])),
+            r"episode 1, camera 'hand': the camera sits on the hand, but its pose is the same",
+        ),
+        (edit_json(SIDE, lambda c: c["top"]["K"][0].__setitem__(0, -60.0)), "fx and fy above 0, got"),
+        (
+            lambda r: (r / VIDEO).write_bytes(write_video(fixture.pictures(12), 30.0)),
+            "file-000.mp4: frames are shown at 30 a second, but the recording is said to have 10",
+        ),
         (
             edit_json(SIDE, lambda c: c["hand"]["world_to_camera"].pop()),
             "hand pose has 4 matrices, episode 1 has 5",

@@ -12,8 +12,10 @@ from source_fixtures import rlbench_demos as fixture
 from source_fixtures.truth import FRONT, WRIST, poses
 
 from ai_wam.types import Frame
+from datamodules.recording import write_shards
 from datamodules.rlbench_demos import RLBenchDemos
 from datamodules.safe_pickle import load_pickle
+from datamodules.shard_reader import ShardSet
 
 GOLDEN_K = [[-175.83856040078922, 0, 64], [0, -175.83856040078922, 64], [0, 0, 1]]
 GOLDEN_POSE = [[0, -0.42262, -0.90631, 1.35], [-1, 0, 0, 0], [0, 0.90631, -0.42262, 1.58], [0, 0, 0, 1]]
@@ -199,3 +201,32 @@ def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(tmp_path):
     with pytest.raises(ValueError, match=r"the global numpy\.ndarray\.tofile"):
         load_pickle(hostile)
     assert not touched.exists()
+
+
+def test_depth_of_24_bits_comes_back_in_metres(root, tmp_path):
+    """0x000001, 0x010000 and 0xffffff of 2^24 - 1 steps from 0.01 m to 3.2 m."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[0, 0], picture[0, 1], picture[0, 2] = (0, 0, 1), (1, 0, 0), (255, 255, 255)
+    for number in range(fixture.FRAMES):
+        picture[1, 1, 0] = number
+        Image.fromarray(picture).save(root / FIRST / "front_depth" / f"{number}.png")
+    source = RLBenchDemos(str(root), tasks=["reach_target"], views=["front"], depth=True)
+    wanted = [0.01 + 3.19 / 16777215, 0.01 + 65536 * 3.19 / 16777215, 3.2]
+    recorded = [frame.views["front"].depth for frame in source[0].frames]
+    assert recorded[0][0, :3] == pytest.approx(wanted, abs=1e-7)
+    assert recorded[5][1, 1] == pytest.approx(0.01 + 5 * 65536 * 3.19 / 16777215, abs=1e-6)
+    write_shards(source, tmp_path / "out", workers=0, progress=False)
+    shards = ShardSet(tmp_path / "out")
+    assert np.array_equal(shards.depth(0, "front", range(fixture.FRAMES)), np.stack(recorded))
+    again = [frame.views["front"].depth for frame in shards[0].frames]
+    assert all(np.array_equal(a, b) for a, b in zip(again, recorded, strict=True))
+
+
+def test_depth_that_is_missing_is_named(root):
+    (root / FIRST / "front_depth" / "3.png").unlink()
+    with pytest.raises(ValueError, match=r"front_depth: .* pictures \[3\] are missing"):
+        RLBenchDemos(str(root), depth=True)[0]
+    rewrite(root / FIRST, lambda steps: steps[2]["misc"].pop("wrist_camera_near"))
+    with pytest.raises(ValueError, match=r"wrist_camera_near.*frame 2"):
+        RLBenchDemos(str(root), views=["wrist"], depth=True)[0]
+    assert next(iter(RLBenchDemos(str(root))[0].frames)).views["front"].depth is None

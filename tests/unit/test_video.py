@@ -203,3 +203,24 @@ def test_a_video_that_is_cut_off_is_named(tmp_path):
     data = (tmp_path / "a.mp4").read_bytes()
     with pytest.raises(ValueError, match=r"\d+ frames are there, its header promises 30"):
         VideoTable.of(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("what", ["cut off", "overwritten"])
+def test_a_damaged_header_is_a_value_error(what):
+    """MP4 keeps its tables at the end, in `moov`: wherever they break off, the error is the same."""
+    data = write_video(np.zeros((5, 32, 32, 3), np.uint8), 10.0)
+    begin, refused = data.index(b"moov"), 0
+    for place in range(begin, len(data) - 16, 3):
+        broken = data[:place] if what == "cut off" else data[:place] + bytes(16) + data[place + 16 :]
+        try:
+            assert len(VideoTable.of(broken)) == 5
+        except ValueError:
+            refused += 1
+    assert refused > 50
+
+
+def test_a_video_without_frames_is_refused():
+    data = write_video(np.zeros((5, 32, 32, 3), np.uint8), 10.0)
+    place = data.index(b"stsz") + 12  # number of samples
+    with pytest.raises(ValueError, match="no readable video"):
+        VideoTable.of(data[:place] + bytes(4) + data[place + 4 :])
