@@ -49,6 +49,7 @@ class TrialResult:
             control step.
         decoded: all that was commanded, and what the last chunk would have commanded next.
         failure: why it failed; see `benchmarks.failures`.
+        scene: fingerprint of the scene; empty if there was none.
     """
 
     trial: Trial
@@ -67,6 +68,7 @@ class TrialResult:
     seams: tuple[tuple[float, float], ...] = ()
     decoded: Schedule | None = None
     failure: Mapping[str, Any] | None = None
+    scene: str = ""
 
     @property
     def success(self) -> bool:
@@ -79,6 +81,7 @@ class TrialResult:
         return {
             "outcome": self.stop_reason if self.stop_reason in ("success", "crash") else "failure",
             "stop_reason": self.stop_reason,
+            "scene": self.scene,
             **{name: getattr(self, name) for name in ("steps", "seconds", "plans", *counts)},
             # JSON has no NaN: a figure that does not apply to the trial is null.
             "diagnostics": {
@@ -133,7 +136,7 @@ class Run:
     ) -> None:
         self.world, self.trial = world, trial
         self.stop_reason: StopReason | None = None
-        self.prompt = ""
+        self.prompt = self.scene = ""
         self._error: str | None = None
         self._protocol, self._views, self._stride = protocol, clip.views, clip.stride
         self._budget = max(1, round(protocol.max_seconds * world.control_hz))
@@ -146,7 +149,7 @@ class Run:
         with self.surviving():
             instructions = world.reset(trial)
             self.prompt = instructions[trial.seed % len(instructions)]
-            self._last_valid = world.pose()
+            self.scene, self._last_valid = world.scene(), world.pose()
 
     @contextmanager
     def surviving(self) -> Iterator[None]:
@@ -230,6 +233,7 @@ class Run:
             committed_frames=self._committed,
             seams=tuple(self._seams),
             decoded=self._schedule,
+            scene=self.scene,
         )
 
     def _enter(self, step: Schedule) -> None:

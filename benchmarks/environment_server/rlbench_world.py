@@ -6,7 +6,6 @@ demonstration followed by `reset_to_demo` does, so every scene here is one that 
 """
 
 import os
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,12 +18,14 @@ from rlbench.action_modes.arm_action_modes import EndEffectorPoseViaIK, EndEffec
 from rlbench.action_modes.gripper_action_modes import Discrete
 from rlbench.backend.exceptions import InvalidActionError, TaskEnvironmentError
 from rlbench.backend.observation import Observation
+from rlbench.demo import Demo
 from rlbench.environment import Environment
 from rlbench.observation_config import CameraConfig, ObservationConfig
 from rlbench.task_environment import TaskEnvironment
 from rlbench.utils import name_to_task_class
 
 CAMERAS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
+_KEPT = 64  # demonstrations, one of a trial: several policies and references meet it one after another
 _ARM_MODES = {"planning": EndEffectorPoseViaPlanning, "ik": EndEffectorPoseViaIK}
 # RuntimeError: CoppeliaSim refused a call (PyRep), or no demonstration succeeded (RLBench).
 _LOST = (TaskEnvironmentError, ConfigurationPathError, IKError, RuntimeError)
@@ -62,11 +63,12 @@ class World:
         self._environment = Environment(action_mode, obs_config=self._config, headless=True)
         self._environment.launch()
         self._live: TaskEnvironment | None = None
+        self._demos: dict[tuple[str, int, int], Demo] = {}
         self._solved = self._over = False
 
     def versions(self) -> dict[str, str]:
         """What is at work here."""
-        found = {"python": sys.version.split()[0], "numpy": np.__version__, "rlbench": rlbench.__version__}
+        found = {"rlbench": rlbench.__version__}
         try:
             found["pyrep"] = version("pyrep")
         except PackageNotFoundError:  # on a path, not installed
@@ -77,8 +79,8 @@ class World:
         """A scene that the expert has just solved, as it was before.
 
         Returns:
-            "instructions", "pose" of the tip and openness, "actions" of the demonstration (one per 50 ms) and
-            "change": how far any number of the task's state is from where the demonstration began.
+            "instructions", "pose" of the tip and openness, "actions" of the demonstration (one per 50 ms),
+            the task's "state" where it began and "change": how far any number of the state is from that now.
         """
         self._look((), state=True)
         np.random.seed(seed)  # RLBench draws from the global generator
@@ -86,7 +88,7 @@ class World:
             self._live = scene = self._environment.get_task(name_to_task_class(task))
             scene.set_variation(variation)
             scene.reset()  # the first one notes variation 0, whichever it is, and a demonstration keeps that
-            (demo,) = scene.get_demos(1, live_demos=True, max_attempts=attempts)
+            demo = self._demonstration(scene, (task, variation, seed), attempts)
             instructions, now = scene.reset_to_demo(demo)
         except _LOST as error:
             raise LostTrial(f"no scene of {task}, variation {variation}: {_said(error)}") from error
@@ -99,6 +101,7 @@ class World:
             "instructions": instructions,
             "pose": _pose(now),
             "actions": np.stack([_pose(observation) for observation in demo[1:]]),
+            "state": demo[0].task_low_dim_state,
             "change": _change(demo[0].task_low_dim_state, now.task_low_dim_state),
         }
 
@@ -135,6 +138,16 @@ class World:
     def close(self) -> None:
         """End CoppeliaSim."""
         self._environment.shutdown()
+
+    def _demonstration(self, scene: TaskEnvironment, key: tuple[str, int, int], attempts: int) -> Demo:
+        """The one this scene was found with, or a live one."""
+        demo = self._demos.pop(key, None)
+        if demo is None:
+            (demo,) = scene.get_demos(1, live_demos=True, max_attempts=attempts)
+        self._demos[key] = demo  # the latest last
+        if len(self._demos) > _KEPT:
+            del self._demos[next(iter(self._demos))]
+        return demo
 
     @property
     def _task(self) -> TaskEnvironment:

@@ -142,8 +142,9 @@ def _load(path: str) -> Any:
 def _answer(state: dict[str, Any], request: dict[str, Any]) -> Any:
     name, arguments = request["call"], request["arguments"]
     if name == "open":
-        state["world"] = _load(state["adapter"]).World(**arguments)
-        return {"python": sys.version.split()[0], "numpy": np.__version__}
+        world = state["world"] = _load(state["adapter"]).World(**arguments)
+        own = world.versions() if hasattr(world, "versions") else {}
+        return {"python": sys.version.split()[0], "numpy": np.__version__, **own}
     if name.startswith("_"):
         raise AttributeError(f"{name!r} is not to be called from outside")
     return getattr(state["world"], name)(**arguments)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
 from ai_wam.types import Frame, View
-from benchmarks.base import StepResult, Trial, checked_action
+from benchmarks.base import StepResult, Trial, checked_action, fingerprint
 from benchmarks.tabletop import panda, rigs, scene, tasks
 from benchmarks.tabletop.graphics import Pictures
 from benchmarks.tabletop.kinematics import Pose, Solution
@@ -98,9 +98,13 @@ class Tabletop:
             _start_somewhere(world, task, of_start)
         else:
             world.place_arm(panda.HOME)
-        self._trial, self._steps = trial, 0
+        self._trial, self._steps, self._scene = trial, 0, _fingerprint(world)
         task.status(world)
         return task.instructions(trial.variation)
+
+    def scene(self) -> str:
+        """Fingerprint of where everything stood, and how it was coloured, when the trial began."""
+        return self._scene
 
     def observe(self, views: Sequence[str] | None = None) -> Frame:
         """Draw the named cameras (the configured ones if left out) and read the pose.
@@ -146,6 +150,10 @@ class Tabletop:
         world, name = self._current()
         return self._task(name).diagnostics(world)
 
+    def versions(self) -> Mapping[str, str]:
+        """Nothing: the suite runs in this process."""
+        return {}
+
     def close(self) -> None:
         """Release the OpenGL contexts; the next reset builds anew what it needs."""
         for pictures in self._pictures.values():
@@ -177,7 +185,7 @@ class Tabletop:
         self._pictures: dict[str, Pictures] = {}
         self._calibrations: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
         self._trial = None
-        self._steps = 0
+        self._steps, self._scene = 0, ""
 
     def __getstate__(self) -> dict[str, Any]:
         return self.settings
@@ -233,6 +241,11 @@ def _start_somewhere(world: World, task: TabletopTask, rng: np.random.Generator)
         return world.kinematics.solve(task.random_start(world, rng), panda.HOME)
 
     world.place_arm(draw(sample, lambda solution: solution.reached, "reachable random start").joints)
+
+
+def _fingerprint(world: World) -> str:
+    parts = (world.data.qpos, world.data.geom_xpos, world.data.geom_xmat, world.model.geom_rgba)
+    return fingerprint(np.concatenate([np.ravel(part) for part in parts]))
 
 
 def _check_views(views: Sequence[str]) -> None:
