@@ -19,6 +19,7 @@ from ai_wam.files import write_json, write_text
 from ai_wam.types import Clip, Policy
 from benchmarks.base import Trial
 from benchmarks.benchmark import Benchmark, TrialResult
+from benchmarks.provenance import content_hash
 from benchmarks.report import render
 from benchmarks.results import assemble, check_complete
 from benchmarks.tables import results_table
@@ -184,6 +185,8 @@ class TrialDataModule(LightningDataModule):
             "name": _class_path(module),
             "config": json.loads(json.dumps(dict(module.hparams), default=_class_path)),
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+            "checkpoint_hash": None if trainer.ckpt_path is None else content_hash(trainer.ckpt_path),
+            "frames": self.clip.frames,
         }
         protocol, simulator = self.benchmark.protocol, self.benchmark.simulator
         self.results = assemble(
@@ -192,6 +195,7 @@ class TrialDataModule(LightningDataModule):
             protocol.describe(simulator, self.clip),
             protocol.hash(simulator, self.clip),
             policy,
+            self.benchmark.versions(),
         )
         for name, value in _scalars(self.results).items():
             module.log(name, value, sync_dist=trainer.world_size > 1)
@@ -279,7 +283,8 @@ def _scalars(results: Mapping[str, Any]) -> dict[str, float]:
     scalars = {f"test/success/{arm}": rate for arm, rate in results["mean"].items() if rate is not None}
     for task, summary in results["tasks"].items():
         for arm in results["mean"]:
-            scalars[f"test/{task}/{arm}"] = summary[arm]["rate"]
+            if summary[arm]["rate"] is not None:
+                scalars[f"test/{task}/{arm}"] = summary[arm]["rate"]
         for name, value in summary["diagnostics"].items():
             if value is not None:
                 scalars[f"test/{task}/{name}"] = value

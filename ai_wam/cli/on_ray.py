@@ -84,5 +84,6 @@ def merge(shares: Sequence[_Share], out: Path) -> None:
             if twice := sorted(known.keys() & results.keys()):
                 raise RuntimeError(f"{arm}: trials {twice[:3]} ({len(twice)}) were run by two workers")
             known.update(results)
-    results = assemble(trials, arms, first["protocol"], first["protocol_hash"], first["policy"])
+    world = first["versions"].get("world")
+    results = assemble(trials, arms, first["protocol"], first["protocol_hash"], first["policy"], world)
     write_results(out, results, arms["policy"])

@@ -1,7 +1,9 @@
 """The suite as a `benchmarks.base.Simulator`."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +79,18 @@ class Tabletop:
     def tasks(self) -> Mapping[str, int]:
         """Names of the tasks with their numbers of variations."""
         return {name: self._task(name).variations for name in tasks.names()}
+
+    def definition(self, names: Sequence[str]) -> str:
+        """Hash of what these tasks are: their models, and the code that places, moves and judges."""
+        models = [self._xml(name) for name in sorted(names)]
+        files = (
+            "kinematics.py",
+            "world.py",
+            "tasks/base.py",
+            *(f"tasks/{name}.py" for name in sorted(names)),
+        )
+        code = [(Path(__file__).parent / file).read_text(encoding="utf-8") for file in files]
+        return hashlib.sha256("\0".join(models + code).encode()).hexdigest()
 
     def reset(self, trial: Trial) -> tuple[str, ...]:
         """Build the trial's scene; gives its instructions.
@@ -200,12 +214,14 @@ class Tabletop:
 
     def _world(self, name: str) -> World:
         if name not in self._worlds:
-            task = self._task(name)
-            timestep = 1 / self.control_hz / substeps(self.control_hz)
-            mounts = rigs.mounts(self.rig, task.region)
-            xml = scene.mjcf(task.bodies(), task.assets(), mounts, self.image_size, timestep, self.shadows)
-            self._worlds[name] = World(xml, self.control_hz)
+            self._worlds[name] = World(self._xml(name), self.control_hz)
         return self._worlds[name]
+
+    def _xml(self, name: str) -> str:
+        task = self._task(name)
+        timestep = 1 / self.control_hz / substeps(self.control_hz)
+        mounts = rigs.mounts(self.rig, task.region)
+        return scene.mjcf(task.bodies(), task.assets(), mounts, self.image_size, timestep, self.shadows)
 
     def _current(self) -> tuple[World, str]:
         if self._trial is None:

@@ -145,7 +145,10 @@ def test_a_share_without_trials_is_refused(share):
 
 
 def test_shares_that_overlap_or_lack_trials_are_refused(tmp_path):
-    trials, told = PROTOCOL.trials(SIMULATOR), {"protocol": {}, "protocol_hash": "", "policy": {}}
+    trials, told = (
+        PROTOCOL.trials(SIMULATOR),
+        {"protocol": {}, "protocol_hash": "", "policy": {}, "versions": {}},
+    )
     run = TrialResult(trials[0], "go", "timeout", 20, 1.0, 1, 0, 0, {})
     one = (trials, {"policy": {trials[0].id: run}}, told)
     with pytest.raises(RuntimeError, match="were run by two workers"):
