@@ -291,6 +291,10 @@ def test_coppeliasims_folder_is_handed_on(monkeypatch):
         ("refuse:step:2", "step: step: RuntimeError: The call failed on the V-REP side"),
         ("refuse:reset:2", "reset: no scene of reach_target, variation 3: RuntimeError: The call failed"),
         ("unsolvable", "Could not collect demos"),
+        ("nowhere", "reset: no scene of .*TaskEnvironmentError: Could not place the task in the scene"),
+        ("unheard:get_task:1", "reset: no scene of .*WaypointError: a waypoint of the task is gone"),
+        ("unheard:step:2", "step: step: WaypointError"),
+        ("unheard:get_observation:30", "step: step: WaypointError"),
     ],
 )
 def test_what_goes_wrong_in_the_process_is_a_crash_and_the_next_reset_begins_anew(
@@ -306,6 +310,22 @@ def test_what_goes_wrong_in_the_process_is_a_crash_and_the_next_reset_begins_ane
         replay()
     monkeypatch.delenv("RLBENCH_DOUBLE")
     assert replay()[-1].success
+
+
+def test_an_error_nobody_listed_costs_one_trial_and_not_the_run(faulty):
+    rules = EvaluationProtocol(max_seconds=0.2, trials_per_task=3, tasks=("reach_target",))
+    made = Benchmark(faulty("unheard:step:6"), rules, parallel=1)
+    results = made.run(HoldStill(), made.trials(), Clip(size=SIZE))
+    assert [run.stop_reason for run in results] == ["timeout", "crash", "timeout"]
+    assert "WaypointError: a waypoint of the task is gone" in results[1].error
+    made.close()
+
+
+def test_a_picture_that_fails_costs_one_trial(faulty):
+    simulator = faulty("unheard:get_observation:29")
+    simulator.reset(TRIAL)
+    with pytest.raises(SimulatorCrash, match="observe: observe: WaypointError"):
+        simulator.observe(["front"])
 
 
 def test_without_rlbench_the_reason_is_given():
