@@ -50,6 +50,7 @@ class TrialResult:
         decoded: all that was commanded, and what the last chunk would have commanded next.
         failure: why it failed; see `benchmarks.failures`.
         scene: fingerprint of the scene; empty if there was none.
+        position_std: standard deviations of the actions begun, metres; NaN where the policy gives none.
     """
 
     trial: Trial
@@ -69,6 +70,7 @@ class TrialResult:
     decoded: Schedule | None = None
     failure: Mapping[str, Any] | None = None
     scene: str = ""
+    position_std: tuple[float, ...] = ()
 
     @property
     def success(self) -> bool:
@@ -90,17 +92,10 @@ class TrialResult:
             "seams": {
                 unit: [round(seam[i], 3) for seam in self.seams] for i, unit in enumerate(("mm", "degrees"))
             },
-            "position_std": [round(std, 6) if isfinite(std) else None for std in self._stds()],
+            "position_std": [round(std, 6) if isfinite(std) else None for std in self.position_std],
             **({} if self.error is None else {"error": self.error}),
             **({} if self.failure is None else {"failure": dict(self.failure)}),
         }
-
-    def _stds(self) -> list[float]:
-        """Standard deviations of the actions begun."""
-        if self.decoded is None:
-            return []
-        begun = self.decoded[: self.steps]
-        return [float(std) for std in begun.position_std[begun.begins]]
 
 
 @dataclass(frozen=True)
@@ -234,7 +229,14 @@ class Run:
             seams=tuple(self._seams),
             decoded=self._schedule,
             scene=self.scene,
+            position_std=self._stds(),
         )
+
+    def _stds(self) -> tuple[float, ...]:
+        if self._schedule is None:
+            return ()
+        begun = self._schedule[: self._steps]
+        return tuple(float(std) for std in begun.position_std[begun.begins])
 
     def _enter(self, step: Schedule) -> None:
         """An action of the chunk begins."""

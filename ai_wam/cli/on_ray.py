@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.base import Trial
+from benchmarks.journal import Results
 from benchmarks.results import assemble
-from benchmarks.trials import Results, TrialDataModule, write_results
+from benchmarks.trials import TrialDataModule, write_results
 
 _Share = tuple[list[Trial], Results, dict[str, Any]]
 
