@@ -47,7 +47,8 @@ def _task(name: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [_line("th", head), *(_line("td", row) for row in rows)]
-    return f'<div class="task"><h3>{escape(title)}</h3><table>{"".join(lines)}</table></div>'
+    table = f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    return f'<div class="task"><h3>{escape(title)}</h3>{table}</div>'
 
 
 def _line(tag: str, texts: Sequence[str]) -> str:

@@ -100,6 +100,15 @@ def checked_action(action: Action, owner: str) -> Action:
     return checked
 
 
+def fingerprint(state: Float[np.ndarray, "..."]) -> str:
+    """A short hash of a scene's state, rounded to thousandths, which the same scene has everywhere."""
+    rounded = np.round(np.asarray(state, dtype=np.float64), 3) + 0.0  # no negative zeros
+    return hashlib.blake2b(rounded.tobytes(), digest_size=8).hexdigest()
+
+
+CHANGED = "changed"  # how the fingerprint of a scene begins that was not brought back as it had been
+
+
 class SimulatorCrash(RuntimeError):
     """The simulator lost the trial: it died, hung, or could not set it up. The next `reset` begins afresh."""
 
@@ -124,6 +133,10 @@ class Simulator(Protocol):
         """
         ...
 
+    def scene(self) -> str:
+        """Fingerprint of the scene that the last `reset` built; a reset to the same trial keeps it."""
+        ...
+
     def observe(self, views: Sequence[str] | None = None) -> Frame:
         """Render the named cameras (all of them if left out) and read the pose."""
         ...
@@ -142,6 +155,10 @@ class Simulator(Protocol):
 
     def diagnostics(self) -> Mapping[str, float]:
         """Task-specific figures of the trial so far, averaged over trials in the results."""
+        ...
+
+    def versions(self) -> Mapping[str, str]:
+        """Of what runs the world in another process, once it has started; empty for worlds in this one."""
         ...
 
     def close(self) -> None:

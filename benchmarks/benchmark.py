@@ -41,6 +41,8 @@ class Benchmark:
         self.parallel = parallel
         self.tokenizer = tokenizer or ActionImageTokenizer()
         self._worlds: list[Simulator] = []
+        self._homes: dict[str, Simulator] = {}  # which world played a trial, and so may bring its scene back
+        self._scenes: dict[str, str] = {}
         self.protocol.task_names(simulator)  # unknown tasks are reported before anything long has begun
 
     def trials(self) -> list[Trial]:
@@ -72,22 +74,23 @@ class Benchmark:
             ValueError: the clip's control rate is not the simulator's.
         """
         self._check_rate(clip)
-        waiting, idle = list(reversed(trials)), list(self._pool(min(self.parallel, len(trials))))
+        waiting, idle = list(trials), self._pool(min(self.parallel, len(trials)))
+        expert = _expert(policy)
         running: list[Run] = []
         results: dict[str, TrialResult] = {}
         while waiting or running:
-            begun = [
-                Run(idle.pop(), waiting.pop(), self.protocol, clip, record)
-                for _ in range(min(len(idle), len(waiting)))
-            ]
+            begun = [Run(*pair, self.protocol, clip, record) for pair in self._matched(waiting, idle)]
             for run in (run for run in begun if run.stop_reason is None):
-                with run.surviving():  # an expert's own world may crash as well
+                with run.surviving():  # an expert's world may crash as well
+                    if expert is not None:
+                        expert.solve(run.world, run.trial)
                     policy.reset([run.trial.id])
             running += begun
             self._advance(policy, running, clip, device)
             for run in running:
                 if run.stop_reason is not None:
                     results[run.trial.id] = run.result()
+                    self._scenes[run.trial.id] = run.scene
                     idle.append(run.world)
             running = [run for run in running if run.stop_reason is None]
         return [results[trial.id] for trial in trials]
@@ -118,13 +121,28 @@ class Benchmark:
     def explain(self, results: Sequence[TrialResult]) -> list[TrialResult]:
         """The results, with the reason of every failure; see `benchmarks.failures`."""
         limit, seconds = self.protocol.max_position_std, self.protocol.max_seconds
-        (world,) = self._pool(1)
-        return [replace(result, failure=explain(world, result, limit, seconds)) for result in results]
+        explained = []
+        for result in results:
+            world = self._homes.get(result.trial.id) or self._pool(1)[0]
+            failure = explain(world, result, limit, seconds)
+            if failure and failure["verdict"] != "unknown" and world.scene() != result.scene:
+                failure = {
+                    "verdict": "unknown",
+                    "error": f"scene {result.scene} came back as {world.scene()}",
+                }
+            explained.append(replace(result, failure=failure))
+        return explained
+
+    def versions(self) -> dict[str, str]:
+        """Of what the worlds run on in processes of their own, as far as they have started."""
+        return dict(next((found for world in self._worlds if (found := world.versions())), {}))
 
     def close(self) -> None:
         """Release every world; a later run makes new ones."""
         while self._worlds:
             self._worlds.pop().close()
+        self._homes.clear()
+        self._scenes.clear()
 
     def _reference(
         self, name: str, policy: Policy, trials: Sequence[Trial], clip: Clip, codec: str = ""
@@ -132,9 +150,29 @@ class Benchmark:
         """Run once per process what no model has a say in: several checkpoints are read against it."""
         setting = self.protocol.hash(self.simulator, clip) + codec
         known = _REFERENCES.setdefault((name, setting), {})
-        missing = [trial for trial in trials if trial.id not in known]
+        missing = [trial for trial in trials if not self._serves(known.get(trial.id))]
         known.update({result.trial.id: result for result in self.run(policy, missing, clip)})
         return [known[trial.id] for trial in trials]
+
+    def _serves(self, known: TrialResult | None) -> bool:
+        """Whether a reference was run to its end, in the scene that the trial has now."""
+        return (
+            known is not None
+            and known.stop_reason != "crash"
+            and self._scenes.get(known.trial.id, known.scene) == known.scene
+        )
+
+    def _matched(self, waiting: list[Trial], idle: list[Simulator]) -> list[tuple[Simulator, Trial]]:
+        """Take trials and worlds for them off the two lists: each trial the world it was played in before."""
+        pairs = []
+        for trial in list(waiting):
+            free = [world for world in idle if world is self._homes.get(trial.id, world)]
+            if free:
+                self._homes[trial.id] = free[0]
+                idle.remove(free[0])
+                waiting.remove(trial)
+                pairs.append((free[0], trial))
+        return pairs
 
     def _advance(self, policy: Policy, runs: "Sequence[Run]", clip: Clip, device: torch.device | str) -> None:
         """One forward for all, and what follows from it for each."""
@@ -176,7 +214,7 @@ class Benchmark:
     def _pool(self, count: int) -> list[Simulator]:
         while len(self._worlds) < count:
             self._worlds.append(copy.deepcopy(self.simulator))
-        return self._worlds[:count]
+        return list(self._worlds)
 
     def _check_rate(self, clip: Clip) -> None:
         if clip.control_hz != self.simulator.control_hz:
@@ -185,6 +223,12 @@ class Benchmark:
                 f"{type(self.simulator).__name__} runs at {self.simulator.control_hz} Hz, so its stride of "
                 f"{clip.stride} would mean another time; evaluate at the rate the model was trained with"
             )
+
+
+def _expert(policy: Policy) -> Expert | None:
+    """The expert that a policy is or wraps: it has to solve a trial in the very world that plays it."""
+    inner = getattr(policy, "policy", policy)
+    return inner if isinstance(inner, Expert) else None
 
 
 _REFERENCES: dict[tuple[str, str], dict[str, TrialResult]] = {}

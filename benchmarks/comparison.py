@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.results import same_scene
 from benchmarks.statistics import Proportion, mcnemar
-from benchmarks.tables import aligned, apart_title, percent
+from benchmarks.tables import aligned, apart_title, percent, policy_name
 
 _MISSING = "(absent)"
 _HEADER = ["task", "trials", "a", "b", "b - a", "only a", "only b", "p"]
@@ -57,7 +58,7 @@ def check_same_protocol(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
     """Two results are comparable: the same rules, simulator, geometry and trials.
 
     Raises:
-        ValueError: they are not; the message names every rule that differs.
+        ValueError: they are not; the message names every rule that differs, or that no scene is shared.
     """
     if first["protocol_hash"] != second["protocol_hash"]:
         differing = "\n".join(
@@ -73,6 +74,22 @@ def check_same_protocol(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
             f"one result has {len(ids[0])} trials, the other {len(ids[1])}: {alone[:3]} ({len(alone)}) "
             "are in one of them only; run the same trials with both checkpoints"
         )
+    foreign = sum(map(len, unpaired(first, second).values()))
+    if foreign == len(ids[0]):
+        raise ValueError(
+            f"the scenes of all {foreign} trials differ, so nothing is paired: the simulator drew others in "
+            "each run (docs/rlbench.md); compare the rates of the two with their intervals"
+        )
+
+
+def unpaired(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Ids of the trials, by task, whose scenes are not the same on both sides."""
+    other = {trial["id"]: trial["policy"]["scene"] for trial in second["trials"]}
+    found: dict[str, set[str]] = {}
+    for trial in first["trials"]:
+        if not same_scene(trial["policy"]["scene"], other[trial["id"]]):
+            found.setdefault(trial["task"], set()).add(trial["id"])
+    return found
 
 
 def differences(first: Any, second: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -86,9 +103,17 @@ def differences(first: Any, second: Any, name: str = "") -> Iterator[tuple[str, 
 
 
 def paired(first: Mapping[str, Any], second: Mapping[str, Any], tasks: Sequence[str]) -> Paired:
-    """Outcomes of the named tasks' trials. A trial that the simulator lost counts as not solved."""
+    """Outcomes of the named tasks' trials in the scenes that both met.
+
+    A trial that the simulator lost counts as not solved.
+    """
     other = {trial["id"]: _solved(trial) for trial in second["trials"]}
-    chosen = [trial for trial in first["trials"] if trial["task"] in tasks]
+    foreign = unpaired(first, second)
+    chosen = [
+        trial
+        for trial in first["trials"]
+        if trial["task"] in tasks and trial["id"] not in foreign.get(trial["task"], ())
+    ]
     return Paired(tuple(map(_solved, chosen)), tuple(other[trial["id"]] for trial in chosen))
 
 
@@ -106,7 +131,10 @@ def comparison_table(first: Mapping[str, Any], second: Mapping[str, Any]) -> str
     """
     check_same_protocol(first, second)
     apart = [name for name in first["tasks"] if name in {*first["apart"], *second["apart"]}]
-    counted = [name for name in first["tasks"] if name not in apart]
+    foreign = unpaired(first, second)
+    whole = [name for name in first["tasks"] if len(foreign.get(name, ())) == _count(first, name)]
+    apart = [name for name in apart if name not in whole]
+    counted = [name for name in first["tasks"] if name not in {*apart, *whole}]
     rows = [_HEADER, *(paired(first, second, [name]).row(name) for name in counted)]
     if counted:
         rows.append(paired(first, second, counted).row("all"))
@@ -133,13 +161,22 @@ def _notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"lost to crashes of the simulator, counted as not solved: a {crashes[0]}, b {crashes[1]}"
         )
+    if foreign := sum(map(len, unpaired(first, second).values())):
+        notes.append(f"{foreign} trials are in no pair: their scenes differ between a and b")
+    frames = [results["policy"].get("frames") for results in (first, second)]
+    if frames[0] != frames[1]:
+        notes.append(f"chunks of different length: a {frames[0]} frames, b {frames[1]}")
     versions = differences(first["versions"], second["versions"])
     return notes + [f"not the same software: {name} {a} against {b}" for name, a, b in versions]
 
 
+def _count(results: Mapping[str, Any], task: str) -> int:
+    return sum(trial["task"] == task for trial in results["trials"])
+
+
 def _name(results: Mapping[str, Any]) -> str:
     policy = results["policy"]
-    return f"{policy['name']}  {policy['checkpoint'] or '(no checkpoint)'}  {results['created']}"
+    return f"{policy_name(policy)}  {policy['checkpoint'] or '(no checkpoint)'}  {results['created']}"
 
 
 def _solved(trial: Mapping[str, Any]) -> bool:

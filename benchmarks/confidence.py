@@ -45,8 +45,8 @@ def curve(results: Mapping[str, Any], rows: int = _ROWS) -> list[Row]:
         rows: at most so many limits.
 
     Returns:
-        From the strictest limit to the largest standard deviation met; empty for a policy that gives none.
-        Trials without a valid action are left out.
+        From the strictest limit to the largest standard deviation met; empty for a policy that gives none, or
+        claims to be sure of everything. Trials without a valid action are left out.
     """
     outcomes = [
         (max(stds), trial["policy"]["outcome"] == "success")
@@ -54,6 +54,8 @@ def curve(results: Mapping[str, Any], rows: int = _ROWS) -> list[Row]:
         if (stds := [std for std in trial["policy"]["position_std"] if std is not None])
     ]
     worst = sorted(std for std, _ in outcomes)
+    if not any(worst):
+        return []
     picked = np.linspace(0, len(worst), min(rows, len(worst)) + 1).round().astype(int)[1:] - 1
     return [_row(limit, outcomes) for limit in dict.fromkeys(worst[index] for index in picked)]
 
@@ -79,7 +81,7 @@ def main() -> None:
     found = curve(json.loads(parser.parse_args().results.read_text(encoding="utf-8")))
     if not found:
         raise SystemExit(
-            "no trial has standard deviations: the policy gives none, or every action was invalid"
+            "no trial has standard deviations: the policy gives none or zeros, or every action was invalid"
         )
     print(f"{'limit (mm)':>10}  {'solved below it':>24}  {'solved above it':>15}")
     for limit, below, above in map(cells, found):

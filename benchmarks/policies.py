@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.types import ActionChunk, Observation
-from benchmarks.base import Simulator, Trial
+from benchmarks.base import CHANGED, Simulator, SimulatorCrash, Trial
 
 
 class HoldStill:
@@ -118,13 +118,17 @@ class Replay:
 
 
 class Expert:
-    """The scripted expert as a policy: it solves each trial in a world of its own, then replays it.
+    """The scripted expert as a policy: it solves each trial, then replays what it did.
+
+    A benchmark lets it solve a trial in the very world that plays it (`solve`), since a seed alone does not
+    bring back the scenes of every simulator. Anyone else who resets it has it solve the trial in a world of
+    its own.
 
     With a tokenizer this is the ceiling of every model that speaks in action images: the truth through the
     same codec, the same rate and the same controller.
 
     Args:
-        simulator: prototype; a copy of it is used.
+        simulator: prototype of its own world, which is copied when first needed.
         stride: control steps from one action to the next, as in the model's clip.
         max_seconds: longest demonstration, simulated seconds.
         horizon: actions of one chunk; the whole rest of the demonstration if None.
@@ -144,37 +148,57 @@ class Expert:
         self.max_seconds = max_seconds
         self.horizon = horizon
         self.tokenizer = tokenizer
-        self._world = copy.deepcopy(simulator)
+        self._own: Simulator | None = None
+        self._solved: set[str] = set()  # since their last reset, in the worlds that play them
         self._replay = Replay({}, stride / simulator.control_hz, horizon, tokenizer)
 
     def reset(self, episodes: Sequence[str]) -> None:
-        """Solve the named trials.
+        """Solve the named trials that are not solved yet.
 
         Raises:
             ValueError: an episode whose name is no trial's.
         """
         for name in episodes:
-            self._replay.recording[name] = self._demonstrate(Trial.from_id(name))
+            if name not in self._solved:
+                self._own = self._own or copy.deepcopy(self.simulator)
+                trial = Trial.from_id(name)
+                self._own.reset(trial)
+                self.solve(self._own, trial)
+            self._solved.discard(name)
+
+    def solve(self, world: Simulator, trial: Trial) -> None:
+        """Solve a trial in a world that stands at its beginning, and put it back there.
+
+        Raises:
+            SimulatorCrash: the world was lost, or did not come back as it had been.
+        """
+        scene = world.scene()
+        self._replay.recording[trial.id] = self._demonstrate(world)
+        world.reset(trial)
+        if world.scene() != scene or scene.startswith(CHANGED):
+            raise SimulatorCrash(
+                f"{trial.id}: scene {scene} came back as {world.scene()}: it is another one's demonstration"
+            )
+        self._solved.add(trial.id)
 
     def predict_action(self, observation: Observation) -> ActionChunk:
         """The demonstration from now on."""
         return self._replay.predict_action(observation)
 
     def close(self) -> None:
-        """Release the simulator."""
-        self._world.close()
+        """Release its own world."""
+        if self._own is not None:
+            self._own.close()
 
-    def _demonstrate(self, trial: Trial) -> Float[np.ndarray, "t 8"]:
+    def _demonstrate(self, world: Simulator) -> Float[np.ndarray, "t 8"]:
         """Poses reached, every `stride` control steps, the start and the very last one included."""
-        poses = list(self._poses(trial))
+        poses = list(self._poses(world))
         kept = poses[:: self.stride]
         if (len(poses) - 1) % self.stride:
             kept.append(poses[-1])
         return np.stack(kept)
 
-    def _poses(self, trial: Trial) -> Iterator[Float[np.ndarray, "8"]]:
-        world = self._world
-        world.reset(trial)
+    def _poses(self, world: Simulator) -> Iterator[Float[np.ndarray, "8"]]:
         yield world.pose()
         for action in islice(world.demonstrate(), round(self.max_seconds * world.control_hz)):
             world.step(action)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ai_wam.types import Clip
 from benchmarks.base import Simulator, Trial
 
-_RULES = 1  # raised when this package executes, draws or judges trials in another way than before
+_RULES = 2  # raised when this package executes, draws or judges trials in another way than before
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ class EvaluationProtocol:
         """Everything that decides what a trial is, as JSON: these rules, the simulator, the clip's geometry.
 
         Tasks stand with their numbers of variations, which decide what scenes are drawn. The clip's number
-        of frames is left out: how far ahead a model plans is the model's business.
+        of frames counts in one shot, where all of a chunk is executed. How far ahead a model plans that plans
+        again is the model's business. A simulator whose scenes are code of ours tells them apart by
+        `definition(tasks)`, a hash.
         """
         known = simulator.tasks()
         tasks = {name: known[name] for name in self.task_names(simulator)}
@@ -112,10 +114,12 @@ class EvaluationProtocol:
         for name, off in (("prefix", 0), ("max_position_std", None)):
             if rules[name] == off:
                 del rules[name]
-        view = {name: getattr(clip, name) for name in ("views", "size", "stride", "control_hz")}
-        described: dict[str, Any] = json.loads(
-            canonical(rules | {"clip": view, "simulator": configuration(simulator)})
-        )
+        seen = ("views", "size", "stride", "control_hz") + ("frames",) * (self.execution == "one_shot")
+        view = {name: getattr(clip, name) for name in seen}
+        world = configuration(simulator)
+        if hasattr(simulator, "definition"):
+            world["definition"] = simulator.definition(list(tasks))
+        described: dict[str, Any] = json.loads(canonical(rules | {"clip": view, "simulator": world}))
         return described
 
     def hash(self, simulator: Simulator, clip: Clip) -> str:

@@ -113,16 +113,22 @@ class EnvironmentServer:
         try:
             live.connection.settimeout(timeout)
             send(live.connection, {"call": name, "arguments": dict(arguments)})
-            reply = receive(live.connection, time.monotonic() + timeout)
+            value, failed = _parts(receive(live.connection, time.monotonic() + timeout))
         except TimeoutError:
             self._live = None
             raise SimulatorCrash(f"{name}: no answer within {timeout:g} s; killed. {live.kill()}") from None
-        except (ConnectionError, ValueError, KeyError, OSError) as error:
+        except (ConnectionError, OSError) as error:
             self._live = None
             raise SimulatorCrash(f"{name}: {error}; the process {live.bury()}") from None
-        if "error" in reply:
-            raise self._error(name, reply["error"], live.tail())
-        return reply["value"]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            self._live = None
+            told = f"{type(error).__name__}: {error}"
+            raise SimulatorCrash(
+                f"{name}: the answer is no message ({told}); killed. {live.kill()}"
+            ) from None
+        if failed is not None:
+            raise self._error(name, failed, live.tail())
+        return value
 
     def _error(self, name: str, error: Mapping[str, Any], tail: str) -> RuntimeError:
         if error["lost"]:
@@ -130,6 +136,17 @@ class EnvironmentServer:
             return SimulatorCrash(f"{name}: {error['message']}")
         text = f"{name}: {error['type']}: {error['message']}\n{error['traceback']}{tail}"
         return EnvironmentServerError(text)
+
+
+def _parts(reply: Any) -> tuple[Any, dict[str, Any] | None]:
+    """The value, or what went wrong.
+
+    Raises:
+        KeyError, TypeError: a reply of another form.
+    """
+    if "error" not in reply:
+        return reply["value"], None
+    return None, {key: reply["error"][key] for key in ("type", "message", "traceback", "lost")}
 
 
 class _Process:

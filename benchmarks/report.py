@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.acting import acting
 from benchmarks.recording import Recording
-from benchmarks.tables import apart_title, percent
+from benchmarks.tables import apart_title, notes, percent, policy_name
 
 _LIMIT = 29_500_000  # bytes of the page; mail and review tools refuse much more
 _RESERVE = 60_000  # of them for the sentence above the videos, headings and crashes' messages between them
@@ -39,13 +39,13 @@ def render(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> s
         recordings: pictures by trial id; failures are shown first, and none past a page of 30 MB.
     """
     template = Template((files("benchmarks") / "report.html").read_text(encoding="utf-8"))
-    name = _policy_name(results["policy"])
+    name = policy_name(results["policy"])
     parts = dict(
         title=escape(f"{name}: {_percent(results['mean']['policy'])}"),
         policy=escape(name),
         lead=_lead(results),
         figures=_figures(results),
-        tasks=_tasks(results, recordings),
+        tasks=_tasks(results, recordings) + _remarks(results),
         diagnostics=_diagnostics(results["tasks"]),
         acting=acting(results),
         filters=_filters(results),
@@ -54,14 +54,6 @@ def render(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> s
     rest = template.substitute(parts, note="", gallery="")
     gallery, note = _gallery(results, recordings, _LIMIT - _RESERVE - len(rest.encode()))
     return template.substitute(parts, note=note, gallery=gallery)
-
-
-def _policy_name(policy: Mapping[str, Any]) -> str:
-    """The class, and what it wraps if it wraps a policy."""
-    wrapped = policy["config"].get("policy")
-    path = wrapped.get("class_path") if isinstance(wrapped, Mapping) else wrapped
-    name: str = policy["name"].rpartition(".")[2]
-    return f"{name}: {path.rpartition('.')[2]}" if isinstance(path, str) else name
 
 
 def _lead(results: Mapping[str, Any]) -> str:
@@ -88,6 +80,8 @@ def _figures(results: Mapping[str, Any]) -> str:
         of = f"success, {sum(c['successes'] for c in counts)} of {sum(c['trials'] for c in counts)} trials"
         of += f", mean over {len(counts)} tasks" if len(counts) > 1 else ""
         of += f", {len(results['apart'])} apart" if results["apart"] else ""
+        if (interval := results["mean_interval"][arm]) is not None:
+            of += ", 95 % in [{:.0f}, {:.0f}]".format(*(100 * end for end in interval))
         label = of if arm == "policy" else f"{arm}: {_ARMS[arm]}"
         boxes.append(_figure(_percent(rate), label, "main" if arm == "policy" else ""))
     boxes.append(
@@ -116,6 +110,14 @@ def _tasks(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> s
     return counted + title + "".join(blocks[name] for name in results["apart"])
 
 
+def _remarks(results: Mapping[str, Any]) -> str:
+    return f'<p class="apart">{escape(". ".join(_upper(note) for note in notes(results)))}.</p>'
+
+
+def _upper(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 def _task(
     name: str, summary: Mapping[str, Any], results: Mapping[str, Any], recordings: Mapping[str, Recording]
 ) -> str:
@@ -136,6 +138,8 @@ def _task(
 
 def _arm(arm: str, figures: Mapping[str, Any]) -> str:
     """One bar of a success rate with its interval as a whisker."""
+    if figures["interval"] is None:
+        return f'<div class="arm {arm}"><label>{arm}</label><span></span><b>none</b><small></small></div>'
     low, high = (100 * end for end in figures["interval"])
     ends = "".join(f'<line class="whisker" x1="{x:.2f}" x2="{x:.2f}" y1="3" y2="7"/>' for x in (low, high))
     return (

@@ -1,22 +1,22 @@
 """What an evaluation leaves behind: one JSON file that says all of it, and the figures in it."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from benchmarks.acting import acting_summary
-from benchmarks.base import Trial
+from benchmarks.base import CHANGED, Trial
 from benchmarks.benchmark import TrialResult
 from benchmarks.protocol import digest
-from benchmarks.statistics import Proportion
+from benchmarks.provenance import versions
+from benchmarks.statistics import Proportion, mean_interval
 
-_SCHEMA = 1  # of results.json
-_PACKAGES = ("ai-wam", "torch", "lightning", "diffusers", "mujoco", "numpy", "av")
+_SCHEMA = 2  # of results.json
+_REQUIRED = ("policy", "protocol", "protocol_hash", "mean", "apart", "tasks", "trials", "versions")
+_NONE = {"successes": 0, "trials": 0, "rate": None, "interval": None}
 
 
 def assemble(
@@ -25,6 +25,7 @@ def assemble(
     protocol: Mapping[str, Any],
     protocol_hash: str,
     policy: Mapping[str, Any],
+    world: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -34,9 +35,12 @@ def assemble(
         protocol: the described rules, and
         protocol_hash: their hash.
         policy: name, configuration and checkpoint of what was tested.
+        world: versions of what ran the worlds in processes of their own.
 
-    The means are over tasks, those apart whose ceiling is below the protocol's `min_ceiling`; "apart" names
-    them. A mean over no task is None.
+    The means are over tasks, those apart whose ceiling is below the protocol's `min_ceiling` or could not be
+    found out; "apart" names them. A mean over no task is None. A trial that the simulator lost counts as not
+    solved for policy and floor. It says nothing about the ceiling, nor does one whose scene was not the
+    policy's: those are left out there.
 
     Raises:
         RuntimeError: an arm that has not exactly one result for every trial.
@@ -45,7 +49,7 @@ def assemble(
         check_complete(arm, trials, list(results))
     tasks = list(dict.fromkeys(trial.task for trial in trials))
     summary = {task: _task_summary([trial for trial in trials if trial.task == task], arms) for task in tasks}
-    low = [task for task in tasks if "ceiling" in arms and _ceiling(summary[task]) < protocol["min_ceiling"]]
+    low = [task for task in tasks if "ceiling" in arms and _is_low(summary[task], protocol["min_ceiling"])]
     counted = [summary[task] for task in tasks if task not in low]
     return {
         "schema": _SCHEMA,
@@ -54,10 +58,11 @@ def assemble(
         "protocol": dict(protocol),
         "protocol_hash": protocol_hash,
         "mean": {arm: _mean([figures[arm]["rate"] for figures in counted]) for arm in arms},
+        "mean_interval": {arm: _mean_interval([figures[arm] for figures in counted]) for arm in arms},
         "apart": low,
         "tasks": summary,
         "trials": [_trial(trial, arms) for trial in trials],
-        "versions": versions(),
+        "versions": versions() | ({"world": dict(world)} if world else {}),
     }
 
 
@@ -65,14 +70,21 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """Content of a results.json.
 
     Raises:
-        ValueError: no such file, or not the results of a test, or a protocol that is not the hash's.
+        ValueError: no such file, or not the results of a test of this version, or a protocol that is not the
+            hash's.
     """
     try:
         content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}; give the results.json that `ai-wam test` wrote") from error
     if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
-        raise ValueError(f"{path}: no results of schema {_SCHEMA}; give a results.json of `ai-wam test`")
+        found = content.get("schema") if isinstance(content, dict) else None
+        raise ValueError(
+            f"{path}: its schema is {found}, not {_SCHEMA}; give a results.json that this version's "
+            "`ai-wam test` wrote, or test again"
+        )
+    if lacking := [name for name in _REQUIRED if name not in content]:
+        raise ValueError(f"{path}: lacks {lacking}; give a results.json as `ai-wam test` wrote it")
     if digest(content["protocol"]) != content["protocol_hash"]:
         raise ValueError(f"{path}: its protocol is not what its protocol_hash was made of: it was edited")
     return content
@@ -95,21 +107,11 @@ def check_complete(arm: str, trials: Sequence[Trial], ids: Sequence[str]) -> Non
         )
 
 
-def versions() -> dict[str, str]:
-    """Versions of what was at work; packages that are not installed are left out."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # an optional package, or a checkout that was never installed
-            continue
-    return found
-
-
 def _task_summary(trials: Sequence[Trial], arms: Mapping[str, Mapping[str, TrialResult]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for arm, results in arms.items():
-        summary[arm] = Proportion.of([results[trial.id].success for trial in trials]).to_json()
+        kept = [trial.id for trial in trials if arm != "ceiling" or _tells(trial.id, arms)]
+        summary[arm] = Proportion.of([results[name].success for name in kept]).to_json() if kept else _NONE
     runs = [arms["policy"][trial.id] for trial in trials]
     names = list(dict.fromkeys(name for run in runs for name in run.diagnostics))
     means = {
@@ -118,6 +120,11 @@ def _task_summary(trials: Sequence[Trial], arms: Mapping[str, Mapping[str, Trial
     reasons = [run.stop_reason for run in runs]
     return {
         **summary,
+        "crashes": {
+            arm: sum(results[trial.id].stop_reason == "crash" for trial in trials)
+            for arm, results in arms.items()
+        },
+        "other_scenes": sum(not _one_scene(trial.id, arms) for trial in trials),
         "diagnostics": means,
         "stop_reasons": {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
         "mean_seconds": _mean([run.seconds for run in runs]),
@@ -138,8 +145,35 @@ def _trial(trial: Trial, arms: Mapping[str, Mapping[str, TrialResult]]) -> dict[
     }
 
 
-def _ceiling(summary: Mapping[str, Any]) -> float:
-    return float(summary["ceiling"]["rate"])
+def _tells(name: str, arms: Mapping[str, Mapping[str, TrialResult]]) -> bool:
+    """Whether the ceiling's run of a trial says what can be reached in the policy's scene."""
+    ceiling, policy = arms["ceiling"][name], arms["policy"][name]
+    return ceiling.stop_reason != "crash" and same_scene(ceiling.scene, policy.scene)
+
+
+def _one_scene(name: str, arms: Mapping[str, Mapping[str, TrialResult]]) -> bool:
+    """Whether every arm of a trial played in the policy's scene, as far as a crash left one."""
+    policy = arms["policy"][name].scene
+    return not policy.startswith(CHANGED) and all(
+        same_scene(results[name].scene, policy) for results in arms.values()
+    )
+
+
+def same_scene(first: str, second: str) -> bool:
+    """Whether two fingerprints are of one scene; a trial lost before there was one ("") contradicts none."""
+    if "" in (first, second):
+        return True
+    return first == second and not first.startswith(CHANGED)
+
+
+def _is_low(summary: Mapping[str, Any], least: float) -> bool:
+    rate = summary["ceiling"]["rate"]
+    return rate is None or rate < least
+
+
+def _mean_interval(figures: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    known = [Proportion(one["successes"], one["trials"]) for one in figures if one["trials"]]
+    return list(mean_interval(known)) if known else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
 from ai_wam.types import Frame, View
-from benchmarks.base import StepResult, Trial, checked_action
+from benchmarks.base import CHANGED, StepResult, Trial, checked_action, fingerprint
 from benchmarks.remote import EnvironmentServer
 from benchmarks.rlbench_tasks import VARIATIONS
 
@@ -28,14 +28,16 @@ _ADAPTER = Path(__file__).with_name("environment_server") / "rlbench_world.py"
 _DEMO_HZ = 20.0  # RLBench steps its physics by 50 ms and records every step
 _ARM_MODES = ("planning", "ik")
 _MAX_SIZE = 2048
+_SCENE_LIMIT = 0.02  # metres, radians or parts of a quaternion; a state changed by more is another scene
 
 
 class RLBench:
     """A Panda arm above a table in CoppeliaSim: 106 tasks by their file names, such as `close_laptop_lid`.
 
     Every scene is one that RLBench's expert has just solved: `reset` lets it demonstrate and brings the same
-    scene back. It is drawn from the trial's seed; whether another process draws the same one is up to
-    CoppeliaSim.
+    scene back. The simulator keeps the demonstrations of its latest trials, so a trial that is reset again
+    has the same scene and costs no new demonstration. The scene is drawn from the trial's seed; whether
+    another process draws the same one is up to CoppeliaSim, and `scene` tells.
 
     A control step is one call of RLBench's step: plan to the pose, move until it is reached, then actuate
     the gripper, which opens above 0.5. Simulated time per step varies, so `seconds` counts steps at the
@@ -63,6 +65,7 @@ class RLBench:
     incidental = ("paths",)  # where this machine keeps its packages; their versions are the result's
     _pose: Float[np.ndarray, "8"] | None
     _demonstration: Float[np.ndarray, "n 8"] | None
+    _figures: dict[str, float]
 
     def __init__(
         self,
@@ -105,8 +108,8 @@ class RLBench:
         return VARIATIONS
 
     def versions(self) -> Mapping[str, str]:
-        """Of RLBench and what it runs on; starts the simulator."""
-        return self._server.call("versions", self.step_timeout)
+        """Of RLBench and what it runs on; empty until the simulator has started."""
+        return self._server.versions
 
     def reset(self, trial: Trial) -> tuple[str, ...]:
         """Find a scene that the expert solves, and bring it back; gives its instructions.
@@ -127,7 +130,16 @@ class RLBench:
         )
         self._pose, self._demonstration = reply["pose"], reply["actions"]
         self._figures["scene_change"] = reply["change"]
+        same = reply["change"] <= _SCENE_LIMIT  # a change that is not a number is none of a known scene
+        self._scene = ("" if same else f"{CHANGED} ") + fingerprint(reply["state"])
         return tuple(reply["instructions"])
+
+    def scene(self) -> str:
+        """Fingerprint of the task's state where the demonstration began.
+
+        It begins with "changed" if any number of the state that came back is more than 0.02 away from it.
+        """
+        return self._scene
 
     def observe(self, views: Sequence[str] | None = None) -> Frame:
         """Draw the named cameras (the configured ones if left out) and read the pose.
@@ -197,7 +209,7 @@ class RLBench:
 
     def _forget(self) -> None:
         self._pose = self._demonstration = None
-        self._steps = 0
+        self._steps, self._scene = 0, ""
         self._figures = {"ik_failures": 0.0, "outside_workspace": 0.0, "scene_change": math.nan}
 
     def _check(self) -> int:

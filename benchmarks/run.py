@@ -49,6 +49,8 @@ class TrialResult:
             control step.
         decoded: all that was commanded, and what the last chunk would have commanded next.
         failure: why it failed; see `benchmarks.failures`.
+        scene: fingerprint of the scene; empty if there was none.
+        position_std: standard deviations of the actions begun, metres; NaN where the policy gives none.
     """
 
     trial: Trial
@@ -67,6 +69,8 @@ class TrialResult:
     seams: tuple[tuple[float, float], ...] = ()
     decoded: Schedule | None = None
     failure: Mapping[str, Any] | None = None
+    scene: str = ""
+    position_std: tuple[float, ...] = ()
 
     @property
     def success(self) -> bool:
@@ -79,6 +83,7 @@ class TrialResult:
         return {
             "outcome": self.stop_reason if self.stop_reason in ("success", "crash") else "failure",
             "stop_reason": self.stop_reason,
+            "scene": self.scene,
             **{name: getattr(self, name) for name in ("steps", "seconds", "plans", *counts)},
             # JSON has no NaN: a figure that does not apply to the trial is null.
             "diagnostics": {
@@ -87,17 +92,10 @@ class TrialResult:
             "seams": {
                 unit: [round(seam[i], 3) for seam in self.seams] for i, unit in enumerate(("mm", "degrees"))
             },
-            "position_std": [round(std, 6) if isfinite(std) else None for std in self._stds()],
+            "position_std": [round(std, 6) if isfinite(std) else None for std in self.position_std],
             **({} if self.error is None else {"error": self.error}),
             **({} if self.failure is None else {"failure": dict(self.failure)}),
         }
-
-    def _stds(self) -> list[float]:
-        """Standard deviations of the actions begun."""
-        if self.decoded is None:
-            return []
-        begun = self.decoded[: self.steps]
-        return [float(std) for std in begun.position_std[begun.begins]]
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ class Run:
     ) -> None:
         self.world, self.trial = world, trial
         self.stop_reason: StopReason | None = None
-        self.prompt = ""
+        self.prompt = self.scene = ""
         self._error: str | None = None
         self._protocol, self._views, self._stride = protocol, clip.views, clip.stride
         self._budget = max(1, round(protocol.max_seconds * world.control_hz))
@@ -146,7 +144,7 @@ class Run:
         with self.surviving():
             instructions = world.reset(trial)
             self.prompt = instructions[trial.seed % len(instructions)]
-            self._last_valid = world.pose()
+            self.scene, self._last_valid = world.scene(), world.pose()
 
     @contextmanager
     def surviving(self) -> Iterator[None]:
@@ -230,7 +228,15 @@ class Run:
             committed_frames=self._committed,
             seams=tuple(self._seams),
             decoded=self._schedule,
+            scene=self.scene,
+            position_std=self._stds(),
         )
+
+    def _stds(self) -> tuple[float, ...]:
+        if self._schedule is None:
+            return ()
+        begun = self._schedule[: self._steps]
+        return tuple(float(std) for std in begun.position_std[begun.begins])
 
     def _enter(self, step: Schedule) -> None:
         """An action of the chunk begins."""

@@ -65,6 +65,19 @@ def wilson(successes: int, trials: int, z: float = _Z_95) -> tuple[float, float]
     return low, high
 
 
+def mean_interval(strata: Sequence[Proportion]) -> tuple[float, float]:
+    """95 % interval of the unweighted mean of independent proportions.
+
+    Each one's Wilson interval gives its distance to either end, and the distances add up as the roots of
+    their squares (MOVER: Zou and Donner 2008), so rates of 0 and 1 keep their width and one stratum's
+    interval is Wilson's own. The strata are taken as given: it says nothing of tasks that were not run.
+    """
+    count, mean = len(strata), sum(one.rate for one in strata) / len(strata)
+    below = sum((one.rate - one.interval[0]) ** 2 for one in strata)
+    above = sum((one.interval[1] - one.rate) ** 2 for one in strata)
+    return mean - sqrt(below) / count, mean + sqrt(above) / count
+
+
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Two-sided p-value of McNemar's exact test on paired outcomes of the same trials.
 

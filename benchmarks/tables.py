@@ -13,14 +13,37 @@ def results_table(results: Mapping[str, Any]) -> str:
     tasks, arms = results["tasks"], list(results["mean"])
     rows = [["task", "trials", *arms]]
     rows += [_row(name, tasks[name], arms) for name in tasks if name not in results["apart"]]
-    mean = [percent(rate) for rate in results["mean"].values()]
+    mean = [_bounded(results["mean"][arm], results["mean_interval"][arm]) for arm in arms]
     rows.append(["mean over tasks", str(sum(int(row[1]) for row in rows[1:])), *mean])
     low = [_row(name, tasks[name], arms) for name in results["apart"]]
     table = aligned([*rows, *low])
-    lines = [*table[: len(rows)], f"protocol {results['protocol_hash'][:16]}"]
+    lines = [*table[: len(rows)], *notes(results), f"protocol {results['protocol_hash'][:16]}"]
     if low:
         lines += ["", apart_title(results["protocol"]), *table[len(rows) :]]
     return "\n".join(lines)
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """What a reader of the rates must know."""
+    summaries, arms = results["tasks"].values(), results["mean"]
+    said = ["95 % intervals: Wilson's; of the mean over these tasks: MOVER from Wilson's"]
+    if "ceiling" not in arms:
+        said.append("no ceiling was run: every task is in the mean, also those that allow no success")
+    lost = {arm: sum(one["crashes"][arm] for one in summaries) for arm in arms}
+    if any(lost.values()):
+        counts = ", ".join(f"{arm} {count}" for arm, count in lost.items())
+        said.append(f"lost to crashes of the simulator (not solved; left out of the ceiling): {counts}")
+    if other := sum(one["other_scenes"] for one in summaries):
+        said.append(f"{other} trials had another scene in some arm, and are left out of the ceiling")
+    return said
+
+
+def policy_name(policy: Mapping[str, Any]) -> str:
+    """The class, and what it wraps if it wraps a policy."""
+    wrapped = policy["config"].get("policy")
+    path = wrapped.get("class_path") if isinstance(wrapped, Mapping) else wrapped
+    name: str = policy["name"].rpartition(".")[2]
+    return f"{name}: {path.rpartition('.')[2]}" if isinstance(path, str) else name
 
 
 def apart_title(protocol: Mapping[str, Any]) -> str:
@@ -47,5 +70,11 @@ def _row(name: str, summary: Mapping[str, Any], arms: Sequence[str]) -> list[str
 
 
 def _rate(figures: Mapping[str, Any]) -> str:
-    low, high = (100 * end for end in figures["interval"])
-    return f"{percent(figures['rate'])} [{low:.0f}, {high:.0f}]"
+    return _bounded(figures["rate"], figures["interval"])
+
+
+def _bounded(rate: float | None, interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return percent(rate)
+    low, high = (100 * end for end in interval)
+    return f"{percent(rate)} [{low:.0f}, {high:.0f}]"

@@ -7,7 +7,8 @@ ends, under the trials' names, so no step waits for another rank and no trial is
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from ai_wam.files import write_json, write_text
 from ai_wam.types import Clip, Policy
 from benchmarks.base import Trial
 from benchmarks.benchmark import Benchmark, TrialResult
+from benchmarks.journal import Journal, Results
+from benchmarks.provenance import content_hash, versions
 from benchmarks.report import render
 from benchmarks.results import assemble, check_complete
 from benchmarks.tables import results_table
 
-Results = dict[str, dict[str, TrialResult]]
+log = logging.getLogger(__name__)
 
 
 class TrialBatch:
@@ -37,6 +40,7 @@ class TrialBatch:
         references: run ceiling and floor too.
         results: where results go, by arm and trial id.
         explain: say why failed trials failed.
+        keep: told of the results of every run.
     """
 
     def __init__(
@@ -48,8 +52,9 @@ class TrialBatch:
         references: bool,
         results: Results,
         explain: bool = True,
+        keep: Callable[[Results], None] | None = None,
     ) -> None:
-        self.explain = explain
+        self.explain, self.keep = explain, keep
         self.benchmark, self.trials, self.clip = benchmark, trials, clip
         self.record, self.references, self.results = record, references, results
         self.device = torch.device("cpu")
@@ -63,18 +68,28 @@ class TrialBatch:
         return self
 
     def run(self, policy: Policy) -> list[TrialResult]:
-        """Run every trial, keep the results for the end of the test, and give the policy's."""
-        own = self.benchmark.run(policy, self.trials, self.clip, self.record, self.device)
+        """Run every trial without a result yet, keep them for the end of the test, and give the policy's."""
+        known = self.results.get("policy", {})
+        if left := [trial for trial in self.trials if trial.id not in known]:
+            made = {
+                arm: {result.trial.id: result for result in results}
+                for arm, results in self._arms(policy, left).items()
+            }
+            for arm, results in made.items():
+                self.results.setdefault(arm, {}).update(results)
+            if self.keep is not None:
+                self.keep(made)
+        return [self.results["policy"][trial.id] for trial in self.trials]
+
+    def _arms(self, policy: Policy, trials: list[Trial]) -> dict[str, list[TrialResult]]:
+        own = self.benchmark.run(policy, trials, self.clip, self.record, self.device)
         if self.explain:
             own = self.benchmark.explain(own)
-        arms = {"policy": own}
-        if self.references:
-            drawn = getattr(policy, "tokenizer", None)  # the ceiling is what this policy's drawing allows
-            arms["ceiling"] = self.benchmark.ceiling(self.trials, self.clip, drawn)
-            arms["floor"] = self.benchmark.floor(self.trials, self.clip)
-        for arm, results in arms.items():
-            self.results.setdefault(arm, {}).update({result.trial.id: result for result in results})
-        return own
+        if not self.references:
+            return {"policy": own}
+        drawn = getattr(policy, "tokenizer", None)  # the ceiling is what this policy's drawing allows
+        ceiling = self.benchmark.ceiling(trials, self.clip, drawn)
+        return {"policy": own, "ceiling": ceiling, "floor": self.benchmark.floor(trials, self.clip)}
 
 
 class TrialLoader:
@@ -93,7 +108,8 @@ class TrialLoader:
 class TrialDataModule(LightningDataModule):
     """Test data whose items are trials; writes results.json and report.html when they have run.
 
-    Every rank runs every n-th trial with a whole model of its own.
+    Every rank runs every n-th trial with a whole model of its own. Finished trials are noted beside the
+    results, and the same test in the same folder goes on where it was interrupted.
 
     Args:
         benchmark: simulator and protocol.
@@ -141,6 +157,8 @@ class TrialDataModule(LightningDataModule):
         self.explain = explain
         self.results: dict[str, Any] = {}
         self._own: Results = {}
+        self._policy: dict[str, Any] = {}
+        self._journal: Journal | None = None
         self._collector = _Collector(self)
 
     def setup(self, stage: str) -> None:
@@ -167,11 +185,43 @@ class TrialDataModule(LightningDataModule):
         step, record = self.trials_per_step, self._recorded()
         batches = [
             TrialBatch(
-                self.benchmark, own[i : i + step], self.clip, record, self.references, self._own, self.explain
+                self.benchmark,
+                own[i : i + step],
+                self.clip,
+                record,
+                self.references,
+                self._own,
+                self.explain,
+                self._keep,
             )
             for i in range(0, len(own), step)
         ]
         return TrialLoader(batches)
+
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Take over what an interrupted test has finished of this rank's trials.
+
+        Raises:
+            ValueError: the folder holds the trials of another test.
+        """
+        self._policy = _described(trainer, module) | {"frames": self.clip.frames}
+        identity = {
+            "protocol": self.benchmark.protocol.describe(self.benchmark.simulator, self.clip),
+            "policy": {name: told for name, told in self._policy.items() if name != "checkpoint"},
+            "versions": versions(),
+            **{name: getattr(self, name) for name in ("record", "references", "explain")},
+        }
+        folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+        self._journal = journal = Journal(folder, trainer.global_rank, identity)
+        own = {trial.id for trial in self._shared[trainer.global_rank :: trainer.world_size]}
+        for arm, results in journal.finished.items():
+            self._own[arm] = {name: result for name, result in results.items() if name in own}
+        if done := len(self._own.get("policy", {})):
+            log.info("going on with %d of %d trials finished", done, len(own))
+
+    def _keep(self, results: Results) -> None:
+        assert self._journal is not None
+        self._journal.add(results, self.benchmark.versions())
 
     def finish(self, trainer: Trainer, module: LightningModule) -> None:
         """Gather every rank's results, log the rates, write the files.
@@ -180,24 +230,23 @@ class TrialDataModule(LightningDataModule):
             RuntimeError: the ranks together did not run every trial exactly once.
         """
         self.arms = _gather(self._own, self._shared)
-        policy = {
-            "name": _class_path(module),
-            "config": json.loads(json.dumps(dict(module.hparams), default=_class_path)),
-            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-        }
+        journal = self._journal
+        assert journal is not None
         protocol, simulator = self.benchmark.protocol, self.benchmark.simulator
         self.results = assemble(
             self._shared,
             self.arms,
             protocol.describe(simulator, self.clip),
             protocol.hash(simulator, self.clip),
-            policy,
+            self._policy,
+            self.benchmark.versions() or journal.world,
         )
         for name, value in _scalars(self.results).items():
             module.log(name, value, sync_dist=trainer.world_size > 1)
-        folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)  # asks all ranks, so not below
         if trainer.is_global_zero:
-            write_results(folder, self.results, self.arms["policy"])
+            write_results(journal.path.parent, self.results, self.arms["policy"])
+        trainer.strategy.barrier()  # what was noted stays until the results are there
+        journal.remove(everything=trainer.is_global_zero)
 
     def _recorded(self) -> frozenset[str]:
         """The first trials of every task: chosen before they run, so the report shows no selection."""
@@ -216,10 +265,13 @@ class TrialDataModule(LightningDataModule):
 
 
 class _Collector(Callback):
-    """Tells the datamodule that the last trial has run: datamodules have no hook of their own for it."""
+    """Tells the datamodule when trials begin and have all run: it has no hooks of its own for that."""
 
     def __init__(self, datamodule: TrialDataModule) -> None:
         self.datamodule = datamodule
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.datamodule.begin(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.datamodule.finish(trainer, pl_module)
@@ -260,6 +312,17 @@ def _class_path(component: object) -> str:
     return f"{type(component).__module__}.{type(component).__qualname__}"
 
 
+def _described(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """What is tested."""
+    checkpoint = trainer.ckpt_path
+    return {
+        "name": _class_path(module),
+        "config": json.loads(json.dumps(dict(module.hparams), default=_class_path)),
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "checkpoint_hash": None if checkpoint is None else content_hash(checkpoint),
+    }
+
+
 def _gather(own: Results, trials: list[Trial]) -> Results:
     """Results of all ranks by arm and trial id."""
     parts = [own]
@@ -279,7 +342,8 @@ def _scalars(results: Mapping[str, Any]) -> dict[str, float]:
     scalars = {f"test/success/{arm}": rate for arm, rate in results["mean"].items() if rate is not None}
     for task, summary in results["tasks"].items():
         for arm in results["mean"]:
-            scalars[f"test/{task}/{arm}"] = summary[arm]["rate"]
+            if summary[arm]["rate"] is not None:
+                scalars[f"test/{task}/{arm}"] = summary[arm]["rate"]
         for name, value in summary["diagnostics"].items():
             if value is not None:
                 scalars[f"test/{task}/{name}"] = value

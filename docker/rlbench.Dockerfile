@@ -4,6 +4,10 @@
 #   docker build -t ai-wam-rlbench -f docker/rlbench.Dockerfile docker
 #   export AI_WAM_RLBENCH_PYTHON="docker run --rm --init --network host -v $PWD:$PWD:ro -e AI_WAM_SERVER_TOKEN ai-wam-rlbench"
 #   ai-wam rlbench-doctor
+#
+# $PWD must be the checkout whose `ai-wam` runs: the container reads benchmarks/environment_server from it, under its
+# own path. With an installed ai-wam, mount the folder that `python -c "import benchmarks; print(benchmarks.__path__)"`
+# names instead. The same holds for every folder in the simulator's `paths`.
 FROM ubuntu:22.04
 
 ARG DEBIAN_FRONTEND=noninteractive
@@ -20,12 +24,9 @@ RUN mkdir -p "$COPPELIASIM_ROOT" \
     && curl -fsSL https://downloads.coppeliarobotics.com/V4_1_0/CoppeliaSim_Edu_V4_1_0_Ubuntu20_04.tar.xz \
     | tar -xJ -C "$COPPELIASIM_ROOT" --strip-components 1
 
-# --no-deps: RLBench asks for PyRep's newest commit and any numpy.
+COPY rlbench-requirements.txt /opt/
 RUN python3 -m venv /opt/rlbench \
-    && /opt/rlbench/bin/pip install --no-cache-dir setuptools wheel cffi "numpy==1.26.4" Pillow pyquaternion scipy \
-        natsort gymnasium \
-    && /opt/rlbench/bin/pip install --no-cache-dir --no-deps --no-build-isolation \
-        git+https://github.com/stepjam/PyRep@8f420be8064b1970aae18a9cfbc978dfb15747ef \
-        git+https://github.com/stepjam/RLBench@02720bba4c73fe02eb75df946b8791b806028a9d
+    && /opt/rlbench/bin/pip install --no-cache-dir setuptools wheel cffi numpy==1.26.4 \
+    && /opt/rlbench/bin/pip install --no-cache-dir --no-deps --no-build-isolation -r /opt/rlbench-requirements.txt
 
 ENTRYPOINT ["xvfb-run", "-a", "/opt/rlbench/bin/python"]

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.base import Trial
+from benchmarks.journal import Results
 from benchmarks.results import assemble
-from benchmarks.trials import Results, TrialDataModule, write_results
+from benchmarks.trials import TrialDataModule, write_results
 
 _Share = tuple[list[Trial], Results, dict[str, Any]]
 
@@ -84,5 +85,6 @@ def merge(shares: Sequence[_Share], out: Path) -> None:
             if twice := sorted(known.keys() & results.keys()):
                 raise RuntimeError(f"{arm}: trials {twice[:3]} ({len(twice)}) were run by two workers")
             known.update(results)
-    results = assemble(trials, arms, first["protocol"], first["protocol_hash"], first["policy"])
+    world = first["versions"].get("world")
+    results = assemble(trials, arms, first["protocol"], first["protocol_hash"], first["policy"], world)
     write_results(out, results, arms["policy"])

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +14,43 @@ from benchmarks.remote import EnvironmentServerError
 from benchmarks.rlbench import PYTHON, RLBench, environment, interpreter
 
 _PAGE = "docs/rlbench.md"
+_LIBRARY = "libcoppeliaSim.so.1"  # 4.1's name of what PyRep is linked against
+_PYTHONS = ((3, 10), (3, 12))  # the server's oldest, and the newest that was tried over the genuine sources
+_NUMPY = 2  # PyRep's masks break from here on
+_COMMITS = {
+    "PyRep": "8f420be8064b1970aae18a9cfbc978dfb15747ef",
+    "RLBench": "02720bba4c73fe02eb75df946b8791b806028a9d",
+}
 _PROBE = """
 import sys
 sys.path[:0] = {paths}
 import json, numpy, pyrep, rlbench
-print(json.dumps([sys.version.split()[0], numpy.__version__, rlbench.__version__]))
+from importlib.metadata import PackageNotFoundError, distribution
+
+def commit(name):
+    try:
+        source = json.loads(distribution(name).read_text("direct_url.json") or "{{}}")
+        return source.get("vcs_info", {{}}).get("commit_id")
+    except PackageNotFoundError:
+        return None
+
+versions = {{"Python": sys.version.split()[0], "numpy": numpy.__version__, "RLBench": rlbench.__version__}}
+commits = {{name: commit(name.lower()) for name in ("PyRep", "RLBench")}}
+print(json.dumps([versions, commits]))
+"""
+_OPEN = """
+import ctypes, ctypes.util, os, sys
+name = os.environ.get("DISPLAY")
+library = ctypes.util.find_library("X11")
+if not name:
+    sys.exit("DISPLAY is not set")
+if library is None:
+    sys.exit("libX11 is not installed")
+x = ctypes.CDLL(library)
+x.XOpenDisplay.restype = ctypes.c_void_p
+if not x.XOpenDisplay(None):
+    sys.exit("DISPLAY=" + name + " does not open")
+print("DISPLAY=" + name + " opens")
 """
 
 
@@ -49,7 +81,7 @@ def rlbench_doctor(
         checks += [_folder(), *_variables(), _display()]
     for check in checks:
         _tell(check)
-    for last in (_imports, lambda paths: _replay(task, variation, paths, timeout)):
+    for last in (_imports, _versions, lambda paths: _replay(task, variation, paths, timeout)):
         checks.append(last(paths))
         _tell(checks[-1])
         if not checks[-1].good:
@@ -77,9 +109,8 @@ def _folder() -> Check:
     root = os.environ.get("COPPELIASIM_ROOT")
     if root is None:
         return Check("COPPELIASIM_ROOT", False, "not set", advice)
-    libraries = sorted(path.name for path in Path(root).glob("libcoppeliaSim.so*"))
-    found = f"{root} with {libraries[0]}" if libraries else f"{root} without libcoppeliaSim.so"
-    return Check("COPPELIASIM_ROOT", bool(libraries), found, advice)
+    there = (Path(root) / _LIBRARY).exists()
+    return Check("COPPELIASIM_ROOT", there, f"{root} {'with' if there else 'without'} {_LIBRARY}", advice)
 
 
 def _variables() -> list[Check]:
@@ -93,32 +124,66 @@ def _variables() -> list[Check]:
 
 
 def _display() -> Check:
-    wrapped = any(Path(word).name in ("xvfb-run", "vglrun") for word in interpreter())
-    display = os.environ.get("DISPLAY")
-    found = "from the interpreter's wrapper" if wrapped else f"DISPLAY={display}" if display else "none"
+    """Whether there is one that opens, from inside the interpreter's wrapper."""
     advice = f'install xvfb and begin {PYTHON} with "xvfb-run -a", or start an X server and set DISPLAY'
-    return Check("display", wrapped or bool(display), found, advice)
+    good, said = _run(_OPEN)
+    return Check("display", good, said, advice)
 
 
 def _imports(paths: Sequence[str]) -> Check:
     advice = f"install PyRep and RLBench, at the commits of {_PAGE}, into that interpreter"
-    probe = _PROBE.format(paths=[os.path.abspath(path) for path in paths])
+    good, said = _run(_probe(paths))
+    return Check("import rlbench", good, "both packages" if good else said, advice)
+
+
+def _versions(paths: Sequence[str]) -> Check:
+    """Whether what can be imported is what the adapter was written for."""
+    _, said = _run(_probe(paths))
+    versions, commits = json.loads(said)
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    wrong = mismatches(versions, commits)
+    advice = f"{'; '.join(wrong)} ({_PAGE})"
+    return Check("versions", not wrong, found, advice)
+
+
+def mismatches(versions: Mapping[str, str], commits: Mapping[str, str | None]) -> list[str]:
+    """What to do about versions that the adapter was not written for.
+
+    Args:
+        versions: of Python, numpy and RLBench.
+        commits: of PyRep and RLBench, None where an installation does not tell.
+    """
+    wrong = []
+    oldest, newest = (".".join(map(str, end)) for end in _PYTHONS)
+    if not _PYTHONS[0] <= _numbers(versions["Python"]) <= _PYTHONS[1]:
+        wrong.append(f"Python {versions['Python']} is not {oldest} to {newest}: make another environment")
+    if _numbers(versions["numpy"])[0] >= _NUMPY:
+        wrong.append(f"numpy {versions['numpy']} is not below {_NUMPY}: pip install numpy==1.26.4")
+    for name, commit in commits.items():
+        if commit not in (None, _COMMITS[name]):
+            wrong.append(f"{name} is at {commit[:7]}, not {_COMMITS[name][:7]}: install that commit")
+    return wrong
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _probe(paths: Sequence[str]) -> str:
+    return _PROBE.format(paths=[os.path.abspath(path) for path in paths])
+
+
+def _run(program: str) -> tuple[bool, str]:
+    """Whether a program runs in the simulator's interpreter, and the last line that it said."""
+    words = [*interpreter(), "-I", "-c", program]
+    environ = {**os.environ, **environment()}
     try:
-        run = subprocess.run(
-            [*interpreter(), "-I", "-c", probe],
-            env={**os.environ, **environment()},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        run = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Check("import rlbench", False, str(error), advice)
+        return False, str(error)
     lines = (run.stdout if run.returncode == 0 else run.stderr or run.stdout).strip().splitlines()
-    if run.returncode:
-        return Check("import rlbench", False, lines[-1] if lines else f"exit code {run.returncode}", advice)
-    python, numpy, rlbench = json.loads(lines[-1])
-    found = f"RLBench {rlbench}, numpy {numpy}, Python {python}"
-    return Check("import rlbench", True, found, advice)
+    return run.returncode == 0, lines[-1] if lines else f"exit code {run.returncode}"
 
 
 def _replay(task: str, variation: int, paths: Sequence[str], timeout: float) -> Check:

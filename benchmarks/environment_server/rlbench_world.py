@@ -6,7 +6,8 @@ demonstration followed by `reset_to_demo` does, so every scene here is one that 
 """
 
 import os
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,23 +18,32 @@ from pyrep.errors import ConfigurationPathError, IKError
 from rlbench.action_modes.action_mode import MoveArmThenGripper
 from rlbench.action_modes.arm_action_modes import EndEffectorPoseViaIK, EndEffectorPoseViaPlanning
 from rlbench.action_modes.gripper_action_modes import Discrete
-from rlbench.backend.exceptions import InvalidActionError, TaskEnvironmentError
+from rlbench.backend.exceptions import InvalidActionError
 from rlbench.backend.observation import Observation
+from rlbench.demo import Demo
 from rlbench.environment import Environment
 from rlbench.observation_config import CameraConfig, ObservationConfig
 from rlbench.task_environment import TaskEnvironment
 from rlbench.utils import name_to_task_class
 
 CAMERAS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
+_KEPT = 64  # demonstrations, one of a trial: several policies and references meet it one after another
 _ARM_MODES = {"planning": EndEffectorPoseViaPlanning, "ik": EndEffectorPoseViaIK}
-# RuntimeError: CoppeliaSim refused a call (PyRep), or no demonstration succeeded (RLBench).
-_LOST = (TaskEnvironmentError, ConfigurationPathError, IKError, RuntimeError)
 
 
 class LostTrial(Exception):
     """RLBench cannot go on with this scene; the server says so in its answer."""
 
     lost = True
+
+
+@contextmanager
+def _losing(what: str) -> Iterator[None]:
+    """Any error inside loses the trial: RLBench and PyRep have dozens, and none may end an evaluation."""
+    try:
+        yield
+    except Exception as error:
+        raise LostTrial(f"{what}: {type(error).__name__}: {error}") from error
 
 
 class World:
@@ -62,11 +72,12 @@ class World:
         self._environment = Environment(action_mode, obs_config=self._config, headless=True)
         self._environment.launch()
         self._live: TaskEnvironment | None = None
+        self._demos: dict[tuple[str, int, int], Demo] = {}
         self._solved = self._over = False
 
     def versions(self) -> dict[str, str]:
         """What is at work here."""
-        found = {"python": sys.version.split()[0], "numpy": np.__version__, "rlbench": rlbench.__version__}
+        found = {"rlbench": rlbench.__version__}
         try:
             found["pyrep"] = version("pyrep")
         except PackageNotFoundError:  # on a path, not installed
@@ -77,28 +88,25 @@ class World:
         """A scene that the expert has just solved, as it was before.
 
         Returns:
-            "instructions", "pose" of the tip and openness, "actions" of the demonstration (one per 50 ms) and
-            "change": how far any number of the task's state is from where the demonstration began.
+            "instructions", "pose" of the tip and openness, "actions" of the demonstration (one per 50 ms),
+            the task's "state" where it began and "change": how far any number of the state is from that now.
         """
         self._look((), state=True)
         np.random.seed(seed)  # RLBench draws from the global generator
-        try:
+        with _losing(f"no scene of {task}, variation {variation}"):
             self._live = scene = self._environment.get_task(name_to_task_class(task))
             scene.set_variation(variation)
             scene.reset()  # the first one notes variation 0, whichever it is, and a demonstration keeps that
-            (demo,) = scene.get_demos(1, live_demos=True, max_attempts=attempts)
+            demo = self._demonstration(scene, (task, variation, seed), attempts)
             instructions, now = scene.reset_to_demo(demo)
-        except _LOST as error:
-            raise LostTrial(f"no scene of {task}, variation {variation}: {_said(error)}") from error
-        if demo[0].misc["variation_index"] != variation:
-            raise ValueError(
-                f"{task}: asked for variation {variation}, got {demo[0].misc['variation_index']}"
-            )
+            if (got := demo[0].misc["variation_index"]) != variation:
+                raise ValueError(f"{task}: asked for variation {variation}, got {got}")
         self._solved = self._over = False
         return {
             "instructions": instructions,
             "pose": _pose(now),
             "actions": np.stack([_pose(observation) for observation in demo[1:]]),
+            "state": demo[0].task_low_dim_state,
             "change": _change(demo[0].task_low_dim_state, now.task_low_dim_state),
         }
 
@@ -109,32 +117,43 @@ class World:
             "outcome" ("reached", "ik_failure" or "workspace"), "success", "terminate" and the "pose" now.
         """
         self._look(())
-        outcome = "reached"
-        try:
-            seen, reward, terminate = self._task.step(action)
-            self._solved, self._over = reward > 0.5, bool(terminate)
-        except InvalidActionError as error:
-            outcome, seen = _outcome(error), self._task.get_observation()
-        except _LOST as error:
-            raise LostTrial(f"step: {_said(error)}") from error
+        task, outcome = self._task, "reached"
+        with _losing("step"):
+            try:
+                seen, reward, terminate = task.step(action)
+                self._solved, self._over = reward > 0.5, bool(terminate)
+            except InvalidActionError as error:
+                outcome, seen = _outcome(error), task.get_observation()
         return {"outcome": outcome, "success": self._solved, "terminate": self._over, "pose": _pose(seen)}
 
     def observe(self, cameras: list[str]) -> dict[str, Any]:
         """Images of the named cameras with RLBench's intrinsics and camera-to-world "extrinsics"."""
         self._look(cameras)
-        seen = self._task.get_observation()
-        return {
-            name: {
-                "image": getattr(seen, f"{name}_rgb"),
-                "intrinsics": np.asarray(seen.misc[f"{name}_camera_intrinsics"]),
-                "extrinsics": np.asarray(seen.misc[f"{name}_camera_extrinsics"]),
+        task = self._task
+        with _losing("observe"):
+            seen = task.get_observation()
+            return {
+                name: {
+                    "image": getattr(seen, f"{name}_rgb"),
+                    "intrinsics": np.asarray(seen.misc[f"{name}_camera_intrinsics"]),
+                    "extrinsics": np.asarray(seen.misc[f"{name}_camera_extrinsics"]),
+                }
+                for name in cameras
             }
-            for name in cameras
-        }
 
     def close(self) -> None:
         """End CoppeliaSim."""
         self._environment.shutdown()
+
+    def _demonstration(self, scene: TaskEnvironment, key: tuple[str, int, int], attempts: int) -> Demo:
+        """The one this scene was found with, or a live one."""
+        demo = self._demos.pop(key, None)
+        if demo is None:
+            (demo,) = scene.get_demos(1, live_demos=True, max_attempts=attempts)
+        self._demos[key] = demo  # the latest last
+        if len(self._demos) > _KEPT:
+            del self._demos[next(iter(self._demos))]
+        return demo
 
     @property
     def _task(self) -> TaskEnvironment:
@@ -163,8 +182,4 @@ def _outcome(error: InvalidActionError) -> str:
         return "ik_failure"
     if "workspace" in str(error):
         return "workspace"
-    raise error  # a malformed action is a bug on our side
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    raise error

@@ -17,9 +17,12 @@ import importlib.util
 import json
 import math
 import os
+import select
+import signal
 import socket
 import struct
 import sys
+import threading
 import time
 import traceback
 from typing import Any
@@ -31,6 +34,7 @@ _MAGIC = b"AIWAM001"
 _PREFIX = struct.Struct("<8sII")  # magic, bytes of JSON, number of arrays
 _MOST_JSON, _MOST_BYTES = 1 << 26, 1 << 32
 _KEY = "$array"
+_WATCH = 1.0  # seconds between two looks at whoever started this process
 
 
 def send(connection: socket.socket, message: Any) -> None:
@@ -142,8 +146,9 @@ def _load(path: str) -> Any:
 def _answer(state: dict[str, Any], request: dict[str, Any]) -> Any:
     name, arguments = request["call"], request["arguments"]
     if name == "open":
-        state["world"] = _load(state["adapter"]).World(**arguments)
-        return {"python": sys.version.split()[0], "numpy": np.__version__}
+        world = state["world"] = _load(state["adapter"]).World(**arguments)
+        own = world.versions() if hasattr(world, "versions") else {}
+        return {"python": sys.version.split()[0], "numpy": np.__version__, **own}
     if name.startswith("_"):
         raise AttributeError(f"{name!r} is not to be called from outside")
     return getattr(state["world"], name)(**arguments)
@@ -177,6 +182,18 @@ def serve(connection: socket.socket, adapter: str) -> None:
             send(connection, {"error": described})
 
 
+def _end_with(parent: int, connection: socket.socket) -> None:
+    """End this process when whoever started it has gone, also while a call hangs inside the simulator."""
+    hung_up = select.poll()
+    hung_up.register(connection, select.POLLRDHUP)
+    while os.getppid() == parent and not hung_up.poll(1000.0 * _WATCH):
+        pass
+    time.sleep(_WATCH)  # a server that does not hang leaves by itself
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # what the simulator started goes too
+    os._exit(1)
+
+
 def main() -> None:
     """Connect to the client and serve it."""
     parser = argparse.ArgumentParser()
@@ -190,6 +207,8 @@ def main() -> None:
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(os.environ.pop(TOKEN).encode())
+        watch = threading.Thread(target=_end_with, args=(os.getppid(), connection), daemon=True)
+        watch.start()
         serve(connection, os.path.abspath(arguments.adapter))
 
 

@@ -75,6 +75,10 @@ class MeteredSimulator:
         with self.clock.of("simulator"):
             return self.simulator.reset(trial)
 
+    def scene(self) -> str:
+        """As the simulator's."""
+        return self.simulator.scene()
+
     def observe(self, views: Sequence[str] | None = None) -> Frame:
         """As the simulator's."""
         with self.clock.of("simulator"):
@@ -98,6 +102,10 @@ class MeteredSimulator:
         """As the simulator's."""
         with self.clock.of("simulator"):
             return self.simulator.diagnostics()
+
+    def versions(self) -> Mapping[str, str]:
+        """As the simulator's."""
+        return self.simulator.versions()
 
     def close(self) -> None:
         """As the simulator's."""

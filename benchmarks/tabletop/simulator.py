@@ -1,7 +1,9 @@
 """The suite as a `benchmarks.base.Simulator`."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
 from ai_wam.types import Frame, View
-from benchmarks.base import StepResult, Trial, checked_action
+from benchmarks.base import StepResult, Trial, checked_action, fingerprint
 from benchmarks.tabletop import panda, rigs, scene, tasks
 from benchmarks.tabletop.graphics import Pictures
 from benchmarks.tabletop.kinematics import Pose, Solution
@@ -78,6 +80,18 @@ class Tabletop:
         """Names of the tasks with their numbers of variations."""
         return {name: self._task(name).variations for name in tasks.names()}
 
+    def definition(self, names: Sequence[str]) -> str:
+        """Hash of what these tasks are: their models, and the code that places, moves and judges."""
+        models = [self._xml(name) for name in sorted(names)]
+        files = (
+            "kinematics.py",
+            "world.py",
+            "tasks/base.py",
+            *(f"tasks/{name}.py" for name in sorted(names)),
+        )
+        code = [(Path(__file__).parent / file).read_text(encoding="utf-8") for file in files]
+        return hashlib.sha256("\0".join(models + code).encode()).hexdigest()
+
     def reset(self, trial: Trial) -> tuple[str, ...]:
         """Build the trial's scene; gives its instructions.
 
@@ -98,9 +112,13 @@ class Tabletop:
             _start_somewhere(world, task, of_start)
         else:
             world.place_arm(panda.HOME)
-        self._trial, self._steps = trial, 0
+        self._trial, self._steps, self._scene = trial, 0, _fingerprint(world)
         task.status(world)
         return task.instructions(trial.variation)
+
+    def scene(self) -> str:
+        """Fingerprint of where everything stood, and how it was coloured, when the trial began."""
+        return self._scene
 
     def observe(self, views: Sequence[str] | None = None) -> Frame:
         """Draw the named cameras (the configured ones if left out) and read the pose.
@@ -146,6 +164,10 @@ class Tabletop:
         world, name = self._current()
         return self._task(name).diagnostics(world)
 
+    def versions(self) -> Mapping[str, str]:
+        """Nothing: the suite runs in this process."""
+        return {}
+
     def close(self) -> None:
         """Release the OpenGL contexts; the next reset builds anew what it needs."""
         for pictures in self._pictures.values():
@@ -177,7 +199,7 @@ class Tabletop:
         self._pictures: dict[str, Pictures] = {}
         self._calibrations: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
         self._trial = None
-        self._steps = 0
+        self._steps, self._scene = 0, ""
 
     def __getstate__(self) -> dict[str, Any]:
         return self.settings
@@ -192,12 +214,14 @@ class Tabletop:
 
     def _world(self, name: str) -> World:
         if name not in self._worlds:
-            task = self._task(name)
-            timestep = 1 / self.control_hz / substeps(self.control_hz)
-            mounts = rigs.mounts(self.rig, task.region)
-            xml = scene.mjcf(task.bodies(), task.assets(), mounts, self.image_size, timestep, self.shadows)
-            self._worlds[name] = World(xml, self.control_hz)
+            self._worlds[name] = World(self._xml(name), self.control_hz)
         return self._worlds[name]
+
+    def _xml(self, name: str) -> str:
+        task = self._task(name)
+        timestep = 1 / self.control_hz / substeps(self.control_hz)
+        mounts = rigs.mounts(self.rig, task.region)
+        return scene.mjcf(task.bodies(), task.assets(), mounts, self.image_size, timestep, self.shadows)
 
     def _current(self) -> tuple[World, str]:
         if self._trial is None:
@@ -233,6 +257,11 @@ def _start_somewhere(world: World, task: TabletopTask, rng: np.random.Generator)
         return world.kinematics.solve(task.random_start(world, rng), panda.HOME)
 
     world.place_arm(draw(sample, lambda solution: solution.reached, "reachable random start").joints)
+
+
+def _fingerprint(world: World) -> str:
+    parts = (world.data.qpos, world.data.geom_xpos, world.data.geom_xmat, world.model.geom_rgba)
+    return fingerprint(np.concatenate([np.ravel(part) for part in parts]))
 
 
 def _check_views(views: Sequence[str]) -> None:

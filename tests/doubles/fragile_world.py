@@ -63,3 +63,10 @@ class World:
 
     def unsendable(self):
         return np.array([object()])
+
+    def garble(self, reply):
+        """Make the server answer with this JSON instead of its own."""
+        server = sys.modules["__main__"]
+        server.send = lambda connection, message: connection.sendall(
+            server._PREFIX.pack(server._MAGIC, len(reply), 0) + reply.encode()
+        )

@@ -16,7 +16,12 @@ class World:
         assert (task, variation, seed) == (RECORDING["task"], RECORDING["variation"], RECORDING["seed"])
         self.taken = 0
         reply = {name: np.array(RECORDING[name]) for name in ("pose", "actions")}
-        return {**reply, "instructions": RECORDING["instructions"], "change": RECORDING["change"]}
+        return {
+            **reply,
+            "instructions": RECORDING["instructions"],
+            "change": RECORDING["change"],
+            "state": np.zeros(3),
+        }
 
     def step(self, action):
         wanted = RECORDING["actions"][self.taken]

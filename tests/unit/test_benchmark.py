@@ -210,19 +210,19 @@ def test_replay_reads_a_file_and_refuses_unknown_episodes(tmp_path, benchmark_):
 class Fragile(Tabletop):
     """Crashes in the named call of one scene; what became of it is forgotten by the next reset."""
 
-    def __init__(self, call="reset", scene=1):
+    def __init__(self, call="reset", at=1):
         super().__init__(rig="framed", image_size=SIZE)
-        self.call, self.scene = call, scene
+        self.call, self.at = call, at
 
     @property
     def settings(self):
-        return {"call": self.call, "scene": self.scene}
+        return {"call": self.call, "at": self.at}
 
     def __setstate__(self, state):
         self.__init__(**state)
 
     def _may_crash(self, call):
-        if self.call == call and self.trial_index == self.scene:
+        if self.call == call and self.trial_index == self.at:
             raise SimulatorCrash(f"{call}: the process died of SIGSEGV")
 
     def reset(self, trial):
@@ -246,7 +246,7 @@ class Fragile(Tabletop):
 @pytest.mark.parametrize("call", ["reset", "observe", "step"])
 def test_a_crash_costs_one_trial_and_never_the_run(call):
     rules = EvaluationProtocol(max_seconds=0.5, trials_per_task=2, tasks=("reach_target",))
-    made = Benchmark(Fragile(call, scene=0), rules, parallel=2)
+    made = Benchmark(Fragile(call, at=0), rules, parallel=2)
     trials = [Trial("reach_target", 0, index) for index in range(3)]
     policy = Scripted(UP[None])
     lost, *others = made.run(policy, trials, CLIP, record={trials[0].id})
@@ -261,7 +261,7 @@ def test_a_crash_costs_one_trial_and_never_the_run(call):
 
 def test_a_crash_of_the_experts_world_costs_its_trial():
     rules = EvaluationProtocol(max_seconds=2.0, trials_per_task=3, tasks=("reach_target",))
-    made = Benchmark(Fragile("demonstrate", scene=1), rules, parallel=2)
+    made = Benchmark(Fragile("demonstrate", at=1), rules, parallel=2)
     trials = [Trial("reach_target", 0, index) for index in range(3)]
     assert [run.stop_reason == "crash" for run in made.ceiling(trials, CLIP)] == [False, True, False]
     made.close()

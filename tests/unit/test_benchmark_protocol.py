@@ -72,6 +72,26 @@ def test_rules_that_do_not_apply_are_left_out():
     assert "execute_frames" not in one_shot.describe(SIMULATOR, CLIP)
 
 
+def test_chunk_length_is_a_rule_of_one_shot_alone():
+    """In one shot it decides how much is executed before the pose is held."""
+    longer = dataclasses.replace(CLIP, frames=CLIP.frames + 8)
+    one_shot = EvaluationProtocol(execution="one_shot", tasks=("reach_target",))
+    assert one_shot.hash(SIMULATOR, longer) != one_shot.hash(SIMULATOR, CLIP)
+    receding = dataclasses.replace(one_shot, execution="receding")
+    assert receding.hash(SIMULATOR, longer) == receding.hash(SIMULATOR, CLIP)
+
+
+@pytest.mark.parametrize("changed", ["bodies", "assets"])
+def test_a_changed_scene_is_another_protocol_for_its_own_task_only(monkeypatch, changed):
+    hashes = {name: EvaluationProtocol(tasks=(name,)).hash for name in ("close_drawer", "reach_target")}
+    before = {name: made(SIMULATOR, CLIP) for name, made in hashes.items()}
+    drawer = type(SIMULATOR._task("close_drawer"))
+    original = getattr(drawer, changed)
+    monkeypatch.setattr(drawer, changed, lambda self: original(self) + "<!-- moved -->")
+    assert hashes["close_drawer"](SIMULATOR, CLIP) != before["close_drawer"]
+    assert hashes["reach_target"](SIMULATOR, CLIP) == before["reach_target"]
+
+
 def test_the_description_is_json_and_hashes_canonically():
     described = PROTOCOL.describe(SIMULATOR, CLIP)
     assert json.loads(json.dumps(described)) == described

@@ -105,7 +105,7 @@ def test_trials_that_did_not_run_are_an_error(tmp_path):
     trainer = Trainer(logger=False, limit_test_batches=1, **QUIET)
     with pytest.raises(RuntimeError, match=r"policy: 2 results for 3 trials; missing .*trials_per_task"):
         trainer.test(FixedPolicy(HoldStill(), CLIP), datamodule=data, verbose=False)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["trials-00000.jsonl"]  # what has run is not lost
 
 
 def test_one_trial_alone_goes_as_in_the_full_run(tmp_path):
@@ -145,7 +145,10 @@ def test_a_share_without_trials_is_refused(share):
 
 
 def test_shares_that_overlap_or_lack_trials_are_refused(tmp_path):
-    trials, told = PROTOCOL.trials(SIMULATOR), {"protocol": {}, "protocol_hash": "", "policy": {}}
+    trials, told = (
+        PROTOCOL.trials(SIMULATOR),
+        {"protocol": {}, "protocol_hash": "", "policy": {}, "versions": {}},
+    )
     run = TrialResult(trials[0], "go", "timeout", 20, 1.0, 1, 0, 0, {})
     one = (trials, {"policy": {trials[0].id: run}}, told)
     with pytest.raises(RuntimeError, match="were run by two workers"):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_the_table_counts_every_task_and_all():
     assert rows["reach_target"][1:] == ["16", "11", "(69", "%)", "4", "(25", "%)", "-44", "8", "1", "0.0391"]
     assert rows["close_drawer"][-3:] == ["0", "0", "1"]
     assert rows["all"][1:3] == ["32", "22"]
-    assert rows["a:"][1:3] == ["tasks.policy.PolicyControl", "last.ckpt"]
+    assert rows["a:"][1:3] == ["PolicyControl", "last.ckpt"]
 
 
 def table(first, second, **rules):
@@ -76,7 +77,8 @@ def test_a_task_with_a_low_ceiling_is_apart_and_in_no_sum():
     assert lines[title + 1].split()[0] == "close_drawer"
     printed = results_table(one).splitlines()
     assert printed[1].split()[0] == "reach_target"
-    assert printed[2].split() == ["mean", "over", "tasks", "16", "69", "%", "100", "%"]
+    cells = ["mean", "over", "tasks", "16", "69", "%", "[44,", "86]", "100", "%", "[81,", "100]"]
+    assert printed[2].split() == cells
     assert printed[-1].split()[0] == "close_drawer"
 
 
@@ -93,6 +95,78 @@ def test_crashes_count_as_not_solved_and_are_told():
     lines = table(FIRST + FIRST, ["crash", *FIRST[1:], *FIRST])
     assert lines[-1] == "lost to crashes of the simulator, counted as not solved: a 0, b 1"
     assert next(line for line in lines if line.startswith("reach_target")).split()[-3:] == ["1", "0", "1"]
+
+
+def in_scenes(results, scene):
+    for number, trial in enumerate(results["trials"]):
+        trial["policy"]["scene"] = scene(number)
+    return results
+
+
+def test_trials_of_other_scenes_are_no_pairs_and_are_told():
+    """A simulator may draw another scene from the same seed in another process."""
+    first = in_scenes(made(FIRST + FIRST), str)
+    second = in_scenes(made(SECOND + FIRST), lambda n: str(n) if n >= 11 else "other")
+    text = comparison_table(first, second)
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
+    assert rows["reach_target"][1] == "5"  # of 16
+    assert rows["all"][1] == "21"
+    assert "11 trials are in no pair: their scenes differ between a and b" in text
+    lost = in_scenes(made(FIRST + FIRST), lambda n: "" if n == 0 else str(n))  # before it had one
+    assert paired(first, lost, TASKS).first == tuple(FIRST + FIRST)
+    changed = in_scenes(made(FIRST + FIRST), lambda n: "changed 1" if n == 0 else str(n))
+    assert len(paired(changed, changed, TASKS).first) == 31
+    with pytest.raises(ValueError, match="scenes of all 32 trials differ"):
+        comparison_table(first, in_scenes(made(FIRST + FIRST), lambda n: f"other {n}"))
+    whole_task = in_scenes(made(FIRST + FIRST), lambda n: "other" if n < 16 else str(n))
+    assert "reach_target" not in comparison_table(first, whole_task).split()
+
+
+def test_chunks_of_different_length_are_told():
+    first, second = made(FIRST + FIRST), made(FIRST + FIRST)
+    first["policy"]["frames"], second["policy"]["frames"] = 9, 41
+    assert "chunks of different length: a 9 frames, b 41" in comparison_table(first, second)
+
+
+def test_the_ceiling_is_of_trials_that_the_simulator_kept_and_of_the_policys_scenes():
+    rules = EvaluationProtocol(trials_per_task=4, tasks=("reach_target",))
+    trials = rules.trials(SIMULATOR)
+
+    def arm(reasons, scenes):
+        return {t.id: replace(result(t, r), scene=s) for t, r, s in zip(trials, reasons, scenes, strict=True)}
+
+    arms = {
+        "policy": arm(["timeout", "timeout", "crash", "success"], "abcd"),
+        "ceiling": arm(["success", "crash", "success", "timeout"], "abcX"),
+    }
+    told = {"name": "x.Y", "config": {}, "checkpoint": None}
+    described = rules.describe(SIMULATOR, CLIP)
+    results = assemble(trials, arms, described, rules.hash(SIMULATOR, CLIP), told)
+    summary = results["tasks"]["reach_target"]
+    assert (summary["ceiling"]["successes"], summary["ceiling"]["trials"]) == (2, 2)
+    assert (summary["policy"]["successes"], summary["policy"]["trials"]) == (1, 4)
+    assert (summary["crashes"], summary["other_scenes"]) == ({"policy": 1, "ceiling": 1}, 1)
+    printed = results_table(results)
+    assert (
+        "lost to crashes of the simulator (not solved; left out of the ceiling): policy 1, ceiling 1"
+        in printed
+    )
+    assert "1 trials had another scene" in printed
+    arms["ceiling"] = arm(["crash"] * 4, "abcd")
+    unknown = assemble(trials, arms, described, rules.hash(SIMULATOR, CLIP), told)
+    assert (unknown["apart"], unknown["tasks"]["reach_target"]["ceiling"]["rate"]) == (["reach_target"], None)
+    assert "none" in results_table(unknown)
+
+
+def test_a_table_without_a_ceiling_says_so():
+    assert "no ceiling was run" in results_table(made(FIRST + FIRST))
+    assert "no ceiling was run" not in results_table(made(FIRST + FIRST, ceiling=dict.fromkeys(TASKS, True)))
+
+
+def test_a_policy_that_wraps_another_is_named_with_it():
+    one = made(FIRST + FIRST, policy="tasks.fixed.FixedPolicy")
+    one["policy"]["config"] = {"policy": {"class_path": "benchmarks.policies.Expert"}}
+    assert comparison_table(one, one).splitlines()[0].startswith("a: FixedPolicy: Expert ")
 
 
 def test_other_software_is_told():
@@ -155,7 +229,13 @@ def test_the_command_refuses_what_does_not_compare(files, monkeypatch):
 def test_a_file_that_is_no_result_or_was_edited_is_refused(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("[]")
-    with pytest.raises(ValueError, match="no results of schema 1"):
+    with pytest.raises(ValueError, match="its schema is None, not 2"):
+        read_results(path)
+    path.write_text('{"schema": 1, "trials": []}')
+    with pytest.raises(ValueError, match=r"its schema is 1, not 2; give .* or test again"):
+        read_results(path)
+    path.write_text('{"schema": 2, "trials": []}')
+    with pytest.raises(ValueError, match=r"lacks \['policy', 'protocol', 'protocol_hash'"):
         read_results(path)
     edited = made(FIRST + FIRST)
     edited["protocol"]["max_seconds"] = 99.0

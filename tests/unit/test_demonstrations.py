@@ -28,6 +28,12 @@ class Clumsy:
         self.trial, self.value = trial, 0.0
         return ("count to ten",)
 
+    def scene(self):
+        return str(self.trial.index)
+
+    def versions(self):
+        return {}
+
     def observe(self, views=None):
         return Frame({}, self.pose(), self.value / self.control_hz)
 

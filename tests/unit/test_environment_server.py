@@ -4,6 +4,7 @@ import ast
 import math
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -107,6 +108,51 @@ def test_hang_is_killed_with_all_it_started(world):
     while time.monotonic() < deadline and _alive(child):
         time.sleep(0.05)
     assert not _alive(child)
+    assert world.call("add", 10.0, number=1) == 11
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from benchmarks.remote import EnvironmentServer
+world = EnvironmentServer(Path(sys.argv[1]), {})
+world.call("add", 10.0, number=1)
+print(world._live._process.pid, flush=True)
+world.call(sys.argv[2], 60.0)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_outlives_a_killed_parent_while_a_call_hangs(number):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(ADAPTER), "spawn_and_hang"], stdout=subprocess.PIPE, text=True
+    )
+    server = int(parent.stdout.readline())
+    group = _within(10, lambda: [pid for pid in _group(server) if pid != server] and _group(server))
+    assert len(group) == 2  # the server, and what the call started
+    parent.send_signal(number)
+    parent.wait()
+    parent.stdout.close()
+    _within(10, lambda: not any(map(_alive, group)))
+    assert not any(map(_alive, group))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "[]",
+        '{"arrays": [], "message": 5}',
+        '{"arrays": [], "message": {}}',
+        '{"arrays": [], "message": {"error": "no"}}',
+        '{"arrays": [], "message": {"value": {"$array": 7}}}',
+        '{"arrays": [], "message": {"value": {"$array": "x"}}}',
+        "{not json",
+    ],
+)
+def test_an_answer_that_is_no_message_costs_a_trial(world, reply):
+    with pytest.raises(SimulatorCrash, match="garble: the answer is no message"):
+        world.call("garble", 10.0, reply=reply)
+    assert not world.running
     assert world.call("add", 10.0, number=1) == 11
 
 
@@ -255,6 +301,20 @@ def test_server_alone_says_how_it_is_called():
     said = subprocess.run([sys.executable, "-I", FOLDER / "server.py", "-h"], capture_output=True, text=True)
     assert said.returncode == 0
     assert "--adapter" in said.stdout
+
+
+def _within(seconds, condition):
+    """What the condition gives, once it gives anything."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def _group(leader):
+    """Processes of a group."""
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    return [int(stat.split()[0]) for stat in stats if int(stat.rsplit(") ", 1)[1].split()[2]) == leader]
 
 
 def _alive(pid):

@@ -1,7 +1,9 @@
+import json
 import re
 import shutil
 import subprocess
 from base64 import b64decode
+from html import unescape
 from html.parser import HTMLParser
 
 import matplotlib.image
@@ -201,24 +203,95 @@ def test_the_gallery_is_by_stop_reason_and_quotes_crashes():
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the PATH")
-def test_a_browser_shows_the_page_without_an_error(tmp_path):
+# What a page measures of itself goes to the page around it, since no browser window is as narrow as a telephone.
+MEASURE = """<script>
+addEventListener("load", () => {
+  const card = document.querySelector(".card").getBoundingClientRect();
+  const video = document.querySelector("video"), film = document.createElement("video");
+  const told = {
+    page: document.documentElement.scrollWidth,
+    beyond: [...document.querySelectorAll(".scroll, .arm, .facts")].filter(
+      (part) => part.getBoundingClientRect().right > card.right + 1).length,
+    intervals: [...document.querySelectorAll(".arm small")].filter((one) => one.offsetWidth > 100).length,
+  };
+  const say = (playable) => parent.postMessage({...told, playable}, "*");
+  film.addEventListener("loadeddata", () => say(film.videoWidth));
+  film.addEventListener("error", () => say(film.error.message));
+  film.muted = true; film.preload = "auto"; film.src = video.dataset.src;
+});
+</script>"""
+AROUND = """<body style="margin:0">
+<iframe src="report.html" style="width:%dpx;height:2000px;border:0"></iframe>
+<script>addEventListener("message", (event) => { document.title = JSON.stringify(event.data); });</script>"""
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """What a browser says, and its picture, of the report in a frame so many pixels wide."""
+    if BROWSER is None:
+        pytest.skip("no chromium or google-chrome on the PATH")
     trials, results = results_of(["success", "failed", "timeout", "success"])
-    (tmp_path / "report.html").write_text(render(results, {trial.id: recording() for trial in trials}))
-    words = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,1400"]
-    words += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--no-first-run"]
-    words += ["--virtual-time-budget=3000", f"--screenshot={tmp_path / 'page.png'}"]
-    done = subprocess.run(
-        [BROWSER, *words, (tmp_path / "report.html").as_uri()],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    page = render(results, {trial.id: recording() for trial in trials})
+    (tmp_path / "report.html").write_text(page.replace("</body>", f"{MEASURE}</body>"))
+
+    def browse(width, *more):
+        (tmp_path / "around.html").write_text(AROUND % width)
+        words = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
+        words += [f"--window-size={max(width, 600)},2000", f"--user-data-dir={tmp_path / 'profile'}", *more]
+        words += ["--virtual-time-budget=3000", "--enable-logging=stderr"]
+        return subprocess.run(
+            [BROWSER, *words, (tmp_path / "around.html").as_uri()],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+
+    return browse
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [420, 1200])
+def test_the_page_fits_keeps_its_intervals_and_plays_at_any_width(browse, width):
+    title = re.search(r"<title>(.*?)</title>", browse(width, "--dump-dom").stdout)
+    assert json.loads(unescape(title[1])) == {"page": width, "beyond": 0, "intervals": 3, "playable": 64}
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_texts_stand_out_in_light_and_in_dark(page, theme):
+    """A contrast of 4.5 is what WCAG asks of small text."""
+    rules = re.findall(r":root \{(.*?)\}", page, flags=re.DOTALL)[theme]
+    colours = {name: _luminance(value) for name, value in re.findall(r"--([\w-]+): #(\w{6})", rules)}
+    pairs = [(text, ground) for text in ("ink", "soft", "faint") for ground in ("card", "page")]
+    pairs += [(kind, f"{kind}-back") for kind in ("good", "bad", "warn")]
+    for text, ground in pairs:
+        dark, light = sorted((colours[text], colours[ground]))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
+
+def _luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_a_policy_that_is_sure_of_everything_has_no_curve_of_confidence():
+    _, results = results_of(["success", "timeout"])
+    for trial in results["trials"]:
+        trial["policy"]["position_std"] = [0.0, 0.0]
+    assert "Success against confidence" not in render(results, {})
+    results["trials"][0]["policy"]["position_std"] = [0.0, 0.004]
+    assert "Success against confidence" in render(results, {})
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [420, 1200])
+def test_a_browser_shows_the_page_without_an_error(browse, tmp_path, width):
+    done = browse(width, f"--screenshot={tmp_path / 'page.png'}")
     assert "CONSOLE" not in done.stderr
     picture = (255 * matplotlib.image.imread(tmp_path / "page.png")[..., :3]).astype(int)
-    assert picture.shape == (1400, 1200, 3)
+    assert picture.shape == (2000, max(width, 600), 3)
+    picture = picture[:1400, :width]
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
     below = picture[900:]  # what came after the figures was laid out too
     assert below.std() > 5

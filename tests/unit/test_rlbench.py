@@ -1,6 +1,7 @@
 """The RLBench adapter through its real server process, over an in-repo double of RLBench's names."""
 
 import copy
+import math
 import pickle
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from benchmarks.protocol import EvaluationProtocol
 from benchmarks.remote import EnvironmentServerError
 from benchmarks.rlbench import RLBench
 from benchmarks.rlbench_tasks import VARIATIONS
+from tasks.fixed import FixedPolicy
 
 DOUBLE = str(Path(__file__).parents[1] / "doubles" / "rlbench_double")
 SIZE = (48, 64)
@@ -289,6 +291,10 @@ def test_coppeliasims_folder_is_handed_on(monkeypatch):
         ("refuse:step:2", "step: step: RuntimeError: The call failed on the V-REP side"),
         ("refuse:reset:2", "reset: no scene of reach_target, variation 3: RuntimeError: The call failed"),
         ("unsolvable", "Could not collect demos"),
+        ("nowhere", "reset: no scene of .*TaskEnvironmentError: Could not place the task in the scene"),
+        ("unheard:get_task:1", "reset: no scene of .*WaypointError: a waypoint of the task is gone"),
+        ("unheard:step:2", "step: step: WaypointError"),
+        ("unheard:get_observation:30", "step: step: WaypointError"),
     ],
 )
 def test_what_goes_wrong_in_the_process_is_a_crash_and_the_next_reset_begins_anew(
@@ -306,10 +312,79 @@ def test_what_goes_wrong_in_the_process_is_a_crash_and_the_next_reset_begins_ane
     assert replay()[-1].success
 
 
+def test_an_error_nobody_listed_costs_one_trial_and_not_the_run(faulty):
+    rules = EvaluationProtocol(max_seconds=0.2, trials_per_task=3, tasks=("reach_target",))
+    made = Benchmark(faulty("unheard:step:6"), rules, parallel=1)
+    results = made.run(HoldStill(), made.trials(), Clip(size=SIZE))
+    assert [run.stop_reason for run in results] == ["timeout", "crash", "timeout"]
+    assert "WaypointError: a waypoint of the task is gone" in results[1].error
+    made.close()
+
+
+def test_a_picture_that_fails_costs_one_trial(faulty):
+    simulator = faulty("unheard:get_observation:29")
+    simulator.reset(TRIAL)
+    with pytest.raises(SimulatorCrash, match="observe: observe: WaypointError"):
+        simulator.observe(["front"])
+
+
 def test_without_rlbench_the_reason_is_given():
     missing = RLBench()
     with pytest.raises(EnvironmentServerError, match="ModuleNotFoundError: No module named"):
         missing.reset(TRIAL)
+
+
+def test_every_arm_of_a_trial_plays_one_scene_though_live_demonstrations_are_chance(faulty):
+    """What makes a demonstration fail lies outside numpy's generator, as CoppeliaSim does."""
+    rules = EvaluationProtocol(max_seconds=1.4, trials_per_task=8, tasks=("reach_target",))
+    made = Benchmark(faulty("flaky"), rules, parallel=2)
+    trials, clip = made.trials(), Clip(size=SIZE)
+    own = made.explain(made.run(HoldStill(), trials, clip))
+    ceiling, floor = made.ceiling(trials, clip), made.floor(trials[::-1], clip)[::-1]
+    assert all(run.stop_reason in ("success", "timeout") for run in ceiling)  # the codec may miss, few pixels
+    assert [run.stop_reason for run in own] == ["timeout"] * 8
+    assert all(run.failure["expert_mm"] > 0 for run in own)
+    assert [run.scene for run in own] == [run.scene for run in ceiling] == [run.scene for run in floor]
+    assert len({run.scene for run in own}) == 8
+    made.close()
+
+
+def test_an_expert_with_a_world_of_its_own_is_not_used_for_what_a_benchmark_plays(faulty):
+    rules = EvaluationProtocol(max_seconds=1.4, trials_per_task=6, tasks=("reach_target",))
+    made = Benchmark(faulty("flaky"), rules, parallel=1)
+    expert = Expert(made.simulator)
+    results = made.run(FixedPolicy(expert), made.trials(), Clip(size=SIZE))
+    assert [run.stop_reason for run in results] == ["success"] * 6
+    assert expert._own is None
+    made.close()
+
+
+def test_a_trial_costs_one_live_demonstration_in_all_its_arms():
+    rules = EvaluationProtocol(max_seconds=1.4, trials_per_task=3, tasks=("reach_target",))
+    made = Benchmark(make(), rules, parallel=1)
+    trials, clip = made.trials(), Clip(size=SIZE)
+    made.explain(made.run(HoldStill(), trials, clip))
+    made.ceiling(trials, clip)
+    made.floor(trials, clip)
+    (world,) = made._worlds
+    assert world._server.log().count("a live demonstration") == 3
+    made.close()
+
+
+def test_a_scene_that_came_back_otherwise_is_no_scene_of_its_demonstration(simulator, monkeypatch):
+    reply = simulator._server.call
+    for change, same in ((0.02, True), (0.021, False), (math.nan, False)):
+        monkeypatch.setattr(
+            simulator._server, "call", lambda *a, change=change, **k: {**reply(*a, **k), "change": change}
+        )
+        simulator.reset(TRIAL)
+        assert simulator.scene().startswith("changed") != same
+        monkeypatch.undo()
+    monkeypatch.setattr(simulator._server, "call", lambda *a, **k: {**reply(*a, **k), "change": 1.0})
+    simulator.reset(TRIAL)
+    monkeypatch.setattr(RLBench, "demonstrate", lambda self: iter(()))
+    with pytest.raises(SimulatorCrash, match="came back as changed"):
+        Expert(simulator).solve(simulator, TRIAL)
 
 
 def test_a_benchmark_loses_one_trial_to_a_crash(faulty):

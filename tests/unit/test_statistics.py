@@ -1,11 +1,12 @@
 from math import comb
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from benchmarks.statistics import Proportion, mcnemar, wilson
+from benchmarks.statistics import Proportion, mcnemar, mean_interval, wilson
 
 
 def test_wilson_equals_values_worked_out_by_hand():
@@ -17,6 +18,28 @@ def test_wilson_equals_values_worked_out_by_hand():
     assert wilson(20, 20) == pytest.approx((20 / (20 + z2), 1))
     # A published evaluation: 60 of 280, [17.0, 26.6] %.
     assert [round(100 * end, 1) for end in wilson(60, 280)] == [17.0, 26.6]
+
+
+def test_interval_of_a_mean_over_tasks():
+    # One task is Wilson's interval; two alike have the same mean, the distances shrunk by sqrt(2).
+    one = Proportion(3, 10)
+    assert mean_interval([one]) == pytest.approx(one.interval)
+    low, high = mean_interval([one, one])
+    assert (0.3 - low, high - 0.3) == pytest.approx(
+        ((0.3 - one.interval[0]) / 2**0.5, (one.interval[1] - 0.3) / 2**0.5)
+    )
+    # All solved and none: the ends keep a width, by hand from z^2 / (n + z^2) for n = 20.
+    z2 = 3.841458820694124
+    low, high = mean_interval([Proportion(20, 20), Proportion(0, 20)])
+    assert (low, high) == pytest.approx((0.5 - z2 / (20 + z2) / 2, 0.5 + z2 / (20 + z2) / 2))
+
+
+def test_interval_of_a_mean_covers_it_as_often_as_it_says():
+    rng, rates = np.random.default_rng(0), np.array([0.05, 0.4, 0.9])
+    drawn = rng.binomial(20, rates, (2000, 3))
+    ends = np.array([mean_interval([Proportion(int(s), 20) for s in row]) for row in drawn])
+    covered = ((ends[:, 0] <= rates.mean()) & (rates.mean() <= ends[:, 1])).mean()
+    assert 0.93 < covered < 0.98
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 50), (1, 7), (37, 50), (60, 280), (50, 50)])

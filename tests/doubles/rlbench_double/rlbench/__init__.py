@@ -2,12 +2,14 @@
 
 What matters is as in the real one: numpy's global generator, one launch, a launch that changes the folder and
 prints, cameras that vanish when they see nothing at launch, negative focal lengths, unit quaternions, errors
-with their causes. RLBENCH_DOUBLE=<fault>:<call>:<number> makes that call of the process go wrong.
+with their causes. RLBENCH_DOUBLE=<fault>:<call>:<number> makes that call of the process go wrong; "flaky"
+lets live demonstrations fail as the planner does: half of them, drawn outside numpy's generator.
 """
 
 import ctypes
 import math
 import os
+import random
 import sys
 import time
 
@@ -34,6 +36,8 @@ def fault(call):
         time.sleep(60)
     elif kind == "refuse":
         raise RuntimeError("The call failed on the V-REP side. Return value: -1")
+    elif kind == "unheard":
+        raise WaypointError("a waypoint of the task is gone")
 
 
 class InvalidActionError(Exception):
@@ -41,6 +45,10 @@ class InvalidActionError(Exception):
 
 
 class TaskEnvironmentError(Exception):
+    pass
+
+
+class WaypointError(Exception):
     pass
 
 
@@ -169,9 +177,11 @@ class TaskEnvironment:
         self._tip, self._open = START.copy(), 1.0
         self._tip[3:] /= np.linalg.norm(self._tip[3:])
         # A placement may be out of reach; a demonstration's reset repeats exactly as many of them.
+        nowhere = os.environ.get("RLBENCH_DOUBLE") == "nowhere"
         for attempt in range(1, 41):
             self._ball = np.random.uniform([0.1, -0.4, 0.8], [0.6, 0.4, 1.3])
-            if attempt == (demo.num_reset_attempts if demo else 0) or (self._reachable() and not demo):
+            placed = self._reachable() and not demo and not nowhere
+            if attempt == (demo.num_reset_attempts if demo else 0) or placed:
                 break
         else:
             raise TaskEnvironmentError("Could not place the task in the scene.")
@@ -183,6 +193,7 @@ class TaskEnvironment:
         return np.linalg.norm(self._ball - BASE) < REACH and self._ball[2] > self._task.floor + 0.05
 
     def get_observation(self):
+        fault("get_observation")
         config = self._environment.config
         seen = {"gripper_pose": self._tip.copy(), "gripper_open": self._open}
         seen["misc"] = {"variation_index": self._noted}
@@ -210,8 +221,14 @@ class TaskEnvironment:
     def get_demos(self, amount, live_demos=False, max_attempts=10):
         assert (amount, live_demos) == (1, True)
         fault("get_demos")
-        state = np.random.get_state()
-        self.reset()
+        for _ in range(max_attempts):
+            state = np.random.get_state()
+            self.reset()
+            print("a live demonstration", flush=True)
+            if os.environ.get("RLBENCH_DOUBLE") != "flaky" or random.random() < 0.5:
+                break
+        else:
+            raise RuntimeError("Could not collect demos. Maybe a problem with the task?")
         if os.environ.get("RLBENCH_DOUBLE") == "unsolvable":
             raise RuntimeError("Could not collect demos. Maybe a problem with the task?")
         seen = [self.get_observation()]
@@ -269,6 +286,7 @@ register(
         "action_modes.gripper_action_modes": [Discrete],
         "backend.exceptions": [InvalidActionError, TaskEnvironmentError],
         "backend.observation": [Observation],
+        "demo": [Demo],
         "environment": [Environment],
         "observation_config": [CameraConfig, ObservationConfig],
         "task_environment": [TaskEnvironment],

@@ -1,0 +1,131 @@
+"""Finished trials of a test under way, so that one that was interrupted can go on.
+
+Every process appends to a file of its own beside results.json: a line that says which test this is, then one
+line per trial. The files are gone when results.json is there.
+"""
+
+import json
+import os
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.base import Trial
+from benchmarks.comparison import differences
+from benchmarks.recording import Recording
+from benchmarks.run import TrialResult
+
+Results = dict[str, dict[str, TrialResult]]  # by arm and trial id
+_PATTERN = "trials-*.jsonl"
+
+
+class Journal:
+    """What is finished of a test, and where the rest is noted.
+
+    Args:
+        folder: of the test's results.
+        rank: number of this process.
+        identity: protocol, policy and software, as JSON values: what a result depends on.
+
+    Attributes:
+        finished: results that earlier processes left here.
+        world: versions of what ran their worlds.
+
+    Raises:
+        ValueError: the folder holds the trials of another test.
+    """
+
+    def __init__(self, folder: Path, rank: int, identity: Mapping[str, Any]) -> None:
+        self.path = folder / f"trials-{rank:05d}.jsonl"
+        self.finished: Results = {}
+        self.world: dict[str, str] = {}
+        self._identity = json.loads(json.dumps(identity))
+        self._begun = self.path.exists() and any(_lines(self.path))
+        for path in sorted(folder.glob(_PATTERN)):
+            for line in self._checked(path):
+                self.world = self.world or line["world"]
+                for arm, told in line["arms"].items():
+                    result = _result(told)
+                    self.finished.setdefault(arm, {})[result.trial.id] = result
+
+    def add(self, results: Results, world: Mapping[str, str]) -> None:
+        """Note trials that have run in all arms; what is on disk afterwards survives anything.
+
+        Args:
+            results: of those trials.
+            world: versions of what ran their worlds.
+        """
+        lines = [
+            {"arms": {arm: _told(runs[name]) for arm, runs in results.items()}, "world": dict(world)}
+            for name in results["policy"]
+        ]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab" if self._begun else "wb") as stream:
+            # Behind a line that a killed process left half written, the next one begins anew.
+            stream.write(b"\n" if self._begun else _encoded({"test": self._identity}))
+            stream.write(b"".join(map(_encoded, lines)))
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._begun = True
+
+    def remove(self, everything: bool) -> None:
+        """Delete this process's file, or those of all that ever shared the folder."""
+        for path in self.path.parent.glob(_PATTERN) if everything else [self.path]:
+            path.unlink(missing_ok=True)
+
+    def _checked(self, path: Path) -> list[dict[str, Any]]:
+        """The trials' lines of a file of this test."""
+        head, *lines = list(_lines(path)) or [{"test": self._identity}]
+        if found := list(differences(head["test"], self._identity)):
+            told = "\n".join(f"  {name}: {before} before, {now} now" for name, before, now in found)
+            raise ValueError(
+                f"{path}: holds trials of another test that was interrupted:\n{told}\nfinish it with its own "
+                "command, name another folder with --data.out, or delete the file to begin anew"
+            )
+        return lines
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """What was written as a whole; a trial whose line was cut off has not been noted, and runs again."""
+    for line in path.read_bytes().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    return json.dumps(line).encode() + b"\n"
+
+
+def _told(result: TrialResult) -> dict[str, Any]:
+    """A result as JSON values, but for `decoded`, which nothing asks for once failures are explained."""
+    pictures = result.recording
+    plain = {
+        field.name: getattr(result, field.name)
+        for field in fields(result)
+        if field.name not in ("trial", "recording", "decoded")
+    }
+    coded = pictures and asdict(replace(pictures, video=b"", poster=b"")) | {
+        name: b64encode(getattr(pictures, name)).decode() for name in ("video", "poster")
+    }
+    return plain | {"trial": result.trial.id, "recording": coded}
+
+
+def _result(told: Mapping[str, Any]) -> TrialResult:
+    pictures = told["recording"]
+    recording = pictures and Recording(
+        tuple(pictures["panels"]),
+        tuple(pictures["views"]),
+        b64decode(pictures["video"]),
+        b64decode(pictures["poster"]),
+    )
+    made = {
+        "trial": Trial.from_id(told["trial"]),
+        "recording": recording,
+        "seams": tuple((millimetres, degrees) for millimetres, degrees in told["seams"]),
+        "position_std": tuple(told["position_std"]),
+    }
+    return TrialResult(**{**told, **made})
