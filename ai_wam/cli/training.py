@@ -23,6 +23,7 @@ from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ai_wam.cli.configs import resolved
+from ai_wam.cli.replacing import replacing
 from datamodules.coverage import CoverageReport
 from datamodules.images import ImagesDataModule
 from datamodules.shards import ShardDataModule
@@ -72,14 +73,14 @@ class _CLI(LightningCLI):
         self, parser: LightningArgumentParser, args: ArgsType, checkpoint: str | None
     ) -> dict[str, Any] | None:
         """Parse the command line on top of a checkpoint's model, which is returned; None without a file."""
-        if checkpoint is None or checkpoint in _KEYWORDS or checkpoint.startswith("registry"):
-            super().parse_arguments(parser, args)
-            return None
-        words, model = sys.argv[1:], hyperparameters(checkpoint)
+        words, model = sys.argv[1:], None
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "checkpoint.yaml"
-            file.write_text(yaml.safe_dump({"model": model}))
-            sys.argv[1:] = [words[0], "--config", str(file), *words[1:]]
+            first: list[str] = []
+            if checkpoint not in (None, *_KEYWORDS) and not str(checkpoint).startswith("registry"):
+                model, file = hyperparameters(str(checkpoint)), Path(folder) / "checkpoint.yaml"
+                file.write_text(yaml.safe_dump({"model": model}))
+                first = ["--config", str(file)]
+            sys.argv[1:] = replacing([words[0], *first, *words[1:]])
             try:
                 super().parse_arguments(parser, args)
             finally:
@@ -128,7 +129,7 @@ class _Settings(_CLI):
 
 def settings_of_fit(words: Sequence[str]) -> dict[str, Any]:
     """What `ai-wam fit` with these words would build: trainer, model and data as plain values."""
-    sys.argv[1:] = resolved(words)
+    sys.argv[1:] = replacing(resolved(words))
     cli = _Settings(run=False, **_SETTINGS)
     return dict(_bare(cli.config))
 
