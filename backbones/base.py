@@ -20,7 +20,7 @@ from ai_wam.samplers import Solver, integrate
 from ai_wam.types import LatentSpec
 from backbones.adapter import ConditionedInput, conditioned
 from backbones.codec import LatentCodec
-from backbones.folders import base_model, load_adapter, split_weights
+from backbones.folders import base_model, check_trained_as, load_adapter, split_weights
 from backbones.images import ImageEncoder
 from backbones.loading import load_part, new_denoiser, one_source, or_released, survey
 from backbones.lora import LoRA, add_lora
@@ -119,6 +119,7 @@ class VideoBackbone(nn.Module, ABC):
         for name, module in self.extras(self.denoiser.config).items():
             setattr(self.denoiser, name, module)
         if pretrained is not None:
+            check_trained_as(pretrained, self.folder, self.trained_as())
             load_adapter(pretrained, self.folder, self.denoiser, self.input_projection, self.released_names)
         if lora is not None:
             add_lora(self.denoiser, lora, self._added())
@@ -169,6 +170,14 @@ class VideoBackbone(nn.Module, ABC):
     def extras(self, config: Mapping[str, Any]) -> dict[str, nn.Module | None]:
         """Modules by name that the denoiser gets and the released one lacks; silent at step 0, or None."""
         return {}
+
+    def trained_as(self) -> dict[str, Any]:
+        """Options that a trained network must be used with though no weight shows them; kept beside it."""
+        return {
+            "path": f"{type(self.path).__module__}.{type(self.path).__name__}",
+            "prediction": self.prediction,
+            "time": self.spec.time,
+        }
 
     def encode_cameras(
         self, cameras: Cameras, size: tuple[int, int], frames: int

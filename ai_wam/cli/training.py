@@ -11,7 +11,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from ai_wam.cli.configs import resolved
+from ai_wam.cli.configs import instantiate, resolved
 from ai_wam.cli.replacing import replacing
+from backbones.base import VideoBackbone
+from backbones.parts import without_weights
 from datamodules.coverage import CoverageReport
 from datamodules.images import ImagesDataModule
 from datamodules.shards import ShardDataModule
@@ -86,6 +88,11 @@ class _CLI(LightningCLI):
             finally:
                 sys.argv[1:] = words
         return model
+
+    def instantiate_classes(self) -> None:
+        """Refuse a clip that the backbone cannot take before its weights are read."""
+        check_clip(_bare(self.config[self.config.subcommand].model.get("init_args", Namespace())))
+        super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
         """Keep the model's configuration in every checkpoint, in plain values that rebuild the model."""
@@ -187,8 +194,27 @@ def hyperparameters(path: str) -> dict[str, Any]:
     return {"class_path": saved["_class_path"], "init_args": arguments}
 
 
-# Where weights come from, their precision and what a step costs may change, what they compute may not.
+def check_clip(arguments: Mapping[str, Any]) -> None:
+    """Refuse frames or pictures that do not fit a pretrained backbone; no weight is read.
+
+    Args:
+        arguments: of a task; others than of backbone and clip do not matter.
+
+    Raises:
+        ValueError: the clip's frames or size, with what would fit.
+    """
+    backbone, clip = arguments.get("backbone"), arguments.get("clip")
+    if clip is None or not (backbone or {}).get("init_args", {}).get("pretrained"):
+        return
+    with without_weights():
+        spec = instantiate(backbone, VideoBackbone).spec  # type: ignore[type-abstract]  # an interface is asked for
+    spec.latent_frames(clip["frames"])
+    spec.grid(tuple(clip["size"]))
+
+
+# Where weights lie, their precision, and what a step costs may change, what they compute may not.
 _FREE = ("pretrained", "dtype", "gradient_checkpointing", "compile_blocks", "cache_given")
+_FREE_INSIDE = ("pretrained", "dtype", "device", "cache", "decode_chunk")  # of codec, prompts and images
 
 
 def _check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
@@ -208,6 +234,13 @@ def _check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
             f"ai-wam: the checkpoint {path!r} holds the weights of another backbone:\n"
             + "\n".join(differing)
             + "\nLeave --model.backbone out to use the checkpoint's own, or give a checkpoint of this one."
+        )
+    places = [Path(str(each.get("pretrained"))).name for each in (ours, theirs)]
+    if places[0] != places[1]:
+        print(
+            f"ai-wam: the checkpoint {path!r} was trained from {ours.get('pretrained')!r} and takes what it "
+            f"does not hold from {theirs.get('pretrained')!r}; both must be copies of one release",
+            file=sys.stderr,
         )
 
 
@@ -235,9 +268,15 @@ def _check_plan(saved: dict[str, Any], asked: str) -> None:
 
 
 def _identity(name: str, value: Any) -> Any:
-    """What of an argument must agree: of a noise path its kind, of others everything."""
+    """What of an argument must agree: of a noise path its kind, of parts all but where and how they run."""
     value = _bare(value)
-    return value.get("class_path") if name == "path" and isinstance(value, dict) else value
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
+    if name == "path":
+        return value["class_path"]
+    known = _defaults(value["class_path"]) | (value.get("init_args") or {})
+    kept = {key: part for key, part in known.items() if key not in _FREE_INSIDE}
+    return {"class_path": value["class_path"], "init_args": kept}
 
 
 def _bare(value: Any) -> Any:

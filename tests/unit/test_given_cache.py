@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
@@ -148,3 +149,24 @@ def test_memory_does_not_outlive_a_sample():
     other = replace(canvas, clean=canvas.clean + 1)
     fresh = wan(given_attention="one_way", cache_given=True).sample(other, context, noise, 2)
     assert torch.equal(model.sample(other, context, noise, 2), fresh)
+
+
+@pytest.mark.filterwarnings("ignore:.*non-leaf Tensor.*", "ignore:The .grad attribute of a Tensor")
+def test_compiled_blocks_share_their_graphs_whatever_their_number(monkeypatch: pytest.MonkeyPatch):
+    """A block that guarded on its place among the others would be compiled twelve times, then given up."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager", fullgraph=True)
+    )
+    options = {"given_attention": "one_way", "cache_given": True}
+    deep = {**SMALL, "num_layers": 12}
+    monkeypatch.setitem(SMALL, "num_layers", 12)
+    plain, compiled = wan(**options), wan(**options, compile_blocks=True)
+    assert len(compiled.denoiser.blocks) == deep["num_layers"]
+    canvas, context, noise = inputs(plain, "policy")
+    torch._dynamo.reset()
+    counters.clear()
+    found = compiled.sample(canvas, context, noise, 2)
+    torch.testing.assert_close(found, plain.sample(canvas, context, noise, 2), atol=2e-5, rtol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 2 * 12  # what remembers, what is reminded; once per block
+    assert not counters["graph_break"]

@@ -19,6 +19,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from ai_wam.cli.training import check_clip
 from backbones import loading
 from backbones.base import VideoBackbone
 from backbones.cogvideox import CogVideoX
@@ -212,3 +213,21 @@ def test_prompts_can_be_checked_alone(name: str, text: str):
     encoder.check([""])
     with pytest.raises(ValueError, match="one"):
         encoder.check(["", text])
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        ({"frames": 10, "size": [64, 64]}, r"a clip of 10 frames .*such as 9 or 13"),
+        ({"frames": 9, "size": [60, 64]}, r"images of 60 x 64 pixels .*multiples of 16"),
+    ],
+)
+def test_a_clip_that_does_not_fit_is_refused_before_anything_is_read(
+    release: Path, read: list[str], clip: dict[str, Any], message: str
+):
+    options = {"pretrained": str(release), "lora": {"rank": 2}, "dtype": "bfloat16"}
+    backbone = {"class_path": "backbones.wan.Wan", "init_args": options}
+    with pytest.raises(ValueError, match=message):
+        check_clip({"backbone": backbone, "clip": clip})
+    check_clip({"backbone": backbone, "clip": {"frames": 9, "size": [64, 64]}})
+    assert not read
