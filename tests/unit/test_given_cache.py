@@ -1,5 +1,6 @@
 """Remembering what is given: one-way attention, its key/value cache, and decoding of beginnings."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,11 @@ from torch._dynamo.utils import counters
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.noise import FlowMatching
+from backbones import wan_attention
 from backbones.codec import PatchCodec
 from backbones.prompts import Context, HashedWords
 from backbones.wan import Wan
+from backbones.wan_attention import GuidedAttention
 
 SIZE, FRAMES, VIEWS, BATCH = (32, 32), 9, 2, 2
 SMALL = {
@@ -158,15 +161,16 @@ def test_compiled_blocks_share_their_graphs_whatever_their_number(monkeypatch: p
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager", fullgraph=True)
     )
-    options = {"given_attention": "one_way", "cache_given": True}
-    deep = {**SMALL, "num_layers": 12}
+    for owner, name in ((GuidedAttention, "__call__"), (wan_attention, "_rotated")):
+        monkeypatch.setattr(owner, name, inspect.unwrap(getattr(owner, name)))  # shape checks are not traced
     monkeypatch.setitem(SMALL, "num_layers", 12)
+    options = {"given_attention": "one_way", "cache_given": True}
     plain, compiled = wan(**options), wan(**options, compile_blocks=True)
-    assert len(compiled.denoiser.blocks) == deep["num_layers"]
     canvas, context, noise = inputs(plain, "policy")
     torch._dynamo.reset()
     counters.clear()
     found = compiled.sample(canvas, context, noise, 2)
     torch.testing.assert_close(found, plain.sample(canvas, context, noise, 2), atol=2e-5, rtol=1e-5)
-    assert counters["stats"]["unique_graphs"] == 2 * 12  # what remembers, what is reminded; once per block
+
+    assert counters["stats"]["unique_graphs"] == 2  # what remembers, and what is reminded
     assert not counters["graph_break"]
