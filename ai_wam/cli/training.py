@@ -204,7 +204,7 @@ def check_clip(arguments: Mapping[str, Any]) -> None:
         ValueError: the clip's frames or size, with what would fit.
     """
     backbone, clip = arguments.get("backbone"), arguments.get("clip")
-    if clip is None or not (backbone or {}).get("init_args", {}).get("pretrained"):
+    if backbone is None or clip is None or not backbone.get("init_args", {}).get("pretrained"):
         return
     with without_weights():
         spec = instantiate(backbone, VideoBackbone).spec  # type: ignore[type-abstract]  # an interface is asked for
