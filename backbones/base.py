@@ -15,16 +15,17 @@ from torch.distributed.fsdp import fully_shard
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.noise import NoisePath
-from ai_wam.precision import full_precision
+from ai_wam.precision import full_precision, half_precision
 from ai_wam.samplers import Solver, integrate
 from ai_wam.types import LatentSpec
 from backbones.adapter import ConditionedInput, conditioned
 from backbones.codec import LatentCodec
-from backbones.folders import base_model, load_adapter, split_weights
+from backbones.folders import base_model, check_trained_as, load_adapter, split_weights
 from backbones.images import ImageEncoder
-from backbones.loading import load_denoiser, or_released
+from backbones.loading import load_part, new_denoiser, one_source, or_released, survey
 from backbones.lora import LoRA, add_lora
 from backbones.prompts import Context, PromptEncoder
+from backbones.saving import drop_released, forgive_released
 
 Prediction = Literal["native", "clean"]
 Time = Literal["shared", "per_frame", "per_token"]
@@ -94,31 +95,31 @@ class VideoBackbone(nn.Module, ABC):
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
-        self.base_model = base = base_model(pretrained, self.folder)
-        self.codec = or_released(codec, "codec", base, self.released_codec)
-        self.prompts = or_released(prompts, "prompts", base, self.released_prompts)
-        self.images, self.pretrained = images, pretrained
+        one_source(self.Denoiser, pretrained, architecture)
+        self.pretrained, self.base_model = pretrained, base_model(pretrained, self.folder)
         self.path, self.prediction = path or self.released_path(), prediction
-
-        def describe(config: Mapping[str, Any]) -> None:
-            self.spec = replace(
-                self.describe(config),
-                time=self._time(time),
-                first_observation=self._context(first_observation, config),
-            )
-            if self.images is None and base is not None:
-                self.images = self.released_images(base, config)
-
-        fixed = self.widths(architecture or {})
-        self.denoiser = load_denoiser(
-            self.Denoiser, self.folder, pretrained, architecture, getattr(torch, dtype), fixed, describe
+        config, self.codec, self.prompts, self.images = survey(self, codec, prompts, images)
+        if config is None:
+            network = new_denoiser(self.Denoiser, architecture, self.widths(architecture or {}))
+            config = network.config
+        self.spec = replace(
+            self.describe(config),
+            time=self._time(time),
+            first_observation=self._context(first_observation, config),
         )
+        self.weights_dtype = torch.float32
+        if pretrained is not None:
+            self.codec = or_released(codec, "codec", self.base_model, self.released_codec)
+            self.weights_dtype = getattr(torch, dtype)
+            network = load_part(self.Denoiser, pretrained, self.folder, self.weights_dtype)
+        self.denoiser = network
         self.released_names = frozenset(self.denoiser.state_dict())
         self.prompt_modulation, self.lora = prompt_modulation, lora
         self._adapt_input()
         for name, module in self.extras(self.denoiser.config).items():
             setattr(self.denoiser, name, module)
         if pretrained is not None:
+            check_trained_as(pretrained, self.folder, self.trained_as())
             load_adapter(pretrained, self.folder, self.denoiser, self.input_projection, self.released_names)
         if lora is not None:
             add_lora(self.denoiser, lora, self._added())
@@ -129,8 +130,8 @@ class VideoBackbone(nn.Module, ABC):
             self.denoiser.enable_gradient_checkpointing()
         for part in self._frozen():
             part.requires_grad_(False).eval()
-        self.register_state_dict_post_hook(_drop_released)
-        self.register_load_state_dict_post_hook(_forgive_released)
+        self.register_state_dict_post_hook(drop_released)
+        self.register_load_state_dict_post_hook(forgive_released)
 
     # ------------------------------------------------------------------ what a subclass writes
 
@@ -169,6 +170,14 @@ class VideoBackbone(nn.Module, ABC):
     def extras(self, config: Mapping[str, Any]) -> dict[str, nn.Module | None]:
         """Modules by name that the denoiser gets and the released one lacks; silent at step 0, or None."""
         return {}
+
+    def trained_as(self) -> dict[str, Any]:
+        """Options that a trained network must be used with though no weight shows them; kept beside it."""
+        return {
+            "path": f"{type(self.path).__module__}.{type(self.path).__name__}",
+            "prediction": self.prediction,
+            "time": self.spec.time,
+        }
 
     def encode_cameras(
         self, cameras: Cameras, size: tuple[int, int], frames: int
@@ -347,7 +356,8 @@ class VideoBackbone(nn.Module, ABC):
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
     ) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, "b c f h w"]]:
         """The clean latents and the noise that the network sees in a noisy canvas, u > 0."""
-        prediction = self.predict(noisy, u, canvas, context).float()
+        with half_precision(self.weights_dtype, noisy.device):
+            prediction = self.predict(noisy, u, canvas, context).float()
         level = u.view(-1, 1, 1, 1, 1)
         if self.prediction == "native":
             return self.path.invert(prediction, noisy, level)
@@ -365,7 +375,8 @@ class VideoBackbone(nn.Module, ABC):
         """The loss, and the clean latents that the network sees in the noisy ones."""
         level = u.view(-1, 1, 1, 1, 1)
         noisy = torch.where(canvas.given, canvas.clean, self.path.add_noise(canvas.clean, noise, level))
-        prediction = self.predict(noisy, u, canvas, context)
+        with half_precision(self.weights_dtype, noisy.device):
+            prediction = self.predict(noisy, u, canvas, context)
         target = canvas.clean if self.prediction == "clean" else self.path.target(canvas.clean, noise, level)
         error = ((prediction.float() - target.float()) ** 2 * canvas.counted).flatten(1).sum(1)
         error = error * self.path.weight(u)
@@ -402,7 +413,8 @@ class VideoBackbone(nn.Module, ABC):
         guided = guidance != 1 and null_context is not None
         seen = _twice(canvas) if guided else canvas
         told = context.joined(null_context) if guided and null_context is not None else context
-        told = self.prepare(seen, told)
+        with half_precision(self.weights_dtype, noise.device):
+            told = self.prepare(seen, told)
 
         def denoise(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
             if not guided:
@@ -423,17 +435,3 @@ def _twice(value: Any) -> Any:
         return torch.cat([value, value])
     tensors = {name: _twice(part) for name, part in vars(value).items() if isinstance(part, Tensor)}
     return replace(value, **tensors)
-
-
-def _drop_released(module: nn.Module, state: dict[str, Tensor], prefix: str, _: dict[str, Any]) -> None:
-    assert isinstance(module, VideoBackbone)
-    for name in module.unsaved():
-        state.pop(prefix + name, None)
-
-
-def _forgive_released(module: nn.Module, incompatible: Any) -> None:
-    assert isinstance(module, VideoBackbone)
-    own = module.unsaved()
-    incompatible.missing_keys[:] = [
-        key for key in incompatible.missing_keys if not any(key.endswith(name) for name in own)
-    ]

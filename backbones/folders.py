@@ -2,11 +2,14 @@
 
     transformer/ (or unet/)
         config.json, diffusion_pytorch_model*.safetensors    loadable by diffusers alone
-        adapter.safetensors                                  what ours adds, and what it was trained from
+        adapter.safetensors                                  what ours adds, how it was trained, from what
+
+Its config.json names the adapter, so that one which was not downloaded is missed.
 
 Codec, prompt and image encoder stay where they were: in the model it was trained from.
 """
 
+import json
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -21,7 +24,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from backbones.parts import MissingPart, find
+
 ADAPTER = "adapter.safetensors"
+_NAMED = "_adapter"  # in config.json; diffusers passes over names that begin so
 
 
 def split_weights(
@@ -52,6 +58,7 @@ def write_denoiser(
     weights: Mapping[str, Tensor],
     adapter: Mapping[str, Tensor],
     base_model: str | None,
+    trained_as: Mapping[str, Any] | None = None,
     shard: str = "5GB",
 ) -> None:
     """Write a denoiser as diffusers does, and the adapter beside it.
@@ -63,6 +70,7 @@ def write_denoiser(
         weights: all of its weights.
         adapter: what our backbone adds.
         base_model: where codec, prompt and image encoder come from; None for a model from scratch.
+        trained_as: `VideoBackbone.trained_as`, where it is known.
         shard: largest size of one file.
     """
     with torch.device("meta"):
@@ -70,22 +78,33 @@ def write_denoiser(
     network.load_state_dict(dict(weights), strict=True, assign=True)
     network.save_pretrained(folder, max_shard_size=shard)
     tensors = {name: value.detach().contiguous() for name, value in adapter.items()}
-    save_file(tensors, folder / ADAPTER, None if base_model is None else {"base_model": base_model})
+    known = {} if base_model is None else {"base_model": base_model}
+    if trained_as is not None:
+        known["trained_as"] = json.dumps(trained_as)
+    save_file(tensors, folder / ADAPTER, known or None)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), _NAMED: ADAPTER}, indent=2))
 
 
 def adapter_file(pretrained: str, folder: str) -> Path | None:
-    """The adapter beside a denoiser in a local folder or a hub repository; None if there is none."""
+    """The adapter beside a denoiser in a local folder or a hub repository; None if there is none.
+
+    Raises:
+        MissingPart: the denoiser's config.json names one that is not there.
+    """
+    reason = "there is no such file"
     if Path(pretrained).is_dir():
-        file = Path(pretrained) / folder / ADAPTER
-        return file if file.is_file() else None
-    try:
-        return Path(hf_hub_download(pretrained, f"{folder}/{ADAPTER}"))
-    except (
-        EntryNotFoundError,
-        RepositoryNotFoundError,
-        HFValidationError,
-    ):  # whoever loads the rest complains
-        return None
+        file = find(pretrained, folder, ADAPTER)
+    else:
+        try:
+            file = Path(hf_hub_download(pretrained, f"{folder}/{ADAPTER}"))
+        except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError) as error:
+            file, reason = None, str(error).split("\n")[0].rstrip(".")
+    config = find(pretrained, folder, "config.json")
+    if file is None and config is not None and _NAMED in json.loads(config.read_text()):
+        lacking = f"{folder}/{ADAPTER}, which its config.json names: {reason}"
+        raise MissingPart({pretrained: {folder: lacking}})
+    return file
 
 
 def base_model(pretrained: str | None, folder: str) -> str | None:
@@ -93,8 +112,32 @@ def base_model(pretrained: str | None, folder: str) -> str | None:
     file = None if pretrained is None else adapter_file(pretrained, folder)
     if file is None:
         return pretrained
+    return _metadata(file).get("base_model", pretrained)
+
+
+def check_trained_as(pretrained: str, folder: str, asked: Mapping[str, Any]) -> None:
+    """Refuse to use a trained denoiser in another way than it was trained.
+
+    Raises:
+        ValueError: options that differ, with the values of both.
+    """
+    file = adapter_file(pretrained, folder)
+    trained = json.loads(_metadata(file).get("trained_as", "{}")) if file is not None else {}
+    clash = [
+        f"{name}: {value!r}, not {asked[name]!r}"
+        for name, value in trained.items()
+        if name in asked and asked[name] != value
+    ]
+    if clash:
+        raise ValueError(
+            f"{pretrained!r} was trained with {'; '.join(clash)}. Give the backbone these options, such as "
+            "the folder's backbone.yaml has them, or fine-tune from a released checkpoint"
+        )
+
+
+def _metadata(file: Path) -> Mapping[str, str]:
     with safe_open(file, "pt") as content:
-        return (content.metadata() or {}).get("base_model", pretrained)
+        return content.metadata() or {}
 
 
 def load_adapter(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backbones.loading import load_part
+from backbones.parts import require, together
 
 
 class ImageEncoder(nn.Module, ABC):
@@ -23,6 +24,10 @@ class ImageEncoder(nn.Module, ABC):
     @abstractmethod
     def encode(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k d"]:
         """Tokens of pictures in [-1, 1]."""
+
+    def drop(self) -> None:
+        """Free what can be loaded again."""
+        return
 
 
 class Thumbnails(ImageEncoder):
@@ -52,6 +57,7 @@ class CLIPImages(ImageEncoder):
             the last layer but one (Wan image-to-video).
         processor: subfolder of the preprocessor's configuration.
         dtype: the weights' precision.
+        device: where the encoder runs: beside the "model", or on the "cpu".
     """
 
     def __init__(
@@ -60,11 +66,17 @@ class CLIPImages(ImageEncoder):
         features: Literal["projected", "penultimate"],
         processor: str,
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
+        device: Literal["model", "cpu"] = "model",
     ) -> None:
         super().__init__()
         from transformers import AutoConfig
 
-        config = load_part(AutoConfig, pretrained, "image_encoder")
+        config, *_ = together(
+            lambda: load_part(AutoConfig, pretrained, "image_encoder"),
+            lambda: require(pretrained, "image_encoder", weights=True),
+            lambda: require(pretrained, processor, weights=False),
+        )
+        self.device = device
         self.pretrained, self.features, self.processor = pretrained, features, processor
         self.dtype = getattr(torch, dtype)
         self.size = config.image_size
@@ -74,13 +86,17 @@ class CLIPImages(ImageEncoder):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k d"]:
         """Projected features or states of the patches, float32."""
-        model, mean, std = self._load(images.device)
+        model, mean, std = self._load(torch.device("cpu") if self.device == "cpu" else images.device)
         size = (self.size, self.size)
-        small = functional.interpolate(images.float(), size, mode="bicubic", antialias=True)
+        small = functional.interpolate(images.to(mean), size, mode="bicubic", antialias=True)
         pixels = (((small + 1) / 2 - mean) / std).to(self.dtype)
         if self.features == "projected":
-            return model(pixels).image_embeds[:, None].float()
-        return model(pixels, output_hidden_states=True).hidden_states[-2].float()
+            return model(pixels).image_embeds[:, None].to(images)
+        return model(pixels, output_hidden_states=True).hidden_states[-2].to(images)
+
+    def drop(self) -> None:
+        """Free the encoder; the next picture loads it again."""
+        self._loaded = None
 
     def _load(self, device: torch.device) -> tuple[Any, Tensor, Tensor]:
         if self._loaded is None:

@@ -1,18 +1,38 @@
-"""Loading parts of a released checkpoint in diffusers' layout, with one clear error for what is missing."""
+"""Loading parts of a released checkpoint in diffusers' layout: whole and of the right family, or an error."""
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
+
+from backbones.families import family_of
+from backbones.parts import (
+    MissingPart,
+    find,
+    require,
+    together,
+    weight_files,
+    weights_are_wanted,
+    without_weights,
+)
 
 _T = TypeVar("_T")
+
+# What the encoders' classes do without: other classes' heads, and a buffer that old versions wrote.
+_UNUSED = re.compile(r"^(decoder|lm_head|visual_projection)\.|\.position_ids$")
+_NETWORKS = {"transformer": "unet", "unet": "transformer"}  # where families keep the denoiser
 
 
 def load_part(
     kind: Any, pretrained: str, subfolder: str, dtype: torch.dtype = torch.float32, **options: Any
 ) -> Any:
     """One part (transformer, vae, text_encoder, tokenizer) of a local folder or a hub repository.
+
+    Inside `backbones.parts.without_weights` a network of diffusers is only described.
 
     Args:
         kind: a class with `from_pretrained`.
@@ -23,25 +43,28 @@ def load_part(
 
     Raises:
         FileNotFoundError: the part, or one of its files, is not there; the message says how to fetch it.
-        ValueError: weights of other shapes than the part's configuration says.
+        ValueError: another class than asked for, weights of other shapes than the part's configuration says,
+            or too few or too many.
     """
-    local = Path(pretrained).is_dir()
-    if local and not (Path(pretrained) / subfolder).is_dir():
-        raise FileNotFoundError(
-            _missing(pretrained, subfolder, f"there is no folder {subfolder!r} in it", local)
-        )
+    network = isinstance(kind, type) and issubclass(kind, torch.nn.Module)
+    if network and _diffusers_class(kind) is not None:
+        described = _described(kind, pretrained, subfolder)
+        if not weights_are_wanted():
+            return described
+    require(pretrained, subfolder, network)
     try:
-        return kind.from_pretrained(pretrained, subfolder=subfolder, **_weights(kind, dtype), **options)
-    except OSError as error:
-        raise FileNotFoundError(_missing(pretrained, subfolder, str(error).split("\n")[0], local)) from error
-    except ValueError as error:
-        if "expected shape" not in str(error):
-            raise
-        reason = str(error).split(". If you want")[0].removeprefix("Cannot load ").strip()
-        raise ValueError(
-            f"the weights in {subfolder!r} of {pretrained!r} do not fit its own config.json ({reason}); "
-            "take both from one release"
-        ) from error
+        if not network:
+            return kind.from_pretrained(pretrained, subfolder=subfolder, **options)
+        name = "dtype" if kind.__module__.startswith("transformers.") else "torch_dtype"
+        found, told = kind.from_pretrained(
+            pretrained, subfolder=subfolder, output_loading_info=True, use_safetensors=True,
+            **{name: dtype}, **options,
+        )  # fmt: skip
+    except (OSError, SafetensorError) as error:
+        raise MissingPart({pretrained: {subfolder: str(error).split("\n")[0].rstrip(".")}}) from error
+    unused = _UNUSED if kind.__module__.startswith("transformers.") else None
+    _check_complete(found, told, f"{subfolder!r} of {pretrained!r}", unused)
+    return found
 
 
 def load_codec(
@@ -53,98 +76,74 @@ def load_codec(
         ValueError: neither or both of `pretrained` and `architecture`.
         FileNotFoundError: an incomplete checkpoint.
     """
-    if (pretrained is None) == (architecture is None):
-        raise ValueError(
-            f"{kind.__name__}: give either `pretrained` (released weights) or `architecture` (a new one)"
-        )
+    one_source(kind, pretrained, architecture)
     if pretrained is not None:
         return load_part(kind, pretrained, "vae", dtype)
     new = kind(**(architecture or {}))
     return new if dtype == torch.float32 else new.to(dtype)
 
 
-def _weights(kind: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """The options of classes that hold weights: safetensors only, so nothing is unpickled."""
-    if not isinstance(kind, type) or not issubclass(kind, torch.nn.Module):
-        return {}
-    name = "dtype" if kind.__module__.startswith("transformers.") else "torch_dtype"
-    return {name: dtype, "use_safetensors": True}
-
-
-def _missing(pretrained: str, subfolder: str, reason: str, local: bool) -> str:
-    way = (
-        "Download it again into that folder, or pass the hub id."
-        if local
-        else f"Fetch it with: hf download {pretrained} --include '{subfolder}/*' "
-        "(or pass a local folder as `pretrained`)."
-    )
-    return f"cannot load {subfolder!r} of the pretrained model {pretrained!r}: {reason}. {way}"
-
-
-def load_denoiser(
-    kind: Any,
-    folder: str,
-    pretrained: str | None,
-    architecture: dict[str, Any] | None,
-    dtype: torch.dtype,
-    fixed: Mapping[str, int],
-    check: Callable[[Mapping[str, Any]], None],
-) -> Any:
-    """A denoiser with released weights, or a new one of a given size.
+def new_denoiser(kind: Any, architecture: Mapping[str, Any] | None, fixed: Mapping[str, int]) -> Any:
+    """A denoiser with random weights.
 
     Args:
         kind: its class in diffusers.
-        folder: where a checkpoint keeps it.
-        pretrained: a local folder or hub id.
-        architecture: constructor arguments of a new one.
-        dtype: of released weights.
-        fixed: constructor arguments of a new one that follow from codec, prompts and images.
-        check: looks at the configuration before any weight is read, and raises where it does not fit.
+        architecture: constructor arguments.
+        fixed: those that follow from codec, prompts and images.
 
     Raises:
-        ValueError: neither or both of `pretrained` and `architecture`, an architecture that contradicts what
-            is fixed, or a checkpoint of another family.
-        FileNotFoundError: an incomplete checkpoint.
+        ValueError: an architecture that contradicts what is fixed.
     """
-    if (pretrained is None) == (architecture is None):
-        raise ValueError(
-            f"{kind.__name__}: give either `pretrained` (released weights) or `architecture` (a new one)"
-        )
-    if pretrained is not None:
-        config = load_config(kind, pretrained, folder)
-        check(config)
-        return load_part(kind, pretrained, folder, dtype)
     asked = architecture or {}
     clash = sorted(key for key in fixed if key in asked and asked[key] != fixed[key])
     if clash:
         raise ValueError(
             f"{kind.__name__}: {clash} follow from codec, prompts and images ({dict(fixed)}); leave them out"
         )
-    denoiser = kind(**{**asked, **fixed})
-    check(denoiser.config)
-    return denoiser
+    return kind(**{**asked, **fixed})
 
 
-def load_config(kind: Any, pretrained: str, folder: str) -> Mapping[str, Any]:
-    """The full configuration of a checkpoint's denoiser, defaults included; no weight is read.
+def survey(
+    backbone: Any, codec: Any, prompts: Any, images: Any
+) -> tuple[Mapping[str, Any] | None, Any, Any, Any]:
+    """A released denoiser's configuration, and a backbone's codec, prompts and images without their weights.
+
+    Whatever is missing or of another family is found here, before anything large is read. A backbone from
+    scratch has no configuration to be found.
+
+    Args:
+        backbone: whose hooks bring what is not given.
+        codec: given part, or None.
+        prompts: given part, or None.
+        images: given part, or None.
 
     Raises:
-        ValueError: the checkpoint holds another class.
-        FileNotFoundError: it holds none.
+        ValueError: a checkpoint of another family, or weights of other shapes; a part that nothing brings.
+        FileNotFoundError: an incomplete checkpoint.
     """
-    local = Path(pretrained).is_dir()
-    try:
-        saved = kind.load_config(pretrained, subfolder=folder)
-    except OSError as error:
-        raise FileNotFoundError(_missing(pretrained, folder, str(error).split("\n")[0], local)) from error
-    found = saved.get("_class_name", kind.__name__)
-    if found not in [base.__name__ for base in kind.__mro__]:
-        raise ValueError(
-            f"{pretrained!r} holds a {found}, this backbone needs a {kind.__name__}; "
-            "take the YAML of that model's family from configs/backbone"
+    base = backbone.base_model
+
+    def denoiser() -> tuple[Mapping[str, Any] | None, Any]:
+        if base is None:
+            return None, images
+        config = _described(backbone.Denoiser, backbone.pretrained, backbone.folder).config
+        return config, backbone.released_images(base, config) if images is None else images
+
+    with without_weights():
+        (config, images), codec, prompts = together(
+            denoiser,
+            lambda: or_released(codec, "codec", base, backbone.released_codec),
+            lambda: or_released(prompts, "prompts", base, backbone.released_prompts),
         )
-    with torch.device("meta"):
-        return kind.from_config(saved).config
+    return config, codec, prompts, images
+
+
+def one_source(kind: Any, pretrained: str | None, architecture: Mapping[str, Any] | None) -> None:
+    """Refuse neither and both of `pretrained` and `architecture`."""
+    if (pretrained is None) == (architecture is None):
+        raise ValueError(
+            f"{kind.__name__}: give either `pretrained` (released weights) or `architecture` (a new one)"
+        )
 
 
 def or_released(part: _T | None, name: str, pretrained: str | None, load: Callable[[str], _T]) -> _T:
@@ -158,3 +157,89 @@ def or_released(part: _T | None, name: str, pretrained: str | None, load: Callab
     if pretrained is None:
         raise ValueError(f"a backbone from scratch needs its `{name}`; only released weights bring their own")
     return load(pretrained)
+
+
+def _diffusers_class(kind: Any) -> Any:
+    """The class of diffusers that a class is or extends, if it does."""
+    return next((base for base in kind.__mro__ if base.__module__.startswith("diffusers.")), None)
+
+
+def _described(kind: Any, pretrained: str, subfolder: str) -> Any:
+    """A network of diffusers on the meta device, after its configuration; the files here are checked."""
+    saved = _saved_config(kind, pretrained, subfolder)
+    require(pretrained, subfolder, weights=True)
+    with torch.device("meta"):
+        network = kind.from_config(saved)
+    _check_shapes(network, pretrained, subfolder)
+    return network
+
+
+def _saved_config(kind: Any, pretrained: str, subfolder: str) -> Mapping[str, Any]:
+    """A part's config.json, of the right class."""
+    wanted = _diffusers_class(kind).__name__
+    try:
+        saved = kind.load_config(pretrained, subfolder=subfolder)
+    except OSError as error:
+        elsewhere = _NETWORKS.get(subfolder)
+        if elsewhere is None or (other := find(pretrained, elsewhere, "config.json")) is None:
+            require(pretrained, subfolder, weights=False)
+            raise MissingPart({pretrained: {subfolder: str(error).split("\n")[0].rstrip(".")}}) from error
+        saved = json.loads(other.read_text())
+    found = saved.get("_class_name", wanted)
+    if found in [base.__name__ for base in kind.__mro__]:
+        return dict(saved)
+    if subfolder not in _NETWORKS:
+        raise ValueError(
+            f"{subfolder!r} of {pretrained!r} is a {found}, this backbone needs a {wanted}; take codec and "
+            "denoiser from one release"
+        )
+    family, ours = family_of(found), family_of(wanted)
+    way = "no shipped configuration loads it" if family is None else f"use the configuration of {family}"
+    raise ValueError(
+        f"{pretrained!r} holds a checkpoint of another family ({found}): {way}, or give a checkpoint "
+        f"({wanted}) for {ours}"
+    )
+
+
+def _check_shapes(network: torch.nn.Module, pretrained: str, subfolder: str) -> None:
+    """Compare what the files say of their tensors with the configuration."""
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    for file in weight_files(pretrained, subfolder)[0]:
+        for name, shape in _shapes(file, pretrained, subfolder).items():
+            if wanted.get(name, shape) != shape:
+                raise ValueError(
+                    f"the weights in {subfolder!r} of {pretrained!r} do not fit its own config.json: "
+                    f"{name} is {shape}, expected {wanted[name]}; take both from one release"
+                )
+
+
+def _shapes(file: Path, pretrained: str, subfolder: str) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(file, "pt") as content:
+            names = content.keys()
+            return {name: tuple(content.get_slice(name).get_shape()) for name in names}
+    except SafetensorError as error:
+        raise MissingPart({pretrained: {subfolder: f"{file.name} is damaged ({error})"}}) from error
+
+
+def _check_complete(
+    network: torch.nn.Module, told: Mapping[str, Any], where: str, unused: re.Pattern[str] | None
+) -> None:
+    """Refuse a network of which something was left as it was made."""
+    unread = [name for name, value in network.named_parameters() if value.is_meta]
+    lacking = sorted({*told["missing_keys"], *unread})
+    unknown = sorted(name for name in told["unexpected_keys"] if not (unused and unused.search(name)))
+    if lacking or unknown or told.get("mismatched_keys"):
+        problems = {
+            "lacks": lacking,
+            "holds unknown": unknown,
+            "has other shapes of": told["mismatched_keys"],
+        }
+        listed = "; ".join(
+            f"it {what} {', '.join(map(str, list(names)[:5]))} ({len(names)} in all)"
+            for what, names in problems.items()
+            if names
+        )
+        raise ValueError(
+            f"the weights in {where} are not those of its config.json: {listed}; download it again"
+        )

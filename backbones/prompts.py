@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,18 @@ class PromptEncoder(nn.Module, ABC):
     def encode(self, prompts: Sequence[str], device: torch.device) -> Context:
         """Embeddings of a batch of prompts; the empty prompt is the null condition of guidance."""
 
+    def check(self, prompts: Iterable[str]) -> None:
+        """Refuse prompts that cannot be encoded, such as those of a data set before training on it.
+
+        Raises:
+            ValueError: a prompt beyond the encoder's limit.
+        """
+        return
+
+    def drop(self) -> None:
+        """Free what can be loaded again."""
+        return
+
     def keep(self, folder: AnyPath, prompts: Sequence[str] = ()) -> bool:
         """Use the embeddings that lie in a folder, and put those of some prompts there.
 
@@ -84,15 +96,23 @@ class HashedWords(PromptEncoder):
         """
         tokens = torch.zeros(len(prompts), self.length, self.width)
         for row, prompt in enumerate(prompts):
-            words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
-            if len(words) > self.length:
-                raise ValueError(
-                    f"HashedWords: {prompt!r} has {len(words)} words, limit {self.length}; raise `length`"
-                )
-            for position, word in enumerate(words):
+            for position, word in enumerate(self._words(prompt)):
                 tokens[row, position] = self._vector(word)
         count = tokens.abs().sum(-1).gt(0).sum(-1, keepdim=True).clamp(min=1)
         return Context(tokens.to(device), (tokens.sum(1) / count.sqrt()).to(device))
+
+    def check(self, prompts: Iterable[str]) -> None:
+        """Refuse prompts with more than `length` words."""
+        for prompt in prompts:
+            self._words(prompt)
+
+    def _words(self, prompt: str) -> list[str]:
+        words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
+        if len(words) > self.length:
+            raise ValueError(
+                f"HashedWords: {prompt!r} has {len(words)} words, limit {self.length}; raise `length`"
+            )
+        return words
 
     def _vector(self, word: str) -> Tensor:
         if word not in self._vectors:

@@ -3,7 +3,7 @@
 Reading order: the video autoencoder, the network, the backbone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -79,6 +79,12 @@ class NoPrompts(PromptEncoder):
         Raises:
             ValueError: a prompt that says something.
         """
+        self.check(prompts)
+        nothing = torch.zeros(len(prompts), 0, device=device)
+        return Context(nothing[:, None], nothing)
+
+    def check(self, prompts: Iterable[str]) -> None:
+        """Refuse prompts that say something."""
         given = next((prompt for prompt in prompts if prompt), None)
         if given is not None:
             raise ValueError(
@@ -86,8 +92,6 @@ class NoPrompts(PromptEncoder):
                 "backbone (backbones.prompts.HashedWords, backbones.t5.T5Prompts), which adds a text path, "
                 "or train with empty instructions"
             )
-        nothing = torch.zeros(len(prompts), 0, device=device)
-        return Context(nothing[:, None], nothing)
 
 
 class FrameTimedUNet(UNetSpatioTemporalConditionModel):

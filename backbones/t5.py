@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ai_wam.files import AnyPath, as_path, whole_file
 from backbones.loading import load_part
+from backbones.parts import require, together
 from backbones.prompts import Context, PromptEncoder
 
 
@@ -45,13 +46,19 @@ class T5Prompts(PromptEncoder):
 
         self.pretrained, self.encoder, self.length, self.padding = pretrained, encoder, length, padding
         self.dtype, self.device, self.cache = getattr(torch, dtype), device, cache
-        self.width = load_part(AutoConfig, pretrained, "text_encoder").d_model
+        needed: list[Callable[[], Any]] = [lambda: load_part(AutoConfig, pretrained, "text_encoder")]
+        if cache is None:  # which may hold all prompts
+            needed += [
+                lambda: require(pretrained, "text_encoder", weights=True),
+                lambda: require(pretrained, "tokenizer", weights=False, file="tokenizer_config.json"),
+            ]
+        self.width = together(*needed)[0].d_model
+        self._tokenizer: Any = None
         # In a tuple, so that no checkpoint or optimizer sees the encoder.
-        self._loaded: tuple[Any, Any] | None = None
+        self._loaded: tuple[Any] | None = None
         self._known: dict[str, tuple[Tensor, int]] = {}
-        self._folders: list[AnyPath] = (
-            [] if cache is None else [as_path(cache)]
-        )  # looked for in all, kept in the first
+        # Looked for in all, kept in the first.
+        self._folders: list[AnyPath] = [] if cache is None else [as_path(cache)]
 
     def encode(self, prompts: Sequence[str], device: torch.device) -> Context:
         """Last hidden states; pooled: their mean over the prompt's own tokens."""
@@ -62,17 +69,30 @@ class T5Prompts(PromptEncoder):
         pooled = [states[:count].mean(dim=0) for states, count in (self._known[prompt] for prompt in prompts)]
         return Context(tokens.to(device), torch.stack(pooled).to(device))
 
+    def check(self, prompts: Iterable[str]) -> None:
+        """Refuse prompts with more than `length` tokens; the tokenizer alone is loaded."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._known and not any(
+                (folder / self._name(prompt)).is_file() for folder in self._folders
+            ):
+                self._tokens(prompt)
+
     def drop(self) -> None:
         """Free the encoder; known prompts stay known, and a new one loads it again."""
         self._loaded = None
 
     def keep(self, folder: AnyPath, prompts: Sequence[str] = ()) -> bool:
-        """Look there too, beside the folders known so far; `prompts` are encoded and put there."""
+        """Look there too, beside the folders known so far; `prompts` are encoded and put there.
+
+        The encoder is freed when all are there.
+        """
+        self.check(prompts)
         self._folders.append(folder)
         for prompt in prompts:
             if not (file := folder / self._name(prompt)).is_file():
                 states, count = self._recall(prompt, torch.device("cpu"))
                 self._save(file, states, count)
+        self.drop()
         return True
 
     def _recall(self, prompt: str, device: torch.device) -> tuple[Tensor, int]:
@@ -110,28 +130,33 @@ class T5Prompts(PromptEncoder):
     @torch.no_grad()
     def _embed(self, prompt: str, device: torch.device) -> tuple[Tensor, int]:
         """States "l d" of one prompt, on the CPU, and how many of them are its own."""
-        tokenizer, encoder = self._load(device)
-        text = tokenizer(
-            " ".join(prompt.split()), padding="max_length", max_length=self.length, return_tensors="pt"
-        ).to(device)
-        count = int(text.attention_mask.sum())
-        if count > self.length:
-            raise ValueError(
-                f"the prompt {prompt[:60]!r}... has {count} tokens, limit {self.length}; shorten it"
-            )
+        text = self._tokens(prompt).to(device)
+        encoder, count = self._load(device), int(text.attention_mask.sum())
         if self.padding == "states":
             return encoder(text.input_ids).last_hidden_state[0].float().cpu(), count
         states = encoder(text.input_ids, text.attention_mask).last_hidden_state[0, :count].float().cpu()
         return functional.pad(states, (0, 0, 0, self.length - count)), count
 
-    def _load(self, device: torch.device) -> tuple[Any, Any]:
+    def _tokens(self, prompt: str) -> Any:
+        """Tokens and mask of one prompt, padded."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = load_part(AutoTokenizer, self.pretrained, "tokenizer")
+        text = self._tokenizer(
+            " ".join(prompt.split()), padding="max_length", max_length=self.length, return_tensors="pt"
+        )
+        count = int(text.attention_mask.sum())
+        if count > self.length:
+            raise ValueError(
+                f"the prompt {prompt[:60]!r}... has {count} tokens, limit {self.length}; shorten it"
+            )
+        return text
+
+    def _load(self, device: torch.device) -> Any:
         if self._loaded is None:
             import transformers
 
-            tokenizer = load_part(transformers.AutoTokenizer, self.pretrained, "tokenizer")
-            encoder = load_part(
-                getattr(transformers, self.encoder), self.pretrained, "text_encoder", self.dtype
-            )
-            self._loaded = (tokenizer, encoder.eval())
-        self._loaded[1].to(device)
-        return self._loaded
+            kind = getattr(transformers, self.encoder)
+            self._loaded = (load_part(kind, self.pretrained, "text_encoder", self.dtype).eval(),)
+        return self._loaded[0].to(device)

@@ -130,12 +130,15 @@ class GuidedWan(WanTransformer3DModel):
                 tokens = tokens + (told if chosen is None else told[:, chosen])
             offset = None if offsets is None else offsets[index].repeat_interleave(grid[1] * grid[2], dim=1)
             offset = offset if offset is None or chosen is None else offset[:, chosen]
-            guide = Guide(cos, sin, mask, None if past is None else past[index], record, offset)
+            told_back: list[tuple[Tensor, Tensor]] | None = None if record is None else []
+            guide = Guide(cos, sin, mask, None if past is None else past[index], told_back, offset)
             arguments = (tokens, text, modulation, guide)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, *arguments)
             else:
                 tokens = block(*arguments)
+            if record is not None and told_back is not None:
+                record += told_back
         table = self.scale_shift_table.to(embedded.device)
         shift, scale = (table + embedded.unsqueeze(-2)).chunk(2, dim=-2)
         if time.ndim == 2:
@@ -209,10 +212,10 @@ class Wan(VideoBackbone):
         **options: Any,
     ) -> None:
         self.block_rank, self.camera_encoders = block_rank, camera_encoders  # what `extras` asks
+        self.given_attention, self.cache_given = given_attention, cache_given  # what `trained_as` says
         super().__init__(pretrained, **options)
         for block in self.denoiser.blocks:
             block.attn1.set_processor(GuidedAttention())
-        self.given_attention, self.cache_given = given_attention, cache_given
         if cache_given and (given_attention, self.spec.time) != ("one_way", "per_token"):
             raise ValueError(
                 f"cache_given needs given_attention: one_way and time: per_token, got {given_attention} and "
@@ -279,6 +282,10 @@ class Wan(VideoBackbone):
         conditions = BlockConditions(channels, self.spec.patch, rank, width, blocks) if rank else None
         cameras = CameraEncoders(width, blocks) if self.camera_encoders else None
         return {"block_conditions": conditions, "camera_encoders": cameras}
+
+    def trained_as(self) -> dict[str, Any]:
+        """Who looks at whom, too."""
+        return {**super().trained_as(), "given_attention": self.given_attention}
 
     def encode_cameras(
         self, cameras: Cameras, size: tuple[int, int], frames: int

@@ -16,7 +16,8 @@ class Guide(NamedTuple):
         sin: the same.
         mask: which keys a query may look at; None for all.
         past: keys and values of tokens that are not computed again.
-        record: where keys and values are appended, if they are to be remembered.
+        record: an empty list that receives keys and values, if they are to be remembered; one per block, as
+            blocks are compiled anew for every length of a list that they see.
         offset: what is added to the tokens.
     """
 

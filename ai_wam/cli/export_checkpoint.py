@@ -95,7 +95,8 @@ def write_backbone(backbone: VideoBackbone, folder: Path, base_model: str | None
         merge_lora(denoiser)
     weights, adapter = split_weights(denoiser, backbone.input_projection, backbone.released_names)
     kind = diffusers_class(denoiser)
-    write_denoiser(folder / backbone.folder, kind, denoiser.config, weights, adapter, base_model)
+    known = (base_model, backbone.trained_as())
+    write_denoiser(folder / backbone.folder, kind, denoiser.config, weights, adapter, *known)
 
 
 def _trained(described: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> VideoBackbone:

@@ -11,7 +11,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from ai_wam.cli.configs import resolved
+from ai_wam.cli.configs import instantiate, resolved
+from ai_wam.cli.replacing import replacing
+from backbones.base import VideoBackbone
+from backbones.parts import without_weights
 from datamodules.coverage import CoverageReport
 from datamodules.images import ImagesDataModule
 from datamodules.shards import ShardDataModule
@@ -72,19 +75,24 @@ class _CLI(LightningCLI):
         self, parser: LightningArgumentParser, args: ArgsType, checkpoint: str | None
     ) -> dict[str, Any] | None:
         """Parse the command line on top of a checkpoint's model, which is returned; None without a file."""
-        if checkpoint is None or checkpoint in _KEYWORDS or checkpoint.startswith("registry"):
-            super().parse_arguments(parser, args)
-            return None
-        words, model = sys.argv[1:], hyperparameters(checkpoint)
+        words, model = sys.argv[1:], None
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "checkpoint.yaml"
-            file.write_text(yaml.safe_dump({"model": model}))
-            sys.argv[1:] = [words[0], "--config", str(file), *words[1:]]
+            first: list[str] = []
+            if checkpoint not in (None, *_KEYWORDS) and not str(checkpoint).startswith("registry"):
+                model, file = hyperparameters(str(checkpoint)), Path(folder) / "checkpoint.yaml"
+                file.write_text(yaml.safe_dump({"model": model}))
+                first = ["--config", str(file)]
+            sys.argv[1:] = replacing([words[0], *first, *words[1:]])
             try:
                 super().parse_arguments(parser, args)
             finally:
                 sys.argv[1:] = words
         return model
+
+    def instantiate_classes(self) -> None:
+        """Refuse a clip that the backbone cannot take before its weights are read."""
+        check_clip(_bare(self.config[self.config.subcommand].model.get("init_args", Namespace())))
+        super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
         """Keep the model's configuration in every checkpoint, in plain values that rebuild the model."""
@@ -128,7 +136,7 @@ class _Settings(_CLI):
 
 def settings_of_fit(words: Sequence[str]) -> dict[str, Any]:
     """What `ai-wam fit` with these words would build: trainer, model and data as plain values."""
-    sys.argv[1:] = resolved(words)
+    sys.argv[1:] = replacing(resolved(words))
     cli = _Settings(run=False, **_SETTINGS)
     return dict(_bare(cli.config))
 
@@ -186,8 +194,27 @@ def hyperparameters(path: str) -> dict[str, Any]:
     return {"class_path": saved["_class_path"], "init_args": arguments}
 
 
-# Where weights come from, their precision and what a step costs may change, what they compute may not.
+def check_clip(arguments: Mapping[str, Any]) -> None:
+    """Refuse frames or pictures that do not fit a pretrained backbone; no weight is read.
+
+    Args:
+        arguments: of a task; others than of backbone and clip do not matter.
+
+    Raises:
+        ValueError: the clip's frames or size, with what would fit.
+    """
+    backbone, clip = arguments.get("backbone"), arguments.get("clip")
+    if backbone is None or clip is None or not backbone.get("init_args", {}).get("pretrained"):
+        return
+    with without_weights():
+        spec = instantiate(backbone, VideoBackbone).spec  # type: ignore[type-abstract]  # an interface is asked for
+    spec.latent_frames(clip["frames"])
+    spec.grid(tuple(clip["size"]))
+
+
+# Where weights lie, their precision, and what a step costs may change, what they compute may not.
 _FREE = ("pretrained", "dtype", "gradient_checkpointing", "compile_blocks", "cache_given")
+_FREE_INSIDE = ("pretrained", "dtype", "device", "cache", "decode_chunk")  # of codec, prompts and images
 
 
 def _check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
@@ -207,6 +234,13 @@ def _check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
             f"ai-wam: the checkpoint {path!r} holds the weights of another backbone:\n"
             + "\n".join(differing)
             + "\nLeave --model.backbone out to use the checkpoint's own, or give a checkpoint of this one."
+        )
+    places = [Path(str(each.get("pretrained"))).name for each in (ours, theirs)]
+    if places[0] != places[1]:
+        print(
+            f"ai-wam: the checkpoint {path!r} was trained from {ours.get('pretrained')!r} and takes what it "
+            f"does not hold from {theirs.get('pretrained')!r}; both must be copies of one release",
+            file=sys.stderr,
         )
 
 
@@ -234,9 +268,15 @@ def _check_plan(saved: dict[str, Any], asked: str) -> None:
 
 
 def _identity(name: str, value: Any) -> Any:
-    """What of an argument must agree: of a noise path its kind, of others everything."""
+    """What of an argument must agree: of a noise path its kind, of parts all but where and how they run."""
     value = _bare(value)
-    return value.get("class_path") if name == "path" and isinstance(value, dict) else value
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
+    if name == "path":
+        return value["class_path"]
+    known = _defaults(value["class_path"]) | (value.get("init_args") or {})
+    kept = {key: part for key, part in known.items() if key not in _FREE_INSIDE}
+    return {"class_path": value["class_path"], "init_args": kept}
 
 
 def _bare(value: Any) -> Any:

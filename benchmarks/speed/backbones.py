@@ -32,6 +32,7 @@ from backbones.prompts import Context, HashedWords
 from backbones.wan import Wan, WanVAE
 from benchmarks.speed.sizes import SIZES, build
 
+PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 SXM by its data sheet: operations and bytes per second
 _SMALL = {"patch_size": [1, 2, 2], "num_attention_heads": 4, "attention_head_dim": 48, "ffn_dim": 768}
 
 
@@ -44,8 +45,10 @@ def main(tiny: bool = False, steps: int = 4, only: str | None = None) -> None:
         print_twins(steps)
         print_mechanisms(steps)
     else:
-        print_computed()
+        print_computed(steps)
         if torch.cuda.is_available():
+            from benchmarks.speed.on_gpu import print_measured
+
             print_measured(steps)
         else:
             print("no GPU here: nothing above was run, it was computed from shapes")
@@ -246,11 +249,14 @@ def _ratio(what: str, value: float, bar: str, percent: bool = False) -> None:
 # ---------------------------------------------------------------------- full size
 
 
-def print_computed(size: int = 512, frames: int = 41) -> None:
+def print_computed(steps: int, size: int = 512, frames: int = 41) -> None:
     """Parameters, tokens and work of every released size, from shapes alone."""
     print(
-        f"{size} x {size}, {frames} frames or the next valid number, 2 views; TFLOP of one forward of one "
-        "row, and of one clip through the video autoencoder"
+        f"{size} x {size} (480 x 720 where no other fits), {frames} frames or the next valid number, 2 "
+        "views; TFLOP of one forward of one row, and of one clip through the video autoencoder. Weights of "
+        f"the denoiser in bfloat16. Floors of one policy step, and of a chunk of {steps} steps and 2 decoded "
+        f"beginnings, at an H100's {PEAK / 1e12:.0f} TFLOP/s (bfloat16, dense) and {BANDWIDTH / 1e12:.2f} "
+        "TB/s: no less time is possible"
     )
     heads = (
         "denoiser",
@@ -262,18 +268,25 @@ def print_computed(size: int = 512, frames: int = 41) -> None:
         "encode",
         "decode 9",
         "decode",
+        "weights",
+        "floor: step",
+        "chunk",
     )
-    print(f"{'':<18}" + "".join(f"{head:>14}" for head in heads))
+    print(f"{'':<22}" + "".join(f"{head:>14}" for head in heads))
     for name in tqdm(SIZES, desc="sizes", leave=False):
-        print(f"  {name:<16}" + "".join(f"{cell:>14}" for cell in computed(name, (size, size), frames)))
+        print(
+            f"  {name:<16}" + "".join(f"{cell:>14}" for cell in computed(name, (size, size), frames, steps))
+        )
 
 
-def computed(name: str, size: tuple[int, int], frames: int) -> list[str]:
+def computed(name: str, size: tuple[int, int], frames: int, steps: int = 4) -> list[str]:
     """The cells of one row of `print_computed`."""
     with torch.device("meta"):
         model = build(name)
         spec, u = model.spec, torch.zeros(1)
         frames = whole_clip(spec, frames)
+        if spec.only_grid is not None:
+            size = (spec.only_grid[0] * spec.spatial_stride, spec.only_grid[1] * spec.spatial_stride)
         tokens, work = [], []
         for each in ("joint", "policy"):
             canvas, context = canvas_of(model, each, size, frames)
@@ -290,65 +303,13 @@ def computed(name: str, size: tuple[int, int], frames: int) -> list[str]:
     owner = model.denoiser.get_submodule(model.input_projection)
     adapter = sum(p.numel() for p in owner.extra.parameters())
     whole = sum(p.numel() for p in model.denoiser.parameters())
+    step = max(work[1] / PEAK, 2 * whole / BANDWIDTH)
+    act = steps * step + 2 * work[3] / PEAK
     return [
         f"{whole / 1e9:.3f} B", f"{adapter / 1e6:.2f} M", *(f"{n:,}" for n in tokens),
-        *(f"{n / 1e12:.1f}" for n in work),
+        *(f"{n / 1e12:.1f}" for n in work), f"{2 * whole / 1e9:.1f} GB",
+        f"{1e3 * step:.0f} ms", f"{act:.2f} s",
     ]  # fmt: skip
-
-
-def print_measured(steps: int, size: int = 512, frames: int = 41) -> None:
-    """Seconds per policy chunk on this GPU in bfloat16, and the share of its measured matrix rate."""
-    device = torch.device("cuda")
-    rate = _matrix_rate(device)
-    print(f"{torch.cuda.get_device_name()}: {rate / 1e12:.0f} TFLOP/s in bfloat16 matrix products of 8192")
-    for name in SIZES:
-        if _bytes(name) > 0.7 * torch.cuda.get_device_properties(device).total_memory:
-            print(f"  {name:<16} does not fit")
-        else:
-            print(f"  {name:<16} " + _measured(name, (size, size), frames, steps, rate, device))
-        torch.cuda.empty_cache()
-
-
-def _measured(
-    name: str, size: tuple[int, int], frames: int, steps: int, rate: float, device: torch.device
-) -> str:
-    """Seconds per chunk and share of the matrix rate of one model."""
-    with torch.device(device):
-        model = build(name).to(torch.bfloat16)
-        canvas, context = canvas_of(model, "policy", size, whole_clip(model.spec, frames))
-        noise, u = torch.randn_like(canvas.clean), torch.full((1,), 0.5)
-    with torch.autocast("cuda", torch.bfloat16):
-        whole = _cuda_seconds(lambda: chunk(model, canvas, context, noise, steps, 9))
-        denoising = _cuda_seconds(lambda: model.sample(canvas, context, noise, steps))
-        work = steps * flops(lambda: model.predict(noise, u, canvas, context))
-    return (
-        f"{whole:6.2f} s per chunk ({steps} steps, 9 frames decoded), denoiser at "
-        f"{100 * work / denoising / rate:.0f} % of the matrix rate"
-    )
-
-
-def _bytes(name: str) -> int:
-    with torch.device("meta"):
-        model = build(name)
-    return 2 * sum(p.numel() for p in model.parameters())
-
-
-def _matrix_rate(device: torch.device) -> float:
-    a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * 8192**3 / _cuda_seconds(lambda: a @ b)
-
-
-def _cuda_seconds(function: Callable[[], Any], rounds: int = 5) -> float:
-    """Least seconds of a call."""
-    best = float("inf")
-    for turn in range(rounds + 2):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        torch.cuda.synchronize()
-        if turn > 1:
-            best = min(best, time.perf_counter() - start)
-    return best
 
 
 if __name__ == "__main__":

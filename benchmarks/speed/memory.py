@@ -61,12 +61,29 @@ def budget(recipe: dict[str, Any]) -> dict[str, float]:
         "trained weights, float32": 4 * trained / shards,
         "gradients and two moments, float32": 12 * trained / shards,
         "averages, float32": 4 * trained / shards if averaged else 0.0,
+        "text encoder": _text_encoder(options.get("prompts")),
         "video autoencoder, float32": 4 * sum(p.numel() for p in model.codec.parameters()),
         "two blocks gathered with one's gradients": 12.0 * block if shards > 1 else 0.0,
         "what the forward pass keeps": kept,
         "one block computed again": working,
     }
     return {what: size / 1e9 for what, size in rows.items() if size}
+
+
+def _text_encoder(prompts: dict[str, Any] | None) -> float:
+    """Bytes of the encoder on the GPU, where it stays once it was needed; Wan's, if none is named."""
+    from transformers import AutoConfig, AutoModelForTextEncoding
+
+    options = {} if prompts is None else prompts["init_args"]
+    if options.get("device") == "cpu":
+        return 0.0
+    kind = "umt5" if options.get("encoder", "UMT5EncoderModel") == "UMT5EncoderModel" else "t5"
+    xxl = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+    words = {"umt5": 256384, "t5": 32128}[kind]
+    config = AutoConfig.for_model(kind, **xxl, vocab_size=words, feed_forward_proj="gated-gelu")
+    with torch.device("meta"):
+        encoder = AutoModelForTextEncoding.from_config(config)
+    return sum(p.numel() for p in encoder.parameters()) * (4.0 if options.get("dtype") == "float32" else 2.0)
 
 
 def _count(module: nn.Module, trained: bool) -> int:

@@ -41,41 +41,67 @@ def _wan(heads: int, ffn: int, layers: int, time: str, vae: dict[str, Any]) -> C
     return build
 
 
+def _wan_i2v(layers: int = 40, **options: Any) -> VideoBackbone:
+    size = {"num_attention_heads": 40, "ffn_dim": 13824, "in_channels": 36, "added_kv_proj_dim": 5120}
+    told = {"images": _Embedding(257, 1280), "first_observation": False, "codec": WanVAE(architecture={})}
+    parts = {"prompts": HashedWords(4096, 512), "time": "shared", **told}
+    return Wan(**{"architecture": {**size, "num_layers": layers}, **parts, **options})
+
+
 def _cogvideox(heads: int, layers: int, **architecture: Any) -> Callable[..., VideoBackbone]:
     def build(layers: int = layers, **options: Any) -> VideoBackbone:
         size = {"num_attention_heads": heads, "num_layers": layers, "time_embed_dim": 512, **architecture}
-        parts = {"codec": CogVideoXVAE(architecture=_COGVIDEOX_VAE), "prompts": HashedWords(4096, 226)}
+        parts: dict[str, Any] = {
+            "codec": CogVideoXVAE(architecture=_COGVIDEOX_VAE),
+            "prompts": HashedWords(4096, 226),
+        }
+        parts["first_observation"] = "in_channels" not in architecture
         return CogVideoX(**{"architecture": size, **parts, **options})
 
     return build
 
 
 class _Embedding(ImageEncoder):
-    """Of the shape of CLIP's embedding, without CLIP."""
+    """Of the shape of CLIP's tokens, without CLIP.
 
-    width = 1024
+    Args:
+        tokens: per picture.
+        width: of a token.
+    """
 
-    def encode(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 d"]:
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.tokens, self.width = tokens, width
+
+    def encode(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k d"]:
         """Zeros."""
-        return images.new_zeros(len(images), 1, self.width)
+        return images.new_zeros(len(images), self.tokens, self.width)
 
 
 def _svd(layers: int = 2, **options: Any) -> VideoBackbone:
     parts = {"codec": SVDVAE(architecture=_SVD_VAE), "prompts": HashedWords(1024, 16), "time": "per_frame"}
-    told = {"images": _Embedding(), "first_observation": False}
+    told = {"images": _Embedding(1, 1024), "first_observation": False}
     model = SVD(**{"architecture": {"layers_per_block": layers}, **parts, **told, **options})
     return model.to(torch.get_default_device())  # diffusers creates its mixing factors on the CPU
 
 
-def _ltx(layers: int = 28, **options: Any) -> VideoBackbone:
-    parts = {"codec": LTXVAE(architecture={}), "prompts": HashedWords(4096, 128), "time": "per_token"}
-    return LTX(**{"architecture": {"num_layers": layers}, **parts, **options})
+def _ltx(heads: int, width: int, layers: int) -> Callable[..., VideoBackbone]:
+    def build(layers: int = layers, **options: Any) -> VideoBackbone:
+        size = {"num_attention_heads": heads, "attention_head_dim": width, "num_layers": layers}
+        size["cross_attention_dim"] = heads * width
+        parts = {"codec": LTXVAE(architecture={}), "prompts": HashedWords(4096, 128), "time": "per_token"}
+        return LTX(**{"architecture": size, **parts, **options})
+
+    return build
 
 
-def _cosmos(layers: int = 28, **options: Any) -> VideoBackbone:
-    size = {"num_attention_heads": 16, "num_layers": layers, "extra_pos_embed_type": None}
-    parts = {"codec": WanVAE(architecture={}), "prompts": HashedWords(1024, 512), "time": "per_frame"}
-    return Cosmos(**{"architecture": size, **parts, **options})
+def _cosmos(heads: int, layers: int) -> Callable[..., VideoBackbone]:
+    def build(layers: int = layers, **options: Any) -> VideoBackbone:
+        size = {"num_attention_heads": heads, "num_layers": layers, "extra_pos_embed_type": None}
+        parts = {"codec": WanVAE(architecture={}), "prompts": HashedWords(1024, 512), "time": "per_frame"}
+        return Cosmos(**{"architecture": size, **parts, **options})
+
+    return build
 
 
 def _mochi(layers: int = 48, **options: Any) -> VideoBackbone:
@@ -83,16 +109,26 @@ def _mochi(layers: int = 48, **options: Any) -> VideoBackbone:
     return Mochi(**{"architecture": {"num_layers": layers}, **parts, **options})
 
 
+_COGVIDEOX_I2V = {  # its learned positions are for one size
+    "in_channels": 32, "use_learned_positional_embeddings": True, "sample_height": 60, "sample_width": 90,
+}  # fmt: skip
+_ROTARY = {"use_rotary_positional_embeddings": True}
+
 SIZES: dict[str, Callable[..., VideoBackbone]] = {
     "wan2.1-1.3b": _wan(12, 8960, 30, "shared", {}),
     "wan2.2-5b": _wan(24, 14336, 30, "per_token", _WAN22_VAE),
     "wan2.1-14b": _wan(40, 13824, 40, "shared", {}),
+    "wan2.1-i2v-14b": _wan_i2v,
     "cogvideox-2b": _cogvideox(30, 30),
-    "cogvideox-5b": _cogvideox(48, 42, use_rotary_positional_embeddings=True),
-    "cogvideox1.5-5b": _cogvideox(48, 42, use_rotary_positional_embeddings=True, patch_size_t=2),
+    "cogvideox-5b": _cogvideox(48, 42, **_ROTARY),
+    "cogvideox-5b-i2v": _cogvideox(48, 42, **_ROTARY, **_COGVIDEOX_I2V),
+    "cogvideox1.5-5b": _cogvideox(48, 42, **_ROTARY, patch_size_t=2),
+    "cogvideox1.5-5b-i2v": _cogvideox(48, 42, **_ROTARY, patch_size_t=2, in_channels=32, ofs_embed_dim=512),
     "svd": _svd,
-    "ltx-video-2b": _ltx,
-    "cosmos-predict2-2b": _cosmos,
+    "ltx-video-2b": _ltx(32, 64, 28),
+    "ltx-video0.9.7-13b": _ltx(32, 128, 48),
+    "cosmos-predict2-2b": _cosmos(16, 28),
+    "cosmos-predict2-14b": _cosmos(40, 36),
     "mochi-1": _mochi,
 }
 

@@ -286,6 +286,11 @@ def test_adapters_stay_float32_on_bfloat16_weights(
     assert loss == loss  # not a number would not be
     assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
     assert any(bool(gradient.any()) for name, gradient in gradients.items() if "lora_A" in name)
+    canvas = canvas_of(lora, "policy")
+    context, noise = inputs(lora, canvas)
+    alone = lora.sample(canvas, context, noise, 2)  # as when testing, where no trainer asks for autocast
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(lora.sample(canvas, context, noise, 2), alone)
 
 
 @pytest.mark.parametrize("adapters", [False, True])

@@ -75,8 +75,7 @@ def point_errors(task: JointGeneration, batch: Batch) -> tuple[float, float]:
 
     A point that was not found counts as infinitely far; points outside the image do not count.
     """
-    given = task.backbone.encode(batch.video)
-    canvas, latents = task.generate(plan("labeling"), batch.observation, batch.cameras, video=given)
+    canvas, latents = task.generate(plan("labeling"), batch.observation, batch.cameras, video=batch.video)
     drawn = task.decode_segments(canvas, latents)[Kind.ACTION]
     found = task.decode_actions(drawn, batch.cameras, batch.observation).pixels
     points = tool_points(batch.actions, task.tokenizer.axis_length)

@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 import yaml
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -146,7 +146,7 @@ def test_other_parts_come_from_the_base_model(tmp_path: Path, monkeypatch: pytes
         torch.save({"state_dict": state, "hyper_parameters": known}, tmp_path / "last.ckpt")
         run(monkeypatch, f"--ckpt_path={tmp_path / 'last.ckpt'}", f"--out={tmp_path / name}")
         with safe_open(tmp_path / name / "transformer" / "adapter.safetensors", "pt") as adapter:
-            assert adapter.metadata() == {"base_model": str(base)}
+            assert adapter.metadata()["base_model"] == str(base)
     Wan(str(tmp_path / "two"))
     assert set(asked) == {str(base)}
     with pytest.raises(SystemExit, match=r"name its hub id by --base_model"):
@@ -173,6 +173,42 @@ def test_a_hub_repository_is_asked_for_its_adapter(tmp_path: Path, monkeypatch: 
         ("me/mine", "transformer/adapter.safetensors"),
         ("them/released", "unet/adapter.safetensors"),
     ]
+
+
+def test_a_named_adapter_that_is_not_there_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _, file = trained("wan", tmp_path)
+    out = tmp_path / "mine"
+    run(monkeypatch, f"--ckpt_path={file}", f"--out={out}")
+    (out / "transformer" / "adapter.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"adapter\.safetensors, which its config.json names"):
+        instantiate(str(out / "backbone.yaml"), VideoBackbone)
+
+    def offline(*_: str) -> str:
+        raise LocalEntryNotFoundError("it is not in the cache and the hub is not to be asked")
+
+    monkeypatch.setattr(folders, "hf_hub_download", offline)
+    monkeypatch.setattr(folders, "find", lambda *_: out / "transformer" / "config.json")
+    with pytest.raises(FileNotFoundError, match=r"names: it is not in the cache.*hf download me/mine"):
+        folders.base_model("me/mine", "transformer")
+    (out / "transformer" / "config.json").write_text("{}")
+    assert folders.base_model("them/released", "transformer") == "them/released"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("prediction", "native"), ("given_attention", "one_way"), ("time", "per_token"), ("path", "EDM")],
+)
+def test_a_network_is_used_as_it_was_trained(
+    option: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _, file = trained("wan", tmp_path)
+    out = tmp_path / "mine"
+    run(monkeypatch, f"--ckpt_path={file}", f"--out={out}")
+    content = yaml.safe_load((out / "backbone.yaml").read_text())
+    content["init_args"][option] = {"class_path": "ai_wam.noise.EDM"} if option == "path" else value
+    message = rf"was trained with {option}: '.*', not '.*{value}'.*backbone\.yaml"
+    with pytest.raises(ValueError, match=message):
+        instantiate(content, VideoBackbone)
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

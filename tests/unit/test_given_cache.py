@@ -1,16 +1,20 @@
 """Remembering what is given: one-way attention, its key/value cache, and decoding of beginnings."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.noise import FlowMatching
+from backbones import wan_attention
 from backbones.codec import PatchCodec
 from backbones.prompts import Context, HashedWords
 from backbones.wan import Wan
+from backbones.wan_attention import GuidedAttention
 
 SIZE, FRAMES, VIEWS, BATCH = (32, 32), 9, 2, 2
 SMALL = {
@@ -148,3 +152,25 @@ def test_memory_does_not_outlive_a_sample():
     other = replace(canvas, clean=canvas.clean + 1)
     fresh = wan(given_attention="one_way", cache_given=True).sample(other, context, noise, 2)
     assert torch.equal(model.sample(other, context, noise, 2), fresh)
+
+
+@pytest.mark.filterwarnings("ignore:.*non-leaf Tensor.*", "ignore:The .grad attribute of a Tensor")
+def test_compiled_blocks_share_their_graphs_whatever_their_number(monkeypatch: pytest.MonkeyPatch):
+    """A block that guarded on its place among the others would be compiled twelve times, then given up."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager", fullgraph=True)
+    )
+    for owner, name in ((GuidedAttention, "__call__"), (wan_attention, "_rotated")):
+        monkeypatch.setattr(owner, name, inspect.unwrap(getattr(owner, name)))  # shape checks are not traced
+    monkeypatch.setitem(SMALL, "num_layers", 12)
+    options = {"given_attention": "one_way", "cache_given": True}
+    plain, compiled = wan(**options), wan(**options, compile_blocks=True)
+    canvas, context, noise = inputs(plain, "policy")
+    torch._dynamo.reset()
+    counters.clear()
+    found = compiled.sample(canvas, context, noise, 2)
+    torch.testing.assert_close(found, plain.sample(canvas, context, noise, 2), atol=2e-5, rtol=1e-5)
+
+    assert counters["stats"]["unique_graphs"] == 2  # what remembers, and what is reminded
+    assert not counters["graph_break"]

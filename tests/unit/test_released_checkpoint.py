@@ -243,7 +243,7 @@ def test_the_yaml_beside_it_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Wan, "released_codec", lambda _, place: asked.append(place) or PatchCodec(LATENT))
     monkeypatch.setattr(Wan, "released_prompts", lambda _, place: asked.append(place) or HashedWords(TEXT, 8))
     model = instantiate(str(folder / "backbone.yaml"), VideoBackbone)
-    assert asked == ["Wan-AI/Wan2.2-TI2V-5B-Diffusers"] * 2
+    assert set(asked) == {"Wan-AI/Wan2.2-TI2V-5B-Diffusers"}
     assert (model.spec.time, model.prediction) == ("shared", "native")
     wanted = released()["blocks.1.cam_encoder.2.weight"]
     assert torch.equal(model.denoiser.camera_encoders.maps[1].weight, wanted)

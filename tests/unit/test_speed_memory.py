@@ -20,3 +20,17 @@ def test_budget_of_adapters_on_24_gigabytes():
     assert 20 > sum(rows.values()) > 12
     recipe["model"]["init_args"]["backbone"]["init_args"]["gradient_checkpointing"] = False
     assert sum(budget(recipe).values()) > 60
+
+
+def test_a_text_encoder_beside_the_model_is_counted():
+    recipe = yaml.safe_load(config_path("configs/recipes/lora_24gb.yaml").read_text())
+    assert "text encoder" not in budget(recipe)
+    recipe["model"]["init_args"]["backbone"]["init_args"]["prompts"]["init_args"]["device"] = "model"
+    assert budget(recipe)["text encoder"] == pytest.approx(11.4, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["lora_24gb", "lora_80gb", "full_8x80gb"])
+def test_headers_say_what_is_computed(name: str):
+    file = config_path(f"configs/recipes/{name}.yaml")
+    said = next(line for line in file.read_text().splitlines() if "GB per GPU as" in line)
+    assert f"# {sum(budget(yaml.safe_load(file.read_text())).values()):.0f} GB per GPU" in said

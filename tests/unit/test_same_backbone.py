@@ -1,0 +1,62 @@
+"""Which settings of a backbone may differ from its checkpoint's."""
+
+import copy
+from typing import Any
+
+import pytest
+from jsonargparse import Namespace
+
+from ai_wam.cli.training import _check_backbone
+
+T5 = {"pretrained": "/old/wan2.2", "encoder": "UMT5EncoderModel", "length": 512, "padding": "zeros"}
+SAVED: dict[str, Any] = {
+    "class_path": "backbones.wan.Wan",
+    "init_args": {
+        "pretrained": "/old/wan2.2",
+        "prompts": {"class_path": "backbones.t5.T5Prompts", "init_args": T5},
+        "codec": {"class_path": "backbones.wan.WanVAE", "init_args": {"pretrained": "/old/wan2.2"}},
+    },
+}
+
+
+def check(changes: dict[str, Any]) -> None:
+    asked = copy.deepcopy(SAVED)
+    for name, value in changes.items():
+        *parents, last = name.split(".")
+        place = asked["init_args"]
+        for parent in parents:
+            place = place[parent]["init_args"]
+        place[last] = value
+    _check_backbone("x.ckpt", {"init_args": {"backbone": SAVED}}, Namespace(init_args={"backbone": asked}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pretrained", "/new/wan2.2"),
+        ("prompts.pretrained", "/new/wan2.2"),
+        ("prompts.device", "cpu"),
+        ("prompts.cache", "prompts"),
+        ("prompts.dtype", "float32"),
+        ("codec.dtype", "bfloat16"),
+        ("codec.pretrained", "/new/wan2.2"),
+        ("dtype", "bfloat16"),
+    ],
+)
+def test_where_and_how_parts_run_is_free(name: str, value: str, capsys: pytest.CaptureFixture[str]):
+    check({name: value})
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("prompts.length", 226), ("prompts.padding", "states"), ("prediction", "clean"), ("codec", None)],
+)
+def test_what_they_compute_is_not(name: str, value: Any):
+    with pytest.raises(SystemExit, match=rf"another backbone:\n  {name.split('.')[0]}: checkpoint"):
+        check({name: value})
+
+
+def test_a_release_of_another_name_is_pointed_out(capsys: pytest.CaptureFixture[str]):
+    check({"pretrained": "/old/wan2.1"})
+    assert "both must be copies of one release" in capsys.readouterr().err
