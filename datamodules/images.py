@@ -282,6 +282,7 @@ def _batch(observation: Observation, clip: Clip) -> Batch:
         cameras=observation.cameras.map(lambda m: m.expand(-1, -1, clip.frames, -1, -1).contiguous()),
         view_mask=observation.view_mask,
         video_valid=known.repeat(b, 1),
+        recorded=known.repeat(b, 1),
         actions=actions,
         action_valid=known.repeat(b, 1),
         prompts=observation.prompts,

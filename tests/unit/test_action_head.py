@@ -28,6 +28,7 @@ def batch_of(rows: int = 2) -> Batch:
     return Batch(
         video=torch.rand(rows, 2, 3, 9, 32, 32, generator=g) * 2 - 1, cameras=Cameras(k, poses),
         view_mask=torch.ones(rows, 2, dtype=torch.bool), video_valid=torch.ones(rows, 9, dtype=torch.bool),
+        recorded=torch.ones(rows, 9, dtype=torch.bool),
         actions=actions, action_valid=torch.ones(rows, 9, dtype=torch.bool), prompts=("reach",) * rows,
         keys=tuple(map(str, range(rows))),
     )  # fmt: skip

@@ -36,6 +36,7 @@ def batch_of(rows: int = 3, seed: int = 0) -> Batch:
         cameras=Cameras(k, poses),
         view_mask=torch.ones(rows, 2, dtype=torch.bool),
         video_valid=torch.ones(rows, 9, dtype=torch.bool),
+        recorded=torch.ones(rows, 9, dtype=torch.bool),
         actions=actions,
         action_valid=torch.ones(rows, 9, dtype=torch.bool),
         prompts=("reach the red ball",) * rows,
