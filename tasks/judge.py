@@ -83,7 +83,7 @@ class Judge:
         cameras: Cameras,
         model: Videos,
         codec: Videos,
-        head: DecodedActions | None = None,
+        read: Mapping[str, DecodedActions],
     ) -> None:
         """Add a batch.
 
@@ -92,7 +92,7 @@ class Judge:
             cameras: those that the action images are drawn for.
             model: what was generated.
             codec: the truth, encoded and decoded.
-            head: what a learned decoder makes of the model's latents.
+            read: poses of generated actions by decoder: `geometric`, and `head` where it is judged.
         """
         rows = batch.action_valid.all(1) | (not self.plan.needs_actions)
         self.clips.update(rows.sum())
@@ -100,7 +100,7 @@ class Judge:
         if Kind.VIDEO in self.kinds:
             self._videos(batch, shown, model[Kind.VIDEO], codec[Kind.VIDEO])
         if Kind.ACTION in self.kinds:
-            self._actions(batch, shown, cameras, model[Kind.ACTION], codec[Kind.ACTION], head)
+            self._actions(batch, shown, cameras, read, codec[Kind.ACTION])
 
     def compute(self) -> Figures:
         """Figures over all ranks; those that nothing counted for are left out."""
@@ -127,20 +127,20 @@ class Judge:
         batch: Batch,
         shown: Bool[Tensor, "b v"],
         cameras: Cameras,
-        model: Tensor,
+        model: Mapping[str, DecodedActions],
         codec: Tensor,
-        head: DecodedActions | None,
     ) -> None:
         size = (batch.video.shape[-2], batch.video.shape[-1])
         truth, visible = self._tracks(batch.actions, cameras, size)
         held = batch.actions[:, :1].expand_as(batch.actions)
         tracks, seen = self._tracks(held, cameras, size)
         arms = {}
-        for arm, images in (("model", model), ("codec", codec)):
-            read = self.tokenizer.decode((images + 1) / 2, cameras, batch.view_mask)
+        kept = self.tokenizer.decode((codec + 1) / 2, cameras, batch.view_mask)
+        for arm, read in (("model", model["geometric"]), ("codec", kept)):
             arms[arm] = (read.actions, read.valid, read.pixels.to(truth))
         arms["hold_still"] = (held, arms["model"][1], tracks.masked_fill(~seen[..., None], math.nan))
-        if head is not None:
+        if "head" in model:
+            head = model["head"]
             tracks, seen = self._tracks(head.actions, cameras, size)
             arms["head"] = (head.actions, head.valid, tracks.masked_fill(~seen[..., None], math.nan))
         for arm, (actions, valid, tracks) in arms.items():

@@ -51,7 +51,7 @@ class ActionAccuracy(Averages):
         steps = slice(1, 1 + actions.shape[1])
         known = (batch.action_valid & batch.recorded)[:, steps]
         counted = valid & known
-        truth = _filled(batch.actions[:, steps], known)
+        truth = _filled(batch.actions[:, steps], batch.action_valid[:, steps])
         guess = torch.where(counted[..., None], actions.double(), truth)
         distance = 1000 * (guess[..., :3] - truth[..., :3]).norm(dim=-1)
         angle = geodesic_angle(*(rotation_from_quaternion(each[..., 3:7]) for each in (guess, truth)))

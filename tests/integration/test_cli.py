@@ -75,9 +75,9 @@ def test_fit_leaves_a_checkpoint_and_videos(place: Path):
     assert saved["global_step"] == 3
     assert saved["optimizer_states"]
     events = next((place / "fit" / "fit").glob("events*")).read_bytes()
-    assert b"samples/0" in events
+    assert b"samples/policy/0" in events
     assert b"GIF89a" in events
-    assert b"val/position_mm" in events
+    assert b"val/policy/position_mm" in events
 
 
 @pytest.mark.parametrize("backbone", TINY)
@@ -126,7 +126,7 @@ def test_recorded_episodes_are_judged(
 ):
     monkeypatch.chdir(place)
     judge(monkeypatch, "validate")
-    assert "val/position_mm" in capsys.readouterr().out
+    assert "val/policy/position_mm" in capsys.readouterr().out
 
 
 def judge_plans(patch: pytest.MonkeyPatch, *words: str) -> dict:

@@ -10,7 +10,7 @@ from lightning import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.action_images import ActionImageTokenizer, DecodedActions
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
 from ai_wam.cli.configs import instantiate
@@ -55,8 +55,13 @@ def videos(batch: Batch) -> dict[Kind, torch.Tensor]:
 def judged(name: str, batch: Batch, model: Batch, networks: dict[str, nn.Module] | None = None) -> Judge:
     """The truth through a perfect codec, and another batch as what the model made of it."""
     judge = Judge(plan(name), TOKENIZER, networks or {}, torch.device("cpu"))
-    judge.update(batch, batch.cameras, videos(model), videos(batch))
+    judge.update(batch, batch.cameras, videos(model), videos(batch), decoded(videos(model), batch))
     return judge
+
+
+def decoded(pictures: dict[Kind, torch.Tensor], batch: Batch) -> dict[str, DecodedActions]:
+    images = (pictures[Kind.ACTION] + 1) / 2
+    return {"geometric": TOKENIZER.decode(images, batch.cameras, batch.view_mask)}
 
 
 def whole_of(name: str, batch: Batch, frames: int) -> dict[str, dict[str, float]]:
@@ -108,7 +113,7 @@ def test_hold_still_answers_for_the_models_steps():
     pictures[Kind.ACTION] = pictures[Kind.ACTION].clone()
     pictures[Kind.ACTION][:, :, :, 3:] = -1  # nothing to be read
     judge = Judge(plan("policy"), TOKENIZER, {}, torch.device("cpu"))
-    judge.update(batch, batch.cameras, pictures, videos(batch))
+    judge.update(batch, batch.cameras, pictures, videos(batch), decoded(pictures, batch))
     arms = judge.compute()
     assert arms["model"]["valid"] == arms["hold_still"]["valid"] == 0.5
     assert arms["hold_still"]["position_mm"] == pytest.approx((10 + 20) / 2, rel=1e-4)

@@ -68,6 +68,9 @@ def test_only_recorded_steps_count():
     assert found["position_mm"] == pytest.approx((10 + 20 + 10 + 20 + 30 + 40) / 6, rel=1e-5)
     assert found["final_position_mm"] == pytest.approx((20 + 40) / 2, rel=1e-5)
     assert found["valid"] == 1
+    opened = batch_of(openness=(1, 1, 0, 0, 0))
+    opened.recorded[:, 3:] = False
+    assert judged(chunk_of(opened), opened)["gripper_f1"] == 1  # what fills up is no opening
 
 
 def test_errors_in_millimetres_pixels_and_degrees():
