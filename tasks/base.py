@@ -62,6 +62,7 @@ class WorldActionTask(WorldActionModel):
     """
 
     default_plans: ClassVar[dict[str, float]] = {}  # of a subclass that is given none
+    acts_by: ClassVar[str] = ""  # the control plan of a subclass that takes no other
 
     def __init__(
         self,

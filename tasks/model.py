@@ -1,5 +1,6 @@
 """What every world action task does with a canvas: draw, encode, generate and decode."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from ai_wam.action_images import ActionImageTokenizer, DecodedActions
 from ai_wam.cameras import Cameras
@@ -64,6 +65,8 @@ class WorldActionModel(LightningModule):
             raise ValueError("decoder: head needs an action_head; set one, or decoder: geometric")
         if action_head is not None:
             action_head.fit_to(backbone.spec.channels)
+        self.register_load_state_dict_pre_hook(_drop_head)
+        self.register_load_state_dict_post_hook(_forgive_head)
 
     # ------------------------------------------------------------------ canvases
 
@@ -311,3 +314,22 @@ class WorldActionModel(LightningModule):
         """What is left of the recorded video, or of the recorded actions' images, behind the codec."""
         shown = batch.video if kind is Kind.VIDEO else self._draw(batch.actions, cameras)
         return self.backbone.decode(self.backbone.encode(shown))
+
+
+_HEAD = "action_head."  # what a learned decoder adds to a checkpoint
+
+
+def _drop_head(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Weights of a head that this model does not have are left out."""
+    if module.action_head is None:
+        for name in [name for name in state if name.startswith(prefix + _HEAD)]:
+            del state[name]
+
+
+def _forgive_head(module: nn.Module, incompatible: Any) -> None:
+    """A head may be new, but a part of one is none."""
+    missing = {name for name in incompatible.missing_keys if name.startswith(_HEAD)}
+    own = {name for name in module.state_dict() if name.startswith(_HEAD)}
+    if missing and missing == own:
+        warnings.warn("the weights hold no action head: this model's is untrained", stacklevel=2)
+        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in missing]

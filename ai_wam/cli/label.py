@@ -13,7 +13,7 @@ from ai_wam.types import EpisodeSource
 from ai_wam.video import VideoEncoding
 from datamodules.recording import write_shards
 from datamodules.shard_reader import ShardSet
-from tasks.labeler import LabeledSource
+from tasks.labeler import PLAN, LabeledSource
 
 REPORT = "labels.json"
 
@@ -54,7 +54,7 @@ def label(
     recordings = ShardSet(shards) if shards is not None else source
     assert recordings is not None
     changes = [] if sampling_steps is None else [f"sampling_steps={sampling_steps}"]
-    task = load_task(ckpt_path, *changes).to("cuda" if torch.cuda.is_available() else "cpu")
+    task = load_task(ckpt_path, *changes, plan=PLAN).to("cuda" if torch.cuda.is_available() else "cpu")
     known = {"file": Path(ckpt_path).name, "sha256": digest(ckpt_path), "steps": task.sampling_steps}
     labeled = LabeledSource(recordings, task, known, min_confidence, min_share, batch_size)
     write_shards(labeled, out, episodes_per_shard, 0, VideoEncoding(lossless=lossless, gop=gop))

@@ -5,14 +5,12 @@ command line. Lightning itself lays the checkpoint over everything else, so that
 another number of steps would silently do nothing.
 """
 
-import inspect
 import json
 import logging
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,12 @@ from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from ai_wam.cli import checks
+from ai_wam.cli.checks import bare, hyperparameters
 from ai_wam.cli.configs import resolved
 from datamodules.coverage import CoverageReport
 from datamodules.images import ImagesDataModule
 from datamodules.shards import ShardDataModule
-from tasks.base import WorldActionTask
 from tasks.writer import ActionWriter, SampleWriter
 
 _FOREIGN = (  # warnings of libraries that a user can do nothing about
@@ -53,20 +52,24 @@ class _CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Data and benchmarks follow the model's clip."""
         parser.link_arguments("model.init_args.clip", "data.init_args.clip")
+        help = "fit: a checkpoint whose weights and model a new run begins with; optimizer and step are new"
+        parser.add_argument("--weights", type=str | None, default=None, help=help)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Insert the checkpoint's hyperparameters before every other setting."""
         words = sys.argv[1:]
-        checkpoint = _option(words, "--ckpt_path")
+        checkpoint = _option(words, "--ckpt_path") or _option(words, "--weights")
         model = self._parse_over(parser, args, checkpoint)
         asked = self.config[words[0]]
         # It may be named in a YAML file, or in a spelling not looked for above.
-        if asked.get("ckpt_path") != checkpoint:
-            checkpoint = asked.ckpt_path
-            model = self._parse_over(parser, args, checkpoint)
-        self._saved = model
+        if named := checks.named_checkpoint(words[0], asked):
+            if named != checkpoint:
+                checkpoint = named
+                model = self._parse_over(parser, args, checkpoint)
+            asked = self.config[words[0]]
         if model is not None:
-            _check_backbone(str(checkpoint), model, self.config[words[0]].model)
+            checks.check_backbone(str(checkpoint), model, asked.model)
+        checks.check_request(words[0], asked, model)
 
     def _parse_over(
         self, parser: LightningArgumentParser, args: ArgsType, checkpoint: str | None
@@ -78,7 +81,7 @@ class _CLI(LightningCLI):
         words, model = sys.argv[1:], hyperparameters(checkpoint)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "checkpoint.yaml"
-            file.write_text(yaml.safe_dump({"model": model}))
+            file.write_text(yaml.safe_dump({"model": model}, sort_keys=False))
             sys.argv[1:] = [words[0], "--config", str(file), *words[1:]]
             try:
                 super().parse_arguments(parser, args)
@@ -89,19 +92,19 @@ class _CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Keep the model's configuration in every checkpoint, in plain values that rebuild the model."""
         asked = self.config[self.config.subcommand].model
-        arguments = _bare(asked.get("init_args", Namespace()))
+        arguments = bare(asked.get("init_args", Namespace()))
         known = {"_class_path": asked.class_path, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
         self.model.save_hyperparameters({**known, **arguments}, logger=False)
 
     def before_fit(self) -> None:
-        """Say of every epoch what it saw of the recordings."""
+        """Begin with the weights asked for, and say of every epoch what it saw of the recordings."""
+        if (weights := self.config.fit.get("weights")) is not None:
+            self.model.load_state_dict(checks.state_dict(weights))
         if isinstance(self.datamodule, ShardDataModule):
             self.trainer.callbacks.insert(0, CoverageReport())  # type: ignore[attr-defined]  # set in its constructor
 
     def before_predict(self) -> None:
         """Predictions go to files, batch by batch; a person's own input gets a folder per sample."""
-        if self._saved is not None and isinstance(self.model, WorldActionTask):
-            _check_plan(self._saved, self.model.control_plan.name)
         folder = Path(self.trainer.default_root_dir) / "predictions"
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set in its constructor
         callbacks.append(ActionWriter(folder))
@@ -130,7 +133,7 @@ def settings_of_fit(words: Sequence[str]) -> dict[str, Any]:
     """What `ai-wam fit` with these words would build: trainer, model and data as plain values."""
     sys.argv[1:] = resolved(words)
     cli = _Settings(run=False, **_SETTINGS)
-    return dict(_bare(cli.config))
+    return dict(bare(cli.config))
 
 
 def run(words: Sequence[str]) -> LightningCLI:
@@ -167,82 +170,3 @@ def _option(words: Sequence[str], name: str) -> str | None:
         if word.startswith(name + "="):
             return word.partition("=")[2]
     return None
-
-
-def hyperparameters(path: str) -> dict[str, Any]:
-    """Class path and arguments of the model a checkpoint was made by."""
-    if not Path(path).is_file():
-        raise SystemExit(
-            f"ai-wam: there is no checkpoint {path!r}; --ckpt_path takes a .ckpt file written by `ai-wam fit`"
-        )
-    # Tensors are mapped, not read: only the hyperparameters are wanted here.
-    saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
-    arguments = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
-    if "_class_path" not in saved:
-        raise SystemExit(
-            f"ai-wam: {path!r} does not say which model it belongs to; only checkpoints written by "
-            "`ai-wam fit` do. In Python, build the task yourself and load the file's state_dict."
-        )
-    return {"class_path": saved["_class_path"], "init_args": arguments}
-
-
-# Where weights come from, their precision and what a step costs may change, what they compute may not.
-_FREE = ("pretrained", "dtype", "gradient_checkpointing", "compile_blocks", "cache_given")
-
-
-def _check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
-    """Refuse weights of another backbone even where all shapes agree."""
-    old, new = saved["init_args"].get("backbone"), _bare(asked.init_args.get("backbone"))
-    if old is None or new is None:
-        return
-    pairs = {"class_path": (old["class_path"], new["class_path"])}
-    # An option that was not there yet when the checkpoint was written has its default.
-    ours, theirs = (_defaults(each["class_path"]) | each.get("init_args", {}) for each in (old, new))
-    for name in {**ours, **theirs}:
-        if name not in _FREE:
-            pairs[name] = (_identity(name, ours.get(name)), _identity(name, theirs.get(name)))
-    differing = [f"  {name}: checkpoint {a!r}, asked for {b!r}" for name, (a, b) in pairs.items() if a != b]
-    if differing:
-        raise SystemExit(
-            f"ai-wam: the checkpoint {path!r} holds the weights of another backbone:\n"
-            + "\n".join(differing)
-            + "\nLeave --model.backbone out to use the checkpoint's own, or give a checkpoint of this one."
-        )
-
-
-def _defaults(class_path: str) -> dict[str, Any]:
-    """Default arguments of a class, those of its base classes included."""
-    module, _, name = class_path.rpartition(".")
-    found: dict[str, Any] = {}
-    for kind in reversed(getattr(import_module(module), name).__mro__):
-        parameters = inspect.signature(kind.__init__).parameters.values()
-        found |= {each.name: each.default for each in parameters if each.default is not each.empty}
-    return found
-
-
-def _check_plan(saved: dict[str, Any], asked: str) -> None:
-    """Refuse to predict by a plan that the checkpoint was never trained on."""
-    module, _, name = saved["class_path"].rpartition(".")
-    plans = saved["init_args"].get("plans") or getattr(import_module(module), name).default_plans
-    trained = [name for name, share in plans.items() if share > 0]
-    if asked not in trained:
-        raise SystemExit(
-            f"ai-wam: the checkpoint was trained on the plans {trained}, not on {asked!r}, by which this "
-            "model would act. Leave --model out to use the checkpoint's own, set --model.control_plan to a "
-            "plan it knows, or train it on this one."
-        )
-
-
-def _identity(name: str, value: Any) -> Any:
-    """What of an argument must agree: of a noise path its kind, of others everything."""
-    value = _bare(value)
-    return value.get("class_path") if name == "path" and isinstance(value, dict) else value
-
-
-def _bare(value: Any) -> Any:
-    """Namespaces and tuples as YAML would write them, without the parser's notes of where a part was read."""
-    if isinstance(value, Namespace):
-        value = value.as_dict()
-    if isinstance(value, dict):
-        return {key: _bare(part) for key, part in value.items() if not key.startswith("__")}
-    return [_bare(part) for part in value] if isinstance(value, list | tuple) else value
