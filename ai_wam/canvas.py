@@ -197,7 +197,6 @@ def build_canvas(
     action: Float[Tensor, "b v c tl h w"] | None = None,
     latent_frames: int | None = None,
     stills: tuple[Float[Tensor, "b v c tl h w"], Float[Tensor, "b v c tl h w"]] | None = None,
-    counted: Bool[Tensor, "b"] | None = None,
     camera_latents: Float[Tensor, "b v e tl h w"] | None = None,
     prefix: Int[Tensor, "b"] | None = None,
 ) -> Canvas:
@@ -216,7 +215,6 @@ def build_canvas(
         latent_frames: length of a full segment; needed only where neither clip is known.
         stills: for image-to-video models, what they are shown of the first frames of the observation and of
             the action clip.
-        counted: rows whose truth is known; all, if left out.
         camera_latents: of every view, for models that take them.
         prefix: latent frames after the first that every row's action segments are given besides, from
             `action`; none, if left out.
@@ -231,8 +229,8 @@ def build_canvas(
                 "build_canvas: latent_frames is needed where neither video nor action latents are given"
             )
         latent_frames = known.shape[3]
-    b, v = view_mask.shape
-    segments = tuple(_fitted(segment, spec, latent_frames) for segment in plan.segments(v, latent_frames))
+    views = view_mask.shape[1]
+    segments = tuple(_fitted(each, spec, latent_frames) for each in plan.segments(views, latent_frames))
     rays = _latent_rays(cameras, spec, size, latent_frames)
     calibrated = cameras.world_from_camera.isfinite().flatten(2).all(dim=2)  # b v
     parts: dict[str, list[Tensor]] = defaultdict(list)
@@ -251,13 +249,12 @@ def build_canvas(
         conditions.append(torch.full_like(clean[:, :1], float(not is_video)))
         if spec.first_observation:
             conditions.append(first_video[:, segment.view].expand_as(clean))
-        truth = given.new_ones(b) if counted is None else counted
-        if not is_video:  # without a calibration nothing can be drawn, so nothing is known
-            truth = truth & calibrated[:, segment.view]
+        # Without a calibration no action can be drawn, so nothing is known of it.
+        truth = present if is_video else present & calibrated[:, segment.view, None, None, None, None]
         values = {
             "clean": clean * present,
             "given": given | ~present,
-            "counted": ~given & present & truth[:, None, None, None, None],
+            "counted": ~given & truth,
             "condition": torch.cat(conditions, dim=1) * present,
         }
         optional = {"image": stills and stills[0 if is_video else 1], "camera_latents": camera_latents}

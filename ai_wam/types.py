@@ -338,7 +338,9 @@ class Batch(Movable):
         cameras: leading dimensions "b v t".
         view_mask: False where a view is missing.
         video_valid: False on frames whose pictures are not there (not decoded; zero). Past the end of the
-            recording the last frame repeats, which counts as valid: the robot holds still.
+            recording the last frame repeats, which is valid to train on: the robot holds still.
+        recorded: False where a frame repeats the recording's last one. Such frames are nobody's measurement,
+            so no metric counts them.
         actions: pose and openness at every frame; zeros where not recorded.
         action_valid: False where no action was recorded.
         prompts: one instruction per row.
@@ -350,6 +352,7 @@ class Batch(Movable):
     cameras: Cameras
     view_mask: Bool[Tensor, "b v"]
     video_valid: Bool[Tensor, "b t"]
+    recorded: Bool[Tensor, "b t"]
     actions: Float[Tensor, "b t 8"]
     action_valid: Bool[Tensor, "b t"]
     prompts: tuple[str, ...]

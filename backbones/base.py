@@ -371,19 +371,22 @@ class VideoBackbone(nn.Module, ABC):
 
     def loss_and_estimate(
         self, canvas: Canvas, context: Context, u: Float[Tensor, "b"], noise: Float[Tensor, "b c f h w"]
-    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c f h w"]]:
-        """The loss, and the clean latents that the network sees in the noisy ones."""
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c f h w"], Float[Tensor, "b 1 f h w"]]:
+        """The loss, the clean latents that the network sees in the noisy ones, and the error by position.
+
+        The error is a mean over channels, 0 where nothing counts; the loss is its mean over what counts.
+        """
         level = u.view(-1, 1, 1, 1, 1)
         noisy = torch.where(canvas.given, canvas.clean, self.path.add_noise(canvas.clean, noise, level))
         with half_precision(self.weights_dtype, noisy.device):
             prediction = self.predict(noisy, u, canvas, context)
         target = canvas.clean if self.prediction == "clean" else self.path.target(canvas.clean, noise, level)
-        error = ((prediction.float() - target.float()) ** 2 * canvas.counted).flatten(1).sum(1)
-        error = error * self.path.weight(u)
-        loss = error / (canvas.counted.flatten(1).sum(1) * canvas.clean.shape[1]).clamp(min=1)
+        error = (prediction.float() - target.float()).square().mean(1, keepdim=True) * canvas.counted
+        error = error * self.path.weight(u).view(-1, 1, 1, 1, 1)
+        loss = error.flatten(1).sum(1) / canvas.counted.flatten(1).sum(1).clamp(min=1)
         seen = prediction.float()
         clean = seen if self.prediction == "clean" else self.path.invert(seen, noisy, level)[0]
-        return loss, torch.where(canvas.given, canvas.clean, clean)
+        return loss, torch.where(canvas.given, canvas.clean, clean), error
 
     @torch.no_grad()
     def sample(

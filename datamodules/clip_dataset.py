@@ -32,6 +32,7 @@ class Sample:
     intrinsics: Float[Tensor, "v t 3 3"]
     world_from_camera: Float[Tensor, "v t 4 4"]
     view_mask: Bool[Tensor, "v"]
+    recorded: Bool[Tensor, "t"]
     actions: Float[Tensor, "t 8"]
     action_valid: bool
     prompt: str
@@ -136,6 +137,7 @@ class ClipDataset(Dataset["Sample | None"]):
             intrinsics=intrinsics,
             world_from_camera=poses,
             view_mask=torch.tensor([name is not None for name in names]),
+            recorded=torch.tensor(self.windows.recorded(entry, here)),
             actions=torch.from_numpy(actions),
             action_valid=header.actions is not None,
             prompt=prompt,
@@ -219,6 +221,7 @@ class Collate:
             ),
             view_mask=torch.stack([row.view_mask for row in rows]),
             video_valid=(torch.arange(self.frames) < decoded).repeat(len(rows), 1),
+            recorded=torch.stack([row.recorded for row in rows]),
             actions=torch.stack([row.actions for row in rows]),
             action_valid=action_valid[:, None].repeat(1, self.frames),
             prompts=tuple(row.prompt for row in rows),

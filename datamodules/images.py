@@ -22,6 +22,8 @@ from datamodules.rotations import to_quaternion
 from datamodules.uncalibrated import Vggt
 
 Points = dict[str, list[list[float] | None]]  # three pixels [x, y] per view, null for hidden ones
+_BEYOND = 0.25  # of a picture's side: how far outside of it a gripper is believed to be
+_CENTRE = (0.3, 0.7)  # of a picture's side: where a principal point is believed to be
 _VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
 _REASONS = {
     DecodeStatus.OFFSCREEN: "each of the three points must be given in two views at least",
@@ -87,6 +89,7 @@ class ImagesDataModule(lightning.LightningDataModule):
             sizes = {view: (picture.shape[0], picture.shape[1]) for view, picture in pictures.items()}
             calibrations = read_cameras(Path(cameras), files, sizes)
         rig = _rig(calibrations, baseline)
+        _check_centred(rig)
         if action is None:
             action = _clicked(points or {}, rig, openness, axis_length)
         _check_in_sight(action, rig)
@@ -253,20 +256,34 @@ def _stack(rig: dict[str, Calibration], views: list[str], part: str) -> Float[to
 
 
 def _check_in_sight(action: Float[np.ndarray, "8"], rig: dict[str, Calibration]) -> None:
-    """A gripper that no camera sees means that pose and cameras do not share a world."""
-    where = {}
+    """A gripper far from a picture means that pose and that camera do not share a world."""
     point = torch.from_numpy(action[None, :3]).double()
     for view, each in rig.items():
         camera = Cameras(torch.from_numpy(each.intrinsics[0]), torch.from_numpy(each.world_from_camera[0]))
         seen = camera.project(point, each.size)
-        if bool(seen.visible):
-            return
         x, y = seen.pixels[0].tolist()
-        where[view] = f"pixel ({x:.0f}, {y:.0f}), {float(seen.depth):.2f} m in front"
-    raise ValueError(
-        f"the gripper at {action[:3].round(4).tolist()} m lies in none of the pictures: {where}. Give pose "
-        "and cameras in one world frame, in metres, and check the direction of the cameras' matrices"
-    )
+        h, w = each.size
+        near = -_BEYOND * w <= x <= (1 + _BEYOND) * w and -_BEYOND * h <= y <= (1 + _BEYOND) * h
+        if float(seen.depth) <= 0 or not near:
+            raise ValueError(
+                f"view {view!r}: the gripper at {action[:3].round(4).tolist()} m lies at pixel ({x:.0f}, "
+                f"{y:.0f}) of {w} x {h}, {float(seen.depth):.2f} m in front of the camera, far outside "
+                "of the picture. Give pose and cameras in one world frame, in metres, check the direction of "
+                "this camera's matrix, or leave the view out"
+            )
+
+
+def _check_centred(rig: dict[str, Calibration]) -> None:
+    """A principal point far from the middle belongs to a picture of another resolution or a crop."""
+    for view, each in rig.items():
+        h, w = each.size
+        x, y = float(each.intrinsics[0, 0, 2]), float(each.intrinsics[0, 1, 2])
+        if not (_CENTRE[0] * w <= x <= _CENTRE[1] * w and _CENTRE[0] * h <= y <= _CENTRE[1] * h):
+            raise ValueError(
+                f"view {view!r}: the principal point of K, ({x:.1f}, {y:.1f}), lies far from the middle of a "
+                f"picture of {w} x {h} pixels, so K belongs to another resolution; set the camera file's "
+                "`size` to the height and width that K was made for, or give the picture uncropped"
+            )
 
 
 def _batch(observation: Observation, clip: Clip) -> Batch:
@@ -282,6 +299,7 @@ def _batch(observation: Observation, clip: Clip) -> Batch:
         cameras=observation.cameras.map(lambda m: m.expand(-1, -1, clip.frames, -1, -1).contiguous()),
         view_mask=observation.view_mask,
         video_valid=known.repeat(b, 1),
+        recorded=known.repeat(b, 1),
         actions=actions,
         action_valid=known.repeat(b, 1),
         prompts=observation.prompts,

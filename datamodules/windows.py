@@ -57,5 +57,12 @@ class Windows:
 
     def frames(self, entry: EpisodeEntry, window: int) -> list[int]:
         """Recorded frame of each frame of a window."""
+        return [min(frame, entry.frames - 1) for frame in self._wanted(entry, window)]
+
+    def recorded(self, entry: EpisodeEntry, window: int) -> list[bool]:
+        """Whether each frame of a window was recorded; past the end the last one stands in its place."""
+        return [frame < entry.frames for frame in self._wanted(entry, window)]
+
+    def _wanted(self, entry: EpisodeEntry, window: int) -> range:
         start, step = window * self.spacing(entry), self.step(entry)
-        return [min(start + i * step, entry.frames - 1) for i in range(self.clip.frames)]
+        return range(start, start + self.clip.frames * step, step)

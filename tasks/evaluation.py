@@ -1,19 +1,23 @@
 """What test data does by itself, and sample videos."""
 
 import io
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from lightning import LightningModule
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ai_wam.action_images import ActionImageTokenizer
-from ai_wam.types import ActionChunk, Batch, Policy
+from ai_wam.action_images import ActionImageTokenizer, DecodedActions
+from ai_wam.canvas import Kind
+from ai_wam.types import Batch, Policy
 from ai_wam.video import triptych
+from tasks.metrics.action import ActionAccuracy
 
 _SHOWN_HEIGHT = 384  # pixels, about
 
@@ -27,13 +31,45 @@ class Trials(Protocol):
         ...
 
 
-def log_sample_videos(
-    module: LightningModule, batch: Batch, chunk: ActionChunk, tokenizer: ActionImageTokenizer, rows: int = 4
-) -> None:
-    """Sample videos to TensorBoard, a row per view.
+class PlanErrors:
+    """Errors of generated actions over an epoch of validation, by plan and decoder."""
 
-    Left to right: the observation (imagined where the plan generates it), the generated action images and
-    their overlay; then the recorded observation, the recorded actions' images and their overlay.
+    def __init__(self) -> None:
+        self._found: dict[str, ActionAccuracy] = {}
+
+    def update(self, plan: str, read: Mapping[str, DecodedActions], batch: Batch) -> None:
+        """Add what the decoders read of the actions that a plan generated."""
+        for decoder, actions in read.items():
+            name = plan if decoder == "geometric" else f"{plan}/{decoder}"
+            if name not in self._found:
+                self._found[name] = ActionAccuracy().to(batch.video.device)
+            self._found[name].update(actions.actions[:, 1:], actions.valid[:, 1:], batch)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures, named val/PLAN/FIGURE and val/PLAN/head/FIGURE, which are then forgotten."""
+        found = {
+            f"val/{name}/{figure}": value
+            for name, errors in self._found.items()
+            for figure, value in errors.compute().items()
+        }
+        self._found.clear()
+        return found
+
+
+def log_sample_videos(
+    module: LightningModule,
+    plan: str,
+    batch: Batch,
+    videos: Mapping[Kind, Float[Tensor, "b v 3 _ h w"]],
+    tokenizer: ActionImageTokenizer,
+    seconds_per_frame: float,
+    rows: int = 4,
+) -> None:
+    """Sample videos of a plan to TensorBoard, a row per view.
+
+    Left to right: the observation (imagined where the plan generates it), the action images (black where the
+    plan has none) and their overlay; then the recorded observation, the recorded actions' images and their
+    overlay.
     """
     board = getattr(module.logger, "experiment", None)
     if not isinstance(board, SummaryWriter):
@@ -43,14 +79,14 @@ def log_sample_videos(
     truth = 2 * tokenizer.encode(batch.actions[:rows], batch.cameras[:rows], size) - 1
     seen = batch.video[:rows]
     shown = torch.where(batch.video_valid[:rows, None, None, :, None, None], seen, seen[:, :, :, :1])
-    generated = chunk.imagined["action_images"][:rows]
-    imagined = chunk.imagined.get("observation", shown.cpu())[:rows]
-    fps = max(1, round(1 / chunk.dt))
+    generated = videos.get(Kind.ACTION, torch.full_like(shown, -1))[:rows]
+    imagined = videos.get(Kind.VIDEO, shown)[:rows]
+    imagined = imagined if imagined.shape == shown.shape else shown  # the plan has its first frame only
+    fps = max(1, round(1 / seconds_per_frame))
     for row in range(rows):
-        pictures = np.concatenate(
-            [triptych(imagined[row], generated[row]), triptych(shown[row].cpu(), truth[row].cpu())], axis=2
-        )
-        _add_video(board, f"samples/{row}", pictures, module.global_step, fps)
+        pairs = ((imagined[row], generated[row]), (shown[row], truth[row]))
+        pictures = np.concatenate([triptych(left.cpu(), right.cpu()) for left, right in pairs], axis=2)
+        _add_video(board, f"samples/{plan}/{row}", pictures, module.global_step, fps)
 
 
 def _add_video(

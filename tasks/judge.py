@@ -5,13 +5,16 @@
 The same metrics judge the model; its learned action head (`head`), where it has one; the first frame copied
 (`copy_first_frame`) or the present pose held (`hold_still`); and the recorded video or the recorded actions'
 images through the codec and back (`codec`), which is as good as a model of this codec can be expected to get.
+
+Only recorded frames count: past the end of an episode a window repeats its last frame, which doing nothing
+gets right. Errors of actions are those of the steps that an arm vouches for, whose share stands beside them:
+`valid`. `hold_still` is judged on the model's, so that the two answer for the same steps.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +26,7 @@ from torchmetrics import Metric, MetricCollection, SumMetric
 from ai_wam.action_images import ActionImageTokenizer, DecodedActions, tool_points
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, Plan
+from ai_wam.files import write_json
 from ai_wam.types import Batch
 from tasks.metrics.action import ActionAccuracy
 from tasks.metrics.networks import Extractor
@@ -79,7 +83,7 @@ class Judge:
         cameras: Cameras,
         model: Videos,
         codec: Videos,
-        head: DecodedActions | None = None,
+        read: Mapping[str, DecodedActions],
     ) -> None:
         """Add a batch.
 
@@ -88,7 +92,7 @@ class Judge:
             cameras: those that the action images are drawn for.
             model: what was generated.
             codec: the truth, encoded and decoded.
-            head: what a learned decoder makes of the model's latents.
+            read: poses of generated actions by decoder: `geometric`, and `head` where it is judged.
         """
         rows = batch.action_valid.all(1) | (not self.plan.needs_actions)
         self.clips.update(rows.sum())
@@ -96,7 +100,7 @@ class Judge:
         if Kind.VIDEO in self.kinds:
             self._videos(batch, shown, model[Kind.VIDEO], codec[Kind.VIDEO])
         if Kind.ACTION in self.kinds:
-            self._actions(batch, shown, cameras, model[Kind.ACTION], codec[Kind.ACTION], head)
+            self._actions(batch, shown, cameras, read, codec[Kind.ACTION])
 
     def compute(self) -> Figures:
         """Figures over all ranks; those that nothing counted for are left out."""
@@ -113,7 +117,7 @@ class Judge:
 
     def _videos(self, batch: Batch, shown: Bool[Tensor, "b v"], model: Tensor, codec: Tensor) -> None:
         views = torch.tensor(self._generated(Kind.VIDEO, shown.shape[1]), device=shown.device)
-        counted = (shown & views)[:, :, None] & batch.video_valid[:, None]
+        counted = (shown & views)[:, :, None] & (batch.video_valid & batch.recorded)[:, None]
         still = batch.video[:, :, :, :1].expand_as(batch.video)
         for arm, video in (("model", model), ("copy_first_frame", still), ("codec", codec)):
             self._metrics[Kind.VIDEO, arm].update(video=video, truth=batch.video, counted=counted)
@@ -123,19 +127,20 @@ class Judge:
         batch: Batch,
         shown: Bool[Tensor, "b v"],
         cameras: Cameras,
-        model: Tensor,
+        model: Mapping[str, DecodedActions],
         codec: Tensor,
-        head: DecodedActions | None,
     ) -> None:
         size = (batch.video.shape[-2], batch.video.shape[-1])
         truth, visible = self._tracks(batch.actions, cameras, size)
         held = batch.actions[:, :1].expand_as(batch.actions)
         tracks, seen = self._tracks(held, cameras, size)
-        arms = {"hold_still": (held, batch.action_valid, tracks.masked_fill(~seen[..., None], math.nan))}
-        for arm, images in (("model", model), ("codec", codec)):
-            read = self.tokenizer.decode((images + 1) / 2, cameras, batch.view_mask)
+        arms = {}
+        kept = self.tokenizer.decode((codec + 1) / 2, cameras, batch.view_mask)
+        for arm, read in (("model", model["geometric"]), ("codec", kept)):
             arms[arm] = (read.actions, read.valid, read.pixels.to(truth))
-        if head is not None:
+        arms["hold_still"] = (held, arms["model"][1], tracks.masked_fill(~seen[..., None], math.nan))
+        if "head" in model:
+            head = model["head"]
             tracks, seen = self._tracks(head.actions, cameras, size)
             arms["head"] = (head.actions, head.valid, tracks.masked_fill(~seen[..., None], math.nan))
         for arm, (actions, valid, tracks) in arms.items():
@@ -147,7 +152,7 @@ class Judge:
                 truth=truth,
                 visible=visible,
                 size=size,
-                counted=shown,
+                counted=shown[:, :, None] & batch.recorded[:, None],
             )
 
     def _tracks(
@@ -190,7 +195,7 @@ def finish(module: LightningModule, judges: Sequence[Judge], left_out: Mapping[s
     folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
     content = {
         "task": _class_path(module),
-        "config": dict(module.hparams),
+        "config": json.loads(json.dumps(dict(module.hparams), default=_class_path)),
         "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
         "plans": {plan: {"clips": clips[plan], "arms": arms} for plan, arms in found.items()},
         "left_out": dict(left_out),
@@ -216,14 +221,6 @@ def table(arms: Figures) -> str:
         )
         for row in rows
     )
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False, default=_class_path) + "\n")
-    partial.replace(path)
 
 
 def _class_path(component: object) -> str:

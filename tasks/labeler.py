@@ -143,6 +143,7 @@ class LabeledSource(EpisodeSource):
             cameras=cameras.map(lambda matrix: matrix[:, index].movedim(1, 0)),
             view_mask=mask.expand(rows, -1),
             video_valid=torch.ones(index.shape, dtype=torch.bool),
+            recorded=torch.ones(index.shape, dtype=torch.bool),
             actions=torch.zeros(*index.shape, 8),
             action_valid=torch.zeros(index.shape, dtype=torch.bool),
             prompts=(episode.instructions[0],) * rows,

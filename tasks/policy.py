@@ -20,6 +20,7 @@ class PolicyControl(WorldActionTask):
     """
 
     default_plans: ClassVar[dict[str, float]] = {"policy": 1.0}
+    acts_by: ClassVar[str] = "policy"
 
     def __init__(
         self,
@@ -30,5 +31,5 @@ class PolicyControl(WorldActionTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            backbone, clip, plans or self.default_plans, control_plan="policy", tokenizer=tokenizer, **kwargs
+            backbone, clip, plans or self.default_plans, self.acts_by, tokenizer=tokenizer, **kwargs
         )

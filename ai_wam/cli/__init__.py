@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ai_wam.cli.errors import one_sentence
+
 _LIGHTNING = {
     "fit": "train a model",
     "validate": "errors of a checkpoint on recorded episodes",
@@ -36,9 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         return
-    command, rest = words[0], words[1:]
+    with one_sentence(words[0]):
+        _run(words[0], words[1:])
+
+
+def _run(command: str, rest: Sequence[str]) -> None:
     if command == "test" and any(word.partition("=")[0] == "--ray" for word in rest):
-        import_module("ai_wam.cli.on_ray").main(words)
+        import_module("ai_wam.cli.on_ray").main([command, *rest])
     elif command == "cache":  # takes the words of a `fit`
         import_module("ai_wam.cli.cache").main(rest)
     elif command in _LIGHTNING:

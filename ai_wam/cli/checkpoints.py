@@ -3,29 +3,31 @@
 import hashlib
 from pathlib import Path
 
-import torch
 from lightning import LightningModule
 
+from ai_wam.cli.checks import check_plans, hyperparameters, state_dict
 from ai_wam.cli.configs import instantiate
-from ai_wam.cli.training import hyperparameters
 from tasks.base import WorldActionTask
 
 
-def load_task(path: str, *changes: str) -> WorldActionTask:
+def load_task(path: str, *changes: str, plan: str | None = None) -> WorldActionTask:
     """The model of a checkpoint, with its weights, ready to act.
 
     Args:
         path: a .ckpt file.
         changes: arguments to be set otherwise, as on the command line: "sampling_steps=10".
+        plan: that it must have been trained on, or nothing is built.
 
     Raises:
         TypeError: a checkpoint of something else than a world action model.
     """
     model = hyperparameters(path)
+    if plan is not None:
+        check_plans(model, [plan])
     task = instantiate(model, LightningModule, *changes)
     if not isinstance(task, WorldActionTask):
         raise TypeError(f"{path!r} holds a {model['class_path']}, which is no world action model")
-    task.load_state_dict(torch.load(path, weights_only=True, map_location="cpu", mmap=True)["state_dict"])
+    task.load_state_dict(state_dict(path))
     return task.eval()
 
 

@@ -11,8 +11,8 @@ import torch
 import yaml
 from huggingface_hub import HfApi
 
+from ai_wam.cli.checks import hyperparameters
 from ai_wam.cli.configs import instantiate
-from ai_wam.cli.training import hyperparameters
 from backbones.base import VideoBackbone
 from backbones.folders import diffusers_class, new_folder, split_weights, write_denoiser
 from backbones.lora import merge_lora

@@ -14,7 +14,7 @@ from ai_wam.video import VideoEncoding
 from datamodules.recording import OnBadEpisode, left_out_lines, write_shards
 from datamodules.shard_jobs import Workers
 from datamodules.shard_reader import ShardSet
-from tasks.labeler import LabeledSource
+from tasks.labeler import PLAN, LabeledSource
 
 REPORT = "labels.json"
 
@@ -61,7 +61,7 @@ def label(
     recordings = ShardSet(shards) if shards is not None else source
     assert recordings is not None
     changes = [] if sampling_steps is None else [f"sampling_steps={sampling_steps}"]
-    task = load_task(ckpt_path, *changes)
+    task = load_task(ckpt_path, *changes, plan=PLAN)
     known = {"file": Path(ckpt_path).name, "sha256": digest(ckpt_path), "steps": task.sampling_steps}
     on_gpu = gpus > 0 if ray else torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"

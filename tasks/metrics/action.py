@@ -13,10 +13,13 @@ _ERRORS = ("position_mm", "final_position_mm", "position_px", "rotation_deg")
 
 
 class ActionAccuracy(Averages):
-    """Errors of predicted actions, over predictions that are valid and truths that are known.
+    """Errors of predicted actions, over predictions that are valid and truths that were recorded.
+
+    valid: share of recorded steps for which the prediction was valid: over so many of them go all the others.
 
     position_mm, rotation_deg: distance of the tool centre points, geodesic angle of the rotations; means and,
-        as `_median`, medians over steps. final_position_mm is that of the chunk's last step.
+        as `_median`, medians over steps. final_position_mm is that of the last recorded
+        step.
     position_px: distance in pixels of both tool centre points in the recorded cameras' pictures, a value per
         view in which the true one is visible. At most the picture's diagonal, which is also what a point
         behind the camera counts: one stray pose shall not decide a mean.
@@ -25,7 +28,6 @@ class ActionAccuracy(Averages):
         same direction lies at most `tolerance` steps away, each being matched once. The states begin with the
         recorded present one; a step that is not valid keeps the state before it. NaN where the gripper never
         moves.
-    valid: share of known steps for which the prediction was valid.
 
     Args:
         tolerance: in steps of the clip.
@@ -34,7 +36,7 @@ class ActionAccuracy(Averages):
     changes: Tensor
 
     def __init__(self, tolerance: int = 1) -> None:
-        super().__init__((*_ERRORS, "gripper_accuracy", "valid"), _ERRORS)
+        super().__init__(("valid", *_ERRORS, "gripper_accuracy"), _ERRORS)
         self.tolerance = tolerance
         self.add_state("changes", torch.zeros(3, dtype=torch.long), "sum")  # matched, predicted, true
 
@@ -47,15 +49,16 @@ class ActionAccuracy(Averages):
             batch: the truth.
         """
         steps = slice(1, 1 + actions.shape[1])
-        known = batch.action_valid[:, steps]
+        known = (batch.action_valid & batch.recorded)[:, steps]
         counted = valid & known
-        truth = _filled(batch.actions[:, steps], known)
+        truth = _filled(batch.actions[:, steps], batch.action_valid[:, steps])
         guess = torch.where(counted[..., None], actions.double(), truth)
         distance = 1000 * (guess[..., :3] - truth[..., :3]).norm(dim=-1)
         angle = geodesic_angle(*(rotation_from_quaternion(each[..., 3:7]) for each in (guess, truth)))
         opened, truly = guess[..., 7] > 0.5, truth[..., 7] > 0.5
         self.add("position_mm", distance, counted)
-        self.add("final_position_mm", distance[:, -1], counted[:, -1])
+        last = known & (known.flip(1).cumsum(1).flip(1) == 1)
+        self.add("final_position_mm", distance, counted & last)
         self.add("rotation_deg", angle.rad2deg(), counted)
         self.add("position_px", *self._pixels(guess, truth, counted, batch))
         self.add("gripper_accuracy", (opened == truly).double(), counted)

@@ -40,7 +40,7 @@ class Tracking(Averages):
         truth: Float[Tensor, "b v t p 2"],
         visible: Bool[Tensor, "b v t p"],
         size: tuple[int, int],
-        counted: Bool[Tensor, "b v"],
+        counted: Bool[Tensor, "b v t"],
     ) -> None:
         """Add tracks.
 
@@ -49,11 +49,11 @@ class Tracking(Averages):
             truth: true pixels; those of invisible places do not matter.
             visible: whether the point is truly to be seen.
             size: height and width of the pictures in pixels.
-            counted: False for videos that are left out.
+            counted: False for frames, or whole videos, that are left out.
         """
         limit = tracks.new_tensor([size[1], size[0]])
         found = ((tracks >= 0) & (tracks < limit)).all(-1)  # NaN is not
-        judged = visible.cumsum(2).roll(1, 2).bool()
+        judged = visible.cumsum(2).roll(1, 2).bool() & counted[..., None]
         judged[:, :, 0] = False
         distance = ((_held(tracks, found, truth, visible) - truth) * (_SIDE / limit)).norm(dim=-1)
         shown, said = visible & judged, found & judged
@@ -75,7 +75,7 @@ class Tracking(Averages):
             **{f"jaccard_{k}": share for k, share in zip(THRESHOLDS, jaccard, strict=True)},
         }
         for name, values in figures.items():  # 0 / 0 where a video has nothing to be judged
-            self.add(name, values, counted & values.isfinite())
+            self.add(name, values, values.isfinite())
 
 
 def _total(places: Tensor) -> Float[Tensor, "b v"]:

@@ -75,9 +75,9 @@ def test_fit_leaves_a_checkpoint_and_videos(place: Path):
     assert saved["global_step"] == 3
     assert saved["optimizer_states"]
     events = next((place / "fit" / "fit").glob("events*")).read_bytes()
-    assert b"samples/0" in events
+    assert b"samples/policy/0" in events
     assert b"GIF89a" in events
-    assert b"val/position_mm" in events
+    assert b"val/policy/position_mm" in events
 
 
 @pytest.mark.parametrize("backbone", TINY)
@@ -116,9 +116,10 @@ def test_an_exported_checkpoint_acts_as_before(place: Path, monkeypatch: pytest.
     assert (place / "tuned" / "fit" / "checkpoints" / "last.ckpt").is_file()
 
 
-def judge(patch: pytest.MonkeyPatch, command: str) -> None:
+def judge(patch: pytest.MonkeyPatch, command: str, *words: str) -> None:
     shards = ["--data=configs/data/shards.yaml", "--data.train=data", "--data.val=data", "--data.workers=0"]
-    run(patch, command, "--ckpt_path=fit/fit/checkpoints/last.ckpt", *shards, "--trainer.logger=false")
+    file = "--ckpt_path=fit/fit/checkpoints/last.ckpt"
+    run(patch, command, file, *shards, "--trainer.logger=false", *words)
 
 
 def test_recorded_episodes_are_judged(
@@ -126,28 +127,42 @@ def test_recorded_episodes_are_judged(
 ):
     monkeypatch.chdir(place)
     judge(monkeypatch, "validate")
-    assert "val/position_mm" in capsys.readouterr().out
+    assert "val/policy/position_mm" in capsys.readouterr().out
 
 
-def judge_plans(patch: pytest.MonkeyPatch, *words: str) -> dict:
-    """metrics.json of a test of the fitted weights on recorded clips, by the joint head."""
+MIXTURE = ["joint", "labeling", "action_conditioned"]
+OLD = "fit/fit/checkpoints/last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def joint(place: Path) -> str:
+    """A checkpoint of a mixture, in the same folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        plans = "--model.plans=" + json.dumps(dict.fromkeys(MIXTURE, 1.0))
+        fit(patch, "mixed", "--model=tasks.joint.JointGeneration", "--data.decode=all", plans)
+    return "--ckpt_path=mixed/fit/checkpoints/last.ckpt"
+
+
+def judge_plans(patch: pytest.MonkeyPatch, checkpoint: str, *words: str) -> dict:
+    """metrics.json of a test on recorded clips."""
     shards = ["--data=configs/data/shards.yaml", "--data.test=data", "--data.workers=0"]
     few = ["--model.sampling_steps=1", "--data.batch_size=4", "--trainer.limit_test_batches=1"]
-    head = ["--ckpt_path=fit/fit/checkpoints/last.ckpt", "--model=tasks.joint.JointGeneration"]
-    run(patch, "test", *head, *shards, *few, "--trainer.logger=false", *words)
+    run(patch, "test", checkpoint, *shards, *few, "--trainer.logger=false", *words)
     return json.loads(Path("metrics.json").read_text())
 
 
 def test_recorded_clips_are_judged_plan_by_plan(
     place: Path,
+    joint: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     caplog: pytest.LogCaptureFixture,
 ):
     monkeypatch.chdir(place)
-    found = judge_plans(monkeypatch, "--model.test_plans=[joint, labeling, action_conditioned]")
+    found = judge_plans(monkeypatch, joint)
     arms = {name: plan["arms"] for name, plan in found["plans"].items()}
-    assert list(arms) == ["joint", "labeling", "action_conditioned"]
+    assert list(arms) == MIXTURE
     assert all(plan["clips"] == 4 for plan in found["plans"].values())
     assert list(arms["joint"]) == ["model", "copy_first_frame", "hold_still", "codec"]
     assert arms["joint"]["model"].keys() >= {"psnr", "ssim", "valid"}
@@ -155,7 +170,8 @@ def test_recorded_clips_are_judged_plan_by_plan(
     assert arms["labeling"]["model"].keys() >= {"average_jaccard", "jaccard_4", "trajectory_error"}
     assert set(arms["action_conditioned"]["model"]) == {"psnr", "ssim"}
     assert arms["joint"]["codec"]["psnr"] > arms["joint"]["copy_first_frame"]["psnr"]
-    assert arms["labeling"]["codec"]["position_mm"] < arms["labeling"]["hold_still"]["position_mm"]
+    assert arms["labeling"]["hold_still"]["valid"] == arms["labeling"]["model"]["valid"]
+    assert arms["labeling"]["codec"]["position_mm"] < 10
     assert arms["labeling"]["codec"]["average_jaccard"] > arms["labeling"]["hold_still"]["average_jaccard"]
     assert set(found["left_out"]) == {"lpips", "fvd"}
     assert found["config"]["sampling_steps"] == 1
@@ -163,14 +179,90 @@ def test_recorded_clips_are_judged_plan_by_plan(
     assert "lpips is left out: no network given" in caplog.text
 
 
-def test_what_a_test_on_clips_needs_is_said(place: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--data.decode=first", r"'joint' needs all frames.*set `decode: all`"),
+        ("--data.test=null", r"judges the shards that data\.test names"),
+        ("--model.test_networks={lpips_alex: alex.pth}", r"lpips_alex is to be read from 'alex\.pth'"),
+        ("--model.test_plans=[policy]", r"\['joint', 'labeling', 'action_conditioned'\], not on 'policy'"),
+    ],
+)
+def test_what_a_test_on_clips_needs_is_said(
+    place: Path, joint: str, monkeypatch: pytest.MonkeyPatch, word: str, message: str
+):
+    """In one sentence, without a traceback."""
     monkeypatch.chdir(place)
-    with pytest.raises(ValueError, match=r"'joint' needs all frames.*set `decode: all`"):
-        judge_plans(monkeypatch, "--model.test_plans=[joint]", "--data.decode=first")
-    with pytest.raises(ValueError, match=r"judges the shards that data\.test names"):
-        judge_plans(monkeypatch, "--data.test=null")
-    with pytest.raises(FileNotFoundError, match=r"lpips_alex is to be read from 'alex\.pth'"):
-        judge_plans(monkeypatch, "--model.test_networks={lpips_alex: alex.pth}")
+    with pytest.raises(SystemExit, match=f"^ai-wam.*{message}"):
+        judge_plans(monkeypatch, joint, word)
+
+
+def test_plans_never_trained_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    other = "--model=tasks.joint.JointGeneration"
+    with pytest.raises(SystemExit, match=r"trained on the plans \['policy'\], not on 'joint'"):
+        one_trial(monkeypatch, "refused", f"--ckpt_path={OLD}", other)
+    with pytest.raises(SystemExit, match=r"trained on the plans \['policy'\], not on 'joint'"):
+        judge(monkeypatch, "validate", other)
+
+
+def test_a_labeling_checkpoint_does_not_act(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    fit(monkeypatch, "labels", "--model=tasks.labeling.ActionLabeling", "--data.decode=all")
+    with pytest.raises(SystemExit, match=r"\['labeling', 'annotation'\], not on 'policy'.*`ai-wam label`"):
+        one_trial(monkeypatch, "refused", "--ckpt_path=labels/fit/checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "validate"])
+def test_random_weights_answer_nothing(place: Path, monkeypatch: pytest.MonkeyPatch, command: str):
+    monkeypatch.chdir(place)
+    model = ["--model=tasks.policy.PolicyControl", "--model.backbone=configs/backbone/wan-tiny.yaml"]
+    shards = ["--data=configs/data/shards.yaml", "--data.train=data", "--data.val=data", "--data.test=data"]
+    with pytest.raises(SystemExit, match=f"ai-wam {command}: there is no --ckpt_path.*random"):
+        run(monkeypatch, command, *model, *shards)
+
+
+def test_guidance_needs_a_model_that_knows_no_prompt(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit, match=r"guidance is 2\.0.*prompt_dropout 0 and has never seen"):
+        one_trial(monkeypatch, "refused", f"--ckpt_path={OLD}", "--model.guidance=2")
+
+
+def test_the_shipped_recipe_of_a_head_takes_clip_and_plans_of_the_checkpoint(
+    place: Path, joint: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(place)
+    words = [joint.replace("ckpt_path", "weights"), "--data.train=data", "--data.val=data"]
+    with pytest.warns(UserWarning, match="the weights hold no action head"):
+        run(monkeypatch, "fit", "--config", "configs/quickstart_head.yaml", *words, *SHORT)
+    saved = torch.load("runs/quickstart_head/fit/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3
+    assert list(saved["hyper_parameters"]["plans"]) == MIXTURE
+    assert saved["hyper_parameters"]["clip"]["frames"] == 9
+
+
+def test_a_head_is_put_on_trained_weights_and_taken_off(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Batches of one row, half of which train no action: a head on a frozen backbone must bear them."""
+    monkeypatch.chdir(place)
+    head = "--model.action_head=tasks.action_head.ActionHead"
+    frozen = ["--model.freeze_backbone=true", "--data.batch_size=1", "--data.decode=all"]
+    plans = "--model.plans=" + json.dumps({"policy": 0.5, "video_only": 0.5})
+    with pytest.raises(SystemExit, match=f"action_head off.*--weights {OLD} instead"):
+        fit(monkeypatch, "resumed", f"--ckpt_path={OLD}", head)
+    with pytest.warns(UserWarning, match="the weights hold no action head"):
+        fit(monkeypatch, "headed", f"--weights={OLD}", head, plans, *frozen)
+    made = torch.load("headed/fit/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert any(name.startswith("action_head.") for name in made)
+    for name, value in torch.load(OLD, weights_only=True)["state_dict"].items():
+        assert torch.equal(made[name], value)
+    file, bare = "--ckpt_path=headed/fit/checkpoints/last.ckpt", ["--model.freeze_backbone=false"]
+    assert one_trial(monkeypatch, "with_head", file)["policy"]["config"]["action_head"] is not None
+    found = one_trial(monkeypatch, "without_head", file, *bare, "--model.action_head=null")
+    before = one_trial(monkeypatch, "before_head", f"--ckpt_path={OLD}")
+    for one, other in zip(found["trials"], before["trials"], strict=True):
+        assert one["policy"]["diagnostics"] == other["policy"]["diagnostics"]
+    with pytest.raises(SystemExit, match="begins a new run"):
+        one_trial(monkeypatch, "refused", f"--weights={OLD}")
 
 
 def test_predictions_are_written(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -204,7 +296,7 @@ def test_the_command_line_wins_over_the_checkpoint(place: Path, monkeypatch: pyt
 def test_another_head_takes_the_same_weights(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     words = ["--ckpt_path=fit/fit/checkpoints/last.ckpt", "--model=tasks.joint.JointGeneration"]
-    found = one_trial(monkeypatch, "swapped", *words)
+    found = one_trial(monkeypatch, "swapped", *words, "--model.control_plan=policy")
     assert found["policy"]["name"] == "tasks.joint.JointGeneration"
     assert found["policy"]["config"]["backbone"]["class_path"] == "backbones.wan.Wan"
 

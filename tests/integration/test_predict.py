@@ -119,5 +119,5 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 def test_wrong_input_is_an_error_before_the_model_runs(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     monkeypatch.setattr("tasks.base.WorldActionTask.predict_step", None)
-    with pytest.raises(ValueError, match=r"no image 'nowhere\.png'"):
+    with pytest.raises(SystemExit, match=r"no image 'nowhere\.png'"):
         predict(monkeypatch, "policy", "--data.images.front=nowhere.png")

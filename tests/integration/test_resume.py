@@ -163,5 +163,5 @@ def test_another_stream_is_refused_with_what_differs(place: Path, monkeypatch: p
         "--data.views_per_sample=1": "views_per_sample: None != 1",
         "--trainer.limit_train_batches=2": "limit_train_batches: 1.0 != 2",
     }.items():
-        with pytest.raises(ValueError, match=f"another stream of batches[\\s\\S]*{re.escape(line)}"):
+        with pytest.raises(SystemExit, match=f"another stream of batches[\\s\\S]*{re.escape(line)}"):
             fit(monkeypatch, f"refused{change}", last, change)

@@ -64,7 +64,8 @@ def scenes(rows: int, clip: Clip, g: torch.Generator) -> Batch:
     video = torch.einsum("bvkthw,kc->bvcthw", blobs, COLOURS) + background
     return Batch(
         video=2 * video.clamp(0, 1) - 1, cameras=cameras, view_mask=torch.ones(rows, 2, dtype=torch.bool),
-        video_valid=torch.ones(rows, frames, dtype=torch.bool), actions=actions,
+        video_valid=torch.ones(rows, frames, dtype=torch.bool),
+        recorded=torch.ones(rows, frames, dtype=torch.bool), actions=actions,
         action_valid=torch.ones(rows, frames, dtype=torch.bool), prompts=("label",) * rows,
         keys=tuple(map(str, range(rows))),
     )  # fmt: skip

@@ -28,6 +28,7 @@ def batch_of(rows: int = 2) -> Batch:
     return Batch(
         video=torch.rand(rows, 2, 3, 9, 32, 32, generator=g) * 2 - 1, cameras=Cameras(k, poses),
         view_mask=torch.ones(rows, 2, dtype=torch.bool), video_valid=torch.ones(rows, 9, dtype=torch.bool),
+        recorded=torch.ones(rows, 9, dtype=torch.bool),
         actions=actions, action_valid=torch.ones(rows, 9, dtype=torch.bool), prompts=("reach",) * rows,
         keys=tuple(map(str, range(rows))),
     )  # fmt: skip
@@ -53,6 +54,7 @@ def test_an_untrained_head_returns_the_geometric_decode(name: str):
     known = read.valid
     torch.testing.assert_close(corrected.actions[known][:, :7], read.actions[known][:, :7], atol=1e-5, rtol=0)
     assert bool(corrected.valid.all())
+    assert bool(corrected.position_std.isnan().all())
     lost = replace(read, actions=torch.full_like(read.actions, torch.nan), valid=torch.zeros_like(read.valid))
     held = task.correct(canvas, canvas.clean, lost, batch.cameras, batch.observation).actions
     torch.testing.assert_close(held[..., :3], batch.actions[:, :1, :3].expand(-1, 9, -1), atol=1e-5, rtol=0)
@@ -97,7 +99,10 @@ def test_the_geometric_decoder_can_act_beside_a_head():
     told = task.predict_action(observation)
     torch.testing.assert_close(told.actions, bare.predict_action(observation).actions, equal_nan=True)
     task.decoder = "head"
-    assert bool(task.predict_action(observation).valid.all())
+    chunk = task.predict_action(observation)
+    assert bool(chunk.valid.all())
+    assert told.position_std is not None
+    assert chunk.position_std is None  # so that a limit on it is refused instead of holding every pose
 
 
 def test_observations_need_not_be_decoded_to_act():
@@ -112,5 +117,5 @@ def test_observations_need_not_be_decoded_to_act():
 
 @pytest.mark.parametrize("options", [{"decoder": "head"}, {"freeze_backbone": True}])
 def test_what_needs_a_head_says_so(options: dict):
-    with pytest.raises(ValueError, match="need an action_head"):
+    with pytest.raises(ValueError, match="needs an action_head"):
         PolicyControl(backbone_of(), CLIP, **options)

@@ -126,6 +126,7 @@ def test_tasks_tell_the_cameras():
         cameras=moving,
         view_mask=torch.ones(BATCH, VIEWS, dtype=torch.bool),
         video_valid=torch.ones(BATCH, FRAMES, dtype=torch.bool),
+        recorded=torch.ones(BATCH, FRAMES, dtype=torch.bool),
         actions=torch.tensor([0.0, 0, 1, 0, 0, 0, 1, 1]).repeat(BATCH, FRAMES, 1),
         action_valid=torch.ones(BATCH, FRAMES, dtype=torch.bool),
         prompts=("reach the red ball",) * BATCH,

@@ -95,13 +95,13 @@ def test_what_is_given_must_be_known():
         plan("jont")
 
 
-def test_missing_views_and_unknown_truth_count_nowhere():
+def test_missing_views_count_nowhere():
     mask = torch.tensor([[True, False], [True, True]])
-    canvas = build("joint", view_mask=mask, counted=torch.tensor([True, False]))
+    canvas = build("joint", view_mask=mask)
     counted = canvas.unpack(canvas.counted)
     assert counted[0][0].any()
     assert not counted[2][0].any()
-    assert not canvas.counted[1].any()
+    assert counted[2][1].any()
     assert (canvas.unpack(canvas.clean)[2][0] == 0).all()
     assert canvas.unpack(canvas.given)[2][0].all()
 

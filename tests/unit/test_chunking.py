@@ -38,6 +38,7 @@ def batch_of(rows: int = 3, size: int = 32, frames: int = 17) -> Batch:
         cameras=Cameras(k, poses),
         view_mask=torch.ones(rows, 2, dtype=torch.bool),
         video_valid=torch.ones(rows, frames, dtype=torch.bool),
+        recorded=torch.ones(rows, frames, dtype=torch.bool),
         actions=actions,
         action_valid=torch.ones(rows, frames, dtype=torch.bool),
         prompts=("reach the red ball",) * rows,

@@ -176,7 +176,10 @@ def test_colmap_models_are_read_and_scaled(place: Path, kind: str):
         ({"pose": [0.0] * 7}, "8 numbers"),
         ({"pose": [*POSE[:3], 0.0, 3.0, 0.0, 0.0, 1.0]}, "pose.*quaternion"),
         ({"pose": [*POSE[:7], 80.0]}, "openness must lie between"),
-        ({"pose": [5.0, 5.0, 5.0, *POSE[3:]]}, "in none of the pictures.*one world frame"),
+        (
+            {"pose": [5.0, 5.0, 5.0, *POSE[3:]]},
+            r"view 'front': the gripper at \[5\.0.*far outside.*one world frame",
+        ),
         ({"name": "a/b"}, "names a folder"),
         ({"baseline": -1.0}, "baseline must be above 0"),
         ({"cameras": None, "vggt": "nowhere"}, "without a unit of length"),
@@ -189,6 +192,16 @@ def test_colmap_models_are_read_and_scaled(place: Path, kind: str):
 def test_input_that_contradicts_itself_is_refused(place: Path, changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         read(place, **changes)
+
+
+def invert(content):
+    """One of the two cameras; the other one sees the gripper."""
+    content["front"]["camera_to_world"] = np.linalg.inv(looking((2.5, 0.1, 2.0))).tolist()
+
+
+def resize(content, scale):
+    """K of another resolution under the old size."""
+    content["front"]["K"] = (np.diag([scale, scale, 1]) @ K).tolist()
 
 
 def mirror(content):
@@ -209,6 +222,9 @@ def mirror(content):
         (lambda c: c["front"]["K"][0].__setitem__(0, 0.0), "fx and fy above 0"),
         (lambda c: c["front"]["K"][0].__setitem__(0, float("nan")), "NaN or infinity"),
         (lambda c: c["front"].update(K=[K.tolist()] * 3), "matrices for one picture"),
+        (lambda c: resize(c, 0.5), "'front': the principal point of K"),
+        (lambda c: resize(c, 2.0), "'front': the principal point of K"),
+        (invert, r"view 'front': the gripper .* the direction of this camera's matrix"),
     ],
 )
 def test_a_wrong_camera_file_is_refused(place: Path, change, message: str):

@@ -19,7 +19,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from ai_wam.cli.training import check_clip
+from ai_wam.cli.checks import check_clip
 from backbones import loading
 from backbones.base import VideoBackbone
 from backbones.cogvideox import CogVideoX

@@ -10,7 +10,7 @@ from lightning import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.action_images import ActionImageTokenizer, DecodedActions
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
 from ai_wam.cli.configs import instantiate
@@ -37,6 +37,7 @@ def batch_of(rows: int = 2) -> Batch:
         cameras=Cameras(k, poses),
         view_mask=torch.ones(rows, 2, dtype=torch.bool),
         video_valid=torch.ones(rows, 5, dtype=torch.bool),
+        recorded=torch.ones(rows, 5, dtype=torch.bool),
         actions=actions,
         action_valid=torch.ones(rows, 5, dtype=torch.bool),
         prompts=("",) * rows,
@@ -54,8 +55,21 @@ def videos(batch: Batch) -> dict[Kind, torch.Tensor]:
 def judged(name: str, batch: Batch, model: Batch, networks: dict[str, nn.Module] | None = None) -> Judge:
     """The truth through a perfect codec, and another batch as what the model made of it."""
     judge = Judge(plan(name), TOKENIZER, networks or {}, torch.device("cpu"))
-    judge.update(batch, batch.cameras, videos(model), videos(batch))
+    judge.update(batch, batch.cameras, videos(model), videos(batch), decoded(videos(model), batch))
     return judge
+
+
+def decoded(pictures: dict[Kind, torch.Tensor], batch: Batch) -> dict[str, DecodedActions]:
+    images = (pictures[Kind.ACTION] + 1) / 2
+    return {"geometric": TOKENIZER.decode(images, batch.cameras, batch.view_mask)}
+
+
+def whole_of(name: str, batch: Batch, frames: int) -> dict[str, dict[str, float]]:
+    """Figures of the first frames as a clip of their own."""
+    names = ("video_valid", "recorded", "actions", "action_valid")
+    masks = {each: getattr(batch, each)[:, :frames] for each in names}
+    cut = replace(batch, cameras=batch.cameras[:, :, :frames], video=batch.video[:, :, :, :frames], **masks)
+    return judged(name, cut, cut).compute()
 
 
 def test_baselines_and_ceiling_stand_beside_the_model():
@@ -75,6 +89,35 @@ def test_baselines_and_ceiling_stand_beside_the_model():
     assert arms["hold_still"]["gripper_f1"] == 0
     assert arms["codec"]["position_mm"] < 0.2
     assert arms["codec"]["gripper_f1"] == arms["codec"]["valid"] == 1
+
+
+def test_frames_past_the_end_are_nobodys_merit():
+    """Where the last frame repeats, doing nothing is right: it must not count."""
+    batch = batch_of()
+    ended = replace(batch, video=batch.video.clone(), actions=batch.actions.clone())
+    ended.video[:, :, :, 3:], ended.actions[:, 3:] = ended.video[:, :, :, 2:3], ended.actions[:, 2:3]
+    ended.recorded[:, 3:] = False
+    for name in ("joint", "labeling"):
+        whole, padded = (judged(name, each, each).compute() for each in (batch_of(), ended))
+        short = whole_of(name, ended, 3)
+        for figure in set(padded["hold_still"]) - {"gripper_f1"}:
+            assert padded["hold_still"][figure] == pytest.approx(short["hold_still"][figure], rel=1e-5)
+        assert padded["hold_still"]["position_mm"] < whole["hold_still"]["position_mm"]
+    copied = judged("joint", ended, ended).compute()["copy_first_frame"]["psnr"]
+    assert copied == pytest.approx(whole_of("joint", ended, 3)["copy_first_frame"]["psnr"], rel=1e-5)
+
+
+def test_hold_still_answers_for_the_models_steps():
+    batch = batch_of()
+    pictures = videos(batch)
+    pictures[Kind.ACTION] = pictures[Kind.ACTION].clone()
+    pictures[Kind.ACTION][:, :, :, 3:] = -1  # nothing to be read
+    judge = Judge(plan("policy"), TOKENIZER, {}, torch.device("cpu"))
+    judge.update(batch, batch.cameras, pictures, videos(batch), decoded(pictures, batch))
+    arms = judge.compute()
+    assert arms["model"]["valid"] == arms["hold_still"]["valid"] == 0.5
+    assert arms["hold_still"]["position_mm"] == pytest.approx((10 + 20) / 2, rel=1e-4)
+    assert next(iter(arms["model"])) == "valid"
 
 
 def test_labels_are_tracks_too():

@@ -25,6 +25,7 @@ def batch_of(rows: int = 2, openness: tuple[float, ...] = (1, 1, 1, 1, 1)) -> Ba
         cameras=Cameras(k, poses),
         view_mask=torch.ones(rows, 2, dtype=torch.bool),
         video_valid=torch.ones(rows, STEPS, dtype=torch.bool),
+        recorded=torch.ones(rows, STEPS, dtype=torch.bool),
         actions=actions,
         action_valid=torch.ones(rows, STEPS, dtype=torch.bool),
         prompts=("",) * rows,
@@ -56,6 +57,20 @@ def test_the_truth_has_no_error():
     }
     assert found["gripper_accuracy"] == found["valid"] == 1
     assert "gripper_f1" not in found  # nobody moved the gripper
+
+
+def test_only_recorded_steps_count():
+    batch = batch_of()
+    chunk = chunk_of(batch)
+    chunk.actions[:, :, 0] += 0.01 * torch.arange(1, STEPS)
+    batch.recorded[0, 3:] = False
+    found = judged(chunk, batch)
+    assert found["position_mm"] == pytest.approx((10 + 20 + 10 + 20 + 30 + 40) / 6, rel=1e-5)
+    assert found["final_position_mm"] == pytest.approx((20 + 40) / 2, rel=1e-5)
+    assert found["valid"] == 1
+    opened = batch_of(openness=(1, 1, 0, 0, 0))
+    opened.recorded[:, 3:] = False
+    assert judged(chunk_of(opened), opened)["gripper_f1"] == 1  # what fills up is no opening
 
 
 def test_errors_in_millimetres_pixels_and_degrees():

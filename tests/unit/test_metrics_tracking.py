@@ -14,6 +14,7 @@ def judged(tracks, truth, visible, size=(256, 256), counted=None) -> dict[str, f
         tracks, truth, visible = tracks[None, None], truth[None, None], visible[None, None]
     metric = Tracking()
     counted = torch.ones(tracks.shape[:2], dtype=torch.bool) if counted is None else torch.tensor(counted)
+    counted = counted[:, :, None].expand(tracks.shape[:3]) if counted.ndim == 2 else counted
     metric.update(tracks, truth, visible, size, counted)
     return {name: float(value) for name, value in metric.compute().items() if not value.isnan()}
 
@@ -85,6 +86,17 @@ def test_figures_are_means_over_videos_and_some_are_left_out():
     assert found["jaccard_16"] == pytest.approx((1 / 2 + 0) / 2)
 
 
+def test_frames_that_are_left_out_change_nothing():
+    truth = [[[5, 5]], [[5, 5]], [[5, 5]]]
+    tracks = [[[5, 5]], [[8, 5]], [[5, 5]]]
+    every, first = (
+        judged(tracks, truth, [[True]] * 3, counted=[[[True, True, last]]]) for last in (True, False)
+    )
+    assert every["trajectory_error"] == pytest.approx(1.5)
+    assert first["trajectory_error"] == pytest.approx(3)
+    assert (every["jaccard_2"], first["jaccard_2"]) == (pytest.approx(1 / 3), 0)
+
+
 def test_nothing_is_said_of_points_never_seen():
     assert judged([[NONE], [NONE]], [[[5, 5]], [[5, 5]]], [[False], [False]]) == {}
 
@@ -94,7 +106,7 @@ def test_ranks_add_up():
     truth = 256 * torch.rand(5, 2, 9, 3, 2, generator=g)
     tracks = truth + 8 * torch.randn(truth.shape, generator=g)
     visible = torch.rand(truth.shape[:-1], generator=g) < 0.8
-    counted = torch.rand(5, 2, generator=g) < 0.9
+    counted = torch.rand(5, 2, 9, generator=g) < 0.9
     whole, parts = Tracking(), (Tracking(), Tracking())
     whole.update(tracks, truth, visible, (256, 256), counted)
     for part, rows in zip(parts, (slice(2), slice(2, 5)), strict=True):

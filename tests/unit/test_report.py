@@ -203,7 +203,7 @@ def test_the_gallery_is_by_stop_reason_and_quotes_crashes():
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-# What a page measures of itself goes to the page around it, since no browser window is as narrow as a telephone.
+# What a page measures of itself goes to the page around it: no browser window is as narrow as a telephone.
 MEASURE = """<script>
 addEventListener("load", () => {
   const card = document.querySelector(".card").getBoundingClientRect();

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from jsonargparse import Namespace
 
-from ai_wam.cli.training import _check_backbone
+from ai_wam.cli.checks import check_backbone
 
 T5 = {"pretrained": "/old/wan2.2", "encoder": "UMT5EncoderModel", "length": 512, "padding": "zeros"}
 SAVED: dict[str, Any] = {
@@ -27,7 +27,7 @@ def check(changes: dict[str, Any]) -> None:
         for parent in parents:
             place = place[parent]["init_args"]
         place[last] = value
-    _check_backbone("x.ckpt", {"init_args": {"backbone": SAVED}}, Namespace(init_args={"backbone": asked}))
+    check_backbone("x.ckpt", {"init_args": {"backbone": SAVED}}, Namespace(init_args={"backbone": asked}))
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def test_padding_hold_repeats_the_last_frame(folder):
                 assert torch.equal(batch.video[row, :, :, 0], batch.video[row, :, :, 2])
                 assert torch.equal(batch.actions[row, 0], batch.actions[row, 2])
                 assert batch.video_valid[row].all()
+                assert batch.recorded[row].tolist() == [True, False, False]
                 assert batch.action_valid[row].all()
                 return
     raise AssertionError("the last window of the first episode did not come")

@@ -12,6 +12,7 @@ from ai_wam.cli.configs import instantiate
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
 from tasks.joint import JointGeneration
+from tasks.mixture import check_clip, draw_plans, mixture
 from tasks.policy import PolicyControl
 
 CLIP = Clip(frames=9, size=(32, 32), views=("front", "side"))
@@ -36,6 +37,7 @@ def batch_of(rows: int = 3, seed: int = 0) -> Batch:
         cameras=Cameras(k, poses),
         view_mask=torch.ones(rows, 2, dtype=torch.bool),
         video_valid=torch.ones(rows, 9, dtype=torch.bool),
+        recorded=torch.ones(rows, 9, dtype=torch.bool),
         actions=actions,
         action_valid=torch.ones(rows, 9, dtype=torch.bool),
         prompts=("reach the red ball",) * rows,
@@ -43,23 +45,20 @@ def batch_of(rows: int = 3, seed: int = 0) -> Batch:
     )
 
 
-def test_every_row_gets_a_plan_in_the_shares_asked_for(backbone: VideoBackbone):
+def test_every_row_gets_a_plan_in_the_shares_asked_for():
     shares = {"joint": 0.5, "policy": 0.3, "labeling": 0.2}
-    task = JointGeneration(backbone, CLIP, plans=shares)
     batch = batch_of(3).rows([0, 1, 2] * 1000)
-    drawn = task._draw_plans(batch, torch.Generator().manual_seed(0))
+    drawn = draw_plans(mixture(shares), batch, torch.Generator().manual_seed(0))
     assert sorted(row for _, rows in drawn for row in rows) == list(range(3000))
     for chosen, rows in drawn:
         assert len(rows) / 3000 == pytest.approx(shares[chosen.name], abs=0.03)
 
 
-def test_rows_without_actions_train_as_video_only(backbone: VideoBackbone):
+def test_rows_without_actions_train_as_video_only():
     batch = batch_of()
     valid = batch.action_valid.clone()
     valid[1] = False
-    drawn = dict(
-        PolicyControl(backbone, CLIP)._draw_plans(replace(batch, action_valid=valid), torch.Generator())
-    )
+    drawn = dict(draw_plans(mixture({"policy": 1.0}), replace(batch, action_valid=valid), torch.Generator()))
     assert drawn == {plan("policy"): [0, 2], plan("video_only"): [1]}
 
 
@@ -161,8 +160,8 @@ def test_a_lost_calibration_costs_its_view_only(backbone: VideoBackbone):
     assert counted[1].any()
 
 
-def test_fewer_views_than_the_clip_names_are_fine(backbone: VideoBackbone):
-    PolicyControl(backbone, replace(CLIP, views=("front", "side", "wrist")))._check(batch_of())
+def test_fewer_views_than_the_clip_names_are_fine():
+    check_clip(batch_of(), replace(CLIP, views=("front", "side", "wrist")))
 
 
 def test_data_of_another_clip_are_refused(backbone: VideoBackbone):

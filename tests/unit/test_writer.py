@@ -39,7 +39,8 @@ def sample(imagined: bool, lost: bool = False) -> tuple[Batch, ActionChunk]:
     video = torch.linspace(-0.6, 0.2, SIZE[1]).expand(1, 3, 3, STEPS, *SIZE)
     known = (torch.arange(STEPS) == 0)[None]
     batch = Batch(
-        video, cameras, torch.tensor([[True, True, False]]), known, actions[None], known, ("go",), ("a",)
+        *(video, cameras, torch.tensor([[True, True, False]]), known, known, actions[None], known),
+        *(("go",), ("a",)),
     )
     predicted, valid = actions[None, 1:].clone(), torch.ones(1, STEPS - 1, dtype=torch.bool)
     valid[0, 1] = False

@@ -1,0 +1,227 @@
+"""What a checkpoint can be asked to do: refused before weights are read, networks built or GPUs used."""
+
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from ai_wam.cli.configs import instantiate
+from backbones.base import VideoBackbone
+from backbones.parts import without_weights
+from tasks.base import WorldActionTask
+
+
+def hyperparameters(path: str) -> dict[str, Any]:
+    """Class path and arguments of the model a checkpoint was made by."""
+    if not Path(path).is_file():
+        raise SystemExit(
+            f"ai-wam: there is no checkpoint {path!r}; --ckpt_path takes a .ckpt file written by `ai-wam fit`"
+        )
+    # Tensors are mapped, not read: only the hyperparameters are wanted here.
+    saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
+    arguments = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
+    if "_class_path" not in saved:
+        raise SystemExit(
+            f"ai-wam: {path!r} does not say which model it belongs to; only checkpoints written by "
+            "`ai-wam fit` do. In Python, build the task yourself and load the file's state_dict."
+        )
+    return {"class_path": saved["_class_path"], "init_args": arguments}
+
+
+def state_dict(path: str) -> dict[str, Tensor]:
+    """The weights of a checkpoint; averaged ones where the run kept some."""
+    saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    return dict(saved["state_dict"])
+
+
+def named_checkpoint(command: str, asked: Namespace) -> str | None:
+    """The checkpoint that a command begins with."""
+    weights, checkpoint = asked.get("weights"), asked.get("ckpt_path")
+    if weights is not None and (command != "fit" or checkpoint is not None):
+        raise SystemExit(
+            f"ai-wam: weights is {weights!r}, which begins a new run: it is for `ai-wam fit` without "
+            "ckpt_path; `--ckpt_path` goes on with a run, and is what the other commands take"
+        )
+    return weights if checkpoint is None else checkpoint
+
+
+def check_request(command: str, asked: Namespace, saved: Mapping[str, Any] | None) -> None:
+    """Refuse what a model was never trained to do.
+
+    Args:
+        command: of Lightning's four.
+        asked: its settings.
+        saved: the checkpoint's model; None without one.
+    """
+    kind = _class(asked.model.class_path)
+    if not issubclass(kind, WorldActionTask):
+        return  # a policy without weights
+    settings = settings_of(bare(asked.model))
+    if saved is None:
+        _check_random(command, asked, settings)
+    elif command == "fit":
+        _check_resumed(asked, saved, settings)
+    else:
+        check_plans(saved, _plans_asked(command, asked, settings))
+        _check_guidance(saved, settings)
+
+
+def check_plans(saved: Mapping[str, Any], asked: Sequence[str]) -> None:
+    """Refuse to use a checkpoint by a plan that it was never trained on."""
+    trained = trained_plans(settings_of(saved))
+    if foreign := [name for name in asked if name not in trained]:
+        raise SystemExit(
+            f"ai-wam: the checkpoint was trained on the plans {trained}, not on {foreign[0]!r}, by which it "
+            "would be used here. Leave --model out to use the checkpoint's own, set --model.control_plan (to "
+            "act), --model.test_plans or --model.plans (to judge) to plans it knows, or train it on this "
+            "one; `ai-wam label` is what reads actions off videos."
+        )
+
+
+def trained_plans(settings: Mapping[str, Any]) -> list[str]:
+    """Names of the plans that a model of these settings is trained on."""
+    return [name for name, share in settings["plans"].items() if share > 0]
+
+
+def settings_of(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a task by name: those given, and the defaults of the others."""
+    kind = _class(model["class_path"])
+    settings = _defaults(model["class_path"]) | model.get("init_args", {})
+    control = kind.acts_by or settings["control_plan"]
+    return settings | {"plans": settings.get("plans") or kind.default_plans, "control_plan": control}
+
+
+def _plans_asked(command: str, asked: Namespace, settings: Mapping[str, Any]) -> list[str]:
+    trials = "benchmark" in asked.data.get("init_args", {})
+    if command == "predict" or (command == "test" and trials):
+        return [settings["control_plan"]]
+    if command == "test" and settings.get("test_plans"):
+        return list(settings["test_plans"])
+    return trained_plans(settings)
+
+
+def _check_random(command: str, asked: Namespace, settings: Mapping[str, Any]) -> None:
+    backbone = bare(asked.model.init_args.backbone)
+    if command != "fit" and asked.get("ckpt_path") is None and _pretrained(backbone) is None:
+        raise SystemExit(
+            f"ai-wam {command}: there is no --ckpt_path, and the backbone has no pretrained weights, so "
+            "random ones would answer; give a checkpoint written by `ai-wam fit`"
+        )
+
+
+def _pretrained(backbone: Mapping[str, Any]) -> Any:
+    return backbone.get("init_args", {}).get("pretrained")
+
+
+def _check_resumed(asked: Namespace, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """An optimizer goes on with the parameters it knows."""
+    before = settings_of(saved)
+    for name in ("action_head", "freeze_backbone"):
+        pair = [bool(each.get(name)) for each in (before, settings)]
+        if asked.get("ckpt_path") is not None and pair[0] != pair[1]:
+            raise SystemExit(
+                f"ai-wam: --ckpt_path goes on with a run made with {name} {'on' if pair[0] else 'off'}, and "
+                "its optimizer knows no other parameters; to begin a new run from these weights, say "
+                f"--weights {asked.ckpt_path} instead"
+            )
+
+
+def _check_guidance(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    if settings["guidance"] != 1 and not settings_of(saved)["prompt_dropout"]:
+        raise SystemExit(
+            f"ai-wam: guidance is {settings['guidance']}, but the checkpoint was trained with prompt_dropout "
+            "0 and has never seen the empty prompt that guidance leads away from; leave --model.guidance at "
+            "1, or train with prompt_dropout 0.05"
+        )
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def check_clip(arguments: Mapping[str, Any]) -> None:
+    """Refuse frames or pictures that do not fit a pretrained backbone; no weight is read.
+
+    Args:
+        arguments: of a task; others than of backbone and clip do not matter.
+
+    Raises:
+        ValueError: the clip's frames or size, with what would fit.
+    """
+    backbone, clip = arguments.get("backbone"), arguments.get("clip")
+    if backbone is None or clip is None or not backbone.get("init_args", {}).get("pretrained"):
+        return
+    with without_weights():
+        spec = instantiate(backbone, VideoBackbone).spec  # type: ignore[type-abstract]  # an interface is asked for
+    spec.latent_frames(clip["frames"])
+    spec.grid(tuple(clip["size"]))
+
+
+# Where weights lie, their precision, and what a step costs may change, what they compute may not.
+_FREE = ("pretrained", "dtype", "gradient_checkpointing", "compile_blocks", "cache_given")
+_FREE_INSIDE = ("pretrained", "dtype", "device", "cache", "decode_chunk")  # of codec, prompts and images
+
+
+def check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
+    """Refuse weights of another backbone even where all shapes agree."""
+    old, new = saved["init_args"].get("backbone"), bare(asked.init_args.get("backbone"))
+    if old is None or new is None:
+        return
+    pairs = {"class_path": (old["class_path"], new["class_path"])}
+    # An option that was not there yet when the checkpoint was written has its default.
+    ours, theirs = (_defaults(each["class_path"]) | each.get("init_args", {}) for each in (old, new))
+    for name in {**ours, **theirs}:
+        if name not in _FREE:
+            pairs[name] = (_identity(name, ours.get(name)), _identity(name, theirs.get(name)))
+    differing = [f"  {name}: checkpoint {a!r}, asked for {b!r}" for name, (a, b) in pairs.items() if a != b]
+    if differing:
+        raise SystemExit(
+            f"ai-wam: the checkpoint {path!r} holds the weights of another backbone:\n"
+            + "\n".join(differing)
+            + "\nLeave --model.backbone out to use the checkpoint's own, or give a checkpoint of this one."
+        )
+    places = [Path(str(each.get("pretrained"))).name for each in (ours, theirs)]
+    if places[0] != places[1]:
+        print(
+            f"ai-wam: the checkpoint {path!r} was trained from {ours.get('pretrained')!r} and takes what it "
+            f"does not hold from {theirs.get('pretrained')!r}; both must be copies of one release",
+            file=sys.stderr,
+        )
+
+
+def _defaults(class_path: str) -> dict[str, Any]:
+    """Default arguments of a class, those of its base classes included."""
+    module, _, name = class_path.rpartition(".")
+    found: dict[str, Any] = {}
+    for kind in reversed(getattr(import_module(module), name).__mro__):
+        parameters = inspect.signature(kind.__init__).parameters.values()
+        found |= {each.name: each.default for each in parameters if each.default is not each.empty}
+    return found
+
+
+def _identity(name: str, value: Any) -> Any:
+    """What of an argument must agree: of a noise path its kind, of parts all but where and how they run."""
+    value = bare(value)
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
+    if name == "path":
+        return value["class_path"]
+    known = _defaults(value["class_path"]) | (value.get("init_args") or {})
+    kept = {key: part for key, part in known.items() if key not in _FREE_INSIDE}
+    return {"class_path": value["class_path"], "init_args": kept}
+
+
+def bare(value: Any) -> Any:
+    """Namespaces and tuples as YAML would write them, without the parser's notes of where a part was read."""
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {key: bare(part) for key, part in value.items() if not key.startswith("__")}
+    return [bare(part) for part in value] if isinstance(value, list | tuple) else value

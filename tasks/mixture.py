@@ -1,0 +1,77 @@
+"""Which plan every row of a batch trains by, and what a batch must have for it."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ai_wam.canvas import Plan, plan
+from ai_wam.types import Batch, Clip
+
+WITHOUT_ACTIONS = "video_only"  # what rows without recorded actions train by
+
+
+def mixture(shares: Mapping[str, float]) -> list[tuple[Plan, float]]:
+    """Plans by name, with their relative shares.
+
+    Raises:
+        ValueError: an unknown name, or nothing with a positive share.
+    """
+    plans = [(plan(name), share) for name, share in shares.items() if share > 0]
+    if not plans:
+        raise ValueError(f"plans must name at least one plan with a positive share, got {dict(shares)}")
+    return plans
+
+
+def draw_plans(
+    plans: Sequence[tuple[Plan, float]], batch: Batch, generator: torch.Generator
+) -> list[tuple[Plan, list[int]]]:
+    """Each plan with its rows; rows without recorded actions take part as video-only."""
+    shares = torch.tensor([share for _, share in plans])
+    draws = torch.multinomial(shares, len(batch.keys), replacement=True, generator=generator).tolist()
+    rows = defaultdict(list)
+    for row, draw in enumerate(draws):
+        chosen = plans[draw][0]
+        if chosen.needs_actions and not bool(batch.action_valid[row].all()):
+            chosen = plan(WITHOUT_ACTIONS)
+        rows[chosen].append(row)
+    return list(rows.items())
+
+
+def drop_prompts(batch: Batch, share: float, generator: torch.Generator) -> list[str]:
+    """The prompts, a share of them empty."""
+    drop: Tensor = torch.rand(len(batch.keys), generator=generator) < share
+    return ["" if dropped else prompt for prompt, dropped in zip(batch.prompts, drop.tolist(), strict=True)]
+
+
+def check_clip(batch: Batch, clip: Clip) -> None:
+    """Refuse data of another clip than the model's.
+
+    Raises:
+        ValueError: pictures of another size, or more views than the clip has.
+    """
+    found, wanted = tuple(batch.video.shape[-2:]), tuple(clip.size)
+    if found != wanted or batch.video.shape[1] > len(clip.views):
+        raise ValueError(
+            f"the data gives {batch.video.shape[1]} views of {found} pixels, the model's clip has "
+            f"{len(clip.views)} views of {wanted}; give both the same clip"
+        )
+
+
+def check_video(batch: Batch, chosen: Plan) -> None:
+    """Refuse to look past the first frame where the rest was not decoded.
+
+    Raises:
+        ValueError: a plan that needs the whole video, and a row that lacks it.
+    """
+    known = batch.encoded is not None and batch.encoded.video is not None
+    if not chosen.needs_video or known:
+        return
+    whole = batch.video_valid.all(1).tolist()
+    missing = [key for key, valid in zip(batch.keys, whole, strict=True) if not valid]
+    if missing:
+        raise ValueError(
+            f"plan {chosen.name!r} needs all frames of the observation video, which {missing[0]!r} "
+            "lacks; set `decode: all` in the data's configuration"
+        )

@@ -1,0 +1,335 @@
+"""What every world action task does with a canvas: draw, encode, generate and decode."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from ai_wam.action_images import ActionImageTokenizer, DecodedActions
+from ai_wam.cameras import Cameras
+from ai_wam.canvas import Canvas, Kind, Plan, build_canvas
+from ai_wam.files import AnyPath
+from ai_wam.samplers import Solver
+from ai_wam.seeds import named_generator
+from ai_wam.types import ActionChunk, Batch, Clip, Encoded, Observation
+from backbones.base import VideoBackbone
+from backbones.prompts import Context
+from tasks.action_head import ActionHead
+from tasks.chunking import begin, committed_prefix
+from tasks.encoding import encode_pictures, encoder_identity
+from tasks.mixture import check_video
+
+
+class WorldActionModel(LightningModule):
+    """A backbone that imagines and acts; `tasks.base.WorldActionTask` trains it and explains the arguments.
+
+    Raises:
+        ValueError: settings that do not fit the backbone, the clip or one another.
+    """
+
+    def __init__(
+        self,
+        backbone: VideoBackbone,
+        clip: Clip,
+        tokenizer: ActionImageTokenizer,
+        control_plan: Plan,
+        sampling_steps: int,
+        guidance: float,
+        solver: Solver,
+        seed: int,
+        action_head: ActionHead | None,
+        decoder: Literal["geometric", "head"],
+        decoded_frames: int | None,
+        decode_observation: bool,
+        give_committed: bool,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.clip, self.tokenizer = backbone, clip, tokenizer
+        self.control_plan = control_plan
+        self.latent_frames = backbone.spec.latent_frames(clip.frames)
+        backbone.spec.grid(clip.size)
+        self.sampling_steps, self.guidance, self.solver, self.seed = sampling_steps, guidance, solver, seed
+        if decoded_frames is not None and not 2 <= decoded_frames <= clip.frames:
+            raise ValueError(
+                f"decoded_frames must lie between 2 and the clip's {clip.frames} frames, got {decoded_frames}"
+            )
+        self.decoded_frames, self.decode_observation = decoded_frames, decode_observation
+        self.give_committed, self.action_head, self.decoder = give_committed, action_head, decoder
+        if action_head is None and decoder == "head":
+            raise ValueError("decoder: head needs an action_head; set one, or decoder: geometric")
+        if action_head is not None:
+            action_head.fit_to(backbone.spec.channels)
+        self.register_load_state_dict_pre_hook(_drop_head)
+        self.register_load_state_dict_post_hook(_forgive_head)
+
+    # ------------------------------------------------------------------ canvases
+
+    def training_canvas(self, batch: Batch, chosen: Plan, prefix: Int[Tensor, "b"] | None = None) -> Canvas:
+        """The canvas of a batch whose truth is known; `prefix`: see `build_canvas`."""
+        cameras, encoded = self.cameras_of(batch, chosen), batch.encoded
+        check_video(batch, chosen)
+        if encoded is None:
+            video = batch.video if chosen.needs_video else None
+            encoded = encode_pictures(self.backbone, batch.video[:, :, :, :1], self.clip.frames, video)
+        action = encoded.action
+        if action is None and chosen.needs_actions:
+            action = self.encode_actions(batch.actions, cameras)
+        return self._canvas(chosen, batch.observation, cameras, encoded, action, prefix)
+
+    @staticmethod
+    def cameras_of(batch: Batch, chosen: Plan) -> Cameras:
+        """A camera whose movement the plan does not know is taken to stay, as in `predict_action`."""
+        if chosen.knows_cameras:
+            return batch.cameras
+        return batch.cameras.map(lambda matrix: matrix[:, :, :1].expand_as(matrix))
+
+    def encode_actions(
+        self, actions: Float[Tensor, "b t 8"], cameras: Cameras
+    ) -> Float[Tensor, "b v c tl h w"]:
+        """Latents of the action images of every view."""
+        return self.backbone.encode(self._draw(actions, cameras))
+
+    def _draw(self, actions: Float[Tensor, "b t 8"], cameras: Cameras) -> Float[Tensor, "b v 3 t h w"]:
+        """Action images in [-1, 1]."""
+        return 2 * self.tokenizer.encode(actions, cameras, self.clip.size) - 1
+
+    def _context(
+        self, prompts: Sequence[str], observation: Observation, encoded: Encoded | None = None
+    ) -> Context:
+        now, images = observation.video[:, :, :, -1:], None if encoded is None else encoded.images
+        return self.backbone.encode_context(prompts, now, observation.view_mask, images)
+
+    def _canvas(
+        self,
+        chosen: Plan,
+        observation: Observation,
+        cameras: Cameras,
+        encoded: Encoded,
+        action: Tensor | None = None,
+        prefix: Tensor | None = None,
+    ) -> Canvas:
+        """The canvas of encoded pictures and, where they are known, latents of the action images."""
+        backbone, frames = self.backbone, self.clip.frames
+        drawn, first = self._draw(observation.action[:, None], cameras[:, :, :1]), encoded.first_action
+        first = backbone.encode(drawn) if first is None else first
+        still = None
+        if encoded.still is not None:
+            # The truth may be known, but nobody is shown it.
+            shown = drawn if chosen.knows_pose else torch.full_like(drawn, -1)
+            still = backbone.encode_still(
+                shown, first if chosen.knows_pose else backbone.encode(shown), frames
+            )
+        told = encoded.cameras
+        if told is None:
+            told = backbone.encode_cameras(cameras, self.clip.size, frames)
+        return build_canvas(
+            chosen,
+            backbone.spec,
+            self.clip.size,
+            cameras,
+            observation.view_mask,
+            first_video=encoded.first,
+            first_action=first,
+            video=encoded.video if chosen.needs_video else None,
+            action=action,
+            latent_frames=self.latent_frames,
+            stills=None if encoded.still is None or still is None else (encoded.still, still),
+            camera_latents=told,
+            prefix=prefix,
+        )
+
+    # ------------------------------------------------------------------ caches: `ai_wam.types.ClipEncoder`
+
+    def encoders(self) -> dict[str, Any]:
+        """What decides the latents of pictures, and of action images."""
+        return encoder_identity(self.backbone, self.tokenizer)
+
+    @torch.no_grad()
+    def encode_batch(self, batch: Batch, actions: bool) -> Encoded:
+        """Latents of decoded clips, for a cache; of action images and cameras as they stand in the batch."""
+        whole = batch.video if bool(batch.video_valid.all()) else None
+        self.backbone.codec.to(batch.video.device)  # the denoiser stays where it is
+        encoded = encode_pictures(self.backbone, batch.video[:, :, :, :1], self.clip.frames, whole)
+        cameras = self.backbone.encode_cameras(batch.cameras, self.clip.size, self.clip.frames)
+        if not actions:
+            return replace(encoded, cameras=cameras)
+        drawn = self._draw(batch.actions, batch.cameras)
+        first, action = self.backbone.encode(drawn[:, :, :, :1]), self.backbone.encode(drawn)
+        return replace(encoded, cameras=cameras, first_action=first, action=action)
+
+    def keep_prompts(self, folder: AnyPath, prompts: Sequence[str] = ()) -> bool:
+        """Embeddings of prompts in a folder: used from there, and those of `prompts` put there."""
+        return self.backbone.prompts.keep(folder, prompts)
+
+    # ------------------------------------------------------------------ acting
+
+    def reset(self, episodes: Sequence[str]) -> None:
+        """Nothing is remembered between predictions."""
+
+    @torch.no_grad()
+    def predict_action(self, observation: Observation) -> ActionChunk:
+        """The poses at the clip's frame times after the observation, decoded from generated action images.
+
+        The draw depends on each row's episode and time alone, so a row's result does not depend on its batch.
+        Cameras are taken to stay where they are.
+        """
+        frames = self.clip.frames
+        observation = observation.to(self.device)
+        cameras = observation.cameras.map(lambda m: m[:, :, -1:].expand(-1, -1, frames, -1, -1))
+        canvas, latents = self.generate(self.control_plan, observation, cameras)
+        kinds = tuple(Kind) if self.decode_observation else (Kind.ACTION,)
+        segments = self.decode_segments(canvas, latents, self.decoded_frames, kinds)
+        cameras = cameras[:, :, : segments[Kind.ACTION].shape[3]]
+        decoded = self.rungs(canvas, latents, segments[Kind.ACTION], cameras, observation)[self.decoder]
+        imagined = {"action_images": segments[Kind.ACTION].cpu()}
+        if Kind.VIDEO in segments and segments[Kind.VIDEO].shape[3] > 1:
+            imagined["observation"] = segments[Kind.VIDEO].cpu()
+        return ActionChunk(
+            actions=decoded.actions[:, 1:].float().cpu(),
+            valid=decoded.valid[:, 1:].cpu(),
+            confidence=decoded.confidence[:, 1:].float().cpu(),
+            dt=self.clip.seconds_per_frame,
+            imagined=imagined,
+            position_std=None if self.decoder == "head" else decoded.position_std[:, 1:].float().cpu(),
+        )
+
+    def generate(
+        self,
+        chosen: Plan,
+        observation: Observation,
+        cameras: Cameras,
+        video: Tensor | None = None,
+        action: Tensor | None = None,
+    ) -> tuple[Canvas, Float[Tensor, "b c f h w"]]:
+        """Sample the canvas of an observation; `video` and latents `action`: of what the plan gives whole."""
+        prefix = None
+        if action is None and observation.committed is not None and self.give_committed:
+            drawn, prefix = committed_prefix(observation, self.backbone.spec, self.clip.frames)
+            latents = self.encode_actions(drawn, cameras[:, :, : drawn.shape[1]])
+            action = begin(latents, prefix, self.latent_frames)
+        now = observation.video[:, :, :, -1:]
+        encoded = encode_pictures(self.backbone, now, self.clip.frames, video)
+        canvas = self._canvas(chosen, observation, cameras, encoded, action, prefix)
+        draws = zip(observation.episodes, observation.seconds.tolist(), strict=True)
+        noise = torch.stack(
+            [
+                torch.randn(
+                    canvas.clean.shape[1:], generator=named_generator(self.seed, episode, f"{seconds:.3f}")
+                )
+                for episode, seconds in draws
+            ]
+        ).to(self.device)
+        context = self._context(observation.prompts, observation, encoded)
+        null = self._context([""] * len(noise), observation, encoded) if self.guidance != 1 else None
+        return canvas, self.backbone.sample(
+            canvas, context, noise, self.sampling_steps, self.guidance, null, self.solver
+        )
+
+    def correct(
+        self,
+        canvas: Canvas,
+        latents: Float[Tensor, "b c f h w"],
+        read: DecodedActions,
+        cameras: Cameras,
+        observation: Observation,
+    ) -> DecodedActions:
+        """The action head's poses in the place of the geometric ones; every step has one.
+
+        It does not know how sure it is: the standard deviations are NaN, and the confidence is that of the
+        geometric decode it began with, 0 where that read nothing.
+        """
+        assert self.action_head is not None
+        actions = self.action_head(canvas, latents, read, cameras, observation.action)
+        unknown = torch.full_like(read.position_std, torch.nan)
+        valid = torch.ones_like(read.valid)
+        return replace(read, actions=actions, valid=valid, position_std=unknown, rotation_std=unknown)
+
+    def rungs(
+        self,
+        canvas: Canvas,
+        latents: Float[Tensor, "b c f lh lw"],
+        images: Float[Tensor, "b v 3 t h w"],
+        cameras: Cameras,
+        observation: Observation,
+    ) -> dict[str, DecodedActions]:
+        """Poses by decoder: the geometric one, and the action head where there is one."""
+        read = {"geometric": self.decode_actions(images, cameras, observation)}
+        if self.action_head is not None:
+            read["head"] = self.correct(canvas, latents, read["geometric"], cameras, observation)
+        return read
+
+    def decode_segments(
+        self,
+        canvas: Canvas,
+        latents: Float[Tensor, "b c f h w"],
+        frames: int | None = None,
+        kinds: Sequence[Kind] = tuple(Kind),
+    ) -> dict[Kind, Float[Tensor, "b v 3 _ _ _"]]:
+        """Videos in [-1, 1] of the kinds asked for, all views of a kind stacked.
+
+        Args:
+            canvas: what the latents were generated for.
+            latents: the packed canvas.
+            frames: how many frames are decoded, from the first on; all, if left out.
+            kinds: what is decoded.
+        """
+        parts: dict[Kind, list[Tensor]] = defaultdict(list)
+        for segment, part in zip(canvas.segments, canvas.unpack(latents.float()), strict=True):
+            if segment.kind in kinds:
+                parts[segment.kind].append(part)
+        return {
+            kind: self.backbone.decode(torch.stack(views, dim=1), frames)
+            for kind, views in parts.items()
+            if len({view.shape[2] for view in views}) == 1
+        }
+
+    def decode_actions(
+        self, video: Float[Tensor, "b v 3 t h w"], cameras: Cameras, observation: Observation
+    ) -> DecodedActions:
+        """Poses of an action video in [-1, 1]."""
+        return self.tokenizer.decode((video + 1) / 2, cameras, view_mask=observation.view_mask)
+
+    def imagine(self, batch: Batch, chosen: Plan) -> dict[Kind, Float[Tensor, "b v 3 _ h w"]]:
+        """Videos in [-1, 1] of recorded clips as a plan generates them; it is told what it gives, no more."""
+        return self.decode_segments(*self.imagined(batch, chosen))
+
+    @torch.no_grad()
+    def imagined(self, batch: Batch, chosen: Plan) -> tuple[Canvas, Float[Tensor, "b c f h w"]]:
+        """The canvas of recorded clips by a plan, and what was generated on it."""
+        check_video(batch, chosen)
+        told = {each.kind for each in chosen.segments(batch.video.shape[1], 2) if each.given == 2}
+        cameras = self.cameras_of(batch, chosen)
+        video = batch.video if Kind.VIDEO in told else None
+        action = self.encode_actions(batch.actions, cameras) if Kind.ACTION in told else None
+        return self.generate(chosen, batch.observation, cameras, video, action)
+
+    @torch.no_grad()
+    def recode(self, batch: Batch, kind: Kind, cameras: Cameras) -> Float[Tensor, "b v 3 t h w"]:
+        """What is left of the recorded video, or of the recorded actions' images, behind the codec."""
+        shown = batch.video if kind is Kind.VIDEO else self._draw(batch.actions, cameras)
+        return self.backbone.decode(self.backbone.encode(shown))
+
+
+_HEAD = "action_head."  # what a learned decoder adds to a checkpoint
+
+
+def _drop_head(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Weights of a head that this model does not have are left out."""
+    if module.action_head is None:
+        for name in [name for name in state if name.startswith(prefix + _HEAD)]:
+            del state[name]
+
+
+def _forgive_head(module: nn.Module, incompatible: Any) -> None:
+    """A head may be new, but a part of one is none."""
+    missing = {name for name in incompatible.missing_keys if name.startswith(_HEAD)}
+    own = {name for name in module.state_dict() if name.startswith(_HEAD)}
+    if missing and missing == own:
+        warnings.warn("the weights hold no action head: this model's is untrained", stacklevel=2)
+        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in missing]

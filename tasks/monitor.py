@@ -1,0 +1,93 @@
+"""What training tells of itself: means of named figures over the steps between two lines of the log."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from lightning import Trainer
+from torch import Tensor, nn
+
+from ai_wam.canvas import Canvas
+
+_BINS = 5  # of the noise level
+
+
+class Monitor:
+    """Figures of the steps since they were last logged; a figure that no step had is not logged.
+
+    share_PLAN: of the rows, those that trained by a plan; 0 is logged too, and all shares sum to 1.
+    loss_PLAN: mean over the rows of a plan; head_PLAN: the action head's.
+    loss_video, loss_action: over what was generated of the segments of one kind.
+    loss_uA-B: over rows whose noise level lay between A and B.
+    gradient_norm: before clipping.
+
+    Losses hold the weight that the noise path gives to a noise level. Each rank keeps its own, rank 0 logs.
+    """
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor | float | int] = defaultdict(float)
+        self._counts: dict[str, Tensor | float | int] = defaultdict(float)
+        self._logged = 0
+
+    def add(self, name: str, total: Tensor | float | int, count: Tensor | float | int = 1) -> None:
+        """Take a sum of `count` values into a figure; nothing waits for the device."""
+        self._totals[name] = self._totals[name] + (total.detach() if isinstance(total, Tensor) else total)
+        self._counts[name] = self._counts[name] + count
+
+    def shares(self, plans: Sequence[str], rows: Mapping[str, int]) -> None:
+        """Take how many rows of a batch train by each of the plans."""
+        everyone = sum(rows.values())
+        for name in dict.fromkeys([*plans, *rows]):
+            self.add(f"share_{name}", rows.get(name, 0), everyone)
+
+    def losses(
+        self,
+        plan: str,
+        canvas: Canvas,
+        u: Float[Tensor, "b"],
+        loss: Float[Tensor, "b"],
+        error: Float[Tensor, "b 1 f h w"],
+    ) -> None:
+        """Take the losses of the rows of one plan.
+
+        Args:
+            plan: its name.
+            canvas: what was generated.
+            u: noise levels.
+            loss: per row.
+            error: per position, 0 where the loss does not count.
+        """
+        self.add(f"loss_{plan}", loss.sum(), len(loss))
+        parts = zip(canvas.segments, canvas.unpack(error), canvas.unpack(canvas.counted), strict=True)
+        for segment, part, counted in parts:
+            self.add(f"loss_{segment.kind.value}", part.sum(), counted.sum())
+        place = (u * _BINS).long().clamp(max=_BINS - 1)
+        for index in range(_BINS):
+            here = place == index
+            low, high = index / _BINS, (index + 1) / _BINS
+            self.add(f"loss_u{low:.1f}-{high:.1f}", torch.where(here, loss, 0).sum(), here.sum())
+
+    def gradients(self, module: nn.Module) -> None:
+        """Take the norm of all gradients."""
+        found = [each.grad for each in module.parameters() if each.grad is not None]
+        norm = nn.utils.get_total_norm(found)
+        self.add("gradient_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def means(self) -> dict[str, float]:
+        """The figures so far, which are then forgotten."""
+        counts = {name: float(count) for name, count in self._counts.items()}
+        found = {name: float(self._totals[name]) / count for name, count in counts.items() if count}
+        self._totals.clear()
+        self._counts.clear()
+        return found
+
+    def log(self, trainer: Trainer) -> None:
+        """Write the figures where the trainer's own are written, and as often."""
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]  # its connector sets it
+        if not every or step % every or step == self._logged:  # equal while gradients are accumulated
+            return
+        self._logged = step
+        found = {f"train/{name}": value for name, value in self.means().items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=step - 1)  # Lightning counts from 0
