@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from ai_wam.action_images import tool_points
 from ai_wam.cameras import Cameras
-from ai_wam.files import whole_file
+from ai_wam.files import AnyPath, as_path, whole_file
 from ai_wam.types import Episode, EpisodeSource, Frame, View
 from datamodules.folder import FolderSource
 from datamodules.shard_format import INDEX
@@ -25,7 +25,7 @@ _EPISODES, _FRAMES = 3, 30  # looked at where no points are given: episodes, and
 _COLUMNS = ["key", "view", "frame", "x", "y"]
 
 
-def camera_check(recordings: str, out: Path, seen: str | None = None) -> dict[str, list[float]]:
+def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict[str, list[float]]:
     """Write overlays, and compare with where the tool was seen.
 
     Args:
@@ -40,7 +40,7 @@ def camera_check(recordings: str, out: Path, seen: str | None = None) -> dict[st
     Raises:
         ValueError: points that name no recorded frame.
     """
-    shards = (Path(recordings) / INDEX).is_file()
+    shards = (as_path(recordings) / INDEX).is_file()
     source: EpisodeSource = ShardSet(recordings) if shards else FolderSource(recordings)
     points = {} if seen is None else read_points(Path(seen))
     keys = {key for key, _, _ in points}
@@ -79,7 +79,7 @@ def _check_episode(
     episode: Episode,
     points: Points,
     left: dict[tuple[str, str, int], tuple[float, float]],
-    out: Path,
+    out: AnyPath,
     distances: dict[str, list[float]],
 ) -> None:
     for number, frame in enumerate(episode.frames):
@@ -102,7 +102,7 @@ def project(frame: Frame, view: View) -> Float[np.ndarray, "3 2"]:
 
 
 def _paint(
-    view: View, projected: Float[np.ndarray, "3 2"], seen: tuple[float, float] | None, path: Path
+    view: View, projected: Float[np.ndarray, "3 2"], seen: tuple[float, float] | None, path: AnyPath
 ) -> None:
     """The tool's axes as lines from a cross at its centre point; a ring where it was seen."""
     scale = max(1, round(512 / max(view.image.shape[:2])))

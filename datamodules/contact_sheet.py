@@ -1,7 +1,6 @@
 """One picture of a folder of shards: some episodes, all views, action images over them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import CropResize
-from ai_wam.files import whole_file
+from ai_wam.files import AnyPath, whole_file
 from ai_wam.video import overlay
 from datamodules.inspection import chosen_frames, fitted_cameras
 from datamodules.shard_reader import ShardSet
@@ -63,7 +62,7 @@ def contact_sheet(
 
 
 def write_contact_sheet(
-    path: Path, shards: ShardSet, episodes: Sequence[int], tokenizer: ActionImageTokenizer, rows: int = 8
+    path: AnyPath, shards: ShardSet, episodes: Sequence[int], tokenizer: ActionImageTokenizer, rows: int = 8
 ) -> None:
     """Write the sheet of up to `rows` of some episodes, evenly spread over them, as PNG."""
     sheet = contact_sheet(shards, [episodes[i] for i in chosen_frames(len(episodes), rows)], tokenizer)

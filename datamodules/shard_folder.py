@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
+from upath import UPath
+
 from ai_wam.files import AnyPath, as_path
 from datamodules.shard_format import (
     INDEX,
@@ -66,13 +68,16 @@ class _LocalFile:
 
 
 class _RemoteFile:
-    """A shard in a store: one range request per read."""
+    """A shard in a store: one range request per read, over connections of this process's own."""
 
-    def __init__(self, path: Any) -> None:
-        self._fs, self._path = path.fs, path.path
+    def __init__(self, path: UPath) -> None:
+        self._address, self._options = str(path), dict(path.storage_options)
+        self._path, self._process = path, os.getpid()
 
     def read(self, offset: int, size: int) -> bytes:
-        return bytes(self._fs.cat_file(self._path, start=offset, end=offset + size))
+        if self._process != os.getpid():  # connections do not survive a fork
+            self._path, self._process = UPath(self._address, **self._options), os.getpid()
+        return bytes(self._path.fs.cat_file(self._path.path, start=offset, end=offset + size))
 
 
 class ShardFolder:

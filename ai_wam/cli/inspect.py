@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from ai_wam.action_images import ActionImageTokenizer
-from ai_wam.files import write_json
+from ai_wam.files import AnyPath, as_path, write_json
 from datamodules.camera_check import camera_check as check_cameras
 from datamodules.contact_sheet import write_contact_sheet
 from datamodules.inspection import EpisodeReport, Limits, inspect_episodes
@@ -46,7 +45,7 @@ def inspect(
             is seen; the distances to the projected ones are printed.
         max_pixels: largest median distance of a view, in pixels of its recording, that passes.
     """
-    place = Path(out) if out is not None else Path(shards) / "inspection"
+    place = as_path(out) if out is not None else as_path(shards) / "inspection"
     if camera_check:
         _print_camera_check(shards, place, seen, max_pixels)
         return
@@ -136,7 +135,7 @@ def _violations(bad: Sequence[EpisodeReport]) -> str:
     return "\n".join([f"violations in {len(bad)} episodes:", *lines[:_SHOWN], *more])
 
 
-def _print_camera_check(recordings: str, place: Path, seen: str | None, max_pixels: float) -> None:
+def _print_camera_check(recordings: str, place: AnyPath, seen: str | None, max_pixels: float) -> None:
     try:
         residuals = check_cameras(recordings, place, seen)
     except (ValueError, ShardError) as error:

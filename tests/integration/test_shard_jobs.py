@@ -12,12 +12,13 @@ import pytest
 
 from ai_wam.cli import main
 from ai_wam.files import as_path
-from ai_wam.types import Episode
+from ai_wam.types import Clip, Episode
 from benchmarks.speed.data import MovingSquares
 from datamodules.recording import write_shards
 from datamodules.shard_format import ShardError
 from datamodules.shard_jobs import Workers
 from datamodules.shard_reader import ShardSet
+from datamodules.shards import ShardDataModule
 
 # Ray's own: an idle worker's log file, a note on accelerators, and its monitors' pipes at shutdown.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip. In future versions of Ray")
@@ -111,6 +112,9 @@ def test_shards_in_a_store(tmp_path: Path):
     here, there = ShardSet(tmp_path / "here"), ShardSet("memory://bucket/shards", verify=True)
     assert here.digest == there.digest
     assert (here.images(3, "front", [4, 9]) == there.images(3, "front", [4, 9])).all()
+    data = ShardDataModule(Clip(size=(64, 64)), "memory://bucket/shards", batch_size=2, workers=1)
+    data.setup("fit")
+    assert next(iter(data.train_dataloader())).video.any()  # read in another process
     (place / "shard-000001.json").unlink()
     (place / "index.json").write_text((place / "index.json").read_text().replace("true", "false", 1))
     with pytest.raises(ShardError, match="is unfinished"):
