@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from ai_wam.files import AnyPath, as_path
+from datamodules.episode_table import EpisodeTable
 from datamodules.shard_format import (
     INDEX,
     EpisodeEntry,
@@ -99,7 +100,7 @@ class ShardFolder:
             ShardError: missing, unfinished, of another schema, or damaged.
         """
         self.folder = as_path(folder)
-        self.episodes: list[EpisodeEntry] = []
+        self.episodes = EpisodeTable()
         index = self._read_index()
         self.settings, lines = index["settings"], index["shards"]
         self.digest = hashlib.sha256("".join(line["sha256"] for line in lines).encode()).hexdigest()
