@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -75,9 +75,8 @@ class ClipDataset(Dataset["Sample | None"]):
             raise ValueError(
                 f"views_per_sample is {views_per_sample}, the clip has {len(self.clip.views)} views"
             )
-        self.places = [(number, index) for number, source in enumerate(sets) for index in range(len(source))]
-        counts = [self._count(sets[number].episodes[index], sets[number]) for number, index in self.places]
-        self.ends = np.cumsum(counts, dtype=np.int64)
+        self.begins = np.cumsum([0, *map(len, sets)])  # place of each set's first episode, and one past all
+        self.ends = np.cumsum(np.concatenate([self._counts(source) for source in sets]), dtype=np.int64)
         self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # counted by all workers
         self._cameras: Recent[dict[str, Cameras]] = Recent(ROWS_KEPT, _rows)
 
@@ -90,10 +89,7 @@ class ClipDataset(Dataset["Sample | None"]):
 
     def windows_per_set(self) -> list[int]:
         """Number of windows in each folder."""
-        ends = [0]
-        for source in self.sets:
-            ends.append(ends[-1] + len(source))
-        at = np.concatenate([[0], self.ends])[ends]
+        at = np.concatenate([[0], self.ends])[self.begins]
         return [int(count) for count in np.diff(at)]
 
     def __getitem__(self, number: int) -> Sample | None:
@@ -106,19 +102,28 @@ class ClipDataset(Dataset["Sample | None"]):
             warnings.warn(f"skipped a sample ({int(self.skipped)} so far): {error}", stacklevel=2)
             return None
 
-    def _count(self, entry: EpisodeEntry, source: ShardSet) -> int:
-        if not set(entry.views) & set(self.clip.views):
-            raise ValueError(
-                f"{source.folder}: episode {entry.key!r} has views {sorted(entry.views)}, the clip wants "
-                f"{list(self.clip.views)}; set clip.views to views that were recorded"
-            )
-        self.windows.step(entry)  # a rate that does not fit is an error now, not at the first sample
-        return self.windows.count(entry)
+    def _counts(self, source: ShardSet) -> Int64[np.ndarray, "n"]:
+        """Number of windows of each episode."""
+        frames, counts = source.episodes.frames, np.zeros(len(source), dtype=np.int64)
+        for entry, numbers in source.episodes.alike():
+            if not set(entry.views) & set(self.clip.views):
+                raise ValueError(
+                    f"{source.folder}: episode {entry.key!r} has views {sorted(entry.views)}, the clip wants "
+                    f"{list(self.clip.views)}; set clip.views to views that were recorded"
+                )
+            self.windows.step(entry)  # a rate that does not fit is an error now, not at the first sample
+            counts[numbers] = self.windows.counts(entry, frames[numbers])
+        return counts
+
+    def _place(self, place: int) -> tuple[int, int]:
+        """Number of the set, and of the episode in it."""
+        number = int(np.searchsorted(self.begins, place, side="right")) - 1
+        return number, place - int(self.begins[number])
 
     def _sample(self, number: int) -> Sample:
         window = number % len(self)
         place = int(np.searchsorted(self.ends, window, side="right"))
-        source_number, index = self.places[place]
+        source_number, index = self._place(place)
         source = self.sets[source_number]
         entry, header = source.episodes[index], source.header(index)
         here = window - (int(self.ends[place - 1]) if place else 0)  # number of the window in its episode
@@ -157,7 +162,7 @@ class ClipDataset(Dataset["Sample | None"]):
     def _pictures(
         self, place: int, names: Sequence[str | None], frames: Sequence[int]
     ) -> tuple[Float[Tensor, "v 3 decoded h w"], Float[Tensor, "v t 3 3"], Float[Tensor, "v t 4 4"]]:
-        number, index = self.places[place]
+        number, index = self._place(place)
         source = self.sets[number]
         entry = source.episodes[index]
         wanted = [] if self.caches else frames[:1] if self.decode == "first" else frames

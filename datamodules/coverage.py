@@ -47,26 +47,21 @@ class FolderCoverage:
 
 def cover(dataset: ClipDataset, numbers: Int64[np.ndarray, "n"]) -> list[FolderCoverage]:
     """What sample numbers hold of each folder of a data set."""
-    windows = numbers % len(dataset)
-    per_episode = np.bincount(
-        np.searchsorted(dataset.ends, windows, side="right"), minlength=len(dataset.places)
-    )
-    sizes = np.diff(dataset.ends, prepend=0)
-    folder_of = np.array([number for number, _ in dataset.places])
-    ends = np.cumsum(dataset.windows_per_set())
-    distinct = np.unique(windows)
+    per_window = np.bincount(numbers % len(dataset), minlength=len(dataset))
+    begins = np.concatenate([[0], dataset.ends])
     found = []
     for number, source in enumerate(dataset.sets):
-        here = per_episode[(folder_of == number) & (sizes > 0)]
+        edges = begins[dataset.begins[number] : dataset.begins[number + 1] + 1]
+        windows = per_window[edges[0] : edges[-1]]
+        here = np.add.reduceat(windows, edges[:-1][np.diff(edges) > 0] - edges[0])
         times, counts = np.unique(here, return_counts=True)
-        seen = int((np.searchsorted(ends, distinct, side="right") == number).sum())
         found.append(
             FolderCoverage(
                 folder=str(source.folder),
                 samples=int(here.sum()),
                 share=float(here.sum() / max(1, len(numbers))),
-                windows=dataset.windows_per_set()[number],
-                windows_seen=seen,
+                windows=len(windows),
+                windows_seen=int(np.count_nonzero(windows)),
                 episodes=len(here),
                 times=dict(zip(times.tolist(), counts.tolist(), strict=True)),
             )

@@ -67,17 +67,19 @@ class EpochPlan:
     def epoch(self, epoch: int) -> Int64[np.ndarray, "n"]:
         """Sample numbers of an epoch in their order."""
         total, first = int(self.windows.sum()), np.concatenate([[0], np.cumsum(self.windows)[:-1]])
-        parts = []
+        numbers, filled = np.empty(int(self.counts.sum()), dtype=np.int64), 0
         for folder, (count, windows) in enumerate(
             zip(self.counts.tolist(), self.windows.tolist(), strict=True)
         ):
-            position = np.arange(epoch * count, (epoch + 1) * count, dtype=np.int64)
-            for turn in np.unique(position // windows).tolist():
+            begin, end = epoch * count, (epoch + 1) * count  # of the folder's passes, one after the other
+            for turn in range(begin // windows, -(-end // windows)):
                 order = generator(self.seed, Stream.PASS, turn, folder).permutation(windows)
-                here = position[position // windows == turn] - turn * windows
-                parts.append(turn * total + first[folder] + order[here])
-        numbers = np.concatenate(parts)
-        return generator(self.seed, Stream.EPOCH, epoch).permutation(numbers)
+                here = order[max(0, begin - turn * windows) : end - turn * windows]
+                numbers[filled : filled + len(here)] = here
+                numbers[filled : filled + len(here)] += turn * total + first[folder]
+                filled += len(here)
+        generator(self.seed, Stream.EPOCH, epoch).shuffle(numbers)
+        return numbers
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -130,7 +132,12 @@ class EpochSampler(DistributedSampler[Any]):
         return whole.reshape(self.steps, self.num_replicas, self.batch_size)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.numbers(self.epoch)[self.step :, self.rank].flatten().tolist())
+        return self._walk(self.epoch, self.step)
+
+    def _walk(self, epoch: int, step: int) -> Iterator[int]:
+        """Begun only when asked for, so after workers were forked, and never all of them as objects."""
+        for rows in self.numbers(epoch)[step:, self.rank]:
+            yield from rows.tolist()
 
     def __len__(self) -> int:
         return self.steps * self.batch_size

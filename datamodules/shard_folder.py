@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 from upath import UPath
 
 from ai_wam.files import AnyPath, as_path
+from datamodules.episode_table import EpisodeTable
 from datamodules.shard_format import (
     INDEX,
     EpisodeEntry,
@@ -105,7 +106,7 @@ class ShardFolder:
             ShardError: missing, unfinished, of another schema, or damaged.
         """
         self.folder = as_path(folder)
-        self.episodes: list[EpisodeEntry] = []
+        self.episodes = EpisodeTable()
         index = self._read_index()
         self.settings, lines = index["settings"], index["shards"]
         self.shards = len(lines)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Int64
+
 from ai_wam.types import Clip
 from datamodules.shard_format import EpisodeEntry
 
@@ -52,8 +55,12 @@ class Windows:
 
     def count(self, entry: EpisodeEntry) -> int:
         """Number of windows in an episode."""
+        return int(self.counts(entry, np.array([entry.frames]))[0])
+
+    def counts(self, entry: EpisodeEntry, frames: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+        """Number of windows in episodes of an entry's rate and of these lengths."""
         span = 0 if self.pad == "hold" else (self.clip.frames - 1) * self.step(entry)
-        return max(0, -(-(entry.frames - span) // self.spacing(entry)))
+        return np.maximum(0, -(-(frames - span) // self.spacing(entry)))
 
     def frames(self, entry: EpisodeEntry, window: int) -> list[int]:
         """Recorded frame of each frame of a window."""

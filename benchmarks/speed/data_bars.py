@@ -1,4 +1,4 @@
-"""The shard loader against its bars: `python -m benchmarks.speed.data_bars`; all ratios in one run.
+"""The shard loader against its bars: `python -m benchmarks.speed.data`; all ratios in one run.
 
 Episodes are long, have five views of which a clip uses two, and are stored with a key frame every `gop`
 frames. The rival reads per-episode MP4 files as plain loaders do: it decodes a sample's episode whole, all
@@ -21,6 +21,7 @@ from jsonargparse import auto_cli
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding, decode_frames, iterate_video
 from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.data_scale import measure_scale, write_index
 from datamodules.episode_members import encode_episode
 from datamodules.recording import write_shards
 from datamodules.shard_reader import ShardSet
@@ -76,10 +77,22 @@ def main(episodes: int = 6, frames: int = 400, size: int = 128, gop: int = 1, sa
             _print_memory(
                 f"conversion of one episode of {count} frames, 256 px", _apart(_convert_long, count)
             )
+        _print_scale(Path(place) / "large", 180_000)
     rate = conversion_rate(256)
     print(f"conversion at 256 px: {rate:.0f} pictures/s of one core {_verdict(rate >= _CONVERTED, '>= 100')}")
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"load of the machine: {load} on {os.cpu_count()} cores")
+
+
+def _print_scale(folder: Path, episodes: int) -> None:
+    """An index as large as DROID's: 4 views, 200 frames."""
+    folder.mkdir()
+    write_index(folder, episodes, 200)
+    with get_context("spawn").Pool(1) as pool:
+        cost = pool.apply(measure_scale, (str(folder),))
+    said = ", ".join(f"{what} {value:.1f}" for what, value in cost.items())
+    bar = _verdict(cost["MB of a forked worker"] <= _MEGABYTES, "worker <= 250 MB")
+    print(f"index of {episodes} episodes: {said} {bar}")
 
 
 def _compare(folder: str, clip: Clip, samples: int) -> None:

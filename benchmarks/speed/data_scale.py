@@ -1,0 +1,96 @@
+"""What a large set costs beside its pictures: an index as large as DROID's, without any video behind it.
+
+Measured in a fresh process: private memory of the main process and of one forked worker that touches every
+episode's entry, seconds to the first sample's number, seconds of an epoch's coverage.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ai_wam.types import Clip
+from datamodules.coverage import cover
+from datamodules.sampling import EpochPlan, EpochSampler
+from datamodules.shard_format import EpisodeEntry, Member, ShardEntry
+from datamodules.shards import ShardDataModule
+
+VIEWS = ("ext1", "ext2", "wrist", "front")
+_PER_SHARD = 600
+
+
+def write_index(folder: Path, episodes: int, frames: int) -> None:
+    """The JSON of a finished set; its tars are empty files of the right size."""
+    names = (*(f"{view}.mp4" for view in VIEWS), "actions.npy", "cameras.npz", "json")
+    shards = []
+    for number in range(-(-episodes // _PER_SHARD)):
+        file = f"shard-{number:06d}.tar"
+        rows = range(number * _PER_SHARD, min(episodes, (number + 1) * _PER_SHARD))
+        entries = tuple(
+            EpisodeEntry(
+                f"lab-2023-07-04_12h-34m-56s-{row:08d}",
+                file,
+                frames + row % 7,
+                15.0,
+                {view: (180, 320) for view in VIEWS},
+                {name: Member(10_000_000 * row + 1000 * i, 100_000 + i, row) for i, name in enumerate(names)},
+            )
+            for row in rows
+        )
+        with (folder / file).open("wb") as tar:
+            tar.truncate(1)
+        shard = ShardEntry(file, 1, f"{number:064x}", entries)
+        shard.write(folder)
+        shards.append(shard.summary())
+    index = {"schema": 1, "complete": True, "settings": {}, "episodes": episodes, "shards": shards}
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def measure_scale(folder: str) -> Mapping[str, float]:
+    """Megabytes (1e6 bytes) and seconds, by what they are of."""
+    clip = Clip(frames=9, stride=3, control_hz=15.0, size=(64, 64), views=VIEWS[:2])
+    base, begin = _private(), time.perf_counter()
+    data = ShardDataModule(clip, folder, batch_size=8, workers=0)
+    dataset = data.train_dataset()
+    opened, kept = time.perf_counter() - begin, _private() - base
+    begin = time.perf_counter()
+    sampler = EpochSampler(dataset, EpochPlan(dataset.windows_per_set(), None, None, 0), 8, 1, 0)
+    rows = iter(sampler)
+    list(islice(rows, 8))
+    first, walking = time.perf_counter() - begin, _private() - base
+    worker = _in_fork(dataset)
+    del rows
+    begin = time.perf_counter()
+    cover(dataset, sampler.numbers(0).flatten())
+    return {
+        "seconds to open": opened,
+        "MB of the index": kept,
+        "seconds to the first number": first,
+        "MB while an epoch is walked": walking,
+        "MB of a forked worker": worker,
+        "seconds of coverage": time.perf_counter() - begin,
+    }
+
+
+def _in_fork(dataset: Any) -> float:
+    """Private memory of a child that looks at every entry, as a worker does in the course of an epoch."""
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        before = _private()
+        for source in dataset.sets:
+            for index in range(len(source)):
+                assert source.episodes[index].members
+        os.write(write, str(_private() - before).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    with os.fdopen(read) as said:
+        return float(said.read())
+
+
+def _private() -> float:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6
