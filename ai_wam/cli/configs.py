@@ -43,7 +43,7 @@ def resolved(words: Sequence[str]) -> list[str]:
     A switch stands for itself: `--camera-check` alone, with a hyphen or not, says true.
     """
     following = [*words[1:], ""]
-    return [_resolve(_switch(word, next_)) for word, next_ in zip(words, following, strict=True)]
+    return [_resolve(_switch(word, following[place])) for place, word in enumerate(words)]
 
 
 def _switch(word: str, following: str) -> str:

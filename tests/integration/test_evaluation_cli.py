@@ -70,5 +70,5 @@ def test_two_ray_workers_give_the_results_of_one_process(place: Path):
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"pip install 'ai-wam\[ray\]'"):
+    with pytest.raises(SystemExit, match=r"pip install 'ai-wam\[ray\]'"):
         main(["test", "--ray=2", "--data.out=x"])

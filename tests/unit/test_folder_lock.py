@@ -97,7 +97,7 @@ def test_an_export_that_finds_no_room_names_the_folder(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # as a full disk
     words = ["export", f"--shards={tmp_path / 'data'}", f"--out={tmp_path / 'out'}", "--to=action_images"]
     try:
-        with pytest.raises(OSError, match=r"File too large: nothing was written; make room .*out'"):
+        with pytest.raises(SystemExit, match=r"File too large: nothing was written; make room .*out'"):
             main(words)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -381,7 +381,6 @@ def test_embeddings_are_kept_on_disk_and_the_encoder_can_be_dropped(
     assert again._loaded is not None
     aside = T5Prompts(str(folder), **{**words, "cache": None})
     assert aside.keep(tmp_path / "beside", said)
-    assert aside._loaded is not None
     found = T5Prompts(str(folder), **{**words, "cache": None})
     assert found.keep(tmp_path / "beside")
     assert torch.equal(found.encode(said, cpu).tokens, told.tokens)

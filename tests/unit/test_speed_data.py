@@ -7,7 +7,7 @@ import numpy as np
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
-from benchmarks.speed.data_bars import _decode_sought, _decode_whole, conversion_rate, rival_rate, shard_rate
+from benchmarks.speed.data_bars import _decode_sought, conversion_rate, rival_rate, shard_rate, whole_mp4s
 from datamodules.recording import write_shards
 from datamodules.shard_reader import Recent, ShardSet
 
@@ -18,7 +18,7 @@ def test_the_rivals_decode_what_the_shards_give(tmp_path: Path):
     write_shards(source, tmp_path, 2, workers=0, encoding=VideoEncoding(gop=4), progress=False)
     shards, frames = ShardSet(tmp_path), [2, 6, 11, 11]
     ours = shards.images(1, "wrist", frames)
-    for decode in (_decode_whole, _decode_sought):
+    for decode in (whole_mp4s, _decode_sought):
         assert np.array_equal(decode(shards.read(1, "wrist.mp4"), frames), ours)
         assert rival_rate(shards, Clip(frames=3, size=(32, 32)), 2, decode) > 0
     assert shard_rate(str(tmp_path), Clip(frames=3, size=(32, 32)), 8) > 0
