@@ -7,7 +7,6 @@ ends, under the trials' names, so no step waits for another rank and no trial is
 """
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ from benchmarks.provenance import content_hash, versions
 from benchmarks.report import render
 from benchmarks.results import assemble, check_complete
 from benchmarks.tables import results_table
-
-log = logging.getLogger(__name__)
 
 
 class TrialBatch:
@@ -119,10 +116,11 @@ class TrialDataModule(LightningDataModule):
         references: run ceiling and floor beside the policy.
         trials_per_step: trials of one test step; as many as worlds run in parallel if None.
         trials: ids of the protocol's trials to run; all of them if left out.
-        share: number k of n runs elsewhere that do the rest; this one runs every n-th trial from the k-th on.
+        share: number k of n runs elsewhere that do the rest; this one runs every n-th trial from the k-th on,
+            or none, with nothing to write, where there are fewer trials.
 
     Raises:
-        ValueError: an id that is none of the protocol's, or a share that has no trials.
+        ValueError: an id that is none of the protocol's, or a share that is none.
         explain: replay failed trials to say why they failed; see `benchmarks.failures`.
     """
 
@@ -148,11 +146,8 @@ class TrialDataModule(LightningDataModule):
         self.trials_per_step = trials_per_step or benchmark.parallel
         self.trials = _chosen(benchmark.trials(), trials)
         self._shared = self.trials[share[0] :: share[1]]
-        if not 0 <= share[0] < share[1] or not self._shared:
-            raise ValueError(
-                f"TrialDataModule: share {share} of {len(self.trials)} trials; it is (k, n) with 0 <= k < n "
-                "and n at most the number of trials"
-            )
+        if not 0 <= share[0] < share[1]:
+            raise ValueError(f"TrialDataModule: share is {share}; it is (k, n) with 0 <= k < n")
         self.arms: Results = {}
         self.explain = explain
         self.results: dict[str, Any] = {}
@@ -217,7 +212,7 @@ class TrialDataModule(LightningDataModule):
         for arm, results in journal.finished.items():
             self._own[arm] = {name: result for name, result in results.items() if name in own}
         if done := len(self._own.get("policy", {})):
-            log.info("going on with %d of %d trials finished", done, len(own))
+            rank_zero_info(f"going on with {done} of {len(own)} trials finished")
 
     def _keep(self, results: Results) -> None:
         assert self._journal is not None

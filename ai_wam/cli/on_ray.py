@@ -8,7 +8,7 @@ cluster, otherwise on this machine.
 import argparse
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from benchmarks.journal import Results
 from benchmarks.results import assemble
 from benchmarks.trials import TrialDataModule, write_results
 
+_RETRIES = 2
 _Share = tuple[list[Trial], Results, dict[str, Any]]
 
 
@@ -53,20 +54,27 @@ def share_out(words: Sequence[str], workers: int, out: str | None) -> None:
     # On a cluster the number of processors is the cluster's.
     ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}))
     try:
-        share = ray.remote(num_cpus=1, max_calls=1, max_retries=0)(run_share)
-        shares = ray.get([share.remote(list(words), number, workers) for number in range(workers)])
+        gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0) / workers)
+        # A worker that dies, or whose machine does, is started again.
+        share = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=_RETRIES)(run_share)
+        folder = str(Path(out).resolve() / "shares")
+        shares = ray.get([share.remote(list(words), number, workers, folder) for number in range(workers)])
     finally:
         ray.shutdown()
     merge(shares, Path(out))
+    shutil.rmtree(folder, ignore_errors=True)  # on a cluster it may lie on other machines
 
 
-def run_share(words: list[str], number: int, workers: int) -> _Share:
-    """Every n-th trial in this process: all trials of the test, results by arm and id, and their file."""
+def run_share(words: list[str], number: int, workers: int, folder: str) -> _Share:
+    """Every n-th trial in this process: all trials of the test, results by arm and id, and their file.
+
+    What it has finished is noted in a folder of its own, so a worker that is started again goes on.
+    """
     from ai_wam.cli.training import run
 
-    with tempfile.TemporaryDirectory() as folder:
-        share = [f"--data.share={json.dumps([number, workers])}", f"--data.out={folder}"]
-        data = run([*words, *share]).datamodule
+    out = f"--data.out={folder}/{number}"
+    share = [f"--data.share={json.dumps([number, workers])}", out, "--trainer.devices=1"]
+    data = run([*words, *share]).datamodule
     assert isinstance(data, TrialDataModule)
     return data.trials, data.arms, data.results
 
@@ -77,7 +85,7 @@ def merge(shares: Sequence[_Share], out: Path) -> None:
     Raises:
         RuntimeError: a trial that is missing or was run twice.
     """
-    trials, _, first = next(share for share in shares if share[1]["policy"])
+    trials, _, first = next(share for share in shares if share[1].get("policy"))
     arms: Results = {}
     for _, found, _ in shares:
         for arm, results in found.items():

@@ -14,8 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from benchmarks.base import Action, Actions, Simulator, StepResult, Trial
 from benchmarks.benchmark import Benchmark
 from benchmarks.policies import Expert, HoldStill
 from benchmarks.protocol import EvaluationProtocol
+from benchmarks.speed.backbones import shipped
 from benchmarks.tables import results_table
 from benchmarks.tabletop.simulator import Tabletop
+from tasks.policy import PolicyControl
 
 _BAR_STEPS = 120.0  # control steps per CPU-second, two cameras of 128 pixels, without the model
 _BAR_SHARE = 0.05  # of a trial that is neither simulator nor policy
@@ -137,53 +139,89 @@ class MeteredPolicy:
 def print_speed(trials: int) -> None:
     """Steps per CPU-second and the harness' share, planning every so many steps."""
     print(f"tabletop suite, two cameras of 128 px, {trials} trials per task, one process, CPU time")
-    print(f"  {'':<36}{'steps / s':>10}{'simulator':>11}{'harness':>9}")
+    print(f"  {'':<36}{'steps / s':>10}{'simulator':>11}{'harness':>9}{'with tiny Wan':>15}")
     settings = {
         "as configs/benchmark/tabletop.yaml": (EvaluationProtocol("receding", 8, 12.0, trials), 4),
         "a picture and a plan at every step": (EvaluationProtocol("receding", 1, 12.0, trials), 1),
     }
     for name, (protocol, stride) in settings.items():
-        steps, simulator, harness = measure(protocol, Clip(stride=stride, size=(128, 128)))
+        clip = Clip(stride=stride, size=(128, 128))
+        steps, simulator, harness, _ = measure(protocol, clip)
         share = harness / (simulator + harness)
-        print(f"  {name:<36}{steps / (simulator + harness):10.0f}{1 - share:11.1%}{share:9.1%}")
+        short = replace(protocol, max_seconds=1.0, trials_per_task=1)
+        _, *spent = measure(short, clip, tiny_wan(clip))
+        whole = spent[1] / sum(spent)
+        print(f"  {name:<36}{steps / (simulator + harness):10.0f}{1 - share:11.1%}{share:9.1%}{whole:15.1%}")
+    print("  steps, simulator and harness beside the expert, whose own time is not counted; with tiny Wan:")
+    print("  the harness' share of trials of 1 s with configs/backbone/wan-tiny.yaml, 4 sampling steps")
     print(f"  bars: {_BAR_STEPS:.0f} steps / s, harness at most {_BAR_SHARE:.0%} of a trial with its model")
 
 
-def measure(protocol: EvaluationProtocol, clip: Clip) -> tuple[int, float, float]:
-    """Control steps, and CPU seconds in the simulator and in the harness; what is built once not counted."""
+def tiny_wan(clip: Clip) -> Policy:
+    """The smallest model that acts, untrained: what a trial costs does not depend on its weights."""
+    return PolicyControl(shipped("wan-tiny"), clip, sampling_steps=4).eval()
+
+
+def measure(
+    protocol: EvaluationProtocol, clip: Clip, policy: Policy | None = None
+) -> tuple[int, float, float, float]:
+    """Control steps, and CPU seconds in simulator, harness and policy; what is built once is not counted.
+
+    Args:
+        protocol: how trials are run.
+        clip: views, size and stride.
+        policy: what acts; the expert if left out.
+    """
     clock = Clock()
     simulator = Tabletop(image_size=clip.size, views=clip.views, control_hz=clip.control_hz)
     benchmark = Benchmark(MeteredSimulator(simulator, clock), protocol, parallel=1)
     horizon = protocol.execute_frames
     expert = Expert(copy.deepcopy(simulator), clip.stride, protocol.max_seconds, horizon)
-    policy, trials = MeteredPolicy(expert, clock), benchmark.trials()
+    metered, trials = MeteredPolicy(policy or expert, clock), benchmark.trials()
     first = {trial.task: trial for trial in reversed(trials)}
-    benchmark.run(policy, list(first.values()), clip)
+    benchmark.run(metered, list(first.values()), clip)
     clock.simulator = clock.policy = 0.0
     began = time.process_time()
-    steps = sum(run.steps for run in benchmark.run(policy, trials, clip))
+    steps = sum(run.steps for run in benchmark.run(metered, trials, clip))
     spent = time.process_time() - began
     benchmark.close()
     expert.close()
-    return steps, clock.simulator, spent - clock.simulator - clock.policy
+    return steps, clock.simulator, spent - clock.simulator - clock.policy, clock.policy
 
 
 def print_soak(trials: int) -> None:
     """Memory before and after many trials of every task."""
     clip = Clip(size=(128, 128))
-    protocol = EvaluationProtocol("receding", 8, 2.0, -(-(trials + _WARM_UP) // 4))
-    benchmark = Benchmark(Tabletop(image_size=clip.size, views=clip.views), protocol, parallel=4)
+    before, after = soak(Tabletop(image_size=clip.size, views=clip.views), trials, clip)
+    print(f"soak: {before:.0f} MB after {_WARM_UP} trials, {after:.0f} MB after {trials} more")
+    print(f"  growth {after / before - 1:+.1%}, bar {_BAR_GROWTH:.0%}; every 20th trial was recorded")
+
+
+def soak(
+    simulator: Simulator, trials: int, clip: Clip, tasks: tuple[str, ...] = (), warm_up: int = _WARM_UP
+) -> tuple[float, float]:
+    """Megabytes of this process and all that it started, after the warm-up and after the trials.
+
+    Args:
+        simulator: prototype of the four worlds that run.
+        trials: how many, all tasks in turn; every 20th is recorded.
+        clip: views, size and rate.
+        tasks: names of the tasks; all of the simulator's if empty.
+        warm_up: trials until caches are full.
+    """
+    count = len(tasks or simulator.tasks())
+    protocol = EvaluationProtocol("receding", 8, 2.0, -(-(trials + warm_up) // count), tasks)
+    benchmark = Benchmark(simulator, protocol, parallel=4)
     drawn = benchmark.trials()
     mixed = [drawn[i] for task in range(protocol.trials_per_task) for i in _every(drawn, task, protocol)]
-    benchmark.run(HoldStill(), mixed[:_WARM_UP], clip, record={trial.id for trial in mixed[:8]})
+    benchmark.run(HoldStill(), mixed[:warm_up], clip, record={trial.id for trial in mixed[:8]})
     before = _resident()
-    for start in range(_WARM_UP, _WARM_UP + trials, 20):
+    for start in range(warm_up, warm_up + trials, 20):
         part = mixed[start : start + 20]
         benchmark.run(HoldStill(), part, clip, record={part[0].id})
     after = _resident()
     benchmark.close()
-    print(f"soak: {before:.0f} MB after {_WARM_UP} trials, {after:.0f} MB after {trials} more")
-    print(f"  growth {after / before - 1:+.1%}, bar {_BAR_GROWTH:.0%}; every 20th trial was recorded")
+    return before, after
 
 
 def print_runs(runs: int, trials: int) -> None:
@@ -223,8 +261,19 @@ def _every(drawn: Sequence[Trial], number: int, protocol: EvaluationProtocol) ->
 
 
 def _resident() -> float:
-    """Megabytes of memory this process holds."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    """Megabytes of memory that this process and its descendants hold."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended while we looked
+            parents[int(path.parent.name)] = int(path.read_text().rsplit(") ", 1)[1].split()[1])
+    family, fresh = set[int](), {os.getpid()}
+    while fresh:
+        family |= fresh
+        fresh = {pid for pid, parent in parents.items() if parent in fresh} - family
+    pages = 0
+    for pid in family:
+        with suppress(OSError):
+            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 

@@ -1,6 +1,7 @@
 """`ai-wam test` on the command line: one trial again, and trials over ranks."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,9 +64,27 @@ def test_one_trial_by_its_id_gives_the_result_of_the_full_run(place: Path):
     assert alone["trials"] == [expected]
 
 
-def test_two_ray_workers_give_the_results_of_one_process(place: Path):
-    assert evaluate(place, "ray", "--ray=2") == results(place, "one")
-    assert (place / "ray" / "report.html").read_text().count("<video") == 1
+@pytest.mark.parametrize("workers", [2, pytest.param(TRIALS + 1, marks=pytest.mark.slow)])
+def test_ray_workers_give_the_results_of_one_process(place: Path, workers: int):
+    out = f"ray{workers}"
+    assert evaluate(place, out, f"--ray={workers}") == results(place, "one")
+    assert (place / out / "report.html").read_text().count("<video") == 1
+    assert sorted(path.name for path in (place / out).iterdir()) == ["report.html", "results.json"]
+
+
+@pytest.mark.slow
+def test_a_ray_worker_that_dies_is_started_again_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    doubles = Path(__file__).parents[1] / "doubles"
+    monkeypatch.setenv("PYTHONPATH", f"{doubles}:{os.environ.get('PYTHONPATH', '')}")
+    words = ["--model=tasks.fixed.FixedPolicy", "--model.policy=mortal_policy.Mortal"]
+    words += [f"--model.policy.grave={tmp_path / 'grave'}"]
+    words += ["--data=configs/benchmark/reach_target_receding.yaml", f"--data.out={tmp_path / 'out'}"]
+    words += ["--data.trials_per_step=1", "--data.references=false", f"{RULES}.trials_per_task={TRIALS}"]
+    words += [f"{RULES}.max_seconds=0.4", "--trainer.logger=false", "--trainer.accelerator=cpu"]
+    said = console(tmp_path, "test", *words, "--ray=1")
+    assert (tmp_path / "grave").exists()
+    assert "going on with 1 of 5 trials finished" in said
+    assert len(results(tmp_path, "out")["trials"]) == TRIALS
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):

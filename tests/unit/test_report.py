@@ -203,7 +203,7 @@ def test_the_gallery_is_by_stop_reason_and_quotes_crashes():
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-# What a page measures of itself goes to the page around it: no browser window is as narrow as a telephone.
+# A page measures itself and tells the page around it: no browser window is as narrow as a telephone.
 MEASURE = """<script>
 addEventListener("load", () => {
   const card = document.querySelector(".card").getBoundingClientRect();
@@ -212,7 +212,7 @@ addEventListener("load", () => {
     page: document.documentElement.scrollWidth,
     beyond: [...document.querySelectorAll(".scroll, .arm, .facts")].filter(
       (part) => part.getBoundingClientRect().right > card.right + 1).length,
-    intervals: [...document.querySelectorAll(".arm small")].filter((one) => one.offsetWidth > 100).length,
+    intervals: [...document.querySelectorAll(".arm small")].filter((one) => one.offsetWidth > 99).length,
   };
   const say = (playable) => parent.postMessage({...told, playable}, "*");
   film.addEventListener("loadeddata", () => say(film.videoWidth));
