@@ -103,6 +103,8 @@ class _CLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say of every epoch what it saw of the recordings."""
+        if isinstance(self.model, WorldActionTask):
+            _warn_of_rounding(self.model.backbone)
         if isinstance(self.datamodule, ShardDataModule):
             self.trainer.callbacks.insert(0, CoverageReport())  # type: ignore[attr-defined]  # set in its constructor
 
@@ -252,6 +254,15 @@ def _defaults(class_path: str) -> dict[str, Any]:
         parameters = inspect.signature(kind.__init__).parameters.values()
         found |= {each.name: each.default for each in parameters if each.default is not each.empty}
     return found
+
+
+def _warn_of_rounding(backbone: VideoBackbone) -> None:
+    if backbone.weights_dtype != torch.float32 and backbone.lora is None:
+        warnings.warn(
+            f"all weights are trained in {backbone.weights_dtype}, which rounds small steps away; set the "
+            "backbone's dtype: float32 (and --trainer.precision bf16-mixed), or train low-rank adapters",
+            stacklevel=2,
+        )
 
 
 def _check_plan(saved: dict[str, Any], asked: str) -> None:
