@@ -317,6 +317,7 @@ class VideoBackbone(nn.Module, ABC):
         """
         if frames is not None and self.codec.causal != "encoder":
             blocks = -(-(frames - 1) // self.spec.frame_multiple)  # ceiling
+            blocks = max(blocks, int(self.codec.causal == "blocks"))  # a first frame alone is no block
             latents = latents[:, :, :, : self.spec.latent_frames(blocks * self.spec.frame_multiple + 1)]
         parts = rearrange(latents, "b v c t h w -> (b v) c t h w")
         with full_precision(latents.device):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ai_wam.canvas import Canvas
-from ai_wam.noise import NoisePath, VariancePreserving
+from ai_wam.noise import NoisePath, TimeSampling, VariancePreserving
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
 from backbones.codec import LatentCodec
@@ -90,8 +90,8 @@ class CogVideoX(VideoBackbone):
         return T5Prompts(pretrained, encoder="T5EncoderModel", length=226, padding="states")
 
     def released_path(self) -> NoisePath:
-        """Variance preserving, as 5B and 1.5; 2B has `snr_shift` 3."""
-        return VariancePreserving(snr_shift=1.0)
+        """Variance preserving, as 5B and 1.5; 2B has `snr_shift` 3. Levels nearly uniform, as trained."""
+        return VariancePreserving(sampling=TimeSampling(std=1.7), snr_shift=1.0)
 
     def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Latent channels and text width."""
@@ -111,6 +111,12 @@ class CogVideoX(VideoBackbone):
             )
         strides = (codec.spatial_stride, codec.temporal_stride, codec.frame_multiple)
         learned = config["use_learned_positional_embeddings"]
+        said, told = self.prompts.length, config["max_text_seq_length"]
+        if said != told and (learned or not config["use_rotary_positional_embeddings"]):
+            raise ValueError(
+                f"CogVideoX: prompts of {said} tokens, but this transformer's positions begin after {told}; "
+                f"set `length: {told}` of the prompts"
+            )
         return LatentSpec(
             codec.channels,
             *strides,

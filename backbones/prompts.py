@@ -44,9 +44,11 @@ class PromptEncoder(nn.Module, ABC):
 
     Attributes:
         width: size d of an embedding.
+        length: number l of tokens.
     """
 
     width: int
+    length: int
 
     @abstractmethod
     def encode(self, prompts: Sequence[str], device: torch.device) -> Context:

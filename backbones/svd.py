@@ -71,7 +71,7 @@ class SVDVAE(LatentCodec):
 class NoPrompts(PromptEncoder):
     """For networks that know no text: takes the empty prompt only."""
 
-    width = 0
+    width, length = 0, 1
 
     def encode(self, prompts: Sequence[str], device: torch.device) -> Context:
         """Nothing.

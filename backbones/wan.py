@@ -258,6 +258,11 @@ class Wan(VideoBackbone):
                 f"autoencoder makes {codec.channels}; this backbone needs {codec.channels} (text to video) "
                 f"or {shown} (image to video) in, {codec.channels} out: take both from one release"
             )
+        if config["image_dim"] is not None and self.prompts.length > self.TEXT_LENGTH:
+            raise ValueError(
+                f"Wan: prompts of {self.prompts.length} tokens, limit {self.TEXT_LENGTH} for networks that "
+                "take image tokens, which stand after them; set a smaller `length` of the prompts"
+            )
         steps, patch, _ = config["patch_size"]
         strides = (codec.spatial_stride, codec.temporal_stride, codec.frame_multiple)
         return LatentSpec(codec.channels, *strides, patch=patch, patch_time=steps)

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -193,6 +194,16 @@ def check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
             f"ai-wam: the checkpoint {path!r} was trained from {ours.get('pretrained')!r} and takes what it "
             f"does not hold from {theirs.get('pretrained')!r}; both must be copies of one release",
             file=sys.stderr,
+        )
+
+
+def warn_of_rounding(backbone: VideoBackbone) -> None:
+    """Say that training half-precision weights, and not only adapters, loses small steps."""
+    if backbone.weights_dtype != torch.float32 and backbone.lora is None:
+        warnings.warn(
+            f"all weights are trained in {backbone.weights_dtype}, which rounds small steps away; set the "
+            "backbone's dtype: float32 (and --trainer.precision bf16-mixed), or train low-rank adapters",
+            stacklevel=2,
         )
 
 

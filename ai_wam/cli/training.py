@@ -27,6 +27,7 @@ from ai_wam.cli.replacing import replacing
 from datamodules.coverage import CoverageReport
 from datamodules.images import ImagesDataModule
 from datamodules.shards import ShardDataModule
+from tasks.base import WorldActionTask
 from tasks.writer import ActionWriter, SampleWriter
 
 _FOREIGN = (  # warnings of libraries that a user can do nothing about
@@ -106,6 +107,8 @@ class _CLI(LightningCLI):
         """Begin with the weights asked for, and say of every epoch what it saw of the recordings."""
         if (weights := self.config.fit.get("weights")) is not None:
             self.model.load_state_dict(checks.state_dict(weights))
+        if isinstance(self.model, WorldActionTask):
+            checks.warn_of_rounding(self.model.backbone)
         if isinstance(self.datamodule, ShardDataModule):
             self.trainer.callbacks.insert(0, CoverageReport())  # type: ignore[attr-defined]  # set in its constructor
 

@@ -34,6 +34,7 @@ from ai_wam.canvas import Canvas, build_canvas, plan
 from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
 from backbones.cogvideox import CogVideoX
+from backbones.images import Thumbnails
 from backbones.prompts import Context, HashedWords
 from backbones.t5 import T5Prompts
 from backbones.wan import Wan
@@ -387,3 +388,31 @@ def test_embeddings_are_kept_on_disk_and_the_encoder_can_be_dropped(
     assert found._loaded is None
     longer = T5Prompts(str(folder), **{**words, "length": 13}).encode(said, cpu)  # another key, another file
     assert longer.tokens.shape[1] == 13
+
+
+def test_a_first_frame_of_cogvideox_is_decoded_with_its_block(cogvideox_folder: Path):
+    model = CogVideoX(str(cogvideox_folder))
+    latents = torch.randn(1, 1, 16, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    whole = model.decode(latents)
+    for frames in (1, 2, 9):
+        torch.testing.assert_close(model.decode(latents, frames), whole[:, :, :, :frames])
+
+
+def test_prompts_of_another_length_are_refused():
+    architecture = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "time_embed_dim": 8}
+    with pytest.raises(ValueError, match=r"prompts of 8 tokens.*set `length: 226`"):
+        CogVideoX(architecture=architecture, codec=PatchCodec(12), prompts=HashedWords(16, 8))
+    shown = {
+        "in_channels": 28, "patch_size": [1, 2, 2], "num_attention_heads": 2, "attention_head_dim": 24,
+        "ffn_dim": 64, "freq_dim": 16, "num_layers": 1, "added_kv_proj_dim": 48,
+    }  # fmt: skip
+    parts = {"codec": PatchCodec(12), "images": Thumbnails(), "first_observation": False, "time": "shared"}
+    with pytest.raises(ValueError, match="prompts of 600 tokens, limit 512"):
+        Wan(architecture=shown, prompts=HashedWords(16, 600), **parts)
+    Wan(architecture=shown, prompts=HashedWords(16, 512), **parts)
+
+
+def test_cogvideox_draws_noise_levels_uniformly(cogvideox_folder: Path):
+    u = CogVideoX(str(cogvideox_folder)).path.draw(100_000, torch.Generator().manual_seed(0))
+    shares = torch.histc(u, bins=10, min=0, max=1) / len(u)
+    assert (shares.cumsum(0) - torch.linspace(0.1, 1, 10)).abs().max() < 0.012

@@ -1,12 +1,18 @@
 """Which settings of a backbone may differ from its checkpoint's."""
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import torch
 from jsonargparse import Namespace
 
-from ai_wam.cli.checks import check_backbone
+from ai_wam.cli.checks import check_backbone, warn_of_rounding
+from backbones.codec import PatchCodec
+from backbones.lora import LoRA
+from backbones.prompts import HashedWords
+from backbones.wan import Wan
 
 T5 = {"pretrained": "/old/wan2.2", "encoder": "UMT5EncoderModel", "length": 512, "padding": "zeros"}
 SAVED: dict[str, Any] = {
@@ -60,3 +66,15 @@ def test_what_they_compute_is_not(name: str, value: Any):
 def test_a_release_of_another_name_is_pointed_out(capsys: pytest.CaptureFixture[str]):
     check({"pretrained": "/old/wan2.1"})
     assert "both must be copies of one release" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lora", "warned"),
+    [("bfloat16", None, True), ("bfloat16", LoRA(), False), ("float32", None, False)],
+)
+def test_training_rounded_weights_is_warned_of(dtype: str, lora: Any, warned: bool):
+    small = {"num_attention_heads": 1, "attention_head_dim": 24, "ffn_dim": 8, "num_layers": 1, "freq_dim": 8}
+    backbone = Wan(architecture=small, codec=PatchCodec(12), prompts=HashedWords(16, 8))
+    backbone.weights_dtype, backbone.lora = getattr(torch, dtype), lora
+    with pytest.warns(UserWarning, match="rounds small steps away") if warned else nullcontext():
+        warn_of_rounding(backbone)
