@@ -29,7 +29,7 @@ def acting_summary(runs: Sequence[TrialResult]) -> dict[str, Any]:
 def acting(results: Mapping[str, Any]) -> str:
     """Tables for the report."""
     tasks = [_task(name, summary) for name, summary in results["tasks"].items()]
-    head = ("task", *VERDICTS, "held as vague", "seam, mean and largest (mm)", "(degrees)")
+    head = ("task", *VERDICTS, "not executed, vague", "seam, mean and largest (mm)", "(degrees)")
     rows = curve(results)
     parts = [_table("Failures and seams", head, tasks)]
     if rows:

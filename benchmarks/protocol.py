@@ -39,6 +39,9 @@ class EvaluationProtocol:
         max_position_std: metres; actions whose decoded standard deviation exceeds it are not executed, the
             last valid pose is held in their place until a surer action or the next chunk comes. They do not
             count as invalid. None: no limit.
+        vague: what to do about them. "hold" as said; "replan" (receding only) ends the chunk where the first
+            of them would begin and plans again from there. The first action of a chunk that is not committed
+            yet takes its time in any case, held if it is vague, so every plan costs time.
     """
 
     execution: Literal["one_shot", "receding"] = "one_shot"
@@ -52,6 +55,7 @@ class EvaluationProtocol:
     min_ceiling: float = 0.5
     prefix: int = 0
     max_position_std: float | None = None
+    vague: Literal["hold", "replan"] = "hold"
 
     def __post_init__(self) -> None:
         if self.execution not in ("one_shot", "receding"):
@@ -75,6 +79,16 @@ class EvaluationProtocol:
             raise ValueError(
                 f"protocol: max_position_std is {self.max_position_std}; it must be positive (metres), or "
                 "null for no limit"
+            )
+        self._check_vague()
+
+    def _check_vague(self) -> None:
+        if self.vague not in ("hold", "replan"):
+            raise ValueError(f"protocol: vague is {self.vague!r}; choose 'hold' or 'replan'")
+        if self.vague == "replan" and (self.execution != "receding" or self.max_position_std is None):
+            raise ValueError(
+                f"protocol: vague is 'replan' with execution {self.execution!r} and max_position_std "
+                f"{self.max_position_std}; planning again needs execution: receding and a max_position_std"
             )
 
     def task_names(self, simulator: Simulator) -> tuple[str, ...]:
@@ -111,7 +125,7 @@ class EvaluationProtocol:
         rules = dataclasses.asdict(self) | {"rules": _RULES, "tasks": tasks}
         if self.execution == "one_shot":
             del rules["execute_frames"]
-        for name, off in (("prefix", 0), ("max_position_std", None)):
+        for name, off in (("prefix", 0), ("max_position_std", None), ("vague", "hold")):
             if rules[name] == off:
                 del rules[name]
         seen = ("views", "size", "stride", "control_hz") + ("frames",) * (self.execution == "one_shot")

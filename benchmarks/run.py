@@ -42,7 +42,7 @@ class TrialResult:
         diagnostics: the simulator's figures at the end.
         recording: pictures, if the trial was chosen for them.
         error: what the simulator's crash said.
-        vague_frames: actions that were held because of their standard deviation.
+        vague_frames: actions not executed because of their standard deviation: held, or planned anew.
         committed_frames: actions, in clip frames, that had been committed when the next chunk was planned.
         seams: wherever a chunk gave way to the next, millimetres and degrees between the command with which
             the old one would have gone on (in uniform motion where it ends) and the new one's for the same
@@ -181,7 +181,7 @@ class Run:
             steps = min(steps, control_steps(frames, plan.dt, hz))
         whole = max(steps, ceil(len(plan.actions) * plan.dt * hz - 1e-6))
         limit = self._protocol.max_position_std
-        self._follow(Schedule.of(plan, self.world.pose(), self._last_valid, limit, hz, whole))
+        seam = self._follow(Schedule.of(plan, self.world.pose(), self._last_valid, limit, hz, whole))
         self._plans += 1
         if self._recorder is not None:
             self._recorder.plan(chunk.imagined, len(plan.actions), plan.dt)
@@ -191,23 +191,44 @@ class Run:
             assert self._schedule is not None
             step = self._schedule[self._steps : self._steps + 1]
             if step.begins[0]:
+                if self._replans(seam):
+                    return
                 self._enter(step)
             if self.stop_reason is None:
                 self._step(step.poses[0], (index + 1) / hz)
             if self.stop_reason is not None:
                 return
 
-    def _follow(self, fresh: Schedule) -> None:
-        """Go on with a new chunk behind what is committed of the old one; note the jump between the two."""
+    def _replans(self, seam: int) -> bool:
+        """Whether to plan again instead of beginning an action: it is vague, or is behind a vague first one.
+
+        Args:
+            seam: the chunk's own first step, whose action always takes its time.
+        """
+        assert self._schedule is not None
+        if self._protocol.vague != "replan" or self._steps <= seam:
+            return False
+        vague = bool(self._schedule.vague[self._steps])
+        if not self._protocol.prefix:  # else it is committed, and counts when it is held
+            self._vague += vague
+        return vague or bool(self._schedule.vague[seam])
+
+    def _follow(self, fresh: Schedule) -> int:
+        """Go on with a new chunk behind what is committed of the old one; note the jump between the two.
+
+        Returns:
+            The step at which the new chunk takes over.
+        """
         old = self._schedule
         if old is None:
             self._schedule = fresh
-            return
+            return self._steps
         kept = min(self._protocol.prefix * self._stride, len(old) - self._steps)
         self._committed += kept // self._stride
         seam = self._steps + kept
         self._seams.append(jump(old.going_on(seam), fresh.poses[min(kept, len(fresh) - 1)]))
         self._schedule = old[:seam].then(fresh[kept:])
+        return seam
 
     def result(self) -> TrialResult:
         """The finished trial."""

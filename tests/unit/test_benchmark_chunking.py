@@ -119,6 +119,50 @@ def test_vague_actions_are_held_and_do_not_count_as_invalid():
     assert held.to_json()["position_std"] == [0.001, 0.02, 0.001, None]
 
 
+def replanning(std, length=4, **rules):
+    policy = Climbing(length, std)
+    rules = {
+        "execution": "receding",
+        "execute_frames": 4,
+        "max_position_std": 0.01,
+        "vague": "replan",
+    } | rules
+    return policy, run(policy, max_seconds=1.6, **rules)  # 32 steps, 4 per action
+
+
+def test_a_chunk_ends_where_it_gets_vague_and_is_planned_again():
+    held, result = replanning([0.001, 0.001, 0.02, 0.001], vague="hold")
+    assert (held.calls, result.vague_frames) == (2, 2)
+    policy, result = replanning([0.001, 0.001, 0.02, 0.001])
+    assert (policy.calls, result.plans, result.steps, result.vague_frames) == (4, 4, 32, 3)
+    sides = 1000 * result.decoded.poses[:, 1]
+    np.testing.assert_allclose(sides[[7, 15, 23, 31]], [0, 1, 2, 3], atol=1e-6)  # never a third action
+    assert result.to_json()["position_std"] == [0.001] * 8
+
+
+@pytest.mark.parametrize("std", [[0.02, 0.001, 0.001, 0.001], [0.02] * 4])
+def test_a_chunk_that_begins_vague_is_held_for_one_action_so_that_time_passes(std):
+    policy, result = replanning(std)
+    assert (policy.calls, result.steps, result.stop_reason) == (8, 32, "timeout")
+    assert result.vague_frames == (8 if std[1] < 0.01 else 8 + 7)
+    start = result.decoded.poses[0]
+    assert all(
+        jump(start, pose) == (pytest.approx(0), pytest.approx(0, abs=1e-4))
+        for pose in result.decoded.poses[:32]
+    )
+
+
+def test_what_is_committed_is_carried_out_though_it_is_vague():
+    policy, result = replanning([0.001, 0.001, 0.02, 0.02], prefix=2)
+    # The first chunk ends at its third action, and what is left of it, held, is committed. The second's own
+    # first action is its third: vague, held, and the end of that chunk, of which one action is left. The
+    # third's own first is its second, which is sure.
+    assert [told.valid[0].tolist() for told in policy.told[1:]] == [[True, True], [True, False], [True, True]]
+    assert (result.plans, result.committed_frames, result.steps) == (4, 5, 32)
+    assert result.vague_frames == 5
+    assert [std > 0.01 for std in result.position_std] == [False] * 2 + [True] * 4 + [False, True]
+
+
 def test_a_limit_needs_standard_deviations():
     with pytest.raises(ValueError, match=r"max_position_std is 0\.01, but .* null"):
         run(Climbing(), max_position_std=0.01)
@@ -173,6 +217,8 @@ def test_jumps_are_in_millimetres_and_degrees():
         ({"prefix": 2}, "prefix is 2 and execution 'one_shot'"),
         ({"prefix": -1, "execution": "receding"}, "prefix is -1"),
         ({"max_position_std": 0.0}, "max_position_std is 0.0"),
+        ({"vague": "replan", "max_position_std": 0.01}, "'replan' with execution 'one_shot'"),
+        ({"vague": "replan", "execution": "receding"}, "max_position_std None"),
     ],
 )
 def test_rules_out_of_range_are_refused(rules, message):
@@ -182,9 +228,10 @@ def test_rules_out_of_range_are_refused(rules, message):
 
 def test_rules_that_are_off_leave_the_hash_as_it_was():
     rules = EvaluationProtocol(execution="receding")
-    assert not {"prefix", "max_position_std"} & set(rules.describe(SIMULATOR, CLIP))
+    assert not {"prefix", "max_position_std", "vague"} & set(rules.describe(SIMULATOR, CLIP))
+    limited = {"max_position_std": 0.01}
     hashes = {
         replace(rules, **change).hash(SIMULATOR, CLIP)
-        for change in ({}, {"prefix": 4}, {"prefix": 8}, {"max_position_std": 0.01})
+        for change in ({}, {"prefix": 4}, {"prefix": 8}, limited, limited | {"vague": "replan"})
     }
-    assert len(hashes) == 4
+    assert len(hashes) == 5
