@@ -61,7 +61,7 @@ def budget(recipe: dict[str, Any]) -> dict[str, float]:
         "trained weights, float32": 4 * trained / shards,
         "gradients and two moments, float32": 12 * trained / shards,
         "averages, float32": 4 * trained / shards if averaged else 0.0,
-        "text encoder": _text_encoder(options.get("prompts")),
+        "text encoder": text_encoder(options.get("prompts")),
         "video autoencoder, float32": 4 * sum(p.numel() for p in model.codec.parameters()),
         "two blocks gathered with one's gradients": 12.0 * block if shards > 1 else 0.0,
         "what the forward pass keeps": kept,
@@ -70,7 +70,7 @@ def budget(recipe: dict[str, Any]) -> dict[str, float]:
     return {what: size / 1e9 for what, size in rows.items() if size}
 
 
-def _text_encoder(prompts: dict[str, Any] | None) -> float:
+def text_encoder(prompts: dict[str, Any] | None) -> float:
     """Bytes of the encoder on the GPU, where it stays once it was needed; Wan's, if none is named."""
     from transformers import AutoConfig, AutoModelForTextEncoding
 

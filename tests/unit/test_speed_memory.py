@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ai_wam.cli.configs import config_path
-from benchmarks.speed.memory import budget
+from benchmarks.speed.memory import budget, text_encoder
 
 
 def test_budget_of_adapters_on_24_gigabytes():
@@ -25,10 +25,11 @@ def test_budget_of_adapters_on_24_gigabytes():
 
 
 def test_a_text_encoder_beside_the_model_is_counted():
-    recipe = yaml.safe_load(config_path("configs/recipes/lora_24gb.yaml").read_text())
-    assert "text encoder" not in budget(recipe)
-    recipe["model"]["init_args"]["backbone"]["init_args"]["prompts"]["init_args"]["device"] = "model"
-    assert budget(recipe)["text encoder"] == pytest.approx(11.4, abs=0.1)
+    options = {"encoder": "UMT5EncoderModel", "length": 512}
+    described = {"class_path": "backbones.t5.T5Prompts", "init_args": options}
+    assert 1e-9 * text_encoder(described) == 1e-9 * text_encoder(None) == pytest.approx(11.4, abs=0.1)
+    options["device"] = "cpu"
+    assert text_encoder(described) == 0
 
 
 @pytest.mark.parametrize("name", ["lora_80gb", "full_8x80gb"])
