@@ -21,11 +21,11 @@ from torch import Tensor
 from ai_wam.blob_finding import Blobs, background_level, find_blobs
 from ai_wam.blobs import PEDESTAL, draw_blobs, draw_blobs_on_pedestal, empty_images
 from ai_wam.cameras import Cameras
+from ai_wam.movable import Movable
 from ai_wam.pose_fit import make_scene
 from ai_wam.pose_sequences import DecodeStatus, Limits, PoseSequences, bracket, estimate_sequences
 from ai_wam.poses import rotation_from_quaternion
 from ai_wam.precision import full_precision
-from ai_wam.types import Movable
 
 __all__ = ["ActionImageTokenizer", "DecodeStatus", "DecodedActions", "tool_points"]
 

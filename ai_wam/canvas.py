@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ai_wam.cameras import Cameras
-from ai_wam.types import LatentSpec, Movable
+from ai_wam.movable import Movable
+from ai_wam.types import LatentSpec
 
 RAY_CHANNELS = 6
 

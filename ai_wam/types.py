@@ -10,9 +10,9 @@ x y z w, openness" (1 = open, continuous): the tool centre point's absolute pose
 are `ai_wam.cameras.Cameras` (OpenCV axes). The noise level u in [0, 1] is the diffusion time, 1 = pure noise.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,44 +21,7 @@ from torch import Tensor
 
 from ai_wam.cameras import Cameras, CropResize
 from ai_wam.files import AnyPath
-
-_Self = TypeVar("_Self", bound="Movable")  # typing.Self is unknown to runtime checks of single methods
-
-
-def _is_blank(value: Any) -> bool:
-    """Whether a tensor is one number spread over a shape: pictures that nobody will look at."""
-    return isinstance(value, Tensor) and value.numel() > 1 and not any(value.stride())
-
-
-def _apply(function: Callable[[Any], Any], value: Any) -> Any:
-    """The function of a value; blank tensors stay one number."""
-    if _is_blank(value):
-        return function(value.as_strided((1,) * value.ndim, value.stride())).expand(value.shape)
-    return function(value)
-
-
-class Movable:
-    """A frozen dataclass of tensors that moves to a device as a whole; Lightning looks for `.to`."""
-
-    def to(self: _Self, device: torch.device | str, non_blocking: bool = False) -> _Self:
-        """Every tensor and camera field on a device; other fields stay, and so does every dtype."""
-        moved = {
-            field.name: _apply(lambda each: each.to(device, non_blocking=non_blocking), value)
-            for field in fields(self)  # type: ignore[arg-type]
-            if isinstance(value := getattr(self, field.name), Tensor | Movable | Cameras)
-        }
-        return replace(self, **moved)  # type: ignore[type-var]
-
-    def pin_memory(self: _Self) -> _Self:
-        """Every tensor and camera field in page-locked memory, for loaders that feed an accelerator."""
-        pinned = {
-            field.name: value.map(Tensor.pin_memory)
-            if isinstance(value, Cameras)
-            else _apply(lambda each: each.pin_memory(), value)
-            for field in fields(self)  # type: ignore[arg-type]
-            if isinstance(value := getattr(self, field.name), Tensor | Movable | Cameras)
-        }
-        return replace(self, **pinned)  # type: ignore[type-var]
+from ai_wam.movable import Movable, is_blank
 
 
 @dataclass(frozen=True)
@@ -363,7 +326,7 @@ class Batch(Movable):
         """The batch of some of the rows."""
         chosen = torch.tensor(list(index), dtype=torch.long, device=self.video.device)
         parts: dict[str, Any] = {
-            name: value[: len(chosen)] if _is_blank(value) else value[chosen]
+            name: value[: len(chosen)] if is_blank(value) else value[chosen]
             for name, value in vars(self).items()
             if isinstance(value, Tensor | Cameras)
         }

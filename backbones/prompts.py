@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ai_wam.files import AnyPath
-from ai_wam.types import Movable
+from ai_wam.movable import Movable
 
 
 @dataclass(frozen=True)

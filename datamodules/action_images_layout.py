@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
-from ai_wam.types import Episode, Frame, View
+from ai_wam.types import Episode, Frame, SourceCard, View
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.reading import check_finite, check_stride, numbered, read_json
 from datamodules.rlbench_demos import opencv_cameras, read_phrasings
@@ -41,6 +41,12 @@ _SAME_ACTION = 2e-3  # shards round to float32 and correct quaternions by up to 
 
 class ActionImagesLayout:
     """Every episode below a folder in the layout above: by task, variation, number."""
+
+    card = SourceCard(
+        title="Recordings in the layout of the Action Images release",
+        citation="Action Images, arXiv 2604.06168",
+        defects=("Pictures are there at every fourth step of the actions, 5 Hz, in lossy videos.",),
+    )
 
     def __init__(
         self,

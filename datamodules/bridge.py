@@ -35,6 +35,7 @@ class Bridge:
 
     card = SourceCard(
         title="BridgeData V2",
+        licence="cc-by-4.0",
         homepage="https://rail-berkeley.github.io/bridgedata",
         citation="Walke et al., BridgeData V2: A Dataset for Robot Learning at Scale, arXiv 2308.12952",
         defects=("It has no calibrations: cameras are what somebody estimated afterwards.",),

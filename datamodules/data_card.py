@@ -19,6 +19,7 @@ from datamodules.shard_reader import EpisodeHeader, ShardSet
 
 CARD = "README.md"
 _UNKNOWN = "unknown"
+_NOBODY = "Nobody has said any; the recordings themselves show none."
 _SHOWN = 20  # tasks and captions in full
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -60,6 +61,7 @@ class _Tally:
     licences: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
     captions: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
     rigs: dict[str, _Rig] = field(default_factory=dict)
 
     @classmethod
@@ -80,6 +82,9 @@ class _Tally:
         self.without_actions += header.actions is None
         self.captions.update(header.instructions)
         self.sources[str(origin.get("source", _UNKNOWN))] += 1
+        for view, verdict in origin.get("calibration", {}).items():
+            if not verdict["kept"]:
+                self.refused[f"calibration of {view}: {verdict['why']}"] += 1
         for counter, names in ((self.licences, ("licence", "license")), (self.tasks, ("task",))):
             counter.update(str(origin[name]) for name in names if origin.get(name) is not None)
 
@@ -123,7 +128,7 @@ def render(shards: ShardSet, index: Mapping[str, Any], card: SourceCard) -> str:
         _rigs(tally),
         _list("Tasks", tally.tasks) + _list("Captions", tally.captions),
         _defects(card, tally, len(shards)),
-        _left_out(index),
+        _list("Refused by the source's tests", tally.refused) + _left_out(index),
         "## How it was made\n\nFilters and settings of the source and of the recording:\n\n"
         f"```json\n{json.dumps(index['settings'], indent=1)}\n```",
         f"Look into it with `ai-wam inspect` and this folder; the format is schema {index['schema']} of "
@@ -188,7 +193,7 @@ def _defects(card: SourceCard, tally: _Tally, episodes: int) -> str:
             found.append(f"View `{name}` is missing in {episodes - rig.episodes} episodes.")
     if "" in tally.captions:
         found.append(f"{tally.captions['']} episodes have no caption.")
-    return "\n".join(["## Known defects", "", *(f"- {line}" for line in found or ["None is known."])])
+    return "\n".join(["## Known defects", "", *(f"- {line}" for line in found or [_NOBODY])])
 
 
 def _left_out(index: Mapping[str, Any]) -> str:

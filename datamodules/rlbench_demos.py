@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
-from ai_wam.types import Episode, Frame, View
+from ai_wam.types import Episode, Frame, SourceCard, View
 from datamodules.depth import rlbench_depth
 from datamodules.reading import check_finite, check_follows, check_stride, numbered, read_picture
 from datamodules.safe_pickle import Shell, load_pickle
@@ -43,6 +43,17 @@ _SHELLS = {("rlbench.demo", "Demo"): Demo, ("rlbench.backend.observation", "Obse
 
 class RLBenchDemos:
     """Every demonstration below a folder: by task, then variation, then number of the episode."""
+
+    card = SourceCard(
+        "RLBench demonstrations",
+        "other",
+        "https://github.com/stepjam/RLBench",
+        "James et al., RLBench: The Robot Learning Benchmark & Learning Environment, arXiv 1909.12271",
+        (
+            "RLBench's licence is for non-commercial use; whoever recorded the demonstrations may add terms.",
+            "Pictures are rendered; the motion is a planner's, at 20 Hz.",
+        ),
+    )
 
     def __init__(
         self,

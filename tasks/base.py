@@ -151,6 +151,12 @@ class WorldActionTask(WorldActionModel):
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch.keys))
         return total
 
+    def on_fit_start(self) -> None:
+        """Refuse captions that the prompt encoder cannot take now, not hours later."""
+        captions = getattr(self.trainer.datamodule, "captions", None)  # type: ignore[attr-defined]  # untyped
+        if captions is not None:
+            self.backbone.prompts.check(captions())
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note the gradients before they are clipped."""
         self.monitor.gradients(self)

@@ -1,8 +1,9 @@
 """What acting costs by plan and decoder: `python -m benchmarks.speed.sample [--backbone NAME]`.
 
 Milliseconds of CPU time of one chunk for one observation (two views), measured in turns in one process on
-one thread, and ratios. "whole" decodes everything that was generated, "actions" the action segments only,
-"beginning" only the frames that are executed, "head" adds the learned action head.
+one thread, and ratios. Plans that act have the decoders' rungs: "whole" decodes everything that was generated
+and reads the poses by geometry, "actions" decodes the action segments only, "beginning" only the frames that
+are executed, "head" adds the learned action head. The other plans generate and decode a recorded clip.
 """
 
 from argparse import ArgumentParser
@@ -13,13 +14,15 @@ import torch
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import plan
-from ai_wam.types import Clip, Observation
+from ai_wam.types import Batch, Clip, Observation
 from benchmarks.speed.backbones import interleaved, shipped
 from tasks.action_head import ActionHead
 from tasks.base import WorldActionTask
 from tasks.joint import JointGeneration
 
 _RUNGS = ("whole", "actions", "beginning", "head")
+_ACTING = ("joint", "policy")
+_IMAGINING = ("cross_view", "action_conditioned", "video_only", "labeling", "annotation")
 
 
 def main(backbone: str, size: int, frames: int, steps: int, rounds: int) -> None:
@@ -30,15 +33,17 @@ def main(backbone: str, size: int, frames: int, steps: int, rounds: int) -> None
     task = JointGeneration(shipped(backbone), clip, action_head=ActionHead(), sampling_steps=steps).eval()
     observation = seen(clip)
     calls: dict[str, Callable[[], object]] = {
-        f"{name} {rung}": partial(act, task, observation, name, rung)
-        for name in ("joint", "policy")
-        for rung in _RUNGS
+        f"{name} {rung}": partial(act, task, observation, name, rung) for name in _ACTING for rung in _RUNGS
     }
+    clips = recorded(observation, clip)
+    calls |= {name: partial(task.imagine, clips, plan(name)) for name in _IMAGINING}
     found = interleaved(calls, rounds)
     print(f"{backbone}, {size} px, {frames} frames, 2 views, {steps} steps: ms per chunk on one thread")
-    print(f"{'':<10}" + "".join(f"{rung:>12}" for rung in _RUNGS))
-    for name in ("joint", "policy"):
-        print(f"  {name:<8}" + "".join(f"{found[f'{name} {rung}']:>12.1f}" for rung in _RUNGS))
+    print(f"{'':<20}" + "".join(f"{rung:>12}" for rung in _RUNGS))
+    for name in _ACTING:
+        print(f"  {name:<18}" + "".join(f"{found[f'{name} {rung}']:>12.1f}" for rung in _RUNGS))
+    for name in _IMAGINING:
+        print(f"  {name:<18}{found[name]:>12.1f}")
     print(
         f"joint over policy, action segments decoded: {found['joint actions'] / found['policy actions']:.2f}"
     )
@@ -63,6 +68,18 @@ def seen(clip: Clip) -> Observation:
         video=torch.rand(1, 2, 3, 1, *clip.size) * 2 - 1, cameras=Cameras(k, poses),
         view_mask=torch.ones(1, 2, dtype=torch.bool), action=torch.tensor([[0.0, 0, 1, 0, 0, 0, 1, 1]]),
         seconds=torch.zeros(1), prompts=("reach the red ball",), episodes=("one",),
+    )  # fmt: skip
+
+
+def recorded(observation: Observation, clip: Clip) -> Batch:
+    """A clip that goes on as it begins, the robot holding still."""
+    known = torch.ones(1, clip.frames, dtype=torch.bool)
+    return Batch(
+        video=observation.video.expand(-1, -1, -1, clip.frames, -1, -1),
+        cameras=observation.cameras.map(lambda matrix: matrix.expand(-1, -1, clip.frames, -1, -1)),
+        view_mask=observation.view_mask, video_valid=known, recorded=known, action_valid=known,
+        actions=observation.action[:, None].expand(-1, clip.frames, -1),
+        prompts=observation.prompts, keys=observation.episodes,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Every backbone with a tiny YAML keeps the contract; a new one is found by its file name."""
 
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.cli.configs import instantiate
+from ai_wam.samplers import Solver
 from ai_wam.types import Clip
 from backbones.base import VideoBackbone
 from backbones.lora import merge_lora
@@ -135,11 +137,14 @@ def test_sampling_keeps_what_is_given_and_repeats_itself(backbone: VideoBackbone
     awaken(backbone)
     canvas = canvas_of(backbone, name)
     context, noise = inputs(backbone, canvas)
-    sample = backbone.sample(canvas, context, noise, steps=2)
-    given = canvas.given.expand_as(sample)
-    assert torch.equal(sample[given], canvas.clean[given])
-    assert sample.isfinite().all()
-    assert torch.equal(sample, backbone.sample(canvas, context, noise, steps=2))
+    null = context_of(backbone, ["", ""])
+    ways: list[dict[str, Any]] = [{"solver": solver} for solver in get_args(Solver)]
+    for how in [*ways, {"guidance": 3.0, "null_context": null}]:
+        sample = backbone.sample(canvas, context, noise, 2, **how)
+        given = canvas.given.expand_as(sample)
+        assert torch.equal(sample[given], canvas.clean[given]), how
+        assert sample.isfinite().all(), how
+    assert torch.equal(sample, backbone.sample(canvas, context, noise, 2, **how))
 
 
 @pytest.mark.parametrize("name", ["policy", "joint"])

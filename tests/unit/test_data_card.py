@@ -11,8 +11,12 @@ import yaml
 from ai_wam.types import Episode, SourceCard
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
+from datamodules.action_images_layout import ActionImagesLayout
+from datamodules.bridge import Bridge
 from datamodules.data_card import merged
+from datamodules.droid import Droid
 from datamodules.recording import write_shards
+from datamodules.rlbench_demos import RLBenchDemos
 from datamodules.shard_format import ShardError
 from datamodules.shard_reader import ShardSet
 from datamodules.shard_writer import ShardWriter
@@ -25,7 +29,9 @@ class Described(MovingSquares):
     def __getitem__(self, index: int) -> Episode:
         views = self.views[: 1 + index % 2]
         episode = replace(MovingSquares(**{**vars(self), "views": views}))[index]
+        verdict = {"kept": False, "source": "x.json", "why": "the tool is nowhere", "measured": {}}
         origin = {**episode.provenance, "task": "follow", "license": "cc0-1.0"}
+        origin["calibration"] = {"wrist": verdict} if index == 1 else {}
         return replace(episode, provenance=origin)
 
 
@@ -54,6 +60,8 @@ def test_the_card_says_what_is_in_the_shards(tmp_path: Path):
         "- 'follow': 3",
         "- 'track it': 3",
         "- They are drawn.",
+        "## Refused by the source's tests (1)",
+        "- 'calibration of wrist: the tool is nowhere': 1",
         "- View `wrist` is missing in 2 episodes.",
         '"episodes_per_shard": 2',
     ):
@@ -97,3 +105,17 @@ def test_a_full_disk_leaves_whole_shards_and_the_way_on(tmp_path: Path):
         for index in range(writer.finished, len(source)):
             writer.write(source[index])
     assert len(ShardSet(folder, verify=True)) == 6
+
+
+def test_a_card_does_not_vouch_for_what_nobody_said(tmp_path: Path):
+    write_shards(MovingSquares(2, 12), tmp_path / "data", 2, workers=0, progress=False)
+    text = (tmp_path / "data" / "README.md").read_text()
+    assert "- Nobody has said any; the recordings themselves show none." in text
+    assert "Refused by" not in text
+
+
+@pytest.mark.parametrize("source", [RLBenchDemos, ActionImagesLayout, Bridge, Droid])
+def test_public_recordings_say_what_they_are(source: type):
+    assert source.card.title
+    assert source.card.citation
+    assert source.card.defects
