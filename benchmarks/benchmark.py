@@ -118,19 +118,26 @@ class Benchmark:
         """Hold still: what the scenes give away for nothing."""
         return self._reference("floor", HoldStill(), trials, clip)
 
-    def explain(self, results: Sequence[TrialResult]) -> list[TrialResult]:
-        """The results, with the reason of every failure; see `benchmarks.failures`."""
-        limit, seconds = self.protocol.max_position_std, self.protocol.max_seconds
+    def explain(
+        self, results: Sequence[TrialResult], tokenizer: ActionImageTokenizer | None = None
+    ) -> list[TrialResult]:
+        """The results, with the reason of every failure; see `benchmarks.failures`.
+
+        Args:
+            results: of `run`.
+            tokenizer: as the policy draws action images; the benchmark's own if left out.
+        """
+        codec, seconds = tokenizer or self.tokenizer, self.protocol.max_seconds
         explained = []
         for result in results:
             world = self._homes.get(result.trial.id) or self._pool(1)[0]
-            failure = explain(world, result, limit, seconds)
+            failure = explain(world, result, codec, seconds)
             if failure and failure["verdict"] != "unknown" and world.scene() != result.scene:
                 failure = {
                     "verdict": "unknown",
                     "error": f"scene {result.scene} came back as {world.scene()}",
                 }
-            explained.append(replace(result, failure=failure))
+            explained.append(replace(result, failure=failure, pictured=()))
         return explained
 
     def versions(self) -> dict[str, str]:
@@ -151,7 +158,8 @@ class Benchmark:
         setting = self.protocol.hash(self.simulator, clip) + codec
         known = _REFERENCES.setdefault((name, setting), {})
         missing = [trial for trial in trials if not self._serves(known.get(trial.id))]
-        known.update({result.trial.id: result for result in self.run(policy, missing, clip)})
+        made = [replace(result, pictured=()) for result in self.run(policy, missing, clip)]
+        known.update({result.trial.id: result for result in made})
         return [known[trial.id] for trial in trials]
 
     def _serves(self, known: TrialResult | None) -> bool:
@@ -209,7 +217,7 @@ class Benchmark:
                 f"{type(policy).__name__}.predict_action gave {len(chunk.actions)} rows of actions for "
                 f"{len(runs)} observations; it must give one per row"
             )
-        return [Chunk.of(chunk, row, run.recorded) for row, run in enumerate(runs)]
+        return [Chunk.of(chunk, observation, row, run.recorded) for row, run in enumerate(runs)]
 
     def _pool(self, count: int) -> list[Simulator]:
         while len(self._worlds) < count:

@@ -101,12 +101,12 @@ def _encoded(line: Mapping[str, Any]) -> bytes:
 
 
 def _told(result: TrialResult) -> dict[str, Any]:
-    """A result as JSON values, but for `decoded`, which nothing asks for once failures are explained."""
+    """A result as JSON values, but for what only explains failures: they are explained."""
     pictures = result.recording
     plain = {
         field.name: getattr(result, field.name)
         for field in fields(result)
-        if field.name not in ("trial", "recording", "decoded")
+        if field.name not in ("trial", "recording", "decoded", "pictured")
     }
     coded = pictures and asdict(replace(pictures, video=b"", poster=b"")) | {
         name: b64encode(getattr(pictures, name)).decode() for name in ("video", "poster")

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ai_wam.types import ActionChunk, Clip, Committed, Frame
+from ai_wam.cameras import Cameras
+from ai_wam.types import ActionChunk, Clip, Committed, Frame, Observation
 from benchmarks.base import Simulator, SimulatorCrash, Trial
 from benchmarks.controller import control_steps
 from benchmarks.protocol import EvaluationProtocol
@@ -22,6 +23,27 @@ from benchmarks.schedule import Plan, Schedule, jump
 StopReason = Literal["success", "failed", "timeout", "invalid", "unreachable", "crash"]
 _PICTURES_PER_SECOND = 10.0
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """A chunk of a trial, and the action images of those of its actions that can be commanded.
+
+    Attributes:
+        step: control steps made before it was planned.
+        seam: the step from which on it is followed; until there an older one's committed actions are.
+        dt: seconds between two actions.
+        actions: how many can be commanded, from the first on.
+        images: of those; None where the policy pictured none, or fewer than it has actions.
+        cameras: of the images, where they stood when the chunk was planned.
+    """
+
+    step: int
+    seam: int
+    dt: float
+    actions: int
+    images: UInt8[Tensor, "v 3 a h w"] | None
+    cameras: Cameras
 
 
 @dataclass(frozen=True)
@@ -51,6 +73,7 @@ class TrialResult:
         failure: why it failed; see `benchmarks.failures`.
         scene: fingerprint of the scene; empty if there was none.
         position_std: standard deviations of the actions begun, metres; NaN where the policy gives none.
+        pictured: every chunk's action images, until the failure is explained; empty after a success.
     """
 
     trial: Trial
@@ -71,6 +94,7 @@ class TrialResult:
     failure: Mapping[str, Any] | None = None
     scene: str = ""
     position_std: tuple[float, ...] = ()
+    pictured: tuple[Pictured, ...] = ()
 
     @property
     def success(self) -> bool:
@@ -104,10 +128,12 @@ class Chunk:
 
     plan: Plan
     imagined: Mapping[str, Tensor]
+    action_images: UInt8[Tensor, "v 3 a h w"] | None
+    cameras: Cameras
 
     @classmethod
-    def of(cls, chunk: ActionChunk, row: int, with_pictures: bool) -> "Chunk":
-        """Row `row`."""
+    def of(cls, chunk: ActionChunk, observation: Observation, row: int, with_pictures: bool) -> "Chunk":
+        """Row `row`; action images, one per action of the views there are, are kept in any case."""
         pictures = (
             {name: video[row].float().cpu() for name, video in chunk.imagined.items()}
             if with_pictures
@@ -115,7 +141,13 @@ class Chunk:
         )
         std = None if chunk.position_std is None else chunk.position_std[row].double().cpu().numpy()
         actions = chunk.actions[row].double().cpu().numpy()
-        return cls(Plan(actions, chunk.valid[row].cpu().numpy(), std, chunk.dt), pictures)
+        plan = Plan(actions, chunk.valid[row].cpu().numpy(), std, chunk.dt)
+        mask = observation.view_mask[row]
+        video = chunk.imagined.get("action_images")
+        images = None
+        if video is not None and video.shape[3] >= len(actions):
+            images = _bytes(video[row, mask.to(video.device), :, video.shape[3] - len(actions) :])
+        return cls(plan, pictures, images, observation.cameras[row, mask, -1].to("cpu"))
 
 
 class Run:
@@ -138,6 +170,7 @@ class Run:
         self._steps = self._plans = self._invalid = self._unreached = self._streak = 0
         self._vague = self._committed = 0
         self._seams: list[tuple[float, float]] = []
+        self._pictured: list[Pictured] = []
         self._schedule: Schedule | None = None  # from the trial's first step to the last chunk's end
         self._recorder = Recorder(clip, _PICTURES_PER_SECOND) if trial.id in record else None
         self._every = max(1, round(world.control_hz / _PICTURES_PER_SECOND))
@@ -183,6 +216,7 @@ class Run:
         limit = self._protocol.max_position_std
         seam = self._follow(Schedule.of(plan, self.world.pose(), self._last_valid, limit, hz, whole))
         self._plans += 1
+        self._keep(chunk, seam)
         if self._recorder is not None:
             self._recorder.plan(chunk.imagined, len(plan.actions), plan.dt)
             if self._plans == 1:
@@ -198,6 +232,14 @@ class Run:
                 self._step(step.poses[0], (index + 1) / hz)
             if self.stop_reason is not None:
                 return
+
+    def _keep(self, chunk: Chunk, seam: int) -> None:
+        """Of a chunk, what explains a failure."""
+        count = len(chunk.plan.actions)
+        if self._protocol.execution == "receding":
+            count = min(count, self._protocol.execute_frames + self._protocol.prefix)
+        images = None if chunk.action_images is None else chunk.action_images[:, :, :count].clone()
+        self._pictured.append(Pictured(self._steps, seam, chunk.plan.dt, count, images, chunk.cameras))
 
     def _replans(self, seam: int) -> bool:
         """Whether to plan again instead of beginning an action: it is vague, or is behind a vague first one.
@@ -251,6 +293,7 @@ class Run:
             decoded=self._schedule,
             scene=self.scene,
             position_std=self._stds(),
+            pictured=() if self.stop_reason == "success" else tuple(self._pictured),
         )
 
     def _stds(self) -> tuple[float, ...]:
@@ -281,6 +324,12 @@ class Run:
             self.stop_reason = "timeout"
         if self._recorder is not None and (self._steps % self._every == 0 or self.stop_reason is not None):
             self._recorder.add(self.observe(), since_plan)
+
+
+def _bytes(video: Float[Tensor, "v 3 t h w"]) -> UInt8[Tensor, "v 3 t h w"]:
+    """Video in [-1, 1] in a quarter of the memory; NaN shows nothing."""
+    levels = (video.detach().float().cpu().nan_to_num(-1) + 1) * 127.5
+    return levels.round().clamp(0, 255).to(torch.uint8)
 
 
 def _floats(figures: Mapping[str, float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ ends, under the trials' names, so no step waits for another rank and no trial is
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,13 @@ class TrialBatch:
 
     def _arms(self, policy: Policy, trials: list[Trial]) -> dict[str, list[TrialResult]]:
         own = self.benchmark.run(policy, trials, self.clip, self.record, self.device)
+        drawn = getattr(policy, "tokenizer", None)  # failures and ceiling are judged by this policy's drawing
         if self.explain:
-            own = self.benchmark.explain(own)
+            own = self.benchmark.explain(own, drawn)
+        else:
+            own = [replace(result, pictured=()) for result in own]
         if not self.references:
             return {"policy": own}
-        drawn = getattr(policy, "tokenizer", None)  # the ceiling is what this policy's drawing allows
         ceiling = self.benchmark.ceiling(trials, self.clip, drawn)
         return {"policy": own, "ceiling": ceiling, "floor": self.benchmark.floor(trials, self.clip)}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.types import ActionChunk, Clip
 from benchmarks.acting import acting
 from benchmarks.base import SimulatorCrash, Trial
@@ -26,17 +27,25 @@ SIMULATOR = Tabletop(rig="framed", image_size=SIZE)
 RULES = EvaluationProtocol(max_seconds=2.0, trials_per_task=2, tasks=("reach_target",))
 
 
-class Altered:
-    """The expert's demonstration, changed."""
+CODEC = ActionImageTokenizer()
 
-    def __init__(self, change):
-        self.change, self.expert = change, Expert(SIMULATOR)
+
+class Altered:
+    """The expert's demonstration, changed; `picture` makes action images of the expert's chunk, if given."""
+
+    def __init__(self, change, picture=None):
+        self.change, self.picture, self.expert = change, picture, Expert(SIMULATOR)
 
     def reset(self, episodes):
         self.expert.reset(episodes)
 
     def predict_action(self, observation):
-        return self.change(self.expert.predict_action(observation))
+        chunk = self.expert.predict_action(observation)
+        changed = self.change(chunk)
+        if self.picture is None:
+            return changed
+        images = self.picture(chunk, observation)
+        return replace(changed, imagined={"action_images": 2 * images - 1})
 
 
 def too_fast(chunk: ActionChunk) -> ActionChunk:
@@ -52,19 +61,38 @@ def aside(chunk: ActionChunk) -> ActionChunk:
     return replace(chunk, actions=chunk.actions + torch.tensor([0, 0, 0.15, 0, 0, 0, 0, 0]))
 
 
-def vague(chunk: ActionChunk) -> ActionChunk:
-    return replace(aside(chunk), position_std=torch.full(chunk.valid.shape, 0.05))
+def right(chunk: ActionChunk) -> ActionChunk:
+    return chunk
 
 
 def unread(chunk: ActionChunk) -> ActionChunk:
+    return replace(chunk, valid=torch.zeros_like(chunk.valid))
+
+
+def one_unread(chunk: ActionChunk) -> ActionChunk:
     valid = chunk.valid.clone()
     valid[:, 1] = False
     return replace(aside(chunk), valid=valid)
 
 
-def results_of(change, rules=RULES):
+def drawn(change=right, with_start=True):
+    def picture(chunk, observation):
+        actions = change(chunk).actions
+        if with_start:
+            actions = torch.cat([observation.action[:, None], actions], dim=1)
+        cameras = observation.cameras.map(lambda m: m[:, :, -1:].expand(-1, -1, actions.shape[1], -1, -1))
+        return CODEC.encode(actions, cameras, SIZE)
+
+    return picture
+
+
+def black(chunk, observation):
+    return torch.zeros_like(drawn()(chunk, observation))
+
+
+def results_of(change, rules=RULES, picture=None):
     made = Benchmark(SIMULATOR, rules, parallel=2)
-    policy = Altered(change)
+    policy = Altered(change, picture)
     results = made.explain(made.run(policy, made.trials(), CLIP))
     policy.expert.close()
     made.close()
@@ -72,30 +100,81 @@ def results_of(change, rules=RULES):
 
 
 @pytest.mark.parametrize(
-    ("change", "verdict", "untrusted"),
+    ("change", "picture", "verdict"),
     [
-        (too_fast, "controller missed", 0),
-        (aside, "imagined wrong", 0),
-        (vague, "decoded wrong", None),
-        (unread, "decoded wrong", 1),
+        (too_fast, None, "controller missed"),
+        (aside, None, "no picture"),
+        (one_unread, None, "no picture"),
+        (aside, drawn(aside), "imagined wrong"),
+        (one_unread, drawn(aside), "imagined wrong"),  # one invalid action does not make pictures right
+        (unread, black, "imagined wrong"),  # nothing to read
+        (unread, drawn(), "decoded wrong"),
+        (aside, drawn(), "decoded wrong"),  # though the policy vouches for every action
+        (aside, drawn(with_start=False), "decoded wrong"),  # pictures of the actions alone
     ],
 )
-def test_failures_are_told_apart(change, verdict, untrusted):
-    for result in results_of(change):
+def test_failures_are_told_apart(change, picture, verdict):
+    for result in results_of(change, picture=picture):
         assert not result.success
-        assert result.failure["verdict"] == verdict
-        assert result.failure["untrusted_actions"] == (
-            result.failure["actions"] if untrusted is None else untrusted
-        )
-        near = result.failure["expert_mm"]
+        told = result.failure
+        assert told["verdict"] == verdict
+        near = told["expert_mm"]
         assert near < 5 if verdict == "controller missed" else near > 50
-        assert json.loads(json.dumps(result.to_json()))["failure"] == result.failure
+        held = {one_unread: 1, unread: told["actions"]}.get(change, 0)
+        assert told["held_actions"] == held
+        if verdict == "decoded wrong":
+            assert told["off_but_pictured_right"] == told["off_actions"] > 0
+        if verdict == "imagined wrong":
+            assert (told["off_but_pictured_right"], told["off_actions"] > 3) == (0, True)
+        assert json.loads(json.dumps(result.to_json()))["failure"] == told
+        assert result.pictured == ()
 
 
-def test_the_limit_of_the_protocol_decides_what_is_vague():
-    (result, _) = results_of(vague)
-    assert explain(SIMULATOR, result, 0.06, 2.0)["verdict"] == "imagined wrong"
-    assert explain(SIMULATOR, result, 0.04, 2.0)["verdict"] == "decoded wrong"
+def test_pictures_tell_an_open_gripper_from_a_closed_one():
+    closed = lambda chunk: replace(chunk, actions=chunk.actions * torch.tensor([1.0] * 7 + [0]))  # noqa: E731
+    for picture, verdict in ((drawn(closed), "imagined wrong"), (drawn(), "decoded wrong")):
+        (result, _) = results_of(lambda chunk: closed(aside(chunk)), picture=picture)
+        assert result.failure["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("first", "verdict"), [("picture", "imagined wrong"), ("reading", "decoded wrong")])
+def test_the_first_chunk_that_is_off_decides(first, verdict):
+    """Chunks go wrong in one way from the second on, and in the other way from the third on."""
+
+    def later(chunk, observation, number):
+        return observation.seconds[0] > 0.2 * number - 0.01
+
+    def picture(chunk, observation):
+        begins = 2 if first == "picture" else 4
+        return drawn(aside if later(chunk, observation, begins) else right)(chunk, observation)
+
+    class Drifting(Altered):
+        def predict_action(self, observation):
+            self.change = aside if later(None, observation, 2) else right
+            return super().predict_action(observation)
+
+    rules = replace(RULES, execution="receding", execute_frames=2, max_seconds=1.2)
+    made = Benchmark(SIMULATOR, rules, parallel=2)
+    policy = Drifting(right, picture)
+    run = made.run(policy, made.trials(), CLIP)
+    assert [len(chunk.images[0, 0]) for chunk in run[0].pictured] == [2] * run[0].plans
+    assert [result.failure["verdict"] for result in made.explain(run)] == [verdict] * 2
+    policy.expert.close()
+    made.close()
+
+
+def test_actions_are_judged_where_they_are_in_force():
+    """Committed actions are the older chunk's, so a new chunk's pictures of them do not count."""
+    rules = replace(RULES, execution="receding", execute_frames=2, prefix=2)
+    for result in results_of(aside, rules, drawn(aside)):
+        assert result.failure["verdict"] == "imagined wrong"
+        assert result.failure["off_actions"] == 4  # the first chunk's: two executed, two committed
+
+
+def test_only_results_with_their_pictures_can_be_explained():
+    (result, _) = results_of(aside, picture=drawn())
+    with pytest.raises(ValueError, match="made 1 plans and 0 are kept"):
+        explain(SIMULATOR, result, CODEC, 2.0)
 
 
 def test_success_needs_no_reason_and_a_crash_has_none():
@@ -104,14 +183,14 @@ def test_success_needs_no_reason_and_a_crash_has_none():
     assert solved.failure is None
     assert "failure" not in solved.to_json()
     lost = replace(solved, stop_reason="crash", decoded=None)
-    assert explain(SIMULATOR, lost, None, 2.0) == {"verdict": "unknown"}
+    assert explain(SIMULATOR, lost, CODEC, 2.0) == {"verdict": "unknown"}
 
     class Fragile(Tabletop):
         def reset(self, trial):
             raise SimulatorCrash("reset: gone")
 
     failed = replace(solved, stop_reason="timeout")
-    assert explain(Fragile(image_size=SIZE), failed, None, 2.0) == {
+    assert explain(Fragile(image_size=SIZE), failed, CODEC, 2.0) == {
         "verdict": "unknown",
         "error": "reset: gone",
     }
@@ -156,17 +235,27 @@ def test_the_table_is_printed(tmp_path, monkeypatch, capsys):
 
 def test_results_and_report_say_how_the_policy_acts():
     rules = replace(RULES, execution="receding", execute_frames=2)
-    results = results_of(aside, rules)
+
+    def unsure(chunk):
+        return replace(aside(chunk), position_std=torch.full(chunk.valid.shape, 0.004))
+
+    results = [results_of(unsure, rules, drawn(aside))[0], results_of(unsure, rules)[1]]
     arms = {"policy": {result.trial.id: result for result in results}}
     described = rules.describe(SIMULATOR, CLIP)
     content = assemble([result.trial for result in results], arms, described, "", {"name": "x", "config": {}})
     summary = content["tasks"]["reach_target"]
-    assert summary["failures"] == {"imagined wrong": 2}
+    assert summary["failures"] == {"imagined wrong": 1, "no picture": 1}
     jumps = [mm for result in results for mm, _ in result.seams]
     assert summary["seam_mm"] == {"mean": pytest.approx(np.mean(jumps)), "max": max(jumps)}
     page = acting(content)
-    assert "<th>imagined wrong</th>" in page
+    assert (
+        "<th>imagined wrong</th><th>decoded wrong</th><th>controller missed</th><th>no picture</th>" in page
+    )
+    assert "<td>1</td><td>0</td><td>0</td><td>1</td><td>0</td>" in page
     assert f"<td>{np.mean(jumps):.1f}, {max(jumps):.1f}</td>" in page
     assert "Success against confidence" in page
-    assert [trial["policy"]["failure"]["verdict"] for trial in content["trials"]] == ["imagined wrong"] * 2
+    assert [trial["policy"]["failure"]["verdict"] for trial in content["trials"]] == [
+        "imagined wrong",
+        "no picture",
+    ]
     assert Trial.from_id(content["trials"][0]["id"]) == results[0].trial
