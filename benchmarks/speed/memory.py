@@ -116,7 +116,8 @@ def _trace(model: VideoBackbone, clip: dict[str, Any], rows: int) -> tuple[float
     kept: dict[int, int] = {}
     entering: list[int] = []
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    owned = {fake.from_tensor(part).untyped_storage()._cdata for part in model.parameters()}
+    weights = [fake.from_tensor(part) for part in model.parameters()]  # alive, as addresses tell storages
+    owned = {part.untyped_storage()._cdata for part in weights}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -32,6 +32,7 @@ def test_a_text_encoder_beside_the_model_is_counted():
     assert text_encoder(described) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora_80gb", "full_8x80gb"])
 def test_headers_say_what_is_computed(name: str):
     text = config_path(f"configs/recipes/{name}.yaml").read_text()
