@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ai_wam.cluster import ray_cluster
 from ai_wam.files import AnyPath
 from datamodules.shard_format import shard_name
 from datamodules.shard_writer import Made, remove_unfinished, write_shard
@@ -117,22 +118,13 @@ def _write_parallel(make: Make, folder: AnyPath, missing: list[int], workers: in
 
 
 def _write_on_ray(make: Make, folder: AnyPath, missing: list[int], workers: Workers, bar: Any) -> None:
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("workers on Ray need Ray: pip install 'ai-wam[ray]'") from error
-    # On a cluster the number of processors is the cluster's.
-    here = {"num_cpus": workers.ray, "include_dashboard": False}
-    ray.init(**({} if "RAY_ADDRESS" in os.environ else here))
-    try:
+    with ray_cluster(workers.ray) as ray:
         task = ray.remote(num_cpus=1, num_gpus=workers.gpus, max_retries=_RETRIES)(_write_on_worker)
         shared = ray.put(make)
         pending = [task.remote(shared, folder, number, os.getcwd()) for number in missing]
         while pending:
             done, pending = ray.wait(pending)
             bar.update(sum(ray.get(done)))
-    finally:
-        ray.shutdown()
     remove_unfinished(folder)  # of workers that died
 
 

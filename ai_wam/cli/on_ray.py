@@ -7,12 +7,12 @@ cluster, otherwise on this machine.
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ai_wam.cluster import ray_cluster
 from benchmarks.base import Trial
 from benchmarks.journal import Results
 from benchmarks.results import assemble
@@ -47,20 +47,12 @@ def share_out(words: Sequence[str], workers: int, out: str | None) -> None:
         raise SystemExit(
             f"ai-wam test --ray {workers}: give at least one worker, and --data.out for the results' folder"
         )
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("ai-wam test --ray needs Ray: pip install 'ai-wam[ray]'") from error
-    # On a cluster the number of processors is the cluster's.
-    ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}))
-    try:
+    folder = str(Path(out).resolve() / "shares")
+    with ray_cluster(workers) as ray:
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0) / workers)
         # A worker that dies, or whose machine does, is started again.
         share = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=_RETRIES)(run_share)
-        folder = str(Path(out).resolve() / "shares")
         shares = ray.get([share.remote(list(words), number, workers, folder) for number in range(workers)])
-    finally:
-        ray.shutdown()
     merge(shares, Path(out))
     shutil.rmtree(folder, ignore_errors=True)  # on a cluster it may lie on other machines
 

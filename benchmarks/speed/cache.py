@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from ai_wam.canvas import plan
 from ai_wam.types import Batch, Clip
 from backbones.prompts import HashedWords
 from backbones.wan import Wan, WanVAE
+from benchmarks.speed.backbones import interleaved
 from benchmarks.speed.data import MovingSquares
 from benchmarks.speed.data_bars import USED, VIEWS, rival_rate, whole_mp4s
 from datamodules.cache_writer import Caching, write_cache
@@ -142,27 +143,20 @@ def steps(task: JointGeneration, plain: ClipDataset, cached: ClipDataset) -> dic
         sample = cached[0]
         assert sample is not None
         encoded = {name: value for name, value in sample.encoded.items() if name not in parts}
-        return collate([type(sample)(**{**vars(sample), "encoded": encoded})])
+        return collate([replace(sample, encoded=encoded)])
 
     def released() -> None:
         batch = collate([plain[0]])
         task.backbone.encode(torch.cat([batch.video] * 4, dim=1))
         training(kept())
 
-    ways: dict[str, Callable[[], None]] = {
+    ways: dict[str, Callable[[], object]] = {
         "eight clips encoded": released,
         "decoded and encoded": lambda: training(collate([plain[0]])),
         "latents of pictures": lambda: training(kept("first_action", "action")),
         "latents of action images too": lambda: training(kept()),
     }
-    best = dict.fromkeys(ways, float("inf"))
-    for turn in range(4):
-        for name, step in ways.items():
-            start = time.process_time()
-            step()
-            if turn:
-                best[name] = min(best[name], 1e3 * (time.process_time() - start))
-    return best
+    return interleaved(ways, 3)
 
 
 if __name__ == "__main__":
