@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -71,6 +71,12 @@ class Plan:
                 if rule is not None:
                     found.append(Segment(kind, view, lengths[rule.length], lengths[rule.given]))
         return tuple(found)
+
+    @property
+    def lengths(self) -> tuple[str | None, ...]:
+        """How long its segments are; canvases of plans of equal lengths can be joined."""
+        first = self.first_video or self.video
+        return first.length, self.video.length, None if self.action is None else self.action.length
 
     @property
     def needs_video(self) -> bool:
@@ -133,7 +139,7 @@ class Segment:
         kind: what it shows.
         view: index of the camera.
         length: latent frames.
-        given: how many of them, from the first, are given clean.
+        given: how many of them, from the first, are given clean; on a joined canvas, in every row.
         still: the first frame is repeated over the whole length (where segments must be equally long).
         pad: copies of the first frame put before it, for networks whose tokens span several frames.
     """
@@ -316,6 +322,28 @@ def _latent_rays(
     rays = cameras[:, :, times].relative_to(reference).plucker(size, spec.grid(size))  # b v tl h w 6
     rays = rays.permute(0, 1, 5, 2, 3, 4)
     return rays.nan_to_num(0).float().expand(-1, -1, -1, latent_frames, -1, -1)
+
+
+def joined(canvases: Sequence[Canvas]) -> Canvas:
+    """One canvas with the rows of all, whose segments are equally long: one forward serves several plans."""
+    segments = tuple(
+        replace(same[0], given=min(each.given for each in same))
+        for same in zip(*(canvas.segments for canvas in canvases), strict=True)
+    )
+    tensors: dict[str, Any] = {
+        name: torch.cat([getattr(canvas, name) for canvas in canvases])
+        for name, value in vars(canvases[0]).items()
+        if isinstance(value, Tensor)
+    }
+    return replace(canvases[0], segments=segments, **tensors)
+
+
+def blank(canvas: Canvas) -> Canvas:
+    """A canvas of the same segments on which nothing is known, given or counted."""
+    zeros: dict[str, Any] = {
+        name: torch.zeros_like(value) for name, value in vars(canvas).items() if isinstance(value, Tensor)
+    }
+    return replace(canvas, **zeros)
 
 
 def pack(

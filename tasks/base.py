@@ -1,15 +1,15 @@
 """The training loop, validation and testing that all tasks share; subclasses choose plans and outputs."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, distributed
 
 from ai_wam.action_images import ActionImageTokenizer
-from ai_wam.canvas import Canvas, Kind, Plan, plan
+from ai_wam.canvas import Canvas, Kind, Plan, blank, joined, plan
 from ai_wam.samplers import Solver
 from ai_wam.seeds import named_generator
 from ai_wam.types import ActionChunk, Batch, Clip
@@ -19,7 +19,7 @@ from tasks.chunking import check_dropin, draw_prefix
 from tasks.evaluation import PlanErrors, Trials, log_sample_videos
 from tasks.judge import Judge, finish
 from tasks.metrics.networks import check_names, left_out, load_networks
-from tasks.mixture import WITHOUT_ACTIONS, check_clip, draw_plans, drop_prompts, mixture
+from tasks.mixture import WITHOUT_ACTIONS, Lengths, by_lengths, check_clip, draw_plans, drop_prompts, mixture
 from tasks.model import WorldActionModel
 from tasks.monitor import Monitor
 from tasks.optimization import Schedule, adamw, parameter_groups
@@ -121,35 +121,78 @@ class WorldActionTask(WorldActionModel):
         if freeze_backbone:
             backbone.requires_grad_(False)
         self._sharded = False
+        everything = [*(chosen for chosen, _ in self.plans), plan(WITHOUT_ACTIONS)]
+        self._canvases = {chosen.lengths: chosen for chosen in everything}
 
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch: every row by its own plan, rows of equal plans in one forward."""
+        """Loss of one batch: every row by its own plan, rows with equally long segments in one forward."""
         check_clip(batch, self.clip)
         generator = named_generator(self.seed, "train", self.current_epoch, batch_idx, self.global_rank)
         prompts = drop_prompts(batch, self.prompt_dropout, generator)
         drawn = draw_plans(self.plans, batch, generator)
         self._count(drawn)
+        groups = by_lengths(drawn)
+        elsewhere = self._gone_through(groups)
         total = self._nothing()
-        for chosen, rows in drawn:
-            part = batch.rows(rows)
-            prefix = draw_prefix(self.prefix_dropin, chosen, part, self.backbone.spec, generator)
-            canvas = self.training_canvas(part, chosen, prefix)
-            u = self.backbone.path.draw(len(rows), generator).to(self.device)
-            noise = torch.randn(canvas.clean.shape, generator=generator).to(self.device)
-            context = self._context([prompts[row] for row in rows], part.observation, part.encoded)
-            with torch.set_grad_enabled(not self.freeze_backbone):
-                loss, estimate, error = self.backbone.loss_and_estimate(canvas, context, u, noise)
-            self.monitor.losses(chosen.name, canvas, u, loss, error)
-            if self.action_head is not None and chosen.generates_actions:
-                corrected = self._head_loss(part, chosen, canvas, estimate.detach())
-                self.monitor.add(f"head_{chosen.name}", corrected.sum(), len(rows))
-                total = total + corrected.sum()
-            total = total if self.freeze_backbone else total + loss.sum()
+        for lengths, one in self._canvases.items():
+            if lengths in groups:
+                total = total + self._group_loss(groups[lengths], batch, prompts, generator)
+            elif lengths in elsewhere:
+                total = total + self._idle_loss(one, batch)
         total = total / len(batch.keys)
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch.keys))
         return total
+
+    def _group_loss(
+        self,
+        group: Sequence[tuple[Plan, list[int]]],
+        batch: Batch,
+        prompts: Sequence[str],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Sum of the losses of rows whose canvases can be joined: one forward, whatever they train by."""
+        parts, canvases = [batch.rows(rows) for _, rows in group], []
+        for (chosen, _), part in zip(group, parts, strict=True):
+            prefix = draw_prefix(self.prefix_dropin, chosen, part, self.backbone.spec, generator)
+            canvases.append(self.training_canvas(part, chosen, prefix))
+        canvas, order = joined(canvases), [row for _, rows in group for row in rows]
+        u = self.backbone.path.draw(len(order), generator).to(self.device)
+        noise = torch.randn(canvas.clean.shape, generator=generator).to(self.device)
+        told = batch.rows(order)
+        context = self._context([prompts[row] for row in order], told.observation, told.encoded)
+        with torch.set_grad_enabled(not self.freeze_backbone):
+            loss, estimate, error = self.backbone.loss_and_estimate(canvas, context, u, noise)
+        self.monitor.losses(canvas, u, loss, error)
+        total = self._nothing() if self.freeze_backbone else loss.sum()
+        counts = [len(rows) for _, rows in group]
+        each = zip(group, parts, canvases, loss.split(counts), estimate.detach().split(counts), strict=True)
+        for (chosen, rows), part, own, losses, seen in each:
+            self.monitor.add(f"loss_{chosen.name}", losses.sum(), len(rows))
+            if self.action_head is not None and chosen.generates_actions:
+                corrected = self._head_loss(part, chosen, own, seen).sum()
+                self.monitor.add(f"head_{chosen.name}", corrected, len(rows))
+                total = total + corrected
+        return total
+
+    def _gone_through(self, groups: Container[Lengths]) -> set[Lengths]:
+        """Canvases that some process has in this step; only those that share weights must ask each other."""
+        mesh = self.device_mesh
+        if not self._sharded or mesh is None:
+            return set()
+        mine = torch.tensor([int(each in groups) for each in self._canvases], device=self.device)
+        distributed.all_reduce(mine, distributed.ReduceOp.MAX, mesh["data_parallel"].get_group())
+        return {each for each, present in zip(self._canvases, mine.tolist(), strict=True) if present}
+
+    def _idle_loss(self, chosen: Plan, batch: Batch) -> Tensor:
+        """0 after a forward: processes that share weights go through the network equally often."""
+        row = batch.rows([0])
+        canvas = blank(self.training_canvas(row, chosen))
+        context = self._context([""], row.observation, row.encoded)
+        u = torch.ones(1, device=self.device)
+        with torch.set_grad_enabled(not self.freeze_backbone):
+            return self.backbone.loss(canvas, context, u, canvas.clean).sum()
 
     def on_fit_start(self) -> None:
         """Refuse captions that the prompt encoder cannot take now, not hours later."""

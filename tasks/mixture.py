@@ -9,6 +9,7 @@ from torch import Tensor
 from ai_wam.canvas import Plan, plan
 from ai_wam.types import Batch, Clip
 
+Lengths = tuple[str | None, ...]  # of the segments of a plan
 WITHOUT_ACTIONS = "video_only"  # what rows without recorded actions train by
 
 
@@ -37,6 +38,14 @@ def draw_plans(
             chosen = plan(WITHOUT_ACTIONS)
         rows[chosen].append(row)
     return list(rows.items())
+
+
+def by_lengths(drawn: Sequence[tuple[Plan, list[int]]]) -> dict[Lengths, list[tuple[Plan, list[int]]]]:
+    """The drawn plans whose canvases can be joined, together."""
+    found: dict[Lengths, list[tuple[Plan, list[int]]]] = defaultdict(list)
+    for chosen, rows in drawn:
+        found[chosen.lengths].append((chosen, rows))
+    return found
 
 
 def drop_prompts(batch: Batch, share: float, generator: torch.Generator) -> list[str]:

@@ -43,22 +43,19 @@ class Monitor:
 
     def losses(
         self,
-        plan: str,
         canvas: Canvas,
         u: Float[Tensor, "b"],
         loss: Float[Tensor, "b"],
         error: Float[Tensor, "b 1 f h w"],
     ) -> None:
-        """Take the losses of the rows of one plan.
+        """Take the losses of rows that share a canvas.
 
         Args:
-            plan: its name.
             canvas: what was generated.
             u: noise levels.
             loss: per row.
             error: per position, 0 where the loss does not count.
         """
-        self.add(f"loss_{plan}", loss.sum(), len(loss))
         parts = zip(canvas.segments, canvas.unpack(error), canvas.unpack(canvas.counted), strict=True)
         for segment, part, counted in parts:
             self.add(f"loss_{segment.kind.value}", part.sum(), counted.sum())

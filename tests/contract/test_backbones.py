@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ai_wam.cameras import Cameras
-from ai_wam.canvas import Canvas, build_canvas, plan
+from ai_wam.canvas import Canvas, build_canvas, joined, plan
 from ai_wam.cli.configs import instantiate
 from ai_wam.samplers import Solver
 from ai_wam.types import Clip
@@ -321,3 +321,16 @@ def test_half_precision_changes_little_and_the_loss_not_at_all(backbone: VideoBa
     assert half.dtype == torch.float32
     assert not torch.equal(half, exact)
     torch.testing.assert_close(half, exact, rtol=0.03, atol=0)
+
+
+def test_plans_with_equal_lengths_share_a_forward(backbone: VideoBackbone):
+    canvases = [canvas_of(backbone, name) for name in ("joint", "labeling", "action_conditioned")]
+    context, noise = inputs(backbone, canvases[0])
+    noise, u = torch.cat([noise, noise + 1, noise - 1]), torch.linspace(0.2, 1, 3 * BATCH)
+    told = context.joined(context).joined(context)
+    with torch.no_grad():
+        found = backbone.loss(joined(canvases), told, u, noise)
+        parts = zip(canvases, u.split(BATCH), noise.split(BATCH), strict=True)
+        expected = torch.cat([backbone.loss(canvas, context, *part) for canvas, *part in parts])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert len(set(found.tolist())) == 3 * BATCH

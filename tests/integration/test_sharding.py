@@ -54,19 +54,19 @@ def fit(folder: Path, steps: int, *more: str) -> Path:
         "fit",
     ]  # Lightning starts it again per rank
     done = subprocess.run(
-        [*command, "--config=configs/quickstart.yaml", *words, *more],
+        [*command, "--config=configs/quickstart_joint.yaml", *words, *more],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return Path("runs/quickstart/fit/checkpoints/last.ckpt")
+    return Path("runs/quickstart_joint/fit/checkpoints/last.ckpt")
 
 
 def test_a_sharded_fit_saves_one_file_and_goes_on(data: Path):
     saved = torch.load(fit(data, 2), weights_only=True)
     resumed = torch.load(
-        fit(data, 3, "--ckpt_path=runs/quickstart/fit/checkpoints/last.ckpt"), weights_only=True
+        fit(data, 3, "--ckpt_path=runs/quickstart_joint/fit/checkpoints/last.ckpt"), weights_only=True
     )
     assert (saved["global_step"], resumed["global_step"]) == (2, 3)
     for checkpoint in (saved, resumed):
