@@ -405,6 +405,19 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadableInMoreWays(Protocol):
+    """A policy whose actions can be read in more ways than the one by which it acts; tests run them all."""
+
+    def by_decoder(self, knows_std: bool) -> Mapping[str, Policy]:
+        """The policy acting by each of the others, by name.
+
+        Args:
+            knows_std: leave out those that do not know how sure they are.
+        """
+        ...
+
+
 def _row(frame: Frame, clip: Clip) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Video "v 3 h w", intrinsics, poses, view mask and action of one frame."""
     present = [name for name in clip.views if name in frame.views]

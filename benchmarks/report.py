@@ -19,6 +19,8 @@ _ARMS = {
     "policy": "policy",
     "ceiling": "the expert's demonstration through the action-image codec and the same controller",
     "floor": "hold still",
+    "geometric": "the policy by poses fitted to its action images",
+    "head": "the policy by its learned action head",
 }
 _REASONS = {
     "success": "solved",
@@ -143,7 +145,7 @@ def _arm(arm: str, figures: Mapping[str, Any]) -> str:
     low, high = (100 * end for end in figures["interval"])
     ends = "".join(f'<line class="whisker" x1="{x:.2f}" x2="{x:.2f}" y1="3" y2="7"/>' for x in (low, high))
     return (
-        f'<div class="arm {arm}"><label title="{escape(_ARMS[arm])}">{arm}</label>'
+        f'<div class="arm {arm}"><label title="{escape(_ARMS.get(arm, arm))}">{arm}</label>'
         f'<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" '
         f'aria-label="{figures["rate"]:.3f}"><rect class="track" width="100" height="10"/>'
         f'<rect class="value" width="{100 * figures["rate"]:.2f}" height="10"/>'

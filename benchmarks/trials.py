@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.utilities import rank_zero_info
 
 from ai_wam.files import write_json, write_text
-from ai_wam.types import Clip, Policy
+from ai_wam.types import Clip, Policy, ReadableInMoreWays
 from benchmarks.base import Trial
 from benchmarks.benchmark import Benchmark, TrialResult
 from benchmarks.journal import Journal, Results
@@ -39,6 +39,7 @@ class TrialBatch:
         results: where results go, by arm and trial id.
         explain: say why failed trials failed.
         keep: told of the results of every run.
+        decoders: run the policy by each of its other decoders too.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class TrialBatch:
         results: Results,
         explain: bool = True,
         keep: Callable[[Results], None] | None = None,
+        decoders: bool = True,
     ) -> None:
-        self.explain, self.keep = explain, keep
+        self.explain, self.keep, self.decoders = explain, keep, decoders
         self.benchmark, self.trials, self.clip = benchmark, trials, clip
         self.record, self.references, self.results = record, references, results
         self.device = torch.device("cpu")
@@ -84,12 +86,15 @@ class TrialBatch:
         drawn = getattr(policy, "tokenizer", None)  # failures and ceiling are judged by this policy's drawing
         if self.explain:
             own = self.benchmark.explain(own, drawn)
-        else:
-            own = [replace(result, pictured=()) for result in own]
-        if not self.references:
-            return {"policy": own}
-        ceiling = self.benchmark.ceiling(trials, self.clip, drawn)
-        return {"policy": own, "ceiling": ceiling, "floor": self.benchmark.floor(trials, self.clip)}
+        arms = {"policy": own}
+        if self.decoders and isinstance(policy, ReadableInMoreWays):
+            limited = self.benchmark.protocol.max_position_std is not None
+            for name, other in policy.by_decoder(knows_std=limited).items():
+                arms[name] = self.benchmark.run(other, trials, self.clip, device=self.device)
+        if self.references:
+            arms["ceiling"] = self.benchmark.ceiling(trials, self.clip, drawn)
+            arms["floor"] = self.benchmark.floor(trials, self.clip)
+        return {arm: [replace(result, pictured=()) for result in results] for arm, results in arms.items()}
 
 
 class TrialLoader:
@@ -121,10 +126,12 @@ class TrialDataModule(LightningDataModule):
         trials: ids of the protocol's trials to run; all of them if left out.
         share: number k of n runs elsewhere that do the rest; this one runs every n-th trial from the k-th on,
             or none, with nothing to write, where there are fewer trials.
+        explain: replay failed trials to say why they failed; see `benchmarks.failures`.
+        decoders: where a policy's actions can be read in more ways than the one by which it acts (a learned
+            action head, the geometric decoder beneath it), run the trials by each; its arm bears its name.
 
     Raises:
         ValueError: an id that is none of the protocol's, or a share that is none.
-        explain: replay failed trials to say why they failed; see `benchmarks.failures`.
     """
 
     def __init__(
@@ -138,6 +145,7 @@ class TrialDataModule(LightningDataModule):
         trials: Sequence[str] | None = None,
         share: tuple[int, int] = (0, 1),
         explain: bool = True,
+        decoders: bool = True,
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer trials than ranks is no error
@@ -152,7 +160,7 @@ class TrialDataModule(LightningDataModule):
         if not 0 <= share[0] < share[1]:
             raise ValueError(f"TrialDataModule: share is {share}; it is (k, n) with 0 <= k < n")
         self.arms: Results = {}
-        self.explain = explain
+        self.explain, self.decoders = explain, decoders
         self.results: dict[str, Any] = {}
         self._own: Results = {}
         self._policy: dict[str, Any] = {}
@@ -191,6 +199,7 @@ class TrialDataModule(LightningDataModule):
                 self._own,
                 self.explain,
                 self._keep,
+                self.decoders,
             )
             for i in range(0, len(own), step)
         ]
@@ -207,7 +216,7 @@ class TrialDataModule(LightningDataModule):
             "protocol": self.benchmark.protocol.describe(self.benchmark.simulator, self.clip),
             "policy": {name: told for name, told in self._policy.items() if name != "checkpoint"},
             "versions": versions(),
-            **{name: getattr(self, name) for name in ("record", "references", "explain")},
+            **{name: getattr(self, name) for name in ("record", "references", "explain", "decoders")},
         }
         folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)  # asks all ranks
         self._journal = journal = Journal(folder, trainer.global_rank, identity)

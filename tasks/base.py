@@ -16,6 +16,7 @@ from ai_wam.types import ActionChunk, Batch, Clip
 from backbones.base import VideoBackbone
 from tasks.action_head import ActionHead
 from tasks.chunking import check_dropin, draw_prefix
+from tasks.decoders import readings
 from tasks.evaluation import PlanErrors, Trials, log_sample_videos
 from tasks.judge import Judge, finish
 from tasks.metrics.networks import check_names, left_out, load_networks
@@ -44,12 +45,11 @@ class WorldActionTask(WorldActionModel):
         sampling_steps: network evaluations of one prediction.
         guidance: scale of classifier-free guidance; 1 is off.
         solver: how a prediction walks the noise path; see `ai_wam.samplers`.
-        decode_observation: whether acting also decodes the observation that a plan imagines, for pictures;
-            the actions are the same without.
         action_head: a learned decoder on top of the geometric one; trained beside the video model, on its
             estimates, without changing them.
         freeze_backbone: train the action head alone.
-        decoder: which of the two acts; the head where there is one, if left out.
+        decoder: by what it acts: "whole" decodes everything, for pictures too; "geometric" decodes the action
+            segments only, with the same poses; "head" where there is one. If left out, the head or the whole.
         decoded_frames: video frames of a prediction that are decoded, the present one included; all, if left
             out. Whoever executes a part of a chunk saves the decoding of the rest.
         seed: of everything the task draws: plans, noise levels, noise.
@@ -80,10 +80,9 @@ class WorldActionTask(WorldActionModel):
         guidance: float = 1.0,
         solver: Solver = "euler",
         decoded_frames: int | None = None,
-        decode_observation: bool = True,
         action_head: ActionHead | None = None,
         freeze_backbone: bool = False,
-        decoder: Literal["geometric", "head"] | None = None,
+        decoder: Literal["whole", "geometric", "head"] | None = None,
         seed: int = 0,
         prefix_dropin: float = 0.0,
         give_committed: bool = True,
@@ -100,9 +99,8 @@ class WorldActionTask(WorldActionModel):
             solver=solver,
             seed=seed,
             action_head=action_head,
-            decoder=decoder or ("geometric" if action_head is None else "head"),
+            decoder=decoder,
             decoded_frames=decoded_frames,
-            decode_observation=decode_observation,
             give_committed=give_committed,
         )
         self.plans = mixture(plans)
@@ -224,7 +222,7 @@ class WorldActionTask(WorldActionModel):
         assert self.action_head is not None
         cameras = self.cameras_of(batch, chosen)
         images = self.decode_segments(canvas, estimate, kinds=(Kind.ACTION,))[Kind.ACTION]
-        read = self.decode_actions(images, cameras, batch.observation)
+        read = self.generated(canvas, estimate, images, cameras, batch.observation).geometric
         actions = self.action_head(canvas, estimate, read, cameras, batch.actions[:, 0])
         loss: Tensor = self.action_head.loss(actions, batch.actions)
         return loss
@@ -260,8 +258,8 @@ class WorldActionTask(WorldActionModel):
             canvas, latents = self.imagined(batch, chosen)
             videos = self.decode_segments(canvas, latents, kinds=kinds)
             if chosen.generates_actions:
-                read = self.rungs(canvas, latents, videos[Kind.ACTION], cameras, batch.observation)
-                self.errors.update(chosen.name, read, batch)
+                made = self.generated(canvas, latents, videos[Kind.ACTION], cameras, batch.observation)
+                self.errors.update(chosen.name, readings(self.ladder, made), batch)
             if batch_idx == 0:
                 rate = self.clip.seconds_per_frame
                 log_sample_videos(self, chosen.name, batch, videos, self.tokenizer, rate)
@@ -293,7 +291,8 @@ class WorldActionTask(WorldActionModel):
             canvas, latents = self.imagined(batch, judge.plan)
             videos, read = self.decode_segments(canvas, latents), {}
             if judge.plan.generates_actions:
-                read = self.rungs(canvas, latents, videos[Kind.ACTION], cameras, batch.observation)
+                made = self.generated(canvas, latents, videos[Kind.ACTION], cameras, batch.observation)
+                read = readings(self.ladder, made)
             judge.update(batch, cameras, videos, codec, read)
 
     def on_test_epoch_start(self) -> None:

@@ -150,7 +150,7 @@ class LabeledSource(EpisodeSource):
             keys=tuple(f"{episode.key}@{window[0]}" for window in windows),
         ).to(device)
         images = self._task.imagine(batch, plan(PLAN))[Kind.ACTION]
-        read = self._task.decode_actions(images, batch.cameras, batch.observation)
+        read = self._task.tokenizer.decode((images + 1) / 2, batch.cameras, batch.view_mask)
         points = tool_points(read.actions.double(), self._task.tokenizer.axis_length)
         seen = batch.cameras.to(torch.float64).project(
             points[:, None].expand(-1, len(mask), -1, -1, -1), self._task.clip.size

@@ -4,24 +4,25 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from ai_wam.action_images import ActionImageTokenizer, DecodedActions
+from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, Kind, Plan, build_canvas
 from ai_wam.files import AnyPath
 from ai_wam.samplers import Solver
 from ai_wam.seeds import named_generator
-from ai_wam.types import ActionChunk, Batch, Clip, Encoded, Observation
+from ai_wam.types import ActionChunk, Batch, Clip, Encoded, Observation, Policy
 from backbones.base import VideoBackbone
 from backbones.prompts import Context
 from tasks.action_head import ActionHead
 from tasks.chunking import begin, committed_prefix
+from tasks.decoders import ActingBy, Generated, ladder
 from tasks.encoding import encode_pictures, encoder_identity
 from tasks.mixture import check_video
 
@@ -44,9 +45,8 @@ class WorldActionModel(LightningModule):
         solver: Solver,
         seed: int,
         action_head: ActionHead | None,
-        decoder: Literal["geometric", "head"],
+        decoder: str | None,
         decoded_frames: int | None,
-        decode_observation: bool,
         give_committed: bool,
     ) -> None:
         super().__init__()
@@ -59,10 +59,18 @@ class WorldActionModel(LightningModule):
             raise ValueError(
                 f"decoded_frames must lie between 2 and the clip's {clip.frames} frames, got {decoded_frames}"
             )
-        self.decoded_frames, self.decode_observation = decoded_frames, decode_observation
-        self.give_committed, self.action_head, self.decoder = give_committed, action_head, decoder
-        if action_head is None and decoder == "head":
-            raise ValueError("decoder: head needs an action_head; set one, or decoder: geometric")
+        self.decoded_frames, self.give_committed, self.action_head = (
+            decoded_frames,
+            give_committed,
+            action_head,
+        )
+        self.ladder = ladder(action_head)
+        self.decoder = decoder or ("whole" if action_head is None else "head")
+        if self.decoder not in self.ladder:
+            raise ValueError(
+                f"decoder {decoder!r} is none of {', '.join(self.ladder)}; choose one of them, or give an "
+                "action_head for 'head'"
+            )
         if action_head is not None:
             action_head.fit_to(backbone.spec.channels)
         self.register_load_state_dict_pre_hook(_drop_head)
@@ -172,21 +180,33 @@ class WorldActionModel(LightningModule):
     def reset(self, episodes: Sequence[str]) -> None:
         """Nothing is remembered between predictions."""
 
-    @torch.no_grad()
     def predict_action(self, observation: Observation) -> ActionChunk:
         """The poses at the clip's frame times after the observation, decoded from generated action images.
 
         The draw depends on each row's episode and time alone, so a row's result does not depend on its batch.
         Cameras are taken to stay where they are.
         """
-        frames = self.clip.frames
+        return self.act(observation, self.decoder)
+
+    def by_decoder(self, knows_std: bool = False) -> dict[str, Policy]:
+        """This model acting by every other reading; see `ai_wam.types.ReadableInMoreWays`."""
+        own = self.ladder[self.decoder].reading
+        others = {
+            rung.reading: name
+            for name, rung in self.ladder.items()
+            if rung.reading != own and rung.knows_std >= knows_std
+        }
+        return {reading: ActingBy(self, name) for reading, name in others.items()}
+
+    @torch.no_grad()
+    def act(self, observation: Observation, decoder: str) -> ActionChunk:
+        """`predict_action` by one of the decoders."""
+        frames, rung = self.clip.frames, self.ladder[decoder]
         observation = observation.to(self.device)
         cameras = observation.cameras.map(lambda m: m[:, :, -1:].expand(-1, -1, frames, -1, -1))
         canvas, latents = self.generate(self.control_plan, observation, cameras)
-        kinds = tuple(Kind) if self.decode_observation else (Kind.ACTION,)
-        segments = self.decode_segments(canvas, latents, self.decoded_frames, kinds)
-        cameras = cameras[:, :, : segments[Kind.ACTION].shape[3]]
-        decoded = self.rungs(canvas, latents, segments[Kind.ACTION], cameras, observation)[self.decoder]
+        segments = self.decode_segments(canvas, latents, self.decoded_frames, rung.kinds)
+        decoded = rung.read(self.generated(canvas, latents, segments[Kind.ACTION], cameras, observation))
         imagined = {"action_images": segments[Kind.ACTION].cpu()}
         if Kind.VIDEO in segments and segments[Kind.VIDEO].shape[3] > 1:
             imagined["observation"] = segments[Kind.VIDEO].cpu()
@@ -196,7 +216,7 @@ class WorldActionModel(LightningModule):
             confidence=decoded.confidence[:, 1:].float().cpu(),
             dt=self.clip.seconds_per_frame,
             imagined=imagined,
-            position_std=None if self.decoder == "head" else decoded.position_std[:, 1:].float().cpu(),
+            position_std=decoded.position_std[:, 1:].float().cpu() if rung.knows_std else None,
         )
 
     def generate(
@@ -231,38 +251,17 @@ class WorldActionModel(LightningModule):
             canvas, context, noise, self.sampling_steps, self.guidance, null, self.solver
         )
 
-    def correct(
-        self,
-        canvas: Canvas,
-        latents: Float[Tensor, "b c f h w"],
-        read: DecodedActions,
-        cameras: Cameras,
-        observation: Observation,
-    ) -> DecodedActions:
-        """The action head's poses in the place of the geometric ones; every step has one.
-
-        It does not know how sure it is: the standard deviations are NaN, and the confidence is that of the
-        geometric decode it began with, 0 where that read nothing.
-        """
-        assert self.action_head is not None
-        actions = self.action_head(canvas, latents, read, cameras, observation.action)
-        unknown = torch.full_like(read.position_std, torch.nan)
-        valid = torch.ones_like(read.valid)
-        return replace(read, actions=actions, valid=valid, position_std=unknown, rotation_std=unknown)
-
-    def rungs(
+    def generated(
         self,
         canvas: Canvas,
         latents: Float[Tensor, "b c f lh lw"],
         images: Float[Tensor, "b v 3 t h w"],
         cameras: Cameras,
         observation: Observation,
-    ) -> dict[str, DecodedActions]:
-        """Poses by decoder: the geometric one, and the action head where there is one."""
-        read = {"geometric": self.decode_actions(images, cameras, observation)}
-        if self.action_head is not None:
-            read["head"] = self.correct(canvas, latents, read["geometric"], cameras, observation)
-        return read
+    ) -> Generated:
+        """What decoders look at; of the cameras, the frames whose action images were decoded."""
+        seen = cameras[:, :, : images.shape[3]]
+        return Generated(canvas, latents, images, seen, observation, self.tokenizer)
 
     def decode_segments(
         self,
@@ -288,12 +287,6 @@ class WorldActionModel(LightningModule):
             for kind, views in parts.items()
             if len({view.shape[2] for view in views}) == 1
         }
-
-    def decode_actions(
-        self, video: Float[Tensor, "b v 3 t h w"], cameras: Cameras, observation: Observation
-    ) -> DecodedActions:
-        """Poses of an action video in [-1, 1]."""
-        return self.tokenizer.decode((video + 1) / 2, cameras, view_mask=observation.view_mask)
 
     def imagine(self, batch: Batch, chosen: Plan) -> dict[Kind, Float[Tensor, "b v 3 _ h w"]]:
         """Videos in [-1, 1] of recorded clips as a plan generates them; it is told what it gives, no more."""

@@ -2,8 +2,8 @@
 
 Milliseconds of CPU time of one chunk for one observation (two views), measured in turns in one process on
 one thread, and ratios. Plans that act have the decoders' rungs: "whole" decodes everything that was generated
-and reads the poses by geometry, "actions" decodes the action segments only, "beginning" only the frames that
-are executed, "head" adds the learned action head. The other plans generate and decode a recorded clip.
+and reads the poses by geometry, "geometric" decodes the action segments only, "beginning" only the frames
+that are executed, "head" adds the learned action head. The other plans generate and decode a recorded clip.
 """
 
 from argparse import ArgumentParser
@@ -20,7 +20,7 @@ from tasks.action_head import ActionHead
 from tasks.base import WorldActionTask
 from tasks.joint import JointGeneration
 
-_RUNGS = ("whole", "actions", "beginning", "head")
+_RUNGS = ("whole", "geometric", "beginning", "head")
 _ACTING = ("joint", "policy")
 _IMAGINING = ("cross_view", "action_conditioned", "video_only", "labeling", "annotation")
 
@@ -44,18 +44,16 @@ def main(backbone: str, size: int, frames: int, steps: int, rounds: int) -> None
         print(f"  {name:<18}" + "".join(f"{found[f'{name} {rung}']:>12.1f}" for rung in _RUNGS))
     for name in _IMAGINING:
         print(f"  {name:<18}{found[name]:>12.1f}")
-    print(
-        f"joint over policy, action segments decoded: {found['joint actions'] / found['policy actions']:.2f}"
-    )
-    print(f"whole over action segments, joint: {found['joint whole'] / found['joint actions']:.2f}")
+    joint, policy = (found[f"{name} geometric"] for name in _ACTING)
+    print(f"joint over policy, action segments decoded: {joint / policy:.2f}")
+    print(f"whole over action segments, joint: {found['joint whole'] / joint:.2f}")
 
 
 def act(task: WorldActionTask, observation: Observation, name: str, rung: str) -> object:
     """One chunk by one plan and one decoder."""
-    task.control_plan, task.decode_observation = plan(name), rung == "whole"
-    task.decoder = "head" if rung == "head" else "geometric"
-    task.decoded_frames = max(2, task.clip.frames // 2 + 1) if rung == "beginning" else None
-    return task.predict_action(observation)
+    task.control_plan, begun = plan(name), rung == "beginning"
+    task.decoded_frames = max(2, task.clip.frames // 2 + 1) if begun else None
+    return task.act(observation, "geometric" if begun else rung)
 
 
 def seen(clip: Clip) -> Observation:

@@ -78,7 +78,8 @@ def point_errors(task: JointGeneration, batch: Batch) -> tuple[float, float]:
     """
     canvas, latents = task.generate(plan("labeling"), batch.observation, batch.cameras, video=batch.video)
     drawn = task.decode_segments(canvas, latents)[Kind.ACTION]
-    found = task.decode_actions(drawn, batch.cameras, batch.observation).pixels
+    made = task.generated(canvas, latents, drawn, batch.cameras, batch.observation)
+    found = made.geometric.pixels
     points = tool_points(batch.actions, task.tokenizer.axis_length)
     truth = batch.cameras.project(points[:, None].expand(-1, 2, -1, -1, -1), task.clip.size)
     inside = truth.visible

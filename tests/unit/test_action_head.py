@@ -48,15 +48,17 @@ def test_an_untrained_head_returns_the_geometric_decode(name: str):
     canvas = task.training_canvas(batch, plan("policy"))
     images = task.decode_segments(canvas, canvas.clean, kinds=(Kind.ACTION,))
     assert list(images) == [Kind.ACTION]
-    read = task.decode_actions(images[Kind.ACTION], batch.cameras, batch.observation)
+    made = task.generated(canvas, canvas.clean, images[Kind.ACTION], batch.cameras, batch.observation)
+    read = made.geometric
     assert read.valid.any()
-    corrected = task.correct(canvas, canvas.clean, read, batch.cameras, batch.observation)
+    corrected = task.ladder["head"].read(made)
     known = read.valid
     torch.testing.assert_close(corrected.actions[known][:, :7], read.actions[known][:, :7], atol=1e-5, rtol=0)
     assert bool(corrected.valid.all())
     assert bool(corrected.position_std.isnan().all())
-    lost = replace(read, actions=torch.full_like(read.actions, torch.nan), valid=torch.zeros_like(read.valid))
-    held = task.correct(canvas, canvas.clean, lost, batch.cameras, batch.observation).actions
+    lost = replace(made, images=torch.full_like(made.images, -1))
+    assert not lost.geometric.valid.any()
+    held = task.ladder["head"].read(lost).actions
     torch.testing.assert_close(held[..., :3], batch.actions[:, :1, :3].expand(-1, 9, -1), atol=1e-5, rtol=0)
 
 
@@ -97,11 +99,14 @@ def test_the_geometric_decoder_can_act_beside_a_head():
     task = PolicyControl(backbone_of(), CLIP, action_head=head, decoder="geometric", sampling_steps=1).eval()
     bare = PolicyControl(backbone_of(), CLIP, sampling_steps=1).eval()
     observation = batch_of().observation
+    assert list(task.by_decoder()) == ["head"]
+    assert not task.by_decoder(knows_std=True)
     told = task.predict_action(observation)
     torch.testing.assert_close(told.actions, bare.predict_action(observation).actions, equal_nan=True)
     task.decoder = "head"
     chunk = task.predict_action(observation)
     assert bool(chunk.valid.all())
+    assert list(task.by_decoder()) == list(task.by_decoder(knows_std=True)) == ["geometric"]
     assert told.position_std is not None
     assert chunk.position_std is None  # so that a limit on it is refused instead of holding every pose
 
@@ -110,13 +115,12 @@ def test_observations_need_not_be_decoded_to_act():
     task = JointGeneration(backbone_of(), CLIP, sampling_steps=1).eval()
     observation = batch_of().observation
     whole = task.predict_action(observation)
-    task.decode_observation = False
-    part = task.predict_action(observation)
+    part = task.act(observation, "geometric")
     torch.testing.assert_close(part.actions, whole.actions, equal_nan=True)
     assert (set(whole.imagined), set(part.imagined)) == ({"action_images", "observation"}, {"action_images"})
 
 
 @pytest.mark.parametrize("options", [{"decoder": "head"}, {"freeze_backbone": True}])
 def test_what_needs_a_head_says_so(options: dict):
-    with pytest.raises(ValueError, match="needs an action_head"):
+    with pytest.raises(ValueError, match="action_head"):
         PolicyControl(backbone_of(), CLIP, **options)

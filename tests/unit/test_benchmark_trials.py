@@ -94,6 +94,36 @@ def test_every_benchmark_file_gives_trials(path):
     assert tasks == set(data.benchmark.protocol.tasks or data.benchmark.simulator.tasks())
 
 
+class TwoReadings(Expert):
+    """Acts as the expert does, and can read its actions as holding still."""
+
+    def by_decoder(self, knows_std):
+        return {} if knows_std else {"head": HoldStill()}
+
+
+class Told(FixedPolicy):
+    """Passes the readings on too."""
+
+    def by_decoder(self, knows_std):
+        return self.policy.by_decoder(knows_std)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_every_reading_of_a_policy_is_an_arm(tmp_path, asked):
+    data = TrialDataModule(
+        Benchmark(SIMULATOR, PROTOCOL, parallel=2),
+        CLIP,
+        out=tmp_path,
+        record=0,
+        references=False,
+        decoders=asked,
+    )
+    Trainer(logger=False, **QUIET).test(Told(TwoReadings(SIMULATOR), CLIP), datamodule=data, verbose=False)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["mean"] == ({"policy": 1.0, "head": 0.0} if asked else {"policy": 1.0})
+    assert ("learned action head" in (tmp_path / "report.html").read_text()) == asked
+
+
 def test_trials_are_for_testing_only():
     data = TrialDataModule(Benchmark(SIMULATOR, PROTOCOL), CLIP)
     with pytest.raises(ValueError, match="no data to fit"):
