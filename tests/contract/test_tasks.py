@@ -1,0 +1,96 @@
+"""Every task keeps the contract; a new one is found in the package by its class."""
+
+import pkgutil
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+
+import tasks
+from ai_wam.cameras import Cameras
+from ai_wam.canvas import Kind, plan
+from ai_wam.cli.configs import instantiate
+from ai_wam.types import Batch, Clip, Policy
+from backbones.base import VideoBackbone
+from tasks.base import WorldActionTask
+
+CLIP = Clip(frames=9, size=(32, 32), views=("front", "side"))
+
+
+def found() -> list[type[WorldActionTask]]:
+    for module in pkgutil.iter_modules(tasks.__path__):
+        import_module(f"tasks.{module.name}")
+    return sorted(WorldActionTask.__subclasses__(), key=lambda kind: kind.__name__)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> VideoBackbone:
+    torch.manual_seed(0)
+    return instantiate("configs/backbone/wan-tiny.yaml", VideoBackbone)
+
+
+@pytest.fixture(params=found(), ids=lambda kind: kind.__name__)
+def task(request: pytest.FixtureRequest, backbone: VideoBackbone) -> WorldActionTask:
+    return request.param(backbone, CLIP, sampling_steps=1)
+
+
+@pytest.fixture(scope="module")
+def clips() -> Batch:
+    """Two clips of a tool that moves in front of two cameras."""
+    rows, frames = 2, CLIP.frames
+    g = torch.Generator().manual_seed(0)
+    k = torch.tensor([[30.0, 0, 16], [0, 30.0, 16], [0, 0, 1]]).expand(rows, 2, frames, 3, 3)
+    poses = torch.eye(4).repeat(rows, 2, frames, 1, 1)
+    poses[:, 1] = torch.tensor([[0.0, 0, -1, 1], [0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 1]])
+    actions = torch.tensor([0.0, 0, 1, 0, 0, 0, 1, 1]).repeat(rows, frames, 1)
+    actions[:, :, :3] += 0.1 * torch.randn(rows, frames, 3, generator=g)
+    known = torch.ones(rows, frames, dtype=torch.bool)
+    return Batch(
+        video=torch.rand(rows, 2, 3, frames, *CLIP.size, generator=g) * 2 - 1, cameras=Cameras(k, poses),
+        view_mask=torch.ones(rows, 2, dtype=torch.bool), video_valid=known, recorded=known, actions=actions,
+        action_valid=known, prompts=("reach the red ball", "reach the blue ball"), keys=("one", "other"),
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def without_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WorldActionTask, "log", lambda *_, **__: None)
+
+
+def test_the_tasks_of_the_method_are_found():
+    assert {"PolicyControl", "JointGeneration", "ActionLabeling"} <= {kind.__name__ for kind in found()}
+
+
+def test_acts_within_the_policy_protocol(task: WorldActionTask, clips: Batch):
+    assert isinstance(task, Policy)
+    chunk = task.eval().predict_action(clips.observation)
+    again = task.predict_action(clips.observation)
+    assert chunk.actions.shape == (len(clips.keys), CLIP.frames - 1, 8)
+    assert chunk.valid.shape == chunk.confidence.shape == chunk.actions.shape[:2]
+    assert chunk.dt == pytest.approx(CLIP.seconds_per_frame)
+    assert torch.equal(chunk.imagined["action_images"], again.imagined["action_images"])
+
+
+def test_one_set_of_weights_serves_every_task(task: WorldActionTask, backbone: VideoBackbone):
+    for kind in found():
+        told = kind(backbone, CLIP).load_state_dict(task.state_dict(), strict=True)
+        assert (told.missing_keys, told.unexpected_keys) == ([], [])
+
+
+def test_trains_by_its_own_plans_and_without_recorded_actions(task: WorldActionTask, clips: Batch):
+    lost = torch.zeros_like(clips.action_valid)
+    for batch in (clips, replace(clips, actions=torch.zeros_like(clips.actions), action_valid=lost)):
+        loss = task.training_step(batch, 0)
+        assert loss.isfinite()
+        loss.backward()
+        assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
+
+
+def test_imagines_by_every_plan_it_is_trained_on(task: WorldActionTask, clips: Batch):
+    for name in task.default_plans:
+        videos = task.imagine(clips, plan(name))
+        kinds = {segment.kind for segment in plan(name).segments(2, 3)}
+        assert set(videos) == kinds
+        for kind in kinds - {Kind.VIDEO}:
+            assert videos[kind].shape == clips.video.shape
