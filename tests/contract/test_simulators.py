@@ -1,6 +1,6 @@
 """Every simulator of the shipped benchmarks keeps the contract; a new one is found by its YAML.
 
-RLBench runs through its real server process over the double of RLBench's names, since CoppeliaSim is not here.
+RLBench runs through its real server process over the double of its names, since CoppeliaSim is not here.
 """
 
 import copy
