@@ -20,6 +20,7 @@ class Stream(IntEnum):
     PASS = 0
     EPOCH = 1
     SAMPLE = 2
+    EPISODE = 3
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
