@@ -68,6 +68,15 @@ class ShardSet(ShardFolder):
         """
         return self._headers.get(index, lambda: self._read_header(index))
 
+    def captions(self, episodes: int | None = None) -> set[str]:
+        """All phrasings of the episodes, or of so many of them at most, evenly spread.
+
+        Raises:
+            ShardError: a shard is damaged.
+        """
+        every = 1 if episodes is None else -(-len(self) // episodes)
+        return {text for index in range(0, len(self), every) for text in self.header(index).instructions}
+
     def images(self, index: int, view: str, frames: Sequence[int]) -> UInt8[np.ndarray, "t h w 3"]:
         """Pictures of some frames of episode `index`, of which only their packets are read.
 

@@ -117,11 +117,8 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def captions(self, episodes: int = 2000) -> list[str]:
         """Phrasings of the training episodes, of so many of them at most, evenly spread over each folder."""
-        found: set[str] = set()
-        for source in self._ready(self._train, "train").sets:
-            for index in range(0, len(source), -(-len(source) // episodes)):
-                found.update(source.header(index).instructions)
-        return sorted(found)
+        sets = self._ready(self._train, "train").sets
+        return sorted(set().union(*(source.captions(episodes) for source in sets)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Random windows, without replacement within a pass; goes on where a checkpoint says.
