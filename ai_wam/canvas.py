@@ -238,7 +238,7 @@ def build_canvas(
         latent_frames = known.shape[3]
     views = view_mask.shape[1]
     segments = tuple(_fitted(each, spec, latent_frames) for each in plan.segments(views, latent_frames))
-    rays = _latent_rays(cameras, spec, size, latent_frames)
+    rays = latent_rays(cameras, spec, size, latent_frames)
     calibrated = cameras.world_from_camera.isfinite().flatten(2).all(dim=2)  # b v
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for segment in segments:
@@ -305,7 +305,7 @@ def _segment_latents(segment: Segment, first: Tensor, whole: Tensor | None, plan
     return torch.cat([first, whole[:, :, 1 : segment.length]], dim=2)
 
 
-def _latent_rays(
+def latent_rays(
     cameras: Cameras, spec: LatentSpec, size: tuple[int, int], latent_frames: int
 ) -> Float[Tensor, "b v 6 tl h w"]:
     """Pluecker rays at the latent grid's cell centres, in the frame of view 0 at time 0.

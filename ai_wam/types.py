@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ai_wam.cameras import Cameras, CropResize
 from ai_wam.files import AnyPath
+from ai_wam.labels import Labels
 from ai_wam.movable import Movable, is_blank
 
 
@@ -161,6 +162,7 @@ class Episode:
         instructions: phrasings of what was to be done, at least one (the empty string where none is known).
         hz: frames per second of the recording.
         provenance: where it comes from (JSON values): source, task, variation, seed, licence ...
+        labels: how sure a model is of actions that it read off the pictures; None for measured actions.
     """
 
     key: str
@@ -168,6 +170,7 @@ class Episode:
     instructions: tuple[str, ...]
     hz: float
     provenance: Mapping[str, Any]
+    labels: Labels | None = None
 
 
 @dataclass(frozen=True)

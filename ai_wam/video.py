@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import groupby
 from math import ceil, sqrt
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import av
 import numpy as np
@@ -146,8 +146,25 @@ def write_video(frames: Iterable[np.ndarray], hz: float, encoding: VideoEncoding
     return writer.finish()
 
 
-def iterate_video(source: bytes | str, begin: float = 0.0) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Every RGB frame of a video file (bytes, or a path), in order, from `begin` seconds on."""
+@runtime_checkable
+class OpenFile(Protocol):
+    """What FFmpeg needs of an open file, on this machine or in a store."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """So many bytes; all that are left for -1."""
+        ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to a place."""
+        ...
+
+    def tell(self) -> int:
+        """The place."""
+        ...
+
+
+def iterate_video(source: bytes | str | OpenFile, begin: float = 0.0) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Every RGB frame of a video file (bytes, a path, or an open file), in order, from `begin` seconds on."""
     with av.open(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"

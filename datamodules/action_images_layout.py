@@ -18,7 +18,6 @@ import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,17 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from ai_wam.video import VideoEncoding, VideoWriter
+from datamodules.episode_members import npy
 from datamodules.reading import check_finite, check_stride, numbered, read_json
 from datamodules.rlbench_demos import opencv_cameras, read_phrasings
 from datamodules.video_files import VideoFile
+from datamodules.view_names import Views, chosen_views
 
 EVERY, HZ = 4, 20.0  # steps per picture and steps per second of the release
-_DESCRIPTIONS, _CAMERAS, _VIDEO = "variation_descriptions.pkl", "camera_params.json", Path("rgb", "video.mp4")
+_DESCRIPTIONS, _CAMERAS, _VIDEO = "variation_descriptions.pkl", "camera_params.json", "rgb/video.mp4"
 _ACTIONS, _KEY_FRAMES, _NAMES = "actions.npy", "key_frames.npy", "camera_names.json"
 RELEASED = "released"  # in the provenance: what the other way needs
 _SAME_ACTION = 2e-3  # shards round to float32 and correct quaternions by up to 1e-3
@@ -51,7 +53,7 @@ class ActionImagesLayout:
     def __init__(
         self,
         path: str,
-        views: Mapping[str, str] | None = None,
+        views: Views = None,
         every: int | None = None,
         stride: int = 1,
         hz: float = HZ,
@@ -60,8 +62,8 @@ class ActionImagesLayout:
 
         Args:
             path: the folder that holds one folder per task.
-            views: what to call which camera, such as {view0: front}; others are left out. All, under the
-                names in camera_names.json or else their folders', if left out.
+            views: folders of cameras such as view0, or names for them, such as {view0: front}; others are
+                left out. All, under the names in camera_names.json or else their folders', if left out.
             every: actions per picture; found from the lengths if left out.
             stride: take every so manieth picture.
             hz: actions per second.
@@ -71,8 +73,8 @@ class ActionImagesLayout:
         """
         check_stride(stride, hz)
         self.path, self.views, self.every, self.stride, self.hz = path, views, every, stride, hz
-        self._folders = sorted(
-            Path(path).glob("*/variation*/episodes/episode*"),
+        self._folders: list[AnyPath] = sorted(
+            as_path(path).glob("*/variation*/episodes/episode*"),
             key=lambda folder: [numbered(part) for part in (folder.parents[2], folder.parents[1], folder)],
         )
         if not self._folders:
@@ -87,7 +89,7 @@ class ActionImagesLayout:
         folder = self._folders[index]
         variation, task = folder.parents[1], folder.parents[2].name
         actions, views = _read_actions(folder / _ACTIONS), self._views(folder)
-        tracks = {name: _Track.read(view, len(actions), self.every) for name, view in views}
+        tracks = {name: _Track.read(view, len(actions), self.every) for name, view in views.items()}
         every = _one_rate(folder, tracks)
         provenance = {
             "source": "action_images_layout",
@@ -96,7 +98,7 @@ class ActionImagesLayout:
             "episode": folder.name,
         }
         if self.stride == 1:
-            provenance[RELEASED] = _released(folder, every, dict(views))
+            provenance[RELEASED] = _released(folder, every, views)
         return Episode(
             f"{task}-{variation.name}-{folder.name}",
             _frames(tracks, actions[::every], self.stride, self.hz / every / self.stride),
@@ -105,16 +107,12 @@ class ActionImagesLayout:
             provenance,
         )
 
-    def _views(self, folder: Path) -> list[tuple[str, Path]]:
-        """Name and folder of each camera, in the order of the folders' numbers."""
-        there = {view.name: view for view in sorted(folder.glob("view*"), key=numbered)}
+    def _views(self, folder: AnyPath) -> dict[str, AnyPath]:
+        """Folder of each camera by our name, in the order of the folders' numbers."""
+        there = [view.name for view in sorted(folder.glob("view*"), key=numbered)]
         named = read_json(folder / _NAMES) if (folder / _NAMES).exists() else {}
-        wanted = {name: named.get(name, name) for name in there} if self.views is None else dict(self.views)
-        if not wanted or not set(wanted) <= set(there):
-            raise ValueError(
-                f"{folder} has cameras {sorted(there)}, views names {sorted(wanted)}; change views"
-            )
-        return [(name, there[view]) for view, name in wanted.items()]
+        chosen = chosen_views(self.views, {name: named.get(name, name) for name in there}, folder)
+        return {ours: folder / name for name, ours in chosen.items()}
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class _Track:
     every: int
 
     @classmethod
-    def read(cls, folder: Path, steps: int, every: int | None) -> "_Track":
+    def read(cls, folder: AnyPath, steps: int, every: int | None) -> "_Track":
         video = VideoFile.open(folder / _VIDEO)
         every = every or _rate(video, steps)
         if every * (video.frames - 1) >= steps:
@@ -148,16 +146,17 @@ def _rate(video: VideoFile, steps: int) -> int:
     )
 
 
-def _one_rate(folder: Path, tracks: Mapping[str, _Track]) -> int:
+def _one_rate(folder: AnyPath, tracks: Mapping[str, _Track]) -> int:
     lengths = {name: track.video.frames for name, track in tracks.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{folder}: the videos have {lengths} pictures; copy the episode again")
     return next(iter(tracks.values())).every
 
 
-def _read_actions(path: Path) -> Float[np.ndarray, "t 8"]:
+def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"]:
     try:
-        actions = np.load(path, allow_pickle=False)
+        with path.open("rb") as stream:
+            actions = np.load(stream, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} cannot be read ({error}); copy the episode again") from error
     if actions.ndim != 2 or actions.shape[1] != 8 or not len(actions):
@@ -168,7 +167,7 @@ def _read_actions(path: Path) -> Float[np.ndarray, "t 8"]:
     return np.asarray(actions, dtype=np.float64)
 
 
-def _read_cameras(path: Path, pictures: int, steps: int, every: int) -> Cameras:
+def _read_cameras(path: AnyPath, pictures: int, steps: int, every: int) -> Cameras:
     """The camera at each picture; keys are numbers of pictures or of steps, padded with zeros or not."""
     entries = read_json(path)
     by_number = {int(key): value for key, value in entries.items() if key.isdecimal()}
@@ -209,7 +208,7 @@ def _frames(
         yield Frame(views, actions[at], number / hz)
 
 
-def _released(folder: Path, every: int, views: Mapping[str, Path]) -> dict[str, Any]:
+def _released(folder: AnyPath, every: int, views: Mapping[str, AnyPath]) -> dict[str, Any]:
     """JSON values from which `ActionImagesWriter` writes the same files again; arrays as .npy in base64."""
     kept: dict[str, Any] = {"views": {name: view.name for name, view in views.items()}}
     if every > 1:
@@ -232,10 +231,10 @@ class ActionImagesWriter:
     number where that is free.
     """
 
-    def __init__(self, folder: Path, encoding: VideoEncoding) -> None:
+    def __init__(self, folder: AnyPath, encoding: VideoEncoding) -> None:
         self.folder, self.encoding = folder, encoding
         self._variations: dict[tuple[str, tuple[str, ...]], int] = {}
-        self._counts: dict[Path, int] = {}
+        self._counts: dict[AnyPath, int] = {}
 
     def write(self, episode: Episode) -> None:
         """Append an episode.
@@ -256,7 +255,7 @@ class ActionImagesWriter:
     def close(self) -> None:
         """Nothing is left to write."""
 
-    def _variation(self, episode: Episode) -> Path:
+    def _variation(self, episode: Episode) -> AnyPath:
         task = str(episode.provenance.get("task", "task"))
         used = {number for (name, _), number in self._variations.items() if name == task}
         own = episode.provenance.get("variation")
@@ -268,7 +267,7 @@ class ActionImagesWriter:
         return folder
 
 
-def _write_episode(folder: Path, episode: Episode, encoding: VideoEncoding) -> None:
+def _write_episode(folder: AnyPath, episode: Episode, encoding: VideoEncoding) -> None:
     actions: list[np.ndarray] = []
     every = 1 if _kept_array(episode, _ACTIONS) is not None else EVERY  # a picture at so many frames
     videos: dict[str, VideoWriter] = {}
@@ -288,13 +287,14 @@ def _write_episode(folder: Path, episode: Episode, encoding: VideoEncoding) -> N
     folders = _view_folders(episode, list(videos))
     for name, video in videos.items():
         place = folder / folders[name]
-        (place / _VIDEO).parent.mkdir(parents=True)
+        (place / _VIDEO).parent.mkdir(parents=True, exist_ok=True)
         (place / _VIDEO).write_bytes(video.finish())
         (place / _CAMERAS).write_text(json.dumps(cameras[name]))
     (folder / _NAMES).write_text(json.dumps({folders[name]: name for name in videos}))
     steps, key_frames = _all_steps(episode, np.stack(actions)), _kept_array(episode, _KEY_FRAMES)
-    np.save(folder / _ACTIONS, steps)
-    np.save(folder / _KEY_FRAMES, _key_frames(steps[:, 7].tolist()) if key_frames is None else key_frames)
+    (folder / _ACTIONS).write_bytes(npy(steps))
+    key_frames = _key_frames(steps[:, 7].tolist()) if key_frames is None else key_frames
+    (folder / _KEY_FRAMES).write_bytes(npy(key_frames))
 
 
 def _all_steps(episode: Episode, actions: Float[np.ndarray, "t 8"]) -> Float[np.ndarray, "n 8"]:

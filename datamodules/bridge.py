@@ -12,18 +12,19 @@ a lost calibration.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from datamodules.calibration import Calibration
-from datamodules.reading import check_finite, check_stride, numbered, read_json, read_picture
+from datamodules.reading import by_numbers, check_finite, check_stride, numbered, read_json, read_picture
 from datamodules.rotations import euler_xyz, to_quaternion
 from datamodules.safe_pickle import load_pickle
+from datamodules.view_names import Views, as_called, chosen_views
 
 HZ = 5.0
 _DOWN = np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # the tool's axes where all angles are zero
@@ -44,7 +45,7 @@ class Bridge:
     def __init__(
         self,
         path: str,
-        views: Sequence[str] | None = None,
+        views: Views = None,
         cameras: str = "cameras.json",
         slack: int = 0,
         stride: int = 1,
@@ -53,7 +54,8 @@ class Bridge:
 
         Args:
             path: any folder above the dated ones.
-            views: such as images0; all that a trajectory has if left out.
+            views: such as images0, or names for them, such as {images0: front}; all that a trajectory has if
+                left out.
             cameras: name of the side file in a trajectory's folder.
             slack: pictures by which a view may have more or fewer than there are states; the end is cut.
             stride: take every so manieth frame.
@@ -63,8 +65,11 @@ class Bridge:
         """
         check_stride(stride, HZ)
         self.path, self.views, self.cameras, self.slack, self.stride = path, views, cameras, slack, stride
-        found = (file.parent for file in Path(path).glob(f"**/raw/traj_group*/traj*/{_STATES}"))
-        self._folders = sorted(found, key=lambda folder: [numbered(Path(part)) for part in folder.parts])
+        self._root = as_path(path)
+        found = (file.parent for file in self._root.glob(f"**/raw/traj_group*/traj*/{_STATES}"))
+        self._folders: list[AnyPath] = sorted(
+            found, key=lambda folder: [by_numbers(part) for part in folder.parts]
+        )
         if not self._folders:
             raise ValueError(
                 f"{path} holds no trajectories; expected .../<date>/raw/traj_group<N>/traj<M>/{_STATES}"
@@ -75,10 +80,11 @@ class Bridge:
 
     def __getitem__(self, index: int) -> Episode:
         folder = self._folders[index]
-        place = folder.relative_to(self.path).as_posix()
+        place = "/".join(folder.parts[len(self._root.parts) :])
         actions = _read_actions(folder / _STATES)
-        pictures = {name: self._pictures(folder / name, len(actions)) for name in self._views(folder)}
-        cameras = self._read_cameras(folder, pictures)
+        views = self._views(folder)
+        pictures = {ours: self._pictures(folder / name, len(actions)) for name, ours in views.items()}
+        cameras = self._read_cameras(folder, views, pictures)
         numbers = range(0, min([len(actions), *map(len, pictures.values())]), self.stride)
         session = folder.parents[2]  # the dated folder
         digest = hashlib.sha256(place.encode()).hexdigest()[:8]  # names repeat from session to session
@@ -90,14 +96,11 @@ class Bridge:
             {"source": "bridge", "path": place, "calibrated": sorted(cameras)},
         )
 
-    def _views(self, folder: Path) -> list[str]:
+    def _views(self, folder: AnyPath) -> dict[str, str]:
         there = [view.name for view in sorted(folder.glob("images[0-9]*"), key=numbered)]
-        wanted = there if self.views is None else list(self.views)
-        if not wanted or not set(wanted) <= set(there):
-            raise ValueError(f"{folder} has pictures of {there}, views asks for {wanted}; change views")
-        return wanted
+        return chosen_views(self.views, as_called(there), folder)
 
-    def _pictures(self, folder: Path, states: int) -> list[Path]:
+    def _pictures(self, folder: AnyPath, states: int) -> list[AnyPath]:
         """A view's files, in order and without a gap."""
         files = sorted((f for f in folder.glob("im_*") if f.suffix in (".jpg", ".png")), key=numbered)
         gaps = [n for n, file in enumerate(files) if file.stem != f"im_{n}"]
@@ -113,28 +116,31 @@ class Bridge:
             )
         return files
 
-    def _read_cameras(self, folder: Path, pictures: Mapping[str, list[Path]]) -> dict[str, Calibration]:
-        """The views that somebody calibrated."""
+    def _read_cameras(
+        self, folder: AnyPath, views: Mapping[str, str], pictures: Mapping[str, list[AnyPath]]
+    ) -> dict[str, Calibration]:
+        """The views that somebody calibrated, by our names; the file has the layout's."""
         path = folder / self.cameras
         if not path.exists():
             return {}
         entries, found = read_json(path), {}
-        for name in (name for name in pictures if name in entries):
-            at = f"{path}, camera {name!r}"
-            found[name] = Calibration.read(entries[name], at)
-            first = pictures[name][0]
-            height, width = read_picture(first).shape[:2]
-            found[name].check_size(first.name, (height, width), at)
-            for what, length in found[name].lengths(name).items():
-                if length < len(pictures[name]):
+        for name, ours in views.items():
+            if name not in entries:
+                continue
+            at, files = f"{path}, camera {name!r}", pictures[ours]
+            found[ours] = Calibration.read(entries[name], at)
+            height, width = read_picture(files[0]).shape[:2]
+            found[ours].check_size(files[0].name, (height, width), at)
+            for what, length in found[ours].lengths(name).items():
+                if length < len(files):
                     raise ValueError(
-                        f"{path}: {what} has {length} matrices for {len(pictures[name])} pictures; give one, "
-                        "or one per picture"
+                        f"{path}: {what} has {length} matrices for {len(files)} pictures; give one, or one "
+                        "per picture"
                     )
         return found
 
 
-def _read_actions(path: Path) -> Float[np.ndarray, "t 8"]:
+def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"]:
     content: Any = load_pickle(path)
     state = content.get("full_state") if isinstance(content, dict) else None
     try:
@@ -152,7 +158,7 @@ def _read_actions(path: Path) -> Float[np.ndarray, "t 8"]:
     return np.concatenate([states[:, :3], to_quaternion(rotations, "matrix", str(path)), openness], axis=1)
 
 
-def _instructions(path: Path) -> tuple[str, ...]:
+def _instructions(path: AnyPath) -> tuple[str, ...]:
     """Phrasings; a trajectory without any has no file."""
     if not path.exists():
         return ("",)
@@ -161,7 +167,7 @@ def _instructions(path: Path) -> tuple[str, ...]:
 
 
 def _frames(
-    pictures: Mapping[str, list[Path]],
+    pictures: Mapping[str, list[AnyPath]],
     cameras: Mapping[str, Calibration],
     actions: Float[np.ndarray, "t 8"],
     numbers: range,

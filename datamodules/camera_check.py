@@ -3,7 +3,6 @@
 import csv
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict
     """
     shards = (as_path(recordings) / INDEX).is_file()
     source: EpisodeSource = ShardSet(recordings) if shards else FolderSource(recordings)
-    points = {} if seen is None else read_points(Path(seen))
+    points = {} if seen is None else read_points(as_path(seen))
     keys = {key for key, _, _ in points}
     distances: dict[str, list[float]] = defaultdict(list)
     left = dict(points)
@@ -59,7 +58,7 @@ def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict
     return dict(distances)
 
 
-def read_points(path: Path) -> dict[tuple[str, str, int], tuple[float, float]]:
+def read_points(path: AnyPath) -> dict[tuple[str, str, int], tuple[float, float]]:
     """The CSV of seen points.
 
     Raises:

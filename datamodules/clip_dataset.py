@@ -1,6 +1,7 @@
 """Windows of recorded episodes as samples, and samples as a `Batch`."""
 
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -59,8 +60,8 @@ class ClipDataset(Dataset["Sample | None"]):
             sets: folders of shards.
             windows: how windows are cut.
             decode: "first" decodes the window's first frame only: enough where the future is not looked at.
-            views_per_sample: draw so many of the clip's views per sample, in the clip's order; all if left
-                out.
+            views_per_sample: draw so many of the clip's views, in the clip's order: for every sample where
+                windows are dense, else for every episode, by its key alone; all if left out.
             on_error: "skip" leaves damaged samples out, counts and reports them.
             seed: of the drawn phrasings and views.
             caches: of every folder, one that fits; pictures are then not decoded. None for pictures.
@@ -130,7 +131,7 @@ class ClipDataset(Dataset["Sample | None"]):
         frames = self.windows.frames(entry, here)
         draw = generator(self.seed, Stream.SAMPLE, number)
         prompt = header.instructions[int(draw.integers(len(header.instructions)))]
-        names = self._choose_views(entry, draw)
+        names = self._choose_views(entry, draw if self.windows.dense else self._of_episode(entry))
         encoded: Mapping[str, Tensor] = {}
         if self.caches:
             every_view = self.views == len(self.clip.views)
@@ -149,6 +150,9 @@ class ClipDataset(Dataset["Sample | None"]):
             key=f"{entry.key}@{frames[0]}",
             encoded=encoded,
         )
+
+    def _of_episode(self, entry: EpisodeEntry) -> np.random.Generator:
+        return generator(self.seed, Stream.EPISODE, zlib.crc32(entry.key.encode()))
 
     def _choose_views(self, entry: EpisodeEntry, draw: np.random.Generator) -> list[str | None]:
         """The sample's views; None where the recording lacks one."""

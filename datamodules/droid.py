@@ -13,7 +13,6 @@ The recorded pose is the arm's end, not the finger tips: `tool_offset` moves it.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from datamodules.droid_calibration import (
     Limits,
@@ -34,6 +34,7 @@ from datamodules.droid_calibration import (
 from datamodules.reading import check_finite, check_stride, read_json
 from datamodules.rotations import pose_from_xyz_euler, to_quaternion
 from datamodules.video_files import VideoFile
+from datamodules.view_names import Views, as_called, chosen_views
 
 VIEWS = ("wrist", "ext1", "ext2")
 HZ = 15.0
@@ -71,7 +72,7 @@ class Droid:
         self,
         path: str,
         annotations: str | None = None,
-        views: Sequence[str] | None = None,
+        views: Views = None,
         outcomes: Sequence[str] = ("success",),
         tool_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
         intrinsics_size: tuple[int, int] = (720, 1280),
@@ -84,7 +85,8 @@ class Droid:
         Args:
             path: the folder that holds one folder per lab.
             annotations: folder of the files published later; recorded calibrations alone if left out.
-            views: of wrist, ext1, ext2; all that a recording has if left out.
+            views: of wrist, ext1, ext2, or names for them, such as {ext1: front}; all that a recording has if
+                left out.
             outcomes: success, failure.
             tool_offset: from the arm's end to the tool centre point, metres, in the tool's axes.
             intrinsics_size: height and width that published intrinsics are for.
@@ -104,9 +106,10 @@ class Droid:
         self.intrinsics_size, self.limits = tuple(intrinsics_size), limits or Limits()
         if views is not None and (not views or not set(views) <= set(VIEWS)):
             raise ValueError(f"views is {list(views)}; choose of {list(VIEWS)}")
-        if annotations is not None and not Path(annotations).is_dir():
+        self._annotations = None if annotations is None else as_path(annotations)
+        if self._annotations is not None and not self._annotations.is_dir():
             raise ValueError(f"annotations: {annotations} is not a folder; correct it, or leave it out")
-        found = [file for name in outcomes for file in Path(path).glob(f"*/{name}/*/*/metadata_*.json")]
+        found = [file for name in outcomes for file in as_path(path).glob(f"*/{name}/*/*/metadata_*.json")]
         self._files = sorted(found)
         if not found:
             raise ValueError(
@@ -119,11 +122,13 @@ class Droid:
     def __getitem__(self, index: int) -> Episode:
         metadata = _read_metadata(self._files[index])
         folder, uuid = self._files[index].parent, str(metadata["uuid"])
-        trajectory = _Trajectory.read(folder / "trajectory.h5", self._serials(folder, metadata))
+        there = _serials(folder, metadata)
+        names = chosen_views(self.views, as_called(list(there)), folder / "recordings" / "MP4")
+        trajectory = _Trajectory.read(folder / "trajectory.h5", {name: there[name] for name in names})
         tool = pose_from_xyz_euler(trajectory.arm)
         tool[:, :3, 3] += tool[:, :3, :3] @ np.array(self.tool_offset)
         tracks = {
-            name: self._track(name, serial, folder, uuid, trajectory, tool)
+            names[name]: self._track(name, serial, folder, uuid, trajectory, tool)
             for name, serial in trajectory.serials.items()
         }
         actions = _actions(trajectory, tool)
@@ -138,21 +143,9 @@ class Droid:
             {"source": "droid", **provenance, "calibration": verdicts},
         )
 
-    def _serials(self, folder: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
-        """Serial number by view, of the views that are wanted and there."""
-        serials = {name: str(metadata.get(f"{name}_cam_serial") or "") for name in VIEWS}
-        there = [n for n in VIEWS if serials[n] and (folder / f"recordings/MP4/{serials[n]}.mp4").exists()]
-        wanted = there if self.views is None else list(self.views)
-        if not wanted or not set(wanted) <= set(there):
-            raise ValueError(
-                f"{folder / 'recordings' / 'MP4'} has the left videos of {there}, views asks for {wanted}; "
-                "copy the recording again, or change views"
-            )
-        return {name: serials[name] for name in wanted}
-
     def _instructions(self, metadata: Mapping[str, Any]) -> tuple[str, ...]:
         """The published phrasings, else what the operator was told to do."""
-        if self.annotations is not None and (found := phrasings(Path(self.annotations), metadata["uuid"])):
+        if self._annotations is not None and (found := phrasings(self._annotations, metadata["uuid"])):
             return found
         return (str(metadata.get("current_task") or ""),)
 
@@ -160,7 +153,7 @@ class Droid:
         self,
         name: str,
         serial: str,
-        folder: Path,
+        folder: AnyPath,
         uuid: str,
         trajectory: "_Trajectory",
         tool: Float[np.ndarray, "t 4 4"],
@@ -189,15 +182,14 @@ class Droid:
         return _Track(video, cameras, verdict)
 
     def _published(self, uuid: str, serial: str) -> tuple[list[float], str] | None:
-        return None if self.annotations is None else corrected_pose(Path(self.annotations), uuid, serial)
+        return None if self._annotations is None else corrected_pose(self._annotations, uuid, serial)
 
     def _intrinsics(
         self, name: str, uuid: str, serial: str, video: VideoFile, trajectory: "_Trajectory"
     ) -> Float[np.ndarray, "3 3"]:
         """K for the video's pictures: the published one, scaled, or the recorded one."""
-        known = (
-            None if self.annotations is None else published_intrinsics(Path(self.annotations), uuid, serial)
-        )
+        published = self._annotations
+        known = None if published is None else published_intrinsics(published, uuid, serial)
         k, size = (
             (trajectory.intrinsics.get(name), video.size) if known is None else (known, self.intrinsics_size)
         )
@@ -228,7 +220,7 @@ class _Trajectory:
         intrinsics: K of the views that have one recorded.
     """
 
-    path: Path
+    path: AnyPath
     serials: Mapping[str, str]
     arm: Float[np.ndarray, "t 6"]
     closed: Float[np.ndarray, "t"]
@@ -236,16 +228,16 @@ class _Trajectory:
     intrinsics: Mapping[str, np.ndarray]
 
     @classmethod
-    def read(cls, path: Path, serials: Mapping[str, str]) -> "_Trajectory":
+    def read(cls, path: AnyPath, serials: Mapping[str, str]) -> "_Trajectory":
         try:
-            with h5().File(path, "r") as file:
-                arm = _dataset(file, f"{_STATE}/cartesian_position", 6, None)
-                closed = _dataset(file, f"{_STATE}/gripper_position", 1, len(arm))[:, 0]
+            with path.open("rb") as stream, h5().File(stream, "r") as file:
+                arm = _dataset(file, path, f"{_STATE}/cartesian_position", 6, None)
+                closed = _dataset(file, path, f"{_STATE}/gripper_position", 1, len(arm))[:, 0]
                 names = {name: f"observation/camera_extrinsics/{s}_left" for name, s in serials.items()}
-                extrinsics = {name: _dataset(file, key, 6, len(arm)) for name, key in names.items()}
+                extrinsics = {name: _dataset(file, path, key, 6, len(arm)) for name, key in names.items()}
                 keys = {name: f"observation/camera_intrinsics/{s}_left" for name, s in serials.items()}
                 intrinsics = {
-                    name: _dataset(file, key, 9, None)[0].reshape(3, 3)
+                    name: _dataset(file, path, key, 9, None)[0].reshape(3, 3)
                     for name, key in keys.items()
                     if key in file
                 }
@@ -263,21 +255,27 @@ class _Track:
     verdict: Verdict
 
 
-def _dataset(file: Any, key: str, width: int, steps: int | None) -> Float[np.ndarray, "t w"]:
+def _serials(folder: AnyPath, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Serial number by view, of the views whose left video is there."""
+    serials = {name: str(metadata.get(f"{name}_cam_serial") or "") for name in VIEWS}
+    return {n: s for n, s in serials.items() if s and (folder / f"recordings/MP4/{s}.mp4").exists()}
+
+
+def _dataset(file: Any, path: AnyPath, key: str, width: int, steps: int | None) -> Float[np.ndarray, "t w"]:
     if key not in file:
-        raise ValueError(f"{file.filename} has no {key!r}; copy the recording again, or leave the view out")
+        raise ValueError(f"{path} has no {key!r}; copy the recording again, or leave the view out")
     values = np.asarray(file[key], dtype=np.float64)
     values = values.reshape(len(values), -1) if values.ndim else values.reshape(1, 1)
     if values.shape[1] != width or not len(values) or (steps is not None and len(values) != steps):
         raise ValueError(
-            f"{file.filename}, {key!r}: shape {values.shape}, expected {steps or 'some'} rows of {width} "
+            f"{path}, {key!r}: shape {values.shape}, expected {steps or 'some'} rows of {width} "
             "numbers; copy the recording again"
         )
-    check_finite(values, f"{file.filename}, {key!r}")
+    check_finite(values, f"{path}, {key!r}")
     return values
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
+def _read_metadata(path: AnyPath) -> dict[str, Any]:
     metadata = read_json(path)
     if not isinstance(metadata.get("uuid"), str):
         raise ValueError(f"{path} has no uuid, by which calibrations are found; copy the recording again")

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from ai_wam.cameras import Cameras
+from ai_wam.files import AnyPath
 from datamodules.reading import read_json
 
 _EXTRINSICS = ("cam2base_extrinsic_superset.json", "cam2base_extrinsics.json")  # better one first
@@ -68,11 +68,11 @@ class Verdict:
 
 
 @lru_cache(maxsize=8)  # files of up to 100 MB, asked for once per episode
-def _table(path: Path) -> dict[str, Any]:
+def _table(path: AnyPath) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def corrected_pose(folder: Path, uuid: str, serial: str) -> tuple[list[float], str] | None:
+def corrected_pose(folder: AnyPath, uuid: str, serial: str) -> tuple[list[float], str] | None:
     """The published pose of a left camera (x y z, roll pitch yaw) and the file's name, if there is one."""
     for name in _EXTRINSICS:
         entry = _table(folder / name).get(uuid, {})
@@ -82,7 +82,7 @@ def corrected_pose(folder: Path, uuid: str, serial: str) -> tuple[list[float], s
     return None
 
 
-def published_intrinsics(folder: Path, uuid: str, serial: str) -> Float[np.ndarray, "3 3"] | None:
+def published_intrinsics(folder: AnyPath, uuid: str, serial: str) -> Float[np.ndarray, "3 3"] | None:
     """K of a left camera from intrinsics.json, which lists fx, cx, fy, cy."""
     entry = _table(folder / "intrinsics.json").get(uuid, {}).get(serial)
     if entry is None:
@@ -96,7 +96,7 @@ def published_intrinsics(folder: Path, uuid: str, serial: str) -> Float[np.ndarr
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
 
-def phrasings(folder: Path, uuid: str) -> tuple[str, ...]:
+def phrasings(folder: AnyPath, uuid: str) -> tuple[str, ...]:
     """The annotations of an episode, in order."""
     entry = _table(folder / "droid_language_annotations.json").get(uuid, {})
     texts = [entry[key] for key in sorted(entry) if key.startswith("language_instruction")]

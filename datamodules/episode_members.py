@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.labels import Labels
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.depth import DepthWriter, depth_member
-from datamodules.shard_format import ACTIONS, CAMERAS, META, SCHEMA
+from datamodules.label_members import label_arrays
+from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, META, SCHEMA
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST_NAME = 100  # of a member in a plain (USTAR) tar
@@ -109,6 +111,8 @@ def encode_episode(episode: Episode, encoding: VideoEncoding) -> EpisodeMembers:
     )
     if (recorded := _stack_actions(actions.stack(), where)) is not None:
         files[ACTIONS] = npy(recorded)
+    if episode.labels is not None:
+        files[LABELS] = _labels(episode.labels, frames, where)
     views = {name: track.video.size for name, track in tracks.items()}
     files[META] = _meta(episode, frames, views, recorded is not None, where)
     return EpisodeMembers(episode.key, frames, float(episode.hz), views, files)
@@ -254,6 +258,14 @@ def _meta(
             f"{where}: views {sorted(views)} differ in case only, which WebDataset does not tell apart"
         )
     return text.encode()
+
+
+def _labels(labels: Labels, frames: int, where: str) -> bytes:
+    try:
+        labels.check(frames)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return _npz(label_arrays(labels))
 
 
 def npy(array: np.ndarray) -> bytes:

@@ -17,16 +17,17 @@ the camera moves.
 import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, View
-from ai_wam.video import VideoTable, iterate_video
 from datamodules.calibration import Calibration
 from datamodules.reading import check_hands, read_json
+from datamodules.video_files import VideoFile
+from datamodules.view_names import Views, as_called, chosen_views
 
 COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "openness")
 
@@ -34,17 +35,18 @@ COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "openness")
 class FolderSource:
     """The episodes of a folder in the layout above, in the order of their names."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, views: Views = None) -> None:
         """List the episodes.
 
         Args:
             path: the folder that holds one folder per episode.
+            views: cameras, such as front, or names for them, such as {cam0: front}; all if left out.
 
         Raises:
             ValueError: no such folder, or no episodes in it.
         """
-        self.path = path
-        root = Path(path)
+        self.path, self.views = path, views
+        root = as_path(path)
         self._folders = (
             sorted(f for f in root.iterdir() if f.is_dir() and f.name[0] != ".") if root.is_dir() else []
         )
@@ -63,11 +65,10 @@ class FolderSource:
         hz = meta.pop("hz", None)
         if isinstance(hz, bool) or not isinstance(hz, int | float) or not hz > 0:
             raise ValueError(f'{folder / "meta.json"}: "hz" is {hz!r}, expected frames per second above 0')
-        cameras = {
-            name: _Camera.read(name, folder, entry, float(hz))
-            for name, entry in read_json(folder / "cameras.json").items()
-        }
-        _check_videos(folder, cameras)
+        entries = read_json(folder / "cameras.json")
+        names = chosen_views(self.views, as_called(list(entries)), folder / "cameras.json")
+        cameras = {ours: _Camera.read(name, folder, entries[name], float(hz)) for name, ours in names.items()}
+        _check_videos(folder, entries)
         actions = _read_actions(folder / "actions.csv")
         _check_lengths(folder, cameras, actions)
         if actions is not None:
@@ -76,7 +77,7 @@ class FolderSource:
         provenance = {**meta, "source": "folder", "episode": folder.name}
         return Episode(
             folder.name,
-            _frames(folder, cameras, actions, float(hz)),
+            _frames(cameras, actions, float(hz)),
             _instructions(folder),
             float(hz),
             provenance,
@@ -85,28 +86,25 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class _Camera:
-    """One entry of cameras.json and the number of frames of its video."""
+    """One entry of cameras.json and its video."""
 
+    name: str
     calibration: Calibration
-    frames: int
+    video: VideoFile
 
     @classmethod
-    def read(cls, name: str, folder: Path, entry: Any, hz: float) -> "_Camera":
+    def read(cls, name: str, folder: AnyPath, entry: Any, hz: float) -> "_Camera":
         at = f"{folder / 'cameras.json'}, camera {name!r}"
         video = folder / f"{name}.mp4"
         calibration = Calibration.read(entry, at)
         if not video.exists():
             raise ValueError(f"{at}: its video {video} is missing; add it or remove the camera")
-        try:
-            table = VideoTable.of(video.read_bytes())
-            table.check_times(hz)
-        except ValueError as error:
-            raise ValueError(f"{video}: {error}; copy or record it again") from error
-        calibration.check_size(video.name, table.size, at)
-        return cls(calibration, len(table))
+        file = VideoFile.open(video, hz)
+        calibration.check_size(video.name, file.size, at)
+        return cls(name, calibration, file)
 
 
-def _check_videos(folder: Path, cameras: Mapping[str, _Camera]) -> None:
+def _check_videos(folder: AnyPath, cameras: Mapping[str, Any]) -> None:
     extra = sorted(path.name for path in folder.glob("*.mp4") if path.stem not in cameras)
     if not cameras or extra:
         raise ValueError(
@@ -116,12 +114,12 @@ def _check_videos(folder: Path, cameras: Mapping[str, _Camera]) -> None:
 
 
 def _check_lengths(
-    folder: Path, cameras: Mapping[str, _Camera], actions: Float[np.ndarray, "t 8"] | None
+    folder: AnyPath, cameras: Mapping[str, _Camera], actions: Float[np.ndarray, "t 8"] | None
 ) -> None:
     """All files must tell of the same frames."""
-    lengths = {f"{name}.mp4": camera.frames for name, camera in cameras.items()}
-    for name, camera in cameras.items():
-        lengths |= camera.calibration.lengths(f"cameras.json {name}")
+    lengths = {f"{camera.name}.mp4": camera.video.frames for camera in cameras.values()}
+    for camera in cameras.values():
+        lengths |= camera.calibration.lengths(f"cameras.json {camera.name}")
     if actions is not None:
         lengths["actions.csv"] = len(actions)
     if len(set(lengths.values())) > 1:
@@ -130,7 +128,7 @@ def _check_lengths(
         )
 
 
-def _read_actions(path: Path) -> Float[np.ndarray, "t 8"] | None:
+def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"] | None:
     if not path.exists():
         return None
     with path.open(newline="", encoding="utf-8") as stream:
@@ -155,7 +153,7 @@ def _read_actions(path: Path) -> Float[np.ndarray, "t 8"] | None:
     return actions
 
 
-def _instructions(folder: Path) -> tuple[str, ...]:
+def _instructions(folder: AnyPath) -> tuple[str, ...]:
     path = folder / "instruction.txt"
     if not path.exists():
         raise ValueError(
@@ -166,9 +164,9 @@ def _instructions(folder: Path) -> tuple[str, ...]:
 
 
 def _frames(
-    folder: Path, cameras: Mapping[str, _Camera], actions: Float[np.ndarray, "t 8"] | None, hz: float
+    cameras: Mapping[str, _Camera], actions: Float[np.ndarray, "t 8"] | None, hz: float
 ) -> Iterator[Frame]:
-    videos = [iterate_video(str(folder / f"{name}.mp4")) for name in cameras]
+    videos = [camera.video.images() for camera in cameras.values()]
     for number, images in enumerate(zip(*videos, strict=True)):
         views = {
             name: View(image, *camera.calibration.at(number))

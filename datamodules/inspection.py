@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ai_wam.action_images import ActionImageTokenizer, tool_points
 from ai_wam.cameras import Cameras, CropResize
+from ai_wam.labels import Labels
 from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from ai_wam.video import VideoTable
 from datamodules.episode_members import checked_action
@@ -70,6 +71,28 @@ class RoundTrip:
 
 
 @dataclass(frozen=True)
+class LabelReport:
+    """How sure the labels of an episode are.
+
+    Attributes:
+        valid: share of frames whose pose was measured.
+        confidence: the median.
+        disagreement_px: the median of the valid frames; None if none is.
+    """
+
+    valid: float
+    confidence: float
+    disagreement_px: float | None
+
+    @classmethod
+    def of(cls, labels: Labels) -> "LabelReport":
+        """The medians."""
+        known = labels.disagreement_px[labels.valid]
+        middle = float(np.median(known)) if len(known) else None
+        return cls(float(labels.valid.mean()), float(np.median(labels.confidence)), middle)
+
+
+@dataclass(frozen=True)
 class EpisodeReport:
     """What was found in one episode.
 
@@ -83,6 +106,7 @@ class EpisodeReport:
         low: smallest x, y, z and openness; None without actions.
         high: the largest.
         round_trip: None without actions, or where the episode is damaged.
+        labels: medians of what goes with labeled actions; None where there are none.
         violations: what must not be.
         notes: what is worth knowing.
     """
@@ -96,6 +120,7 @@ class EpisodeReport:
     low: tuple[float, ...] | None
     high: tuple[float, ...] | None
     round_trip: RoundTrip | None
+    labels: LabelReport | None
     violations: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -157,7 +182,7 @@ def _inspect(
     violations: list[str] = []
     notes: list[str] = []
     instructions: tuple[str, ...] = ()
-    low = high = trip = None
+    low = high = trip = labels = None
     try:
         header = shards.header(index)
         instructions = header.instructions
@@ -167,6 +192,9 @@ def _inspect(
             *_matrices(header, entry.frames),
         ]
         notes += _lost_calibrations(header)
+        if header.labels is not None:
+            header.labels.check(entry.frames)
+            labels = LabelReport.of(header.labels)
         if header.actions is None:
             notes.append("no actions were recorded: good for the video alone")
         elif not violations:
@@ -185,7 +213,7 @@ def _inspect(
         violations.append(str(error))
     return EpisodeReport(
         entry.key, entry.file, entry.frames, entry.hz, entry.views, instructions, low, high, trip,
-        tuple(violations), tuple(notes),
+        labels,        tuple(violations), tuple(notes),
     )  # fmt: skip
 
 

@@ -15,17 +15,18 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, View
 from datamodules.calibration import Calibration
 from datamodules.reading import check_finite, check_hands, check_stride, read_json
 from datamodules.rotations import Rotation, to_quaternion
 from datamodules.video_files import VideoFile
+from datamodules.view_names import Views, chosen_views
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 _COLUMN = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<first>\d+)(:(?P<stop>\d+))?\])?")
@@ -53,7 +54,7 @@ class LeRobotSource:
     def __init__(
         self,
         path: str,
-        views: Mapping[str, str] | None = None,
+        views: Views = None,
         position: str | None = "observation.state[0:3]",
         rotation: str = "observation.state[3:7]",
         rotation_as: Rotation = "quaternion_xyzw",
@@ -66,8 +67,8 @@ class LeRobotSource:
 
         Args:
             path: the folder that holds `meta`.
-            views: what to call which video, such as {observation.images.top: top}; others are left out. All,
-                by the last part of their names, if left out.
+            views: videos such as observation.images.top, called by the last part of their names, or names for
+                them, such as {observation.images.top: front}; others are left out. All if left out.
             position: column of the tool's position in metres, such as action or observation.state[0:3]; null
                 where a data set has none: frames then carry no actions.
             rotation: column of its rotation.
@@ -85,13 +86,13 @@ class LeRobotSource:
         self.path, self.views, self.cameras, self.stride = path, views, cameras, stride
         self.position, self.rotation, self.rotation_as = position, rotation, rotation_as
         self.openness, self.closed_and_open = openness, tuple(closed_and_open)
-        root = Path(path)
+        root = self._root = as_path(path)
         self._info = _read_info(root / "meta" / "info.json")
         self._hz = float(self._info["fps"])
         check_stride(stride, self._hz)
         if closed_and_open[0] == closed_and_open[1]:
             raise ValueError(f"closed_and_open is {closed_and_open}: the two values must differ")
-        self._videos = _video_names(root, self._info, views)
+        self._videos = _video_names(root / "meta" / "info.json", self._info, views)
         reader = _episodes_3 if self._info["codebase_version"] == "v3.0" else _episodes_2
         self._episodes = reader(root, self._info, list(self._videos))
 
@@ -102,7 +103,7 @@ class LeRobotSource:
         entry, hz = self._episodes[index], self._hz
         table = self._table(entry)
         actions = None if self.position is None else self._actions(table, entry)
-        tracks = {name: self._track(key, name, entry) for key, name in self._videos.items()}
+        tracks = {name: self._track(key, entry) for key, name in self._videos.items()}
         if actions is not None:
             poses = {name: track.calibration.world_from_camera for name, track in tracks.items()}
             check_hands(poses, actions[:, :3], f"cameras of {self.path}, episode {entry.number}")
@@ -125,14 +126,16 @@ class LeRobotSource:
         wanted = [text for text in (self.position, self.rotation, self.openness) if self.position is not None]
         names = {_column(str(text))[0] for text in wanted} | {"timestamp"}
         try:
-            there = set(parquet().read_schema(entry.data).names)
+            with entry.data.open("rb") as stream:
+                there = set(parquet().read_schema(stream).names)
             if missing := names - there:
                 raise ValueError(
                     f"it has no column {sorted(missing)}; set position, rotation and openness to columns of "
                     f"{sorted(there)}, or position to null"
                 )
             filters = [("episode_index", "==", entry.number)]
-            table = parquet().read_table(entry.data, columns=sorted(names), filters=filters)
+            with entry.data.open("rb") as stream:
+                table = parquet().read_table(stream, columns=sorted(names), filters=filters)
         except (OSError, ValueError) as error:
             raise ValueError(f"{entry.data}: {error}; or copy the file again") from error
         if table.num_rows != entry.length:
@@ -157,7 +160,7 @@ class LeRobotSource:
             [position, to_quaternion(rotation, self.rotation_as, f"{at}, {self.rotation}"), openness], axis=1
         )
 
-    def _track(self, key: str, name: str, entry: "_Entry") -> "_Track":
+    def _track(self, key: str, entry: "_Entry") -> "_Track":
         path, begin = entry.videos[key]
         video = VideoFile.open(path, self._hz)
         if round(begin * self._hz) + entry.length > video.frames:
@@ -165,19 +168,20 @@ class LeRobotSource:
                 f"{path} has {video.frames} pictures, episode {entry.number} needs {entry.length} from "
                 f"{begin:g} s on; copy the data set again"
             )
-        calibration = self._calibration(name, entry)
-        calibration.check_size(path.name, video.size, f"cameras of episode {entry.number}, {name!r}")
+        calibration = self._calibration(_short(key), entry)
+        calibration.check_size(path.name, video.size, f"cameras of episode {entry.number}, {_short(key)!r}")
         return _Track(video, begin, calibration)
 
     def _calibration(self, name: str, entry: "_Entry") -> Calibration:
-        """The camera in the episode's own side file, else in the common one."""
-        side = Path(self.path) / self.cameras
+        """The camera in the episode's own side file, else in the common one; by its name by default."""
+        side = self._root / self.cameras
         own = side.parent / "cameras" / f"episode_{entry.number:06d}.json"
         side = own if own.exists() else side
         if not side.exists():
             raise ValueError(
                 f"{side} is missing: LeRobot data sets hold no calibration. Write it as docs/shards.md "
-                f"describes cameras.json, with {list(self._videos.values())}, or name another file by cameras"
+                f"describes cameras.json, with {[_short(key) for key in self._videos]}, or name another file "
+                "by cameras"
             )
         cameras = read_json(side)
         if name not in cameras:
@@ -209,8 +213,8 @@ class _Entry:
     number: int
     length: int
     tasks: tuple[str, ...]
-    data: Path
-    videos: Mapping[str, tuple[Path, float]]
+    data: AnyPath
+    videos: Mapping[str, tuple[AnyPath, float]]
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,7 @@ class _Track:
     calibration: Calibration
 
 
-def _read_info(path: Path) -> dict[str, Any]:
+def _read_info(path: AnyPath) -> dict[str, Any]:
     info = read_json(path)
     version = info.get("codebase_version")
     if version not in VERSIONS:
@@ -237,20 +241,28 @@ def _read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _video_names(root: Path, info: Mapping[str, Any], views: Mapping[str, str] | None) -> dict[str, str]:
+def _short(key: str) -> str:
+    """What a video is called by default, and in the side files: top of observation.images.top."""
+    return key.rpartition(".")[2]
+
+
+def _video_names(path: AnyPath, info: Mapping[str, Any], views: Views) -> dict[str, str]:
+    """Our name of every video that is read, by its key."""
     kinds = {key: feature.get("dtype") for key, feature in info["features"].items()}
-    there = [key for key, kind in kinds.items() if kind == "video"]
-    wanted = {key: key.rpartition(".")[2] for key in there} if views is None else dict(views)
-    if not wanted or not set(wanted) <= set(there) or len(set(wanted.values())) < len(wanted):
+    there = {key: _short(key) for key, kind in kinds.items() if kind == "video"}
+    try:
+        return chosen_views(views, there, path)
+    except ValueError as error:
+        pictures = [key for key, kind in kinds.items() if kind == "image"]
+        if not pictures:
+            raise
         raise ValueError(
-            f"{root / 'meta' / 'info.json'} has the videos {there}, views names {wanted}; give each video "
-            "a name of its own. Pictures inside parquet files (dtype image) are not read: encode them as "
+            f"{error}. {pictures} are pictures inside parquet files, which are not read: encode them as "
             "videos with LeRobot first"
-        )
-    return wanted
+        ) from error
 
 
-def _episodes_2(root: Path, info: Mapping[str, Any], keys: Sequence[str]) -> list[_Entry]:
+def _episodes_2(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str]) -> list[_Entry]:
     path, entries = root / "meta" / "episodes.jsonl", []
     for number, line in enumerate(_lines(path)):
         try:
@@ -263,22 +275,24 @@ def _episodes_2(root: Path, info: Mapping[str, Any], keys: Sequence[str]) -> lis
     return sorted(entries, key=lambda entry: entry.number)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: AnyPath) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as lines of JSON: {error}") from error
 
 
-def _episodes_3(root: Path, info: Mapping[str, Any], keys: Sequence[str]) -> list[_Entry]:
-    files, entries = sorted((root / "meta" / "episodes").glob("*/*.parquet")), []
+def _episodes_3(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str]) -> list[_Entry]:
+    files: list[AnyPath] = sorted((root / "meta" / "episodes").glob("*/*.parquet"), key=str)
+    entries = []
     names = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
     names += [
         f"videos/{key}/{what}" for key in keys for what in ("chunk_index", "file_index", "from_timestamp")
     ]
     for file in files:
         try:
-            rows = parquet().read_table(file, columns=names).to_pylist()
+            with file.open("rb") as stream:
+                rows = parquet().read_table(stream, columns=names).to_pylist()
         except (OSError, ValueError) as error:
             raise ValueError(f"{file}: {error}; copy the data set again") from error
         if rows and (missing := set(names) - set(rows[0])):
@@ -289,7 +303,7 @@ def _episodes_3(root: Path, info: Mapping[str, Any], keys: Sequence[str]) -> lis
     return sorted(entries, key=lambda entry: entry.number)
 
 
-def _entry_3(root: Path, info: Mapping[str, Any], keys: Sequence[str], row: Mapping[str, Any]) -> _Entry:
+def _entry_3(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str], row: Mapping[str, Any]) -> _Entry:
     def place(of: str) -> dict[str, int]:
         return {"chunk_index": row[f"{of}/chunk_index"], "file_index": row[f"{of}/file_index"]}
 

@@ -175,8 +175,8 @@ def _action(frame: Frame) -> list[np.ndarray]:
 
 
 def _confidence(episode: Episode, length: int) -> Float[np.ndarray, "t"]:
-    """Of labels, as their provenance says, one number or one per frame; 1 for measured actions."""
-    said = episode.provenance.get("labels", episode.provenance).get("confidence", 1.0)
+    """Of labels; else as the provenance says, one number or one per frame; 1 for measured actions."""
+    said = episode.provenance.get("confidence", 1.0) if episode.labels is None else episode.labels.confidence
     values = np.broadcast_to(np.asarray(said, np.float32), (length,))
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"episode {episode.key!r}: provenance's confidence must lie in [0, 1], got {values}")

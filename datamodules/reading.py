@@ -3,19 +3,20 @@
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from ai_wam.files import AnyPath
+
 HAND = re.compile(r"wrist|hand|gripper|ego", re.IGNORECASE)  # names of cameras that move with the tool
 _STILL = 1e-6  # metres: less than this is the noise of float32, not a motion
 _MOVED = 0.01  # metres that a tool must travel before its camera is expected to have followed
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
@@ -30,14 +31,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_picture(path: AnyPath) -> UInt8[np.ndarray, "h w 3"]:
     """A picture as it was saved, colours untouched.
 
     Raises:
         ValueError: it is missing, cannot be decoded, or is not in RGB.
     """
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as stream, Image.open(stream) as image:
             if image.mode != "RGB":
                 raise ValueError(
                     f"{path} has colours {image.mode!r}, expected RGB; save it without "
@@ -48,9 +49,14 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
         raise ValueError(f"{path} cannot be decoded ({error}); copy the episode again") from error
 
 
-def numbered(path: Path) -> list[Any]:
-    """Sorts names by the numbers in them: episode9 before episode10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+def numbered(path: AnyPath) -> list[Any]:
+    """Sorts files by the numbers in their names: episode9 before episode10."""
+    return by_numbers(path.name)
+
+
+def by_numbers(name: str) -> list[Any]:
+    """Sorts names by the numbers in them."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def check_stride(stride: int, hz: float) -> None:

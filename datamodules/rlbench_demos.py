@@ -13,7 +13,6 @@ writes a negative focal length because its camera's x and y axes point left and 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,12 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from datamodules.depth import rlbench_depth
 from datamodules.reading import check_finite, check_follows, check_stride, numbered, read_picture
 from datamodules.safe_pickle import Shell, load_pickle
+from datamodules.view_names import Views, as_called, chosen_views
 
 VIEWS = ("left_shoulder", "right_shoulder", "overhead", "wrist", "front")
 _DEMO, _NUMBER, _DESCRIPTIONS = "low_dim_obs.pkl", "variation_number.pkl", "variation_descriptions.pkl"
@@ -59,7 +60,7 @@ class RLBenchDemos:
         self,
         path: str,
         tasks: Sequence[str] | None = None,
-        views: Sequence[str] | None = None,
+        views: Views = None,
         stride: int = 1,
         hz: float = 20.0,
         depth: bool = False,
@@ -69,7 +70,8 @@ class RLBenchDemos:
         Args:
             path: the folder that holds one folder per task.
             tasks: names of tasks; all that are there if left out.
-            views: cameras, such as front and wrist; all that an episode has if left out.
+            views: cameras, such as front and wrist, or names for them, such as {wrist: hand}; all that an
+                episode has if left out.
             stride: take every so manieth frame.
             hz: recorded steps per second: 20 at the simulator's usual step of 50 ms.
             depth: read the 24-bit depth pictures too, as metres.
@@ -80,8 +82,9 @@ class RLBenchDemos:
         check_stride(stride, hz)
         self.path, self.tasks, self.views, self.stride, self.hz = path, tasks, views, stride, hz
         self.depth = depth
-        names = tasks or [f.name for f in sorted(Path(path).glob("*")) if f.is_dir()]
-        found = {name: _episodes(Path(path) / name) for name in names}
+        root = as_path(path)
+        names = tasks or sorted(folder.name for folder in root.glob("*") if folder.is_dir())
+        found = {name: _episodes(root / name) for name in names}
         empty = [name for name in tasks or [] if not found[name]]
         self._folders = [folder for folders in found.values() for folder in folders]
         if empty or not self._folders:
@@ -107,25 +110,23 @@ class RLBenchDemos:
             provenance,
         )
 
-    def _views(self, folder: Path) -> list[str]:
+    def _views(self, folder: AnyPath) -> dict[str, str]:
         there = [name for name in VIEWS if (folder / f"{name}_rgb").is_dir()]
-        wanted = there if self.views is None else list(self.views)
-        if not wanted or not set(wanted) <= set(there):
-            raise ValueError(f"{folder} has pictures of {there}, views asks for {wanted}; change views")
-        return wanted
+        return chosen_views(self.views, as_called(there), folder)
 
 
 @dataclass(frozen=True)
 class _Steps:
     """A demonstration's numbers, checked."""
 
-    folder: Path
+    folder: AnyPath
+    views: Mapping[str, str]  # our name by theirs
     actions: Float[np.ndarray, "t 8"]
     cameras: Mapping[str, Cameras]
     planes: Mapping[str, Float[np.ndarray, "t 2"]]  # near and far, of views whose depth is read
 
     @classmethod
-    def read(cls, folder: Path, views: Sequence[str], depth: bool) -> "_Steps":
+    def read(cls, folder: AnyPath, views: Mapping[str, str], depth: bool) -> "_Steps":
         path = folder / _DEMO
         demo = load_pickle(path, _SHELLS)
         observations = getattr(demo, "_observations", None)
@@ -147,7 +148,7 @@ class _Steps:
             at = f"{path}, misc['wrist_camera_extrinsics']"
             check_follows(cameras["wrist"].world_from_camera.numpy(), actions[:, :3], at)
         planes = {name: _planes(observations, name, path) for name in views} if depth else {}
-        return cls(folder, actions, cameras, planes)
+        return cls(folder, views, actions, cameras, planes)
 
     def depth(self, name: str, number: int) -> Float[np.ndarray, "h w"] | None:
         """Metres; None where depth was not asked for."""
@@ -157,7 +158,7 @@ class _Steps:
         return rlbench_depth(picture, *self.planes[name][number].tolist())
 
 
-def _episodes(task: Path) -> list[Path]:
+def _episodes(task: AnyPath) -> list[AnyPath]:
     variations = [*task.glob("variation[0-9]*"), *task.glob("all_variations")]
     found = [
         sorted((variation / "episodes").glob("episode[0-9]*"), key=numbered)
@@ -166,7 +167,7 @@ def _episodes(task: Path) -> list[Path]:
     return [episode for episodes in found for episode in episodes]
 
 
-def _variation(folder: Path) -> int:
+def _variation(folder: AnyPath) -> int:
     if (folder / _NUMBER).exists():
         number = load_pickle(folder / _NUMBER)
         if not isinstance(number, int | np.integer):
@@ -181,13 +182,13 @@ def _variation(folder: Path) -> int:
     return int(name.removeprefix("variation"))
 
 
-def _instructions(folder: Path) -> tuple[str, ...]:
+def _instructions(folder: AnyPath) -> tuple[str, ...]:
     """Of the episode where it has its own, else of the variation."""
     own = folder / _DESCRIPTIONS
     return read_phrasings(own if own.exists() else folder.parent.parent / _DESCRIPTIONS)
 
 
-def read_phrasings(path: Path) -> tuple[str, ...]:
+def read_phrasings(path: AnyPath) -> tuple[str, ...]:
     """The pickled list of a `variation_descriptions.pkl`.
 
     Raises:
@@ -199,9 +200,10 @@ def read_phrasings(path: Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _check_pictures(folder: Path, steps: int, demo: Path) -> None:
-    missing = [number for number in range(steps) if not (folder / f"{number}.png").exists()]
-    extra = len(list(folder.glob("*.png"))) - (steps - len(missing))
+def _check_pictures(folder: AnyPath, steps: int, demo: AnyPath) -> None:
+    there = {file.name for file in folder.glob("*.png")}
+    missing = [number for number in range(steps) if f"{number}.png" not in there]
+    extra = len(there) - (steps - len(missing))
     if missing or extra:
         raise ValueError(
             f"{folder}: {demo.name} has {steps} steps, but pictures {missing[:5]} are missing and {extra} "
@@ -209,7 +211,7 @@ def _check_pictures(folder: Path, steps: int, demo: Path) -> None:
         )
 
 
-def _entry(step: Any, name: str, path: Path, number: int) -> Any:
+def _entry(step: Any, name: str, path: AnyPath, number: int) -> Any:
     value = getattr(step, name, None)
     if value is None:
         raise ValueError(
@@ -218,7 +220,7 @@ def _entry(step: Any, name: str, path: Path, number: int) -> Any:
     return value
 
 
-def _planes(observations: Sequence[Any], name: str, path: Path) -> Float[np.ndarray, "t 2"]:
+def _planes(observations: Sequence[Any], name: str, path: AnyPath) -> Float[np.ndarray, "t 2"]:
     keys = [f"{name}_camera_{plane}" for plane in ("near", "far")]
     values = [[(getattr(step, "misc", None) or {}).get(key, np.nan) for key in keys] for step in observations]
     planes = np.array(values, dtype=np.float64)
@@ -226,7 +228,7 @@ def _planes(observations: Sequence[Any], name: str, path: Path) -> Float[np.ndar
     return planes
 
 
-def _cameras(observations: Sequence[Any], name: str, path: Path) -> Cameras:
+def _cameras(observations: Sequence[Any], name: str, path: AnyPath) -> Cameras:
     """The camera at every step, in OpenCV's axes."""
     stacks = []
     for key, size in ((f"{name}_camera_intrinsics", 3), (f"{name}_camera_extrinsics", 4)):
@@ -267,5 +269,5 @@ def _frames(steps: _Steps, numbers: Sequence[int], hz: float) -> Iterator[Frame]
         for name, cameras in steps.cameras.items():
             image = read_picture(steps.folder / f"{name}_rgb" / f"{number}.png")
             k, pose = cameras.intrinsics[number], cameras.world_from_camera[number]
-            views[name] = View(image, k.numpy(), pose.numpy(), steps.depth(name, number))
+            views[steps.views[name]] = View(image, k.numpy(), pose.numpy(), steps.depth(name, number))
         yield Frame(views, steps.actions[number], number / hz)

@@ -8,10 +8,11 @@ asks for is an error before anything is called, and no foreign package needs to 
 import io
 import pickle
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from ai_wam.files import AnyPath
 
 _Globals: TypeAlias = Mapping[tuple[str, str], Any]
 
@@ -33,7 +34,7 @@ def _numpy_globals() -> dict[tuple[str, str], Any]:
 _NUMPY = _numpy_globals()
 
 
-def load_pickle(path: Path, shells: _Globals | None = None) -> Any:
+def load_pickle(path: AnyPath, shells: _Globals | None = None) -> Any:
     """The object in a pickle of plain values, NumPy arrays and known classes.
 
     Args:

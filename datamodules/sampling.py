@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Integer
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -20,6 +20,7 @@ class Stream(IntEnum):
     PASS = 0
     EPOCH = 1
     SAMPLE = 2
+    EPISODE = 3
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
@@ -64,22 +65,32 @@ class EpochPlan:
                 "samples; each needs at least 1: raise epoch_size or drop the folder"
             )
 
-    def epoch(self, epoch: int) -> Int64[np.ndarray, "n"]:
-        """Sample numbers of an epoch in their order."""
+    def epoch(self, epoch: int) -> Integer[np.ndarray, "n"]:
+        """Sample numbers of an epoch in their order, four bytes each where they fit."""
         total, first = int(self.windows.sum()), np.concatenate([[0], np.cumsum(self.windows)[:-1]])
-        numbers, filled = np.empty(int(self.counts.sum()), dtype=np.int64), 0
+        passes = -(-(epoch + 1) * self.counts // self.windows)
+        small = int(passes.max()) * total <= np.iinfo(np.uint32).max
+        numbers, filled = np.empty(int(self.counts.sum()), dtype=np.uint32 if small else np.int64), 0
         for folder, (count, windows) in enumerate(
             zip(self.counts.tolist(), self.windows.tolist(), strict=True)
         ):
             begin, end = epoch * count, (epoch + 1) * count  # of the folder's passes, one after the other
             for turn in range(begin // windows, -(-end // windows)):
-                order = generator(self.seed, Stream.PASS, turn, folder).permutation(windows)
-                here = order[max(0, begin - turn * windows) : end - turn * windows]
-                numbers[filled : filled + len(here)] = here
-                numbers[filled : filled + len(here)] += turn * total + first[folder]
+                low, high = max(0, begin - turn * windows), min(windows, end - turn * windows)
+                here = numbers[filled : filled + high - low]
+                self._draw(here, windows, low, turn, folder)
+                np.add(here, turn * total + int(first[folder]), out=here)
                 filled += len(here)
         generator(self.seed, Stream.EPOCH, epoch).shuffle(numbers)
         return numbers
+
+    def _draw(self, here: Integer[np.ndarray, "n"], windows: int, low: int, turn: int, folder: int) -> None:
+        """Fill in a part of a pass, from place `low` on; a whole one in place."""
+        order = here if len(here) == windows else np.empty(windows, dtype=here.dtype)
+        order[:] = np.arange(windows, dtype=here.dtype)
+        generator(self.seed, Stream.PASS, turn, folder).shuffle(order)
+        if order is not here:
+            here[:] = order[low : low + len(here)]
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -126,7 +137,7 @@ class EpochSampler(DistributedSampler[Any]):
             self.epoch, self.step = self.epoch + 1, 0
         self._resumed = False
 
-    def numbers(self, epoch: int) -> Int64[np.ndarray, "steps ranks rows"]:
+    def numbers(self, epoch: int) -> Integer[np.ndarray, "steps ranks rows"]:
         """Sample numbers of a whole epoch on all ranks."""
         whole = self.plan.epoch(epoch)[: self.steps * self.num_replicas * self.batch_size]
         return whole.reshape(self.steps, self.num_replicas, self.batch_size)

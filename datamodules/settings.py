@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from upath import UPath
 
 _DEEPEST = 8
 _LARGEST_ARRAY = 64
@@ -20,7 +21,7 @@ def describe(value: Any, depth: int = 0) -> Any:
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Path):
+    if isinstance(value, Path | UPath):
         return str(value)
     if isinstance(value, np.ndarray):
         small = value.size <= _LARGEST_ARRAY

@@ -73,11 +73,14 @@ class _RemoteFile:
 
     def __init__(self, path: UPath) -> None:
         self._address, self._options = str(path), dict(path.storage_options)
-        self._path, self._process = path, os.getpid()
+        self._connect()  # anew: the path may come from before a fork, which connections do not survive
+
+    def _connect(self) -> None:
+        self._path, self._process = UPath(self._address, **self._options), os.getpid()
 
     def read(self, offset: int, size: int) -> bytes:
-        if self._process != os.getpid():  # connections do not survive a fork
-            self._path, self._process = UPath(self._address, **self._options), os.getpid()
+        if self._process != os.getpid():
+            self._connect()
         return bytes(self._path.fs.cat_file(self._path.path, start=offset, end=offset + size))
 
 

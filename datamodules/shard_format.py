@@ -15,7 +15,7 @@ from ai_wam.files import AnyPath, write_json
 
 SCHEMA = 1
 INDEX = "index.json"
-META, ACTIONS, CAMERAS = "json", "actions.npy", "cameras.npz"
+META, ACTIONS, CAMERAS, LABELS = "json", "actions.npy", "cameras.npz", "labels.npz"
 
 
 class ShardError(RuntimeError):

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from ai_wam.labels import Labels
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import FrameDecoder, VideoTable
 from datamodules.depth import depth_member, read_depth
+from datamodules.label_members import labels_of_provenance, read_labels
 from datamodules.shard_folder import Recent, ShardFolder
-from datamodules.shard_format import ACTIONS, CAMERAS, META
+from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, META, EpisodeEntry
 
 ROWS_KEPT = 200_000  # of frame tables and of matrices, whatever the episodes' length: some 30 MB each
 DEPTH_KEPT = 64_000_000  # bytes
@@ -30,6 +32,7 @@ class EpisodeHeader:
         actions: pose and openness per frame; None where not recorded.
         intrinsics: K by camera name, one entry if the camera stands still.
         world_from_camera: poses by camera name, as many entries as K.
+        labels: how sure a model is of the actions; None where they were measured, or there are none.
     """
 
     instructions: tuple[str, ...]
@@ -37,6 +40,7 @@ class EpisodeHeader:
     actions: Float[np.ndarray, "t 8"] | None
     intrinsics: Mapping[str, Float[np.ndarray, "_ 3 3"]]
     world_from_camera: Mapping[str, Float[np.ndarray, "_ 4 4"]]
+    labels: Labels | None = None
 
 
 class ShardSet(ShardFolder):
@@ -47,7 +51,7 @@ class ShardSet(ShardFolder):
     def __getitem__(self, index: int) -> Episode:
         entry, header = self.episodes[index], self.header(index)
         frames = self._frames(index)
-        return Episode(entry.key, frames, header.instructions, entry.hz, header.provenance)
+        return Episode(entry.key, frames, header.instructions, entry.hz, header.provenance, header.labels)
 
     def _forget(self) -> None:
         super()._forget()
@@ -63,6 +67,15 @@ class ShardSet(ShardFolder):
             ShardError: the shard is damaged.
         """
         return self._headers.get(index, lambda: self._read_header(index))
+
+    def captions(self, episodes: int | None = None) -> set[str]:
+        """All phrasings of the episodes, or of so many of them at most, evenly spread.
+
+        Raises:
+            ShardError: a shard is damaged.
+        """
+        every = 1 if episodes is None else -(-len(self) // episodes)
+        return {text for index in range(0, len(self), every) for text in self.header(index).instructions}
 
     def images(self, index: int, view: str, frames: Sequence[int]) -> UInt8[np.ndarray, "t h w 3"]:
         """Pictures of some frames of episode `index`, of which only their packets are read.
@@ -100,7 +113,15 @@ class ShardSet(ShardFolder):
         with np.load(io.BytesIO(self.read(index, CAMERAS))) as cameras:
             intrinsics = {view: cameras[f"{view}.intrinsics"] for view in entry.views}
             poses = {view: cameras[f"{view}.world_from_camera"] for view in entry.views}
-        return EpisodeHeader(tuple(meta["instructions"]), meta["provenance"], actions, intrinsics, poses)
+        said = meta["provenance"]
+        labels = self._read_labels(index, entry) if LABELS in entry.members else labels_of_provenance(said)
+        return EpisodeHeader(tuple(meta["instructions"]), said, actions, intrinsics, poses, labels)
+
+    def _read_labels(self, index: int, entry: EpisodeEntry) -> Labels:
+        try:
+            return read_labels(self.read(index, LABELS))
+        except ValueError as error:
+            raise self.damaged(entry, LABELS, str(error)) from error
 
     def _frames(self, index: int) -> Iterator[Frame]:
         entry, header = self.episodes[index], self.header(index)

@@ -62,7 +62,8 @@ class ShardDataModule(lightning.LightningDataModule):
                 held still; "none": only windows that lie in the episode.
             decode: "all" frames, or the "first" of each window only (the rest is zero and not valid): enough
                 for the policy plan, and several times faster.
-            views_per_sample: draw so many of the clip's views for each training sample; all if left out.
+            views_per_sample: draw so many of the clip's views: for each training sample anew, for validation
+                and test once per episode, always the same; all if left out.
             on_error: "raise" stops at a damaged sample; "skip" leaves it out, counts and reports it.
             epoch_size: samples per epoch over all ranks; every window once if left out.
             verify: compare every shard's checksum before the start.
@@ -116,11 +117,8 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def captions(self, episodes: int = 2000) -> list[str]:
         """Phrasings of the training episodes, of so many of them at most, evenly spread over each folder."""
-        found: set[str] = set()
-        for source in self._ready(self._train, "train").sets:
-            for index in range(0, len(source), -(-len(source) // episodes)):
-                found.update(source.header(index).instructions)
-        return sorted(found)
+        sets = self._ready(self._train, "train").sets
+        return sorted(set().union(*(source.captions(episodes) for source in sets)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Random windows, without replacement within a pass; goes on where a checkpoint says.
@@ -220,10 +218,11 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def _dataset(self, folders: list[str], dense: bool, cached: bool = False) -> ClipDataset:
         sets = [ShardSet(folder, self.verify) for folder in folders]
-        views = self.views_per_sample if dense else None
         windows = Windows(self.clip, self.pad, dense, self.window_every)
         caches = self._caches(sets, windows) if cached else []
-        dataset = ClipDataset(sets, windows, self.decode, views, self.on_error, self.seed, caches)
+        dataset = ClipDataset(
+            sets, windows, self.decode, self.views_per_sample, self.on_error, self.seed, caches
+        )
         for folder, count in zip(folders, dataset.windows_per_set(), strict=True):
             if not count:
                 raise ShardError(

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from av.error import FFmpegError
 from jaxtyping import UInt8
 
+from ai_wam.files import AnyPath
 from ai_wam.video import VideoTable, iterate_video
 
 
@@ -23,12 +23,12 @@ class VideoFile:
         size: height and width.
     """
 
-    path: Path
+    path: AnyPath
     frames: int
     size: tuple[int, int]
 
     @classmethod
-    def open(cls, path: Path, hz: float | None = None) -> "VideoFile":
+    def open(cls, path: AnyPath, hz: float | None = None) -> "VideoFile":
         """Look at a file.
 
         Args:
@@ -62,9 +62,10 @@ class VideoFile:
         given = 0
         wanted = len(range(0, self.frames, stride)) if count is None else count
         try:
-            for image in islice(iterate_video(str(self.path), begin), 0, wanted * stride, stride):
-                yield image
-                given += 1
+            with self.path.open("rb") as stream:
+                for image in islice(iterate_video(stream, begin), 0, wanted * stride, stride):
+                    yield image
+                    given += 1
         except FFmpegError as error:
             raise ValueError(
                 f"{self.path}: picture {given} of {wanted} cannot be decoded ({error}); copy the file again"
@@ -74,7 +75,7 @@ class VideoFile:
 
 
 @lru_cache(maxsize=64)  # LeRobot packs hundreds of episodes into one file
-def _table(path: Path, size: int, changed: int, hz: float | None) -> tuple[int, tuple[int, int]]:
+def _table(path: AnyPath, size: int, changed: int, hz: float | None) -> tuple[int, tuple[int, int]]:
     """Number of frames and their size; what else the arguments say keeps the memory true."""
     table = VideoTable.of(path.read_bytes())
     table.check_times(hz)

@@ -1,8 +1,10 @@
 """Recordings without actions as a source of episodes with actions, read off their videos by a model."""
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,41 +14,20 @@ from torch import Tensor
 from ai_wam.action_images import tool_points
 from ai_wam.cameras import Cameras, CropResize
 from ai_wam.canvas import Kind, plan
-from ai_wam.types import Batch, Clip, Episode, EpisodeSource, Frame, View
+from ai_wam.labels import Labels
+from ai_wam.types import Batch, Clip, Episode, EpisodeSource, View
 from tasks.base import WorldActionTask
 
 PLAN = "annotation"
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What a model read off a recording, frame by frame.
-
-    Attributes:
-        actions: pose and openness; between valid frames where a frame is not.
-        valid: whether the pose was measured.
-        confidence: of the decoder, 1 = exact, 0 = invalid.
-        disagreement: root mean square distance in pixels of the clip's size between where the views show the
-            three points and where the pose puts them; NaN where invalid.
-    """
-
-    actions: Float[np.ndarray, "t 8"]
-    valid: Bool[np.ndarray, "t"]
-    confidence: Float[np.ndarray, "t"]
-    disagreement: Float[np.ndarray, "t"]
-
-    def kept(self, min_confidence: float, min_share: float) -> bool:
-        """Whether enough of the frames are sure enough, and every frame has an action."""
-        sure = self.valid & (self.confidence >= min_confidence)
-        return bool(np.isfinite(self.actions).all() and sure.mean() >= min_share)
+T = TypeVar("T")
 
 
 class LabeledSource(EpisodeSource):
     """Another source's episodes with a model's actions in the place of their own.
 
     Every frame is labeled by itself: at a recording faster than the clip, frames take turns in as many
-    passes. An episode of which too little is sure goes on without actions, and trains as video only. What was
-    read stands in the provenance of every episode under "labels".
+    passes. An episode of which too little is sure goes on without actions, and trains as video only. How sure
+    each frame is goes with every episode as its `labels`.
 
     Attributes:
         checkpoint: whose labels these are.
@@ -94,60 +75,52 @@ class LabeledSource(EpisodeSource):
 
     def __getitem__(self, index: int) -> Episode:
         """Episode `index`, labeled; the other source is read twice, so that no recording is kept."""
-        episode = self._source[index]
-        labels = self._label(episode)
-        kept = labels.kept(self.min_confidence, self.min_share)
-        said = {
-            "kept": kept,
-            "valid": labels.valid.tolist(),
-            "confidence": [round(float(value), 4) for value in labels.confidence],
-            "disagreement_px": [
-                round(float(value), 3) if np.isfinite(value) else None for value in labels.disagreement
-            ],
-        }
+        actions, labels = self._label(self._source[index])
+        sure = labels.valid & (labels.confidence >= self.min_confidence)
+        kept = bool(np.isfinite(actions).all() and sure.mean() >= self.min_share)
         again = self._source[index]
         frames = (
-            replace(frame, action=labels.actions[number] if kept else None)
+            replace(frame, action=actions[number] if kept else None)
             for number, frame in enumerate(again.frames)
         )
-        return replace(again, frames=frames, provenance={**again.provenance, "labels": said})
+        provenance = {**again.provenance, "labels": {"kept": kept}}
+        return replace(again, frames=frames, provenance=provenance, labels=labels)
 
-    def _label(self, episode: Episode) -> Labels:
-        clip = self._task.clip
-        video, cameras, mask = _stack(episode, clip)
-        step = _step(episode, clip)
+    def _label(self, episode: Episode) -> tuple[Float[np.ndarray, "t 8"], Labels]:
+        """Poses and how sure they are; of the pictures no more is held than a batch of windows needs."""
         found: dict[int, tuple[Any, ...]] = {}
-        windows = list(_windows(video.shape[2], clip.frames, step))
-        for begin in range(0, len(windows), self._rows):
-            part = windows[begin : begin + self._rows]
-            for window, read in zip(part, self._read(episode, part, video, cameras, mask), strict=True):
-                for frame, values in zip(window, read, strict=True):
-                    found.setdefault(frame, values)  # frames past the end repeat the last one
-        columns = zip(*(found[frame] for frame in range(video.shape[2])), strict=True)
+        clip = self._task.clip
+        cut = _windows(_fitted(episode, clip), clip.frames, _step(episode, clip))
+        for windows in _batches(cut, self._rows):
+            for window, read in zip(windows, self._read(episode, windows), strict=True):
+                for seen, values in zip(window, read, strict=True):
+                    found.setdefault(seen.number, values)  # frames past the end repeat the last one
+        if not found:
+            raise ValueError(f"episode {episode.key!r} has no frames")
+        columns = zip(*(found[number] for number in range(len(found))), strict=True)
         actions, valid, confidence, disagreement = (np.stack(column) for column in columns)
-        return Labels(actions, valid, confidence, disagreement)
+        return actions, Labels(valid, confidence, disagreement)
 
-    def _read(
-        self,
-        episode: Episode,
-        windows: list[list[int]],
-        video: UInt8[Tensor, "v 3 t h w"],
-        cameras: Cameras,
-        mask: Bool[Tensor, "v"],
-    ) -> list[list[tuple[Any, ...]]]:
+    def _read(self, episode: Episode, windows: list[list["_Seen"]]) -> list[list[tuple[Any, ...]]]:
         """Action, validity, confidence and disagreement of every frame of every window."""
-        rows, device = len(windows), self._task.to(self._device).device
-        index = torch.tensor(windows)
+        rows, frames, device = len(windows), self._task.clip.frames, self._task.to(self._device).device
+        mask = windows[0][0].mask
+        whole = torch.ones(rows, frames, dtype=torch.bool)
         batch = Batch(
-            video=video[:, :, index].movedim(2, 0) / 127.5 - 1,
-            cameras=cameras.map(lambda matrix: matrix[:, index].movedim(1, 0)),
+            video=torch.stack([torch.stack([s.pictures for s in w], dim=2) for w in windows]) / 127.5 - 1,
+            cameras=Cameras(
+                *(
+                    torch.stack([torch.stack([getattr(s.cameras, name) for s in w], dim=1) for w in windows])
+                    for name in ("intrinsics", "world_from_camera")
+                )
+            ),
             view_mask=mask.expand(rows, -1),
-            video_valid=torch.ones(index.shape, dtype=torch.bool),
-            recorded=torch.ones(index.shape, dtype=torch.bool),
-            actions=torch.zeros(*index.shape, 8),
-            action_valid=torch.zeros(index.shape, dtype=torch.bool),
+            video_valid=whole,
+            recorded=whole,
+            actions=torch.zeros(rows, frames, 8),
+            action_valid=torch.zeros_like(whole),
             prompts=(episode.instructions[0],) * rows,
-            keys=tuple(f"{episode.key}@{window[0]}" for window in windows),
+            keys=tuple(f"{episode.key}@{window[0].number}" for window in windows),
         ).to(device)
         images = self._task.imagine(batch, plan(PLAN))[Kind.ACTION]
         read = self._task.tokenizer.decode((images + 1) / 2, batch.cameras, batch.view_mask)
@@ -160,55 +133,55 @@ class LabeledSource(EpisodeSource):
         disagreement = (square / used.sum((1, 3))).sqrt().masked_fill(~read.valid, torch.nan)
         columns = (read.actions, read.valid, read.confidence, disagreement.float())
         arrays = [column.cpu().numpy() for column in columns]
-        return [
-            [tuple(array[row, t] for array in arrays) for t in range(index.shape[1])] for row in range(rows)
-        ]
+        return [[tuple(array[row, t] for array in arrays) for t in range(frames)] for row in range(rows)]
 
 
-def _stack(episode: Episode, clip: Clip) -> tuple[UInt8[Tensor, "v 3 t h w"], Cameras, Bool[Tensor, "v"]]:
-    """A recording in the clip's views and size."""
-    pictures: list[list[Tensor]] = [[] for _ in clip.views]
-    cameras: list[list[Cameras]] = [[] for _ in clip.views]
-    for frame in episode.frames:
-        _check_views(episode, frame, clip)
-        for index, name in enumerate(clip.views):
-            if name in frame.views:
-                picture, camera = _fitted(frame.views[name], clip)
-                pictures[index].append(picture)
-                cameras[index].append(camera)
-    mask = torch.tensor([bool(each) for each in pictures])
-    length = max(map(len, pictures))
-    black = torch.full((3, length, *clip.size), 128, dtype=torch.uint8)  # about zero in [-1, 1]
-    nowhere = Cameras(torch.eye(3).expand(length, 3, 3), torch.eye(4).expand(length, 4, 4))
-    video = [torch.stack(each, dim=1) if each else black for each in pictures]
-    tracks = [
-        Cameras(torch.stack([c.intrinsics for c in each]), torch.stack([c.world_from_camera for c in each]))
-        if each
-        else nowhere
-        for each in cameras
-    ]
-    return (
-        torch.stack(video),
-        Cameras(
-            torch.stack([c.intrinsics for c in tracks]), torch.stack([c.world_from_camera for c in tracks])
-        ),
-        mask,
-    )
+@dataclass(frozen=True)
+class _Seen:
+    """One frame in the clip's views and size; black and nowhere where a view is missing."""
+
+    number: int
+    pictures: UInt8[Tensor, "v 3 h w"]
+    cameras: Cameras
+    mask: Bool[Tensor, "v"]
 
 
-def _fitted(view: View, clip: Clip) -> tuple[UInt8[Tensor, "3 h w"], Cameras]:
+def _fitted(episode: Episode, clip: Clip) -> Iterator[_Seen]:
+    """A recording's frames, one by one.
+
+    Raises:
+        ValueError: a frame with none of the clip's views, or with other ones than the first frame has.
+    """
+    first: list[bool] | None = None
+    for number, frame in enumerate(episode.frames):
+        there = [name in frame.views for name in clip.views]
+        first = there if first is None else first
+        if not any(there):
+            raise ValueError(
+                f"episode {episode.key!r} has views {sorted(frame.views)}, the model knows "
+                f"{list(clip.views)}; name the recording's cameras as the model's"
+            )
+        if there != first:
+            raise ValueError(
+                f"episode {episode.key!r}, frame {number} has views {sorted(frame.views)}, other ones than "
+                "frame 0; leave out those that come and go"
+            )
+        pictures, cameras = zip(*(_view(frame.views.get(name), clip) for name in clip.views), strict=True)
+        stacked = Cameras(
+            torch.stack([each.intrinsics for each in cameras]),
+            torch.stack([each.world_from_camera for each in cameras]),
+        )
+        yield _Seen(number, torch.stack(pictures), stacked, torch.tensor(there))
+
+
+def _view(view: View | None, clip: Clip) -> tuple[UInt8[Tensor, "3 h w"], Cameras]:
+    if view is None:
+        black = torch.full((3, *clip.size), 128, dtype=torch.uint8)  # about zero in [-1, 1]
+        return black, Cameras(torch.eye(3), torch.eye(4))
     fit = CropResize((view.image.shape[0], view.image.shape[1]), clip.size)
     picture = fit.images(torch.from_numpy(view.image).permute(2, 0, 1)).round().to(torch.uint8)
     matrices = (torch.from_numpy(each).float() for each in (view.intrinsics, view.world_from_camera))
     return picture, fit.cameras(Cameras(*matrices))
-
-
-def _check_views(episode: Episode, frame: Frame, clip: Clip) -> None:
-    if not any(name in frame.views for name in clip.views):
-        raise ValueError(
-            f"episode {episode.key!r} has views {sorted(frame.views)}, the model knows {list(clip.views)}; "
-            "name the recording's cameras as the model's"
-        )
 
 
 def _step(episode: Episode, clip: Clip) -> int:
@@ -222,11 +195,27 @@ def _step(episode: Episode, clip: Clip) -> int:
     return round(step)
 
 
-def _windows(length: int, frames: int, step: int) -> Iterator[list[int]]:
-    """Frame numbers of clips that cover a recording; short passes repeat their last frame."""
-    for phase in range(min(step, length)):
-        numbers = list(range(phase, length, step))
-        for begin in range(0, len(numbers), frames):
-            begin = max(0, min(begin, len(numbers) - frames))
-            window = numbers[begin : begin + frames]
-            yield window + window[-1:] * (frames - len(window))
+def _windows(seen: Iterable[T], frames: int, step: int) -> Iterator[list[T]]:
+    """Clips that cover a recording, as soon as their frames are there.
+
+    A pass takes every `step`-th frame. Its last clip reaches back where too few are left for a whole one;
+    passes shorter than a clip repeat their last frame.
+    """
+    passes = [deque[T](maxlen=frames) for _ in range(step)]
+    count = 0
+    for each in seen:
+        of_pass = passes[count % step]
+        of_pass.append(each)
+        if (count // step + 1) % frames == 0:
+            yield list(of_pass)
+        count += 1
+    for phase, of_pass in enumerate(passes[:count]):
+        if len(range(phase, count, step)) % frames:
+            yield [*of_pass, *[of_pass[-1]] * (frames - len(of_pass))]
+
+
+def _batches(windows: Iterable[T], size: int) -> Iterator[list[T]]:
+    """So many windows at a time."""
+    iterator = iter(windows)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -53,7 +53,7 @@ def main(words: Sequence[str]) -> None:
         )
         wanted = cache_settings(encoders, source, dataset.windows, dataset.decode == "all")
         folder = write_cache(caching, wanted, workers)
-        prompts = sorted({text for i in range(len(source)) for text in source.header(i).instructions} | {""})
+        prompts = sorted(source.captions() | {""})
         kept = model.keep_prompts(source.folder / CACHES / PROMPTS, prompts)
         what = f"{len(prompts)} prompts" if kept else "prompts cost nothing and are not kept"
         print(f"{folder}: {len(part)} windows of {len(source)} episodes; {what}")

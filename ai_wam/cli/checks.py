@@ -147,7 +147,7 @@ def _class(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def check_clip(arguments: Mapping[str, Any]) -> None:
+def check_clip_fits(arguments: Mapping[str, Any]) -> None:
     """Refuse frames or pictures that do not fit a pretrained backbone; no weight is read.
 
     Args:

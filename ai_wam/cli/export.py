@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from tqdm import tqdm
 
-from ai_wam.files import unwritten
+from ai_wam.files import PARTIAL, AnyPath, as_path, unwritten
 from ai_wam.types import Episode
 from ai_wam.video import VideoEncoding
 from datamodules.shard_reader import ShardSet
@@ -18,7 +21,7 @@ _GOP: dict[Layout, int] = {"action_images": 12, "lerobot": 2}  # as each project
 
 @runtime_checkable
 class Writer(Protocol):
-    """What a layout's writer does; the folder is renamed into place after `close`."""
+    """What a layout's writer does; the folder gets its name after `close`."""
 
     def write(self, episode: Episode) -> None:
         """Append an episode."""
@@ -34,29 +37,43 @@ def export(shards: str, out: str, to: Layout, lossless: bool = False, browser: b
 
     Args:
         shards: a folder that `ai-wam collect` or `convert` wrote.
-        out: folder of the new data set; must not exist.
+        out: folder of the new data set, a path or an address such as s3://bucket/folder; must not exist. A
+            store gets the files one by one when all are written.
         to: the layout; docs/sources.md describes each.
         lossless: keep every pixel exactly, at about ten times the size.
         browser: halve the colour resolution, for players that know 4:2:0 only.
     """
-    place, partial = Path(out), Path(f"{out}.partial")
+    place = as_path(out)
     if place.exists():
         raise SystemExit(f"{out} exists; export into a new folder, or delete this one")
     episodes = ShardSet(shards)
-    if partial.exists():  # an interrupted export
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
     encoding = VideoEncoding(lossless=lossless, browser=browser, gop=_GOP[to])
-    try:
-        writer = _writer(to, partial, encoding)
+    with _whole_folder(place) as folder:
+        writer = _writer(to, folder, encoding)
         for index in tqdm(range(len(episodes)), unit="episode"):
             writer.write(episodes[index])
         writer.close()
-    except OSError as error:
-        shutil.rmtree(partial)
-        raise unwritten(error, out) from error
-    os.replace(partial, place)
     print(f"{out}: {len(episodes)} episodes in the layout {to!r}")
+
+
+@contextmanager
+def _whole_folder(place: AnyPath) -> Iterator[Path]:
+    """A folder of this machine whose files appear under `place` when the block ends without an error."""
+    local = isinstance(place, Path)
+    folder = Path(f"{place}{PARTIAL}") if local else Path(tempfile.mkdtemp(suffix=PARTIAL))
+    if local and folder.exists():  # an interrupted export
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+        if isinstance(place, Path):
+            os.replace(folder, place)
+        else:
+            place.fs.put(f"{folder}/", place.path, recursive=True)
+    except OSError as error:
+        raise unwritten(error, place) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _writer(to: Layout, folder: Path, encoding: VideoEncoding) -> Writer:

@@ -82,6 +82,7 @@ def summary(name: str, reports: Sequence[EpisodeReport]) -> list[str]:
         *_captions(reports),
         *_ranges(reports),
         *_round_trips(reports),
+        *_labels(reports),
         *_counted("note", Counter(note for report in reports for note in report.notes)),
     ]
 
@@ -126,6 +127,18 @@ def _round_trips(reports: Sequence[EpisodeReport]) -> list[str]:
         f"  round trip {frames} frames of {len(trips)} episodes: {residual}",
         f"             tool in no picture {shares['off_screen']:.1%}, in one only {shares['one_view']:.1%}; "
         f"not read back {shares['unread']:.1%}",
+    ]
+
+
+def _labels(reports: Sequence[EpisodeReport]) -> list[str]:
+    labels = [report.labels for report in reports if report.labels is not None]
+    if not labels:
+        return []
+    apart = [each.disagreement_px for each in labels if each.disagreement_px is not None]
+    views = f", views {np.median(apart):.2f} pixels apart" if apart else ""
+    return [
+        f"  labels     {len(labels)} episodes: {np.mean([each.valid for each in labels]):.1%} of the frames "
+        f"measured, median confidence {np.median([each.confidence for each in labels]):.2f}{views}"
     ]
 
 

@@ -76,17 +76,16 @@ def label(
 
 def summary(labeled: ShardSet) -> dict[str, Any]:
     """How sure the labels of a folder are, and how much of it was kept."""
-    labels = [labeled.header(index).provenance["labels"] for index in range(len(labeled))]
-    confidence = np.concatenate([each["confidence"] for each in labels])
-    disagreement = np.array(
-        [value for each in labels for value in each["disagreement_px"] if value is not None]
-    )
+    headers = [labeled.header(index) for index in range(len(labeled))]
+    labels = [header.labels for header in headers if header.labels is not None]
+    confidence = np.concatenate([each.confidence for each in labels])
+    disagreement = np.concatenate([each.disagreement_px[each.valid] for each in labels])
     thresholds = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7]
     return {
-        "episodes": len(labels),
-        "episodes_kept": sum(each["kept"] for each in labels),
+        "episodes": len(headers),
+        "episodes_kept": sum(header.provenance["labels"]["kept"] for header in headers),
         "frames": len(confidence),
-        "frames_valid": sum(sum(each["valid"]) for each in labels),
+        "frames_valid": sum(int(each.valid.sum()) for each in labels),
         "confidence_median": float(np.median(confidence)),
         "disagreement_px_median": float(np.median(disagreement)) if len(disagreement) else None,
         "frames_above": {f"{level:g}": float((confidence >= level).mean()) for level in thresholds},

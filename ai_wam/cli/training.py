@@ -93,7 +93,7 @@ class _CLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Refuse a clip that the backbone cannot take before its weights are read."""
-        checks.check_clip(bare(self.config[self.config.subcommand].model.get("init_args", Namespace())))
+        checks.check_clip_fits(bare(self.config[self.config.subcommand].model.get("init_args", Namespace())))
         super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:

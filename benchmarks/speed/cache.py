@@ -15,10 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from jsonargparse import auto_cli
 
-from ai_wam.canvas import plan
+from ai_wam.canvas import latent_rays, plan
 from ai_wam.types import Batch, Clip
 from backbones.prompts import HashedWords
 from backbones.wan import Wan, WanVAE
@@ -95,6 +96,35 @@ def _compare(shards: ShardSet, windows: Windows, samples: int) -> None:
         f"  a training step with all latents: {found['decoded and encoded'] / best:.2f}x as fast as without, "
         f"{found['eight clips encoded'] / best:.2f}x as fast as by the released recipe"
     )
+    sample = Collate(clip.frames)([cached[0]])
+    computed, read = rays_computed_and_read(task, sample, Path(str(folder), "rays"))
+    print(
+        f"  rays of a sample: {computed:.2f} ms to compute, {read:.2f} ms to read back; computing them takes "
+        f"{computed / best:.1%} of the step with all latents"
+    )
+
+
+def rays_computed_and_read(task: JointGeneration, sample: Batch, file: Path) -> tuple[float, float]:
+    """Milliseconds of CPU time to compute a sample's rays, and to read as many bytes of a file in memory."""
+    spec, size, rows = task.backbone.spec, task.clip.size, 64
+
+    def compute() -> torch.Tensor:
+        return latent_rays(sample.cameras, spec, size, task.latent_frames).contiguous()
+
+    one = compute().numpy()
+    file.write_bytes(one.tobytes() * rows)
+    with file.open("rb") as stream:
+
+        def read(row: int) -> torch.Tensor:
+            data = os.pread(stream.fileno(), one.nbytes, row * one.nbytes)
+            return torch.from_numpy(np.frombuffer(data, one.dtype).reshape(one.shape).copy())
+
+        ways: dict[str, Callable[[], object]] = {
+            "computed": lambda: [compute() for _ in range(rows)],
+            "read": lambda: [read(row) for row in range(rows)],
+        }
+        found = interleaved(ways, 3)
+    return found["computed"] / rows, found["read"] / rows
 
 
 def task_of(clip: Clip) -> JointGeneration:

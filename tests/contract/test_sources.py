@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentError
 from source_fixtures.truth import TrueEpisode, Truth
 
 from ai_wam.cameras import Cameras
 from ai_wam.cli import main
 from ai_wam.cli.configs import instantiate
+from ai_wam.files import as_path
 from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from ai_wam.types import Episode, EpisodeSource, Frame
 from datamodules.shard_reader import ShardSet
@@ -43,17 +45,24 @@ def yaml_file(pair: tuple[Path, str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def truth(pair: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Truth:
-    return import_module(f"source_fixtures.{pair[1]}").write(tmp_path_factory.mktemp(pair[1]))
+def root(pair: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp(pair[1])
 
 
 @pytest.fixture(scope="module")
-def source(yaml_file: Path, truth: Truth, tmp_path_factory: pytest.TempPathFactory) -> EpisodeSource:
+def truth(pair: tuple[Path, str], root: Path) -> Truth:
+    return import_module(f"source_fixtures.{pair[1]}").write(root)
+
+
+@pytest.fixture(scope="module")
+def source(yaml_file: Path, truth: Truth) -> EpisodeSource:
+    return load(yaml_file, truth.init_args)
+
+
+def load(yaml_file: Path, init_args: dict[str, object]) -> EpisodeSource:
     settings = yaml.safe_load(yaml_file.read_text())["source"]
-    settings["init_args"] = {**settings.get("init_args", {}), **truth.init_args}
-    file = tmp_path_factory.mktemp("yaml") / yaml_file.name
-    file.write_text(yaml.safe_dump(settings))
-    return instantiate(str(file), EpisodeSource)
+    settings["init_args"] = {**settings.get("init_args", {}), **init_args}
+    return instantiate(settings, EpisodeSource)
 
 
 def test_every_yaml_has_a_fixture():
@@ -143,13 +152,62 @@ def test_an_episode_depends_on_its_number_alone(source: EpisodeSource, truth: Tr
                 assert np.array_equal(view.world_from_camera, b.views[name].world_from_camera, equal_nan=True)
 
 
-def test_the_shipped_command_converts_it(yaml_file: Path, truth: Truth, tmp_path: Path):
-    options = [f"--source.init_args.{key}={value}" for key, value in truth.init_args.items()]
-    main(["convert", "--config", str(yaml_file), *options, f"--out={tmp_path / 'out'}", "--workers=0"])
-    shards = ShardSet(tmp_path / "out")
+def convert(yaml_file: Path, init_args: dict[str, object], out: str) -> ShardSet:
+    options = [f"--source.init_args.{key}={value}" for key, value in init_args.items()]
+    main(["convert", "--config", str(yaml_file), *options, f"--out={out}", "--workers=0"])
+    return ShardSet(out)
+
+
+@pytest.fixture(scope="module")
+def shards(yaml_file: Path, truth: Truth, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return convert(yaml_file, truth.init_args, str(tmp_path_factory.mktemp("shards") / "out"))
+
+
+def test_the_shipped_command_converts_it(shards: ShardSet, truth: Truth):
     assert [entry.key for entry in shards.episodes] == [wanted.key for wanted in truth.episodes]
     for index, wanted in enumerate(truth.episodes):
         found = shards.header(index).actions
         assert (found is None) == (wanted.actions is None)
         if wanted.actions is not None:
             assert np.allclose(found[:, :3], wanted.actions[:, :3], atol=METRES)
+
+
+def test_a_store_gives_the_same_shards(
+    pair: tuple[Path, str], root: Path, truth: Truth, shards: ShardSet, tmp_path: Path
+):
+    store = f"memory://{pair[1]}"
+    for file in (file for file in root.rglob("*") if file.is_file()):
+        place = as_path(store) / file.relative_to(root).as_posix()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(file.read_bytes())
+    there = {key: str(value).replace(str(root), store) for key, value in truth.init_args.items()}
+    assert str(root) in truth.init_args["path"]
+    root.rename(root.with_name("elsewhere"))  # so that nothing is read here
+    try:
+        found = convert(pair[0], there, str(tmp_path / "out"))
+    finally:
+        root.with_name("elsewhere").rename(root)
+    files = sorted(file.name for file in (tmp_path / "out").glob("shard-*"))
+    assert files == sorted(file.name for file in shards.folder.glob("shard-*"))
+    for name in files:
+        assert (tmp_path / "out" / name).read_bytes() == (shards.folder / name).read_bytes()
+    assert found.digest == shards.digest
+
+
+def test_views_are_called_as_the_user_says(yaml_file: Path, source: EpisodeSource, truth: Truth):
+    frame = next(iter(source[0].frames))
+    first = next(iter(frame.views))
+    theirs = f"{truth.notes.get('prefix', '')}{first}"
+
+    def seen_as(views: object) -> EpisodeSource:
+        return load(yaml_file, {**truth.init_args, "views": views})
+
+    renamed = seen_as({theirs: "ours"})
+    found = next(iter(renamed[0].frames))
+    assert list(found.views) == ["ours"]
+    assert np.array_equal(found.views["ours"].image, frame.views[first].image)
+    before, after = frame.views[first].world_from_camera, found.views["ours"].world_from_camera
+    assert np.array_equal(before, after, equal_nan=True)
+    assert list(next(iter(seen_as([theirs])[0].frames)).views) == [first]
+    with pytest.raises((ValueError, ArgumentError), match="nowhere"):
+        seen_as({"nowhere": "ours"})[0]

@@ -159,4 +159,4 @@ def write(root: Path) -> Truth:
     for key, name in VIEWS.items():
         whole = np.concatenate([episode.images[name] for episode in truth])
         encode(root / video.format(video_key=key, chunk_index=0, file_index=0), whole, "libsvtav1")
-    return Truth({"path": str(root)}, truth, levels=8.0)
+    return Truth({"path": str(root)}, truth, levels=8.0, notes={"prefix": "observation.images."})

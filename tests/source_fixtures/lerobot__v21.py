@@ -48,4 +48,4 @@ def write(root: Path) -> Truth:
         "openness": "observation.state[6]",
         "closed_and_open": [0.085, 0.0],
     }
-    return Truth({"path": str(root), **settings}, truth, levels=8.0)
+    return Truth({"path": str(root), **settings}, truth, levels=8.0, notes={"prefix": "observation.images."})

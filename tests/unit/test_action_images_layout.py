@@ -98,7 +98,9 @@ def test_a_declared_rate_needs_enough_actions(root):
 
 
 def test_unknown_cameras_and_empty_folders_are_named(root, tmp_path):
-    with pytest.raises(ValueError, match=r"has cameras \['view0', 'view10'\], views names \['view7'\]"):
+    with pytest.raises(
+        ValueError, match=r"has the views \['view0', 'view10'\], `views` asks for \['view7'\]"
+    ):
         ActionImagesLayout(str(root), views={"view7": "front"})[0]
     with pytest.raises(ValueError, match="holds no episodes; expected"):
         ActionImagesLayout(str(tmp_path / "empty"))

@@ -79,7 +79,7 @@ def cameras(change):
         (lambda f: (f / "images0/im_3.jpg").unlink(), r"images0: picture im_3 is missing"),
         (lambda f: (f / "images0/im_5.jpg").unlink(), r"images0 has 5 pictures, obs_dict.pkl 6 states"),
         (lambda f: (f / "images1/im_5.jpg").write_bytes(b"none"), "im_5.jpg cannot be decoded"),
-        (lambda f: (f / "images1").rename(f / "other"), r"has pictures of \['images0'\], views asks for"),
+        (lambda f: (f / "images1").rename(f / "other"), r"has the views \['images0'\], `views` asks for"),
         (cameras(lambda c: c.update(size=[480, 640])), r"size \[480, 640\] .* im_0.jpg has \[48, 64\]"),
         (cameras(lambda c: c.update(K=[c["K"]] * 2)), "images1 K has 2 matrices for 6 pictures"),
         (cameras(lambda c: c.update(world_to_camera=c["K"])), "give exactly one of"),

@@ -123,7 +123,7 @@ def rewrite(**words):
         (truncate(VIDEO), r"22008760.mp4: no readable video"),
         (
             lambda f: (f / VIDEO).unlink(),
-            r"the left videos of \['wrist', 'ext2'",
+            r"MP4 has the views \['wrist', 'ext2'",
         ),
         (rewrite(uuid=None), "has no uuid"),
         (rewrite(uuid="another"), "has no intrinsics of camera 18026681"),

@@ -66,6 +66,18 @@ def test_the_stream_is_the_defined_one(windows, weights, size):
         assert plan.epoch(epoch).tolist() == epoch_by_definition(plan, epoch).tolist()
 
 
+def test_numbers_are_small_where_they_can_be_and_large_where_they_must():
+    """NumPy draws the same whatever the type of what it shuffles, on which resuming old runs relies."""
+    plan, late = EpochPlan([70_000, 30_000], None, None, seed=3), 2**31
+    first = [generator(3, Stream.PASS, 0, n).permutation(size) for n, size in enumerate((70_000, 30_000))]
+    wanted = np.concatenate([first[0], 70_000 + first[1]])
+    assert np.array_equal(plan.epoch(0), generator(3, Stream.EPOCH, 0).permutation(wanted))
+    assert plan.epoch(0).dtype == np.uint32
+    few = EpochPlan([3, 2], None, None, seed=3)
+    assert few.epoch(late).tolist() == epoch_by_definition(few, late).tolist()
+    assert few.epoch(late).min() > np.iinfo(np.uint32).max
+
+
 def test_numbers_are_walked_lazily_from_the_step_asked_for(monkeypatch: pytest.MonkeyPatch):
     plan = EpochPlan([100], None, None, seed=0)
     sampler = EpochSampler(range(100), plan, batch_size=5, ranks=2, rank=1)

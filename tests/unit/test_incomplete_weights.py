@@ -19,7 +19,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from ai_wam.cli.checks import check_clip
+from ai_wam.cli.checks import check_clip_fits
 from backbones import loading
 from backbones.base import VideoBackbone
 from backbones.cogvideox import CogVideoX
@@ -228,6 +228,6 @@ def test_a_clip_that_does_not_fit_is_refused_before_anything_is_read(
     options = {"pretrained": str(release), "lora": {"rank": 2}, "dtype": "bfloat16"}
     backbone = {"class_path": "backbones.wan.Wan", "init_args": options}
     with pytest.raises(ValueError, match=message):
-        check_clip({"backbone": backbone, "clip": clip})
-    check_clip({"backbone": backbone, "clip": {"frames": 9, "size": [64, 64]}})
+        check_clip_fits({"backbone": backbone, "clip": clip})
+    check_clip_fits({"backbone": backbone, "clip": {"frames": 9, "size": [64, 64]}})
     assert not read

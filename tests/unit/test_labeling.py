@@ -1,7 +1,10 @@
 """Labeling recordings: which frames a model sees, what is kept, what the folder and its report say."""
 
+import gc
 import json
 import pickle
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +16,13 @@ import yaml
 from ai_wam.canvas import Kind
 from ai_wam.cli import main
 from ai_wam.cli.configs import config_path, instantiate
+from ai_wam.labels import Labels
 from ai_wam.types import Clip, Episode, Frame, View
 from backbones.base import VideoBackbone
 from datamodules.recording import write_shards
 from datamodules.shard_format import ShardError
 from datamodules.shard_reader import ShardSet
-from tasks.labeler import LabeledSource, _windows
+from tasks.labeler import LabeledSource, _Seen, _windows
 from tasks.labeling import ActionLabeling
 from tasks.policy import PolicyControl
 
@@ -79,7 +83,7 @@ def backbone() -> VideoBackbone:
     ("length", "frames", "step"), [(13, 5, 2), (4, 5, 2), (1, 5, 4), (40, 9, 4), (9, 9, 1)]
 )
 def test_every_frame_is_seen_in_its_own_rhythm(length: int, frames: int, step: int):
-    windows = list(_windows(length, frames, step))
+    windows = list(_windows(range(length), frames, step))
     assert all(len(window) == frames for window in windows)
     assert {frame for window in windows for frame in window} == set(range(length))
     for window in windows:
@@ -97,10 +101,9 @@ def test_labels_are_the_actions_of_their_frames(backbone: VideoBackbone):
         for number, frame in enumerate(frames):
             assert frame.action is not None
             np.testing.assert_allclose(frame.action, source.truth(index, number), atol=2e-3)
-        labels = episode.provenance["labels"]
-        assert labels["kept"]
-        assert all(labels["valid"])
-        assert max(labels["disagreement_px"]) < 0.2
+        assert episode.provenance["labels"] == {"kept": True}
+        assert episode.labels.valid.all()
+        assert episode.labels.disagreement_px.max() < 0.2
         assert episode.provenance["source"] == "test"
 
 
@@ -116,9 +119,71 @@ def test_a_labeled_set_exports_its_confidence(backbone: VideoBackbone, tmp_path:
     write_shards(labeled, tmp_path / "labeled", workers=0, progress=False)
     main(["export", f"--shards={tmp_path / 'labeled'}", f"--out={tmp_path / 'out'}", "--to=lerobot"])
     table = pq.read_table(tmp_path / "out/data/chunk-000/file-001.parquet")
-    said = ShardSet(tmp_path / "labeled").header(1).provenance["labels"]["confidence"]
-    assert max(said) < 1
+    said = ShardSet(tmp_path / "labeled").header(1).labels.confidence
+    assert 0 < max(said) < 1
     assert table.column("action.confidence").to_pylist() == pytest.approx(said, abs=1e-6)
+
+
+class Long(Recordings):
+    """One recording of 400 frames that counts how many frames are held while it is read."""
+
+    most = 0
+
+    def __getitem__(self, index: int) -> Episode:
+        return replace(super().__getitem__(0), frames=self.frames())
+
+    def frames(self) -> Iterator[Frame]:
+        first = next(iter(super().__getitem__(0).frames))
+        for number in range(400):
+            if number % 20 == 0:
+                held = sum(type(each) is _Seen for each in gc.get_objects())
+                self.most = max(self.most, held)
+            yield replace(first, seconds=number / self.hz)
+
+
+class Absent(ActionLabeling):
+    """Draws nothing, in no time."""
+
+    def imagine(self, batch, chosen):
+        return {Kind.ACTION: torch.full_like(batch.video, -1)}
+
+
+def test_memory_does_not_grow_with_the_recording(backbone: VideoBackbone):
+    source = Long()
+    episode = LabeledSource(source, Absent(backbone, CLIP), {}, batch_size=4)[0]
+    assert len(episode.labels.valid) == 400
+    windows, passes = 4, 2
+    assert 0 < source.most <= 2 * (windows + passes) * CLIP.frames
+
+
+def test_labels_of_older_shards_are_read(tmp_path: Path):
+    old = {"kept": True, "valid": [True, False], "confidence": [0.5, 0.0], "disagreement_px": [1.5, None]}
+
+    class Old(Recordings):
+        def __getitem__(self, index: int) -> Episode:
+            episode = super().__getitem__(index)
+            return replace(episode, frames=list(episode.frames)[:2], provenance={"labels": old})
+
+    write_shards(Old(), tmp_path, workers=0, progress=False)
+    labels = ShardSet(tmp_path).header(0).labels
+    assert labels.valid.tolist() == [True, False]
+    assert labels.confidence.tolist() == [0.5, 0]
+    assert np.array_equal(labels.disagreement_px, [1.5, np.nan], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "message"),
+    [([0.5, 0.5], "have .* frames, the episode has 13"), ([2.0] * 13, "must lie in")],
+)
+def test_labels_of_other_frames_are_refused(confidence: list[float], message: str, tmp_path: Path):
+    labels = Labels(np.ones(len(confidence), bool), np.array(confidence), np.zeros(len(confidence)))
+
+    class Wrong(Recordings):
+        def __getitem__(self, index: int) -> Episode:
+            return replace(super().__getitem__(index), labels=labels)
+
+    with pytest.raises(ValueError, match=f"episode 'clip-0': labels.*{message}"):
+        write_shards(Wrong(), tmp_path, workers=0, progress=False)
 
 
 def test_too_little_that_is_sure_leaves_an_episode_without_actions(backbone: VideoBackbone):
@@ -151,14 +216,21 @@ def test_models_and_thresholds_that_do_not_fit_are_named(backbone: VideoBackbone
 def test_a_worker_elsewhere_reads_the_same(backbone: VideoBackbone):
     labeled = LabeledSource(Recordings(), ActionLabeling(backbone, CLIP, sampling_steps=1), {})
     sent = pickle.loads(pickle.dumps(labeled))
-    assert sent[1].provenance == labeled[1].provenance
-    assert sent[1].provenance["labels"]["confidence"]
+    found, wanted = sent[1].labels, labeled[1].labels
+    for name, values in vars(wanted).items():
+        assert np.array_equal(getattr(found, name), values, equal_nan=True)
+    assert len(wanted.confidence) == 13
 
 
 def test_a_missing_view_is_left_out(backbone: VideoBackbone):
     source = Recordings(views=("front",))
     labeled = LabeledSource(source, ActionLabeling(backbone, CLIP, sampling_steps=1), {})
-    assert len(labeled[0].provenance["labels"]["valid"]) == 13
+    assert len(labeled[0].labels.valid) == 13
+    frames = list(source[0].frames)
+    mixed = [*frames[:4], replace(frames[4], views={**frames[4].views, "side": frames[4].views["front"]})]
+    labeled._source = [replace(source[0], frames=mixed)]
+    with pytest.raises(ValueError, match=r"frame 4 has views .*other ones than frame 0"):
+        labeled[0]
 
 
 def test_the_command_writes_labels_and_a_report_and_never_writes_over_them(
@@ -177,8 +249,12 @@ def test_the_command_writes_labels_and_a_report_and_never_writes_over_them(
     assert (report["episodes"], report["frames"]) == (2, 26)
     shards = ShardSet("labeled")
     assert len(shards) == 2
-    labels = shards.header(0).provenance["labels"]
-    assert (shards.header(0).actions is not None) == labels["kept"]
+    header = shards.header(0)
+    assert (header.actions is not None) == header.provenance["labels"]["kept"]
+    assert len(header.labels.confidence) == 13
+    assert shards[0].labels == header.labels  # a set that is written again keeps them
+    main(["inspect", "labeled", "--size=32"])
+    assert "labels     2 episodes: " in capsys.readouterr().out
     main(words)  # nothing is left to be done
     with pytest.raises(ShardError, match=r"min_share: 0\.9 != 0\.5"):
         main([*words, "--min_share=0.5"])

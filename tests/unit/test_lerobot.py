@@ -28,7 +28,6 @@ def root(tmp_path):
 
 
 def test_chosen_views_columns_and_stride(root):
-    edit_json(SIDE, lambda c: c.update(wrist=c.pop("hand")))(root)
     source = LeRobotSource(
         str(root),
         views={"observation.images.hand": "wrist"},
@@ -152,7 +151,7 @@ def test_damage_is_named(change, message, root):
         ({"position": "action[a]"}, r"column 'action\[a\]': expected a name"),
         ({"rotation_as": "euler_xyz"}, "4 numbers per rotation, euler_xyz has 3"),
         ({"closed_and_open": (1.0, 1.0)}, "the two values must differ"),
-        ({"views": {"top": "top"}}, r"has the videos \['observation.images.top'.*views names"),
+        ({"views": {"top": "top"}}, r"has the views \['observation.images.top'.*`views` asks for"),
         ({"stride": 0}, "stride is 0"),
     ],
 )
@@ -176,7 +175,9 @@ def test_a_missing_package_is_named(root, monkeypatch):
         LeRobotSource(str(root))
 
 
-def test_what_is_exported_reads_back(tmp_path, capsys):
+@pytest.mark.parametrize("store", ["", "memory:/"])
+def test_what_is_exported_reads_back(store, tmp_path, capsys):
+    out = f"{store}{tmp_path / 'out'}"
     squares = MovingSquares(episodes=3, frames=6, size=(24, 32), hz=5.0, views=("front", "wrist"))
     write_shards(squares, str(tmp_path / "shards"), 2, workers=0, encoding=VideoEncoding(lossless=True))
     main(
@@ -184,12 +185,12 @@ def test_what_is_exported_reads_back(tmp_path, capsys):
             "export",
             "--to=lerobot",
             f"--shards={tmp_path / 'shards'}",
-            f"--out={tmp_path / 'out'}",
+            f"--out={out}",
             "--lossless=true",
         ]
     )
     assert "3 episodes in the layout 'lerobot'" in capsys.readouterr().out
-    source = LeRobotSource(str(tmp_path / "out"))
+    source = LeRobotSource(out)
     assert isinstance(source, EpisodeSource)
     for index in range(3):
         episode = source[index]

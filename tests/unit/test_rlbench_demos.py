@@ -123,7 +123,7 @@ def truncate(path):
         (lambda f: (f / "front_rgb" / "2.png").unlink(), r"front_rgb: .* pictures \[2\] are missing"),
         (lambda f: truncate(f / "front_rgb" / "2.png"), "2.png cannot be decoded"),
         (lambda f: Image.new("L", (64, 48)).save(f / "front_rgb" / "2.png"), "2.png has colours 'L'"),
-        (lambda f: shutil.rmtree(f / "front_rgb"), r"has pictures of \['wrist'\], views asks for \['front'"),
+        (lambda f: shutil.rmtree(f / "front_rgb"), r"has the views \['wrist'\], `views` asks for \['front'"),
         (
             lambda f: (f.parents[1] / "variation_descriptions.pkl").unlink(),
             "variation_descriptions.pkl cannot",

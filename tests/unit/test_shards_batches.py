@@ -166,6 +166,22 @@ def test_phrasings_and_views_vary(folder):
     assert not all(moved)
 
 
+def test_validation_draws_the_views_of_an_episode_once(folder):
+    def views(seed: int, **more) -> dict[str, list[list[str]]]:
+        found = {}
+        for batch in module(folder, views_per_sample=1, seed=seed, val=folder, **more).val_dataloader():
+            for row, key in enumerate(batch.keys):
+                moved = bool(batch.cameras.world_from_camera[row, 0, 0, 0, 3] > 0)
+                found.setdefault(key.split("@")[0], []).append(moved)
+        return found
+
+    first = views(0)
+    assert all(len(set(windows)) == 1 for windows in first.values())
+    assert any(len(windows) > 1 for windows in first.values())
+    assert views(0, batch_size=2, workers=1) == first
+    assert {windows[0] for seed in range(4) for windows in views(seed).values()} == {False, True}
+
+
 def test_missing_views_and_actions_are_masked(tmp_path):
     front = record(replace(SOURCE, views=("front",), actions=False), tmp_path / "front")
     batch = next(iter(module(front).train_dataloader()))

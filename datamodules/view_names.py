@@ -1,0 +1,42 @@
+"""Which cameras of a recording are taken, and what they are called: the option `views` of every source.
+
+A mixture of data sets trains on one set of names, so a source can give its layout's names ours.
+"""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from ai_wam.files import AnyPath
+
+Views: TypeAlias = list[str] | dict[str, str] | None
+
+
+def chosen_views(views: Views, there: Mapping[str, str], at: str | AnyPath) -> dict[str, str]:
+    """Our name by the layout's name, of the cameras that are taken, in order.
+
+    Args:
+        views: names of the layout, kept as they are called by default; or with a name of ours for each, such
+            as {images0: front}. All that are there if left out.
+        there: what the recording has, each with its default name.
+        at: where it lies, for the error.
+
+    Raises:
+        ValueError: a camera that is not there, none at all, or two of one name.
+    """
+    if views is None or isinstance(views, Mapping):
+        chosen = dict(there if views is None else views)
+    else:
+        chosen = {name: there.get(name, name) for name in views}
+    if not chosen or not set(chosen) <= set(there):
+        raise ValueError(
+            f"{at} has the views {list(there)}, `views` asks for {list(chosen)}; change it, or copy the "
+            "recording again"
+        )
+    if len(set(chosen.values())) < len(chosen):
+        raise ValueError(f"{at}: views are called {chosen}; give each a name of its own")
+    return chosen
+
+
+def as_called(names: list[str]) -> dict[str, str]:
+    """Cameras of a layout whose names are good by default."""
+    return {name: name for name in names}
