@@ -213,7 +213,7 @@ def _inspect(
         violations.append(str(error))
     return EpisodeReport(
         entry.key, entry.file, entry.frames, entry.hz, entry.views, instructions, low, high, trip,
-        labels,        tuple(violations), tuple(notes),
+        labels, tuple(violations), tuple(notes),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from ai_wam.canvas import Plan, plan
@@ -28,13 +29,20 @@ def mixture(shares: Mapping[str, float]) -> list[tuple[Plan, float]]:
 def draw_plans(
     plans: Sequence[tuple[Plan, float]], batch: Batch, generator: torch.Generator
 ) -> list[tuple[Plan, list[int]]]:
-    """Each plan with its rows; rows without recorded actions take part as video-only."""
+    """Each plan with its rows.
+
+    Rows without recorded actions take part as video-only. So do rows without any calibrated camera, for which
+    no action can be drawn, where their video is known.
+    """
     shares = torch.tensor([share for _, share in plans])
     draws = torch.multinomial(shares, len(batch.keys), replacement=True, generator=generator).tolist()
+    calibrated = batch.cameras.world_from_camera.isfinite().flatten(2).all(2)
+    blind = ~(calibrated & batch.view_mask).any(1) & _video_known(batch)
+    without = ~batch.action_valid.all(1) | blind
     rows = defaultdict(list)
     for row, draw in enumerate(draws):
         chosen = plans[draw][0]
-        if chosen.needs_actions and not bool(batch.action_valid[row].all()):
+        if chosen.needs_actions and bool(without[row]):
             chosen = plan(WITHOUT_ACTIONS)
         rows[chosen].append(row)
     return list(rows.items())
@@ -74,13 +82,19 @@ def check_video(batch: Batch, chosen: Plan) -> None:
     Raises:
         ValueError: a plan that needs the whole video, and a row that lacks it.
     """
-    known = batch.encoded is not None and batch.encoded.video is not None
-    if not chosen.needs_video or known:
+    if not chosen.needs_video:
         return
-    whole = batch.video_valid.all(1).tolist()
-    missing = [key for key, valid in zip(batch.keys, whole, strict=True) if not valid]
+    known = _video_known(batch).tolist()
+    missing = [key for key, valid in zip(batch.keys, known, strict=True) if not valid]
     if missing:
         raise ValueError(
             f"plan {chosen.name!r} needs all frames of the observation video, which {missing[0]!r} "
             "lacks; set `decode: all` in the data's configuration"
         )
+
+
+def _video_known(batch: Batch) -> Bool[Tensor, "b"]:
+    """Which rows have all their pictures, or the latents of them."""
+    if batch.encoded is not None and batch.encoded.video is not None:
+        return torch.ones(len(batch.keys), dtype=torch.bool, device=batch.video.device)
+    return batch.video_valid.all(1)

@@ -62,6 +62,17 @@ def test_rows_without_actions_train_as_video_only():
     assert drawn == {plan("policy"): [0, 2], plan("video_only"): [1]}
 
 
+def test_rows_without_a_calibrated_camera_train_on_their_video_where_it_is_known():
+    batch = batch_of()
+    lost = batch.cameras.world_from_camera.clone()
+    lost[0], lost[1, 0] = torch.nan, torch.nan  # of row 0 every view, of row 1 one
+    lost = replace(batch, cameras=Cameras(batch.cameras.intrinsics, lost))
+    drawn = draw_plans(mixture({"policy": 1.0}), lost, torch.Generator())
+    assert {chosen.name: rows for chosen, rows in drawn} == {"video_only": [0], "policy": [1, 2]}
+    seen = replace(lost, video_valid=torch.zeros_like(lost.video_valid))
+    assert [rows for _, rows in draw_plans(mixture({"policy": 1.0}), seen, torch.Generator())] == [[0, 1, 2]]
+
+
 def test_rows_of_a_batch_are_their_own(backbone: VideoBackbone):
     batch = batch_of()
     part = batch.rows([2, 0])
