@@ -18,12 +18,13 @@ from ai_wam.noise import NoisePath
 from ai_wam.precision import full_precision, half_precision
 from ai_wam.samplers import Solver, integrate
 from ai_wam.types import LatentSpec
-from backbones.adapter import ConditionedInput, conditioned
+from backbones.adapter import ADDED, ConditionedInput, conditioned
 from backbones.codec import LatentCodec
 from backbones.folders import base_model, check_trained_as, load_adapter, split_weights
 from backbones.images import ImageEncoder
 from backbones.loading import load_part, new_denoiser, one_source, or_released, survey
 from backbones.lora import LoRA, add_lora
+from backbones.precise import islands, keep_precise
 from backbones.prompts import Context, PromptEncoder
 from backbones.saving import drop_released, forgive_released
 
@@ -43,6 +44,8 @@ class VideoBackbone(nn.Module, ABC):
         input_projection: dotted name of the projection that takes the latents in.
         blocks: dotted names of the lists of repeated blocks: units of sharding and compilation.
         times: time modes the network can do; the first one is how it was released.
+        precise: parts of names of modules that compute in their weights' precision whatever the autocast,
+            besides those of which diffusers keeps the weights in float32.
 
     Args:
         pretrained: local folder or hub id of a released checkpoint in diffusers' layout, or of one that
@@ -76,6 +79,7 @@ class VideoBackbone(nn.Module, ABC):
     input_projection: ClassVar[str]
     blocks: ClassVar[tuple[str, ...]]
     times: ClassVar[tuple[Time, ...]] = ("shared",)
+    precise: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -118,6 +122,8 @@ class VideoBackbone(nn.Module, ABC):
         self._adapt_input()
         for name, module in self.extras(self.denoiser.config).items():
             setattr(self.denoiser, name, module)
+        for module in self.islands().values():
+            keep_precise(module)
         if pretrained is not None:
             check_trained_as(pretrained, self.folder, self.trained_as())
             load_adapter(pretrained, self.folder, self.denoiser, self.input_projection, self.released_names)
@@ -231,6 +237,11 @@ class VideoBackbone(nn.Module, ABC):
         for block in self.units():
             fully_shard(block, mesh=mesh)
         fully_shard(self.denoiser, mesh=mesh)
+
+    def islands(self) -> dict[str, nn.Module]:
+        """The denoiser's modules that compute in full precision, by name: time, and what ours adds."""
+        kept = self.Denoiser._keep_in_fp32_modules or ()
+        return islands(self.denoiser, {*kept, *self.precise, *ADDED})
 
     def unsaved(self) -> set[str]:
         """Names of what a checkpoint leaves out, since it comes from the released one and never changes."""

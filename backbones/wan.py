@@ -18,7 +18,6 @@ from torch.nn import functional
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.noise import FlowMatching, NoisePath, TimeSampling
-from ai_wam.precision import full_precision
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
 from backbones.block_inputs import BlockConditions, CameraEncoders, ray_videos
@@ -149,13 +148,11 @@ class GuidedWan(WanTransformer3DModel):
     def _timed(
         self, time: Float[Tensor, "b *n"]
     ) -> tuple[Float[Tensor, "b *n d"], Float[Tensor, "b *n 6 d"]]:
-        """Embedded time and the blocks' modulation, in the weights' own precision whatever the autocast."""
+        """Embedded time and the blocks' modulation."""
         embedder = self.condition_embedder
-        with full_precision(time.device):
-            waves = embedder.timesteps_proj(time.flatten()).unflatten(0, time.shape)
-            embedded = embedder.time_embedder(waves.to(embedder.time_embedder.linear_1.weight.dtype))
-            embedded = embedded.to(embedder.time_proj.weight.dtype)
-            return embedded, embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1))
+        waves = embedder.timesteps_proj(time.flatten()).unflatten(0, time.shape)
+        embedded = embedder.time_embedder(waves).to(embedder.time_proj.weight.dtype)
+        return embedded, embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1))
 
     def _unpatched(
         self, tokens: Float[Tensor, "b q d"], grid: torch.Size, chosen: Int[Tensor, "q"] | None
@@ -198,6 +195,7 @@ class Wan(VideoBackbone):
     input_projection = "patch_embedding"
     blocks = ("blocks",)
     times = ("per_token", "shared")
+    precise = ("time_proj",)
 
     TEXT_LENGTH = 512  # image-to-video attention splits image and text tokens at this number
 
