@@ -194,6 +194,39 @@ def test_rows_do_not_see_one_another(backbone: VideoBackbone):
     torch.testing.assert_close(again[0], both[0], atol=1e-5, rtol=1e-5)
 
 
+def test_a_saved_step_goes_on_bitwise(
+    backbone: VideoBackbone, tmp_path: Path, request: pytest.FixtureRequest
+):
+    canvas = canvas_of(backbone, "joint")
+    context, noise = inputs(backbone, canvas)
+
+    def step(model: VideoBackbone, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model.loss(canvas, context, torch.tensor([0.7, 0.3]), noise).sum()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def new() -> tuple[VideoBackbone, torch.optim.Optimizer]:
+        model = build(request.node.callspec.params["backbone"]).train()
+        return model, torch.optim.AdamW(model.denoiser.parameters(), lr=1e-2)
+
+    first, optimizer = new()
+    began = step(first, optimizer)
+    torch.save((first.state_dict(), optimizer.state_dict()), tmp_path / "step.ckpt")
+    expected = step(first, optimizer)
+    resumed, again = new()
+    for parameter in resumed.denoiser.parameters():
+        torch.nn.init.ones_(parameter)  # nothing of the start may be left
+    weights, moments = torch.load(tmp_path / "step.ckpt", weights_only=True)
+    resumed.load_state_dict(weights, strict=True)
+    again.load_state_dict(moments)
+    assert torch.equal(step(resumed, again), expected)
+    assert not torch.equal(expected, began)
+    for (name, one), other in zip(first.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
 def learn(
     backbone: VideoBackbone, steps: int = 1, autocast: bool = False
 ) -> tuple[float, dict[str, torch.Tensor]]:
