@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,10 +21,12 @@ from ai_wam.samplers import Solver, integrate
 from ai_wam.types import LatentSpec
 from backbones.adapter import ADDED, ConditionedInput, conditioned
 from backbones.codec import LatentCodec
-from backbones.folders import base_model, check_trained_as, load_adapter, split_weights
+from backbones.deferred import empty_denoiser, read_weights, weights_are_deferred
+from backbones.folders import base_model, check_trained_as, load_adapter, released_name, split_weights
 from backbones.images import ImageEncoder
 from backbones.loading import load_part, new_denoiser, one_source, or_released, survey
-from backbones.lora import LoRA, add_lora
+from backbones.lora import LoRA, add_lora, start_lora
+from backbones.parts import weight_files
 from backbones.precise import islands, keep_precise
 from backbones.prompts import Context, PromptEncoder
 from backbones.saving import drop_released, forgive_released
@@ -115,7 +118,8 @@ class VideoBackbone(nn.Module, ABC):
         if pretrained is not None:
             self.codec = or_released(codec, "codec", self.base_model, self.released_codec)
             self.weights_dtype = getattr(torch, dtype)
-            network = load_part(self.Denoiser, pretrained, self.folder, self.weights_dtype)
+            load = empty_denoiser if weights_are_deferred() else load_part
+            network = load(self.Denoiser, pretrained, self.folder, self.weights_dtype)
         self.denoiser = network
         self.released_names = frozenset(self.denoiser.state_dict())
         self.prompt_modulation, self.lora = prompt_modulation, lora
@@ -129,6 +133,8 @@ class VideoBackbone(nn.Module, ABC):
             load_adapter(pretrained, self.folder, self.denoiser, self.input_projection, self.released_names)
         if lora is not None:
             add_lora(self.denoiser, lora, self._added())
+            if weights_are_deferred():
+                start_lora(self.denoiser)
         if compile_blocks:
             for block in self.units():
                 block.compile()
@@ -233,10 +239,23 @@ class VideoBackbone(nn.Module, ABC):
         return [block for name in self.blocks for block in self.denoiser.get_submodule(name).children()]
 
     def shard(self, mesh: DeviceMesh) -> None:
-        """Shard the denoiser over a mesh (FSDP2): every block a unit, the rest one more."""
+        """Shard the denoiser over a mesh (FSDP2): every block a unit, the rest one more.
+
+        Weights that wait to be read (`backbones.deferred.deferred_weights`) are read now, by each process its
+        own.
+        """
         for block in self.units():
             fully_shard(block, mesh=mesh)
         fully_shard(self.denoiser, mesh=mesh)
+        self.materialize(mesh.device_type)
+
+    def materialize(self, device: str = "cpu") -> None:
+        """Read the released weights that wait to be read, if any do; what is not sharded goes to `device`."""
+        waiting = any(value.is_meta for value in self.denoiser.state_dict().values())
+        if self.pretrained is not None and waiting:
+            files = weight_files(self.pretrained, self.folder)[0]
+            released = partial(released_name, projection=self.input_projection)
+            read_weights(self.denoiser, files, released, device)
 
     def islands(self) -> dict[str, nn.Module]:
         """The denoiser's modules that compute in full precision, by name: time, and what ours adds."""

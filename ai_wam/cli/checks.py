@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from ai_wam.cli.configs import instantiate
@@ -195,6 +196,14 @@ def check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
             f"does not hold from {theirs.get('pretrained')!r}; both must be copies of one release",
             file=sys.stderr,
         )
+
+
+def shards_weights(asked: Namespace) -> bool:
+    """Whether the strategy shards a model whose weights come from nowhere but its released checkpoint."""
+    strategy = asked.trainer.get("strategy")
+    if asked.get("weights") is not None or not isinstance(strategy, Namespace):
+        return False
+    return issubclass(_class(strategy.class_path), ModelParallelStrategy)
 
 
 def warn_of_rounding(backbone: VideoBackbone) -> None:

@@ -13,6 +13,7 @@ from ai_wam.cli.configs import instantiate
 from ai_wam.samplers import Solver
 from ai_wam.types import Clip
 from backbones.base import VideoBackbone
+from backbones.deferred import deferred_weights
 from backbones.lora import merge_lora
 from backbones.prompts import Context
 from tasks.joint import JointGeneration
@@ -333,6 +334,24 @@ def test_adapters_stay_float32_on_bfloat16_weights(
     alone = lora.sample(canvas, context, noise, 2)  # as when testing, where no trainer asks for autocast
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(lora.sample(canvas, context, noise, 2), alone)
+
+
+def test_weights_that_are_read_later_are_those_read_at_once(
+    backbone: VideoBackbone, low_rank: list[str], request: pytest.FixtureRequest
+):
+    file, words = request.node.callspec.params["backbone"], [*low_rank, "dtype=bfloat16"]
+    with deferred_weights():
+        later = build(file, *words)
+    empty = {name for name, value in later.denoiser.state_dict().items() if value.is_meta}
+    assert len(empty) == len(later.released_names)
+    later.materialize()
+    found, wanted = later.denoiser.state_dict(), build(file, *words).denoiser.state_dict()
+    assert list(found) == list(wanted)
+    for name, value in wanted.items():
+        assert found[name].dtype == value.dtype, name
+        assert torch.equal(found[name], value) or name not in empty, name
+    context, noise = inputs(later, canvas := canvas_of(later, "joint"))
+    assert later.sample(canvas, context, noise, 1).isfinite().all()
 
 
 @pytest.mark.parametrize("adapters", [False, True])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan, WanTransformer3DModel
+from jsonargparse import Namespace
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -19,11 +20,12 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from ai_wam.cli.checks import check_clip
+from ai_wam.cli.checks import check_clip, shards_weights
 from backbones import loading
 from backbones.base import VideoBackbone
 from backbones.cogvideox import CogVideoX
 from backbones.cosmos import Cosmos
+from backbones.deferred import deferred_weights
 from backbones.images import CLIPImages
 from backbones.ltx import LTX
 from backbones.mochi import Mochi
@@ -71,13 +73,13 @@ def release(genuine: Path, tmp_path: Path) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the parts whose weights were read."""
     found: list[str] = []
-    check = loading._check_complete
+    check = loading.check_complete
 
-    def note(network: Any, told: Any, where: str, unused: Any) -> None:
-        found.append(where.split("'")[1])
-        check(network, told, where, unused)
+    def note(*problems: Any) -> None:
+        found.append(problems[-1].split("'")[1])
+        check(*problems)
 
-    monkeypatch.setattr(loading, "_check_complete", note)
+    monkeypatch.setattr(loading, "check_complete", note)
     return found
 
 
@@ -111,6 +113,27 @@ def test_weights_that_are_not_whole_are_refused(release: Path, part: str, name: 
     _edit(release / part, name, change)
     with pytest.raises(ValueError, match=rf"weights in '{part}' .*: it {change} {name}.*download it again"):
         Wan(str(release))
+
+
+@pytest.mark.parametrize("change", ["lacks", "holds unknown"])
+def test_weights_to_be_read_later_are_checked_now(release: Path, change: str):
+    _edit(release / "transformer", "blocks.1", change)
+    with deferred_weights(), pytest.raises(ValueError, match=rf"'transformer' .*: it {change} blocks\.1"):
+        Wan(str(release))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "weights", "waits"),
+    [
+        ("ModelParallelStrategy", None, True),
+        ("ModelParallelStrategy", "a.ckpt", False),
+        ("DDPStrategy", None, False),
+    ],
+)
+def test_weights_wait_for_a_strategy_that_shards(strategy: str, weights: str | None, waits: bool):
+    chosen = Namespace(class_path=f"lightning.pytorch.strategies.{strategy}", init_args=Namespace())
+    assert shards_weights(Namespace(trainer=Namespace(strategy=chosen), weights=weights)) is waits
+    assert not shards_weights(Namespace(trainer=Namespace(strategy="auto"), weights=None))
 
 
 @pytest.mark.parametrize("change", ["lacks", "holds unknown"])
