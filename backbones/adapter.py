@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-ADDED = ("extra", "modulate")  # modules of the adapter's own
+ADDED = ("extra", "modulate", "block_conditions")  # modules of ours that take conditions
 
 
 class ConditionedInput(nn.Module):
@@ -32,17 +32,17 @@ class ConditionedInput(nn.Module):
         super().__init__()
         self.base = base
         if isinstance(base, nn.Linear):
-            width, self.axis = base.out_features, -1
+            self.width, self.axis = base.out_features, -1
             self.channels = [base.in_features, condition * patch, pooled * patch]
-            self.extra: nn.Module = nn.Linear(condition * patch, width, bias=False)
+            self.extra: nn.Module = nn.Linear(condition * patch, self.width, bias=False)
         else:
-            width, self.axis = base.out_channels, 1
+            self.width, self.axis = base.out_channels, 1
             self.channels = [base.in_channels, condition, pooled]
             convolution: Any = type(base)
             self.extra = convolution(
-                condition, width, base.kernel_size, base.stride, base.padding, bias=False
+                condition, self.width, base.kernel_size, base.stride, base.padding, bias=False
             )
-        self.modulate = nn.Linear(pooled, 2 * width) if pooled else None
+        self.modulate = nn.Linear(pooled, 2 * self.width) if pooled else None
         for module in (self.extra, self.modulate):
             for parameter in () if module is None else module.parameters():
                 nn.init.zeros_(parameter)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -20,6 +20,7 @@ from ai_wam.precision import full_precision, half_precision
 from ai_wam.samplers import Solver, integrate
 from ai_wam.types import LatentSpec
 from backbones.adapter import ADDED, ConditionedInput, conditioned
+from backbones.block_inputs import BlockConditions, ToldBlocks, tell
 from backbones.codec import LatentCodec
 from backbones.deferred import empty_denoiser, read_weights, weights_are_deferred
 from backbones.folders import base_model, check_trained_as, load_adapter, released_name, split_weights
@@ -66,6 +67,7 @@ class VideoBackbone(nn.Module, ABC):
         first_observation: whether the clean first-observation latent enters at every position; not for
             models that are shown a picture natively.
         prompt_modulation: whether the pooled prompt also scales and shifts the input tokens.
+        block_rank: rank of the maps that tell every block the condition again; 0 leaves them out.
         gradient_checkpointing: recompute blocks in the backward pass: less memory, a third more time.
         lora: train low-rank adapters and the conditions' own weights only; released weights stay as they are.
         compile_blocks: compile the repeated blocks, one by one.
@@ -96,6 +98,7 @@ class VideoBackbone(nn.Module, ABC):
         time: Time | None = None,
         first_observation: bool = True,
         prompt_modulation: bool = False,
+        block_rank: int = 0,
         gradient_checkpointing: bool = False,
         lora: LoRA | None = None,
         compile_blocks: bool = False,
@@ -126,6 +129,8 @@ class VideoBackbone(nn.Module, ABC):
         self._adapt_input()
         for name, module in self.extras(self.denoiser.config).items():
             setattr(self.denoiser, name, module)
+        if block_rank:
+            self._tell_blocks(block_rank)
         for module in self.islands().values():
             keep_precise(module)
         if pretrained is not None:
@@ -306,14 +311,39 @@ class VideoBackbone(nn.Module, ABC):
         adapted = ConditionedInput(getattr(owner, name), condition_channels(self.spec), pooled, volume)
         setattr(owner, name, adapted)
 
+    def _tell_blocks(self, rank: int) -> None:
+        """Let the blocks be told the condition."""
+        if len(self.blocks) != 1:
+            raise ValueError(
+                f"{type(self).__name__}: block_rank {rank} needs blocks of one size, but this network's "
+                f"({', '.join(self.blocks)}) work at several; leave block_rank at 0"
+            )
+        patch = (self.spec.patch_time, self.spec.patch, self.spec.patch)
+        width = self.denoiser.get_submodule(self.input_projection).width
+        sizes = (condition_channels(self.spec), patch, rank, width, len(self.units()))
+        self.denoiser.block_conditions = BlockConditions(*sizes)
+        tell(self.denoiser.get_submodule(self.blocks[0]), self.denoiser.block_conditions)
+
     def network_input(
         self,
         noisy: Float[Tensor, "b c f h w"],
         canvas: Canvas,
         context: Context,
         native: Float[Tensor, "b n f h w"] | None = None,
+        chosen: Int[Tensor, "q"] | None = None,
     ) -> Float[Tensor, "b d f h w"]:
-        """What the adapted input projection takes; `native`: channels the released model concatenates."""
+        """What the adapted input projection takes; the blocks of the next forward are told the condition.
+
+        Args:
+            noisy: latents.
+            canvas: the condition.
+            context: the pooled prompt.
+            native: channels that the released model concatenates.
+            chosen: the tokens that the forward computes; all, if left out.
+        """
+        blocks = self.denoiser.get_submodule(self.blocks[0])
+        if isinstance(blocks, ToldBlocks):
+            blocks.tell(canvas.condition, chosen)
         own = noisy if native is None else torch.cat([noisy, native.to(noisy)], dim=1)
         return conditioned(own, canvas.condition, context.pooled if self.prompt_modulation else None)
 

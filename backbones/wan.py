@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ai_wam.cameras import Cameras
-from ai_wam.canvas import Canvas, condition_channels
+from ai_wam.canvas import Canvas
 from ai_wam.noise import FlowMatching, NoisePath, TimeSampling
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
-from backbones.block_inputs import BlockConditions, CameraEncoders, ray_videos
+from backbones.block_inputs import CameraEncoders, ray_videos
 from backbones.codec import LatentCodec
 from backbones.images import CLIPImages, ImageEncoder
 from backbones.loading import load_codec
@@ -80,11 +80,9 @@ class GuidedWan(WanTransformer3DModel):
     """diffusers' Wan with a forward that may be told what is given, and compute some of the tokens only.
 
     Attributes:
-        block_conditions: conditions told to every block; None if the input projection is all.
         camera_encoders: maps of camera latents; None if cameras are told by their rays alone.
     """
 
-    block_conditions: BlockConditions | None
     camera_encoders: CameraEncoders | None
 
     def forward(
@@ -124,9 +122,6 @@ class GuidedWan(WanTransformer3DModel):
         if images is not None:
             text = torch.cat([self.condition_embedder.image_embedder(images), text], dim=1)
         for index, block in enumerate(self.blocks):
-            if self.block_conditions is not None:
-                told = self.block_conditions(latents.split(self.patch_embedding.channels, dim=1)[1], index)
-                tokens = tokens + (told if chosen is None else told[:, chosen])
             offset = None if offsets is None else offsets[index].repeat_interleave(grid[1] * grid[2], dim=1)
             offset = offset if offset is None or chosen is None else offset[:, chosen]
             told_back: list[tuple[Tensor, Tensor]] | None = None if record is None else []
@@ -183,7 +178,6 @@ class Wan(VideoBackbone):
             model must be trained the way it is used.
         cache_given: compute given tokens once per sample instead of in every step; the result is the same.
             Needs one-way attention and per-token time; rows with different views missing are not cached.
-        block_rank: rank of the maps that tell every block the condition again; 0 leaves them out.
         camera_encoders: tell every block the cameras as the released Action Images checkpoint does.
         options: the other arguments of `backbones.base.VideoBackbone`.
 
@@ -205,11 +199,10 @@ class Wan(VideoBackbone):
         *,
         given_attention: Literal["full", "one_way"] = "full",
         cache_given: bool = False,
-        block_rank: int = 0,
         camera_encoders: bool = False,
         **options: Any,
     ) -> None:
-        self.block_rank, self.camera_encoders = block_rank, camera_encoders  # what `extras` asks
+        self.camera_encoders = camera_encoders  # what `extras` asks
         self.given_attention, self.cache_given = given_attention, cache_given  # what `trained_as` says
         super().__init__(pretrained, **options)
         for block in self.denoiser.blocks:
@@ -279,12 +272,9 @@ class Wan(VideoBackbone):
         return self.encode(torch.cat([first, grey], dim=3))
 
     def extras(self, config: Mapping[str, Any]) -> dict[str, nn.Module | None]:
-        """What every block is told besides."""
+        """Cameras as the released Action Images checkpoint is told them."""
         width, blocks = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
-        channels, rank = condition_channels(self.spec), self.block_rank
-        conditions = BlockConditions(channels, self.spec.patch, rank, width, blocks) if rank else None
-        cameras = CameraEncoders(width, blocks) if self.camera_encoders else None
-        return {"block_conditions": conditions, "camera_encoders": cameras}
+        return {"camera_encoders": CameraEncoders(width, blocks) if self.camera_encoders else None}
 
     def trained_as(self) -> dict[str, Any]:
         """Who looks at whom, too."""
@@ -343,7 +333,8 @@ class Wan(VideoBackbone):
             native = torch.cat([given, image], dim=1)
         if images is not None:
             text = functional.pad(text, (0, 0, 0, self.TEXT_LENGTH - text.shape[1]))
-        return self.denoiser(self.network_input(noisy, canvas, context, native), time, text, images, **tokens)
+        seen = self.network_input(noisy, canvas, context, native, tokens.get("chosen"))
+        return self.denoiser(seen, time, text, images, **tokens)
 
 
 class Memory(NamedTuple):

@@ -1,5 +1,6 @@
 """Every backbone with a tiny YAML keeps the contract; a new one is found by its file name."""
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +15,7 @@ from ai_wam.samplers import Solver
 from ai_wam.types import Clip
 from backbones.base import VideoBackbone
 from backbones.deferred import deferred_weights
+from backbones.folders import split_weights
 from backbones.lora import merge_lora
 from backbones.prompts import Context
 from tasks.joint import JointGeneration
@@ -334,6 +336,47 @@ def test_adapters_stay_float32_on_bfloat16_weights(
     alone = lora.sample(canvas, context, noise, 2)  # as when testing, where no trainer asks for autocast
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(lora.sample(canvas, context, noise, 2), alone)
+
+
+@pytest.mark.parametrize("change", ["gradient_checkpointing=false", "gradient_checkpointing=true"])
+def test_every_block_can_be_told_the_condition(
+    backbone: VideoBackbone, change: str, released: Path, request: pytest.FixtureRequest
+):
+    file = request.node.callspec.params["backbone"]
+    words = [f"pretrained={released}", "architecture=null", change]
+    if len(backbone.blocks) > 1:
+        with pytest.raises(ValueError, match="block_rank 3 needs blocks of one size"):
+            build(file, *words, "block_rank=3")
+        return
+    plain, told = build(file, *words), build(file, *words, "block_rank=3").train()
+    canvas, other = canvas_of(told, "joint"), canvas_of(told, "labeling")
+    context, noise = inputs(told, canvas)
+    u = torch.tensor([0.7, 0.3])
+    with torch.no_grad():
+        assert torch.equal(told.predict(noise, u, canvas, context), plain.predict(noise, u, canvas, context))
+    extra = {name for name, _ in told.denoiser.named_parameters() if name.startswith("block_conditions.")}
+    assert len(extra) == 2 * len(told.units())
+    assert set(told.state_dict()) == {*plain.state_dict(), *(f"denoiser.{name}" for name in extra)}
+    assert extra <= set(split_weights(told.denoiser, told.input_projection, told.released_names)[1])
+    with torch.no_grad():
+        for up in told.denoiser.block_conditions.up:
+            up.weight.normal_(std=0.05, generator=torch.Generator().manual_seed(3))
+
+    def gradients(first: Canvas, *later: Canvas) -> dict[str, torch.Tensor]:
+        """Of the first canvas, though others are seen before the backward pass."""
+        told.zero_grad()
+        loss = told.loss(first, context, u, noise).sum()
+        for each in later:
+            told.loss(each, context, u, noise)
+        loss.backward()
+        return {name: p.grad.clone() for name, p in told.denoiser.named_parameters() if name in extra}
+
+    alone, among = gradients(canvas), gradients(canvas, other)
+    for name, gradient in alone.items():
+        assert gradient.abs().max() > 0, name
+        assert torch.equal(gradient, among[name]), name
+    again = copy.deepcopy(told.denoiser)
+    assert again.get_submodule(told.blocks[0])._conditions[0] is again.block_conditions
 
 
 def test_weights_that_are_read_later_are_those_read_at_once(
