@@ -85,12 +85,15 @@ class GuidedWan(WanTransformer3DModel):
 
     camera_encoders: CameraEncoders | None
 
+    ROWS = 8  # of each of the two times
+
     def forward(
         self,
         latents: Float[Tensor, "b e f h w"],
-        time: Float[Tensor, "b *n"],
+        time: Float[Tensor, "b *two"],
         text: Float[Tensor, "b l d"],
         images: Float[Tensor, "b m k"] | None = None,
+        clean: Bool[Tensor, "b n"] | None = None,
         mask: Bool[Tensor, "b 1 q k"] | None = None,
         chosen: Int[Tensor, "q"] | None = None,
         past: list[tuple[Tensor, Tensor]] | None = None,
@@ -101,9 +104,10 @@ class GuidedWan(WanTransformer3DModel):
 
         Args:
             latents: input channels of the widened projection.
-            time: 1000 times the noise level, per row or per token.
+            time: 1000 times the noise level, per row; with `clean`, of noisy tokens and of clean ones.
             text: prompt embeddings.
             images: image embeddings of image-to-video networks.
+            clean: which tokens have the second time.
             mask: which keys a query may look at.
             chosen: tokens to compute; the prediction is zero elsewhere.
             past: keys and values of the other tokens, block by block.
@@ -116,8 +120,8 @@ class GuidedWan(WanTransformer3DModel):
         tokens = tokens.flatten(2).transpose(1, 2).contiguous()
         if chosen is not None:
             tokens, cos, sin = tokens[:, chosen], cos[:, chosen], sin[:, chosen]
-            time = time[:, chosen] if time.ndim == 2 else time
-        embedded, modulation = self._timed(time)
+            clean = None if clean is None else clean[:, chosen]
+        embedded, modulation = self._timed(time, clean)
         text = self.condition_embedder.text_embedder(text)
         if images is not None:
             text = torch.cat([self.condition_embedder.image_embedder(images), text], dim=1)
@@ -135,19 +139,31 @@ class GuidedWan(WanTransformer3DModel):
                 record += told_back
         table = self.scale_shift_table.to(embedded.device)
         shift, scale = (table + embedded.unsqueeze(-2)).chunk(2, dim=-2)
-        if time.ndim == 2:
+        if clean is not None:
             shift, scale = shift.squeeze(-2), scale.squeeze(-2)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         return self._unpatched(self.proj_out(tokens), grid, chosen)
 
     def _timed(
-        self, time: Float[Tensor, "b *n"]
+        self, time: Float[Tensor, "b *two"], clean: Bool[Tensor, "b n"] | None
     ) -> tuple[Float[Tensor, "b *n d"], Float[Tensor, "b *n 6 d"]]:
-        """Embedded time and the blocks' modulation."""
+        """Embedded time and the blocks' modulation: of the two times of a row, then told to every token.
+
+        Each is embedded several times over, or matrix products would take ways of their own for so few rows
+        and be a last bit off those of all tokens.
+        """
         embedder = self.condition_embedder
+        if clean is not None:
+            time = time.repeat_interleave(self.ROWS, dim=1)
         waves = embedder.timesteps_proj(time.flatten()).unflatten(0, time.shape)
         embedded = embedder.time_embedder(waves).to(embedder.time_proj.weight.dtype)
-        return embedded, embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1))
+        modulation = embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1))
+        if clean is None:
+            return embedded, modulation
+        return (
+            torch.where(clean[:, :, None], embedded[:, -1:], embedded[:, :1]),
+            torch.where(clean[:, :, None, None], modulation[:, -1:], modulation[:, :1]),
+        )
 
     def _unpatched(
         self, tokens: Float[Tensor, "b q d"], grid: torch.Size, chosen: Int[Tensor, "q"] | None
@@ -296,7 +312,11 @@ class Wan(VideoBackbone):
         told: dict[str, Any] = {"chosen": memory.generated, "past": memory.past, "offsets": memory.offsets}
         if memory.past is None and self.given_attention == "one_way":
             told["mask"] = _one_way(self._given(canvas))
-        return self._forward(noisy, self.network_time(u, canvas), canvas, context, **told)
+        time = self.path.model_time(u).float()
+        if self.spec.time == "per_token":
+            told["clean"] = self._given(canvas)
+            time = torch.stack([time, self.path.model_time(torch.zeros_like(u)).float()], dim=1)
+        return self._forward(noisy, time, canvas, context, **told)
 
     def prepare(self, canvas: Canvas, context: Context) -> Context:
         """What cameras say; keys and values of the given tokens, where they may be remembered."""
@@ -304,7 +324,7 @@ class Wan(VideoBackbone):
         if not self.cache_given or not bool((given == given[:1]).all()) or not bool(given.any()):
             return context if offsets is None else replace(context, memory=Memory(offsets=offsets))
         record: list[tuple[Tensor, Tensor]] = []
-        clean = torch.zeros(given.shape, device=given.device)
+        clean = torch.zeros(len(given), device=given.device)
         indices = (given[0].nonzero()[:, 0], (~given[0]).nonzero()[:, 0])
         told = {"record": record, "offsets": offsets}
         self._forward(canvas.clean, clean, canvas, context, chosen=indices[0], **told)
@@ -320,7 +340,7 @@ class Wan(VideoBackbone):
     def _forward(
         self,
         noisy: Float[Tensor, "b c f h w"],
-        time: Float[Tensor, "b *n"],
+        time: Float[Tensor, "b *two"],
         canvas: Canvas,
         context: Context,
         **tokens: Any,
