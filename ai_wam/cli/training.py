@@ -96,7 +96,8 @@ class _CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Refuse a clip that does not fit before weights are read; a model to be sharded reads them then."""
         asked = self.config[self.config.subcommand]
-        checks.check_clip(bare(asked.model.get("init_args", Namespace())))
+        data = bare(asked.data) if self.config.subcommand == "fit" and asked.get("data") else None
+        checks.check_clip(bare(asked.model.get("init_args", Namespace())), data)
         with deferred_weights() if checks.shards_weights(asked) else nullcontext():
             super().instantiate_classes()
 

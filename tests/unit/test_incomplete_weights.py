@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from ai_wam.cli import main
 from ai_wam.cli.checks import check_clip, shards_weights
 from backbones import loading
 from backbones.base import VideoBackbone
@@ -224,6 +226,35 @@ def test_long_prompts_are_counted_without_the_encoder(release: Path, read: list[
     prompts.check(["reach " * 512])
     with pytest.raises(ValueError, match="limit 512"):
         prompts.encode(["reach " * 513], torch.device("cpu"))
+    assert not read
+
+
+def test_captions_are_refused_before_anything_is_read(
+    release: Path, read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    words = ["--source.init_args.episodes_per_task=1", "--workers=0", f"--out={tmp_path / 'data'}"]
+    command = ["ai-wam", "collect", "--config=configs/collect/reach_target.yaml", *words]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+    prompts = {"class_path": "backbones.prompts.HashedWords", "init_args": {"width": 16, "length": 1}}
+    backbone = {
+        "class_path": "backbones.wan.Wan",
+        "init_args": {"pretrained": str(release), "prompts": prompts},
+    }
+    clip = {
+        "frames": 9,
+        "stride": 4,
+        "control_hz": 20.0,
+        "size": [64, 64],
+        "views": ["front", "left_shoulder"],
+    }
+    arguments = {"train": str(tmp_path / "data"), "clip": clip}
+    data = {"class_path": "datamodules.shards.ShardDataModule", "init_args": arguments}
+    check_clip({"backbone": backbone, "clip": clip})
+    with pytest.raises(ValueError, match="words, limit 1; raise `length`"):
+        check_clip({"backbone": backbone, "clip": clip}, data)
+    prompts["init_args"]["length"] = 16
+    check_clip({"backbone": backbone, "clip": clip}, data)
     assert not read
 
 
