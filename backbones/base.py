@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -18,12 +19,16 @@ from ai_wam.noise import NoisePath
 from ai_wam.precision import full_precision, half_precision
 from ai_wam.samplers import Solver, integrate
 from ai_wam.types import LatentSpec
-from backbones.adapter import ConditionedInput, conditioned
+from backbones.adapter import ADDED, ConditionedInput, conditioned
+from backbones.block_inputs import BlockConditions, ToldBlocks, tell
 from backbones.codec import LatentCodec
-from backbones.folders import base_model, check_trained_as, load_adapter, split_weights
+from backbones.deferred import empty_denoiser, read_weights, weights_are_deferred
+from backbones.folders import base_model, check_trained_as, load_adapter, released_name, split_weights
 from backbones.images import ImageEncoder
 from backbones.loading import load_part, new_denoiser, one_source, or_released, survey
-from backbones.lora import LoRA, add_lora
+from backbones.lora import LoRA, add_lora, start_lora
+from backbones.parts import weight_files
+from backbones.precise import islands, keep_precise
 from backbones.prompts import Context, PromptEncoder
 from backbones.saving import drop_released, forgive_released
 
@@ -43,6 +48,8 @@ class VideoBackbone(nn.Module, ABC):
         input_projection: dotted name of the projection that takes the latents in.
         blocks: dotted names of the lists of repeated blocks: units of sharding and compilation.
         times: time modes the network can do; the first one is how it was released.
+        precise: parts of names of modules that compute in their weights' precision whatever the autocast,
+            besides those of which diffusers keeps the weights in float32.
 
     Args:
         pretrained: local folder or hub id of a released checkpoint in diffusers' layout, or of one that
@@ -60,6 +67,7 @@ class VideoBackbone(nn.Module, ABC):
         first_observation: whether the clean first-observation latent enters at every position; not for
             models that are shown a picture natively.
         prompt_modulation: whether the pooled prompt also scales and shifts the input tokens.
+        block_rank: rank of the maps that tell every block the condition again; 0 leaves them out.
         gradient_checkpointing: recompute blocks in the backward pass: less memory, a third more time.
         lora: train low-rank adapters and the conditions' own weights only; released weights stay as they are.
         compile_blocks: compile the repeated blocks, one by one.
@@ -76,6 +84,7 @@ class VideoBackbone(nn.Module, ABC):
     input_projection: ClassVar[str]
     blocks: ClassVar[tuple[str, ...]]
     times: ClassVar[tuple[Time, ...]] = ("shared",)
+    precise: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -89,6 +98,7 @@ class VideoBackbone(nn.Module, ABC):
         time: Time | None = None,
         first_observation: bool = True,
         prompt_modulation: bool = False,
+        block_rank: int = 0,
         gradient_checkpointing: bool = False,
         lora: LoRA | None = None,
         compile_blocks: bool = False,
@@ -111,18 +121,25 @@ class VideoBackbone(nn.Module, ABC):
         if pretrained is not None:
             self.codec = or_released(codec, "codec", self.base_model, self.released_codec)
             self.weights_dtype = getattr(torch, dtype)
-            network = load_part(self.Denoiser, pretrained, self.folder, self.weights_dtype)
+            load = empty_denoiser if weights_are_deferred() else load_part
+            network = load(self.Denoiser, pretrained, self.folder, self.weights_dtype)
         self.denoiser = network
         self.released_names = frozenset(self.denoiser.state_dict())
         self.prompt_modulation, self.lora = prompt_modulation, lora
         self._adapt_input()
         for name, module in self.extras(self.denoiser.config).items():
             setattr(self.denoiser, name, module)
+        if block_rank:
+            self._tell_blocks(block_rank)
+        for module in self.islands().values():
+            keep_precise(module)
         if pretrained is not None:
             check_trained_as(pretrained, self.folder, self.trained_as())
             load_adapter(pretrained, self.folder, self.denoiser, self.input_projection, self.released_names)
         if lora is not None:
             add_lora(self.denoiser, lora, self._added())
+            if weights_are_deferred():
+                start_lora(self.denoiser)
         if compile_blocks:
             for block in self.units():
                 block.compile()
@@ -227,10 +244,28 @@ class VideoBackbone(nn.Module, ABC):
         return [block for name in self.blocks for block in self.denoiser.get_submodule(name).children()]
 
     def shard(self, mesh: DeviceMesh) -> None:
-        """Shard the denoiser over a mesh (FSDP2): every block a unit, the rest one more."""
+        """Shard the denoiser over a mesh (FSDP2): every block a unit, the rest one more.
+
+        Weights that wait to be read (`backbones.deferred.deferred_weights`) are read now, by each process its
+        own.
+        """
         for block in self.units():
             fully_shard(block, mesh=mesh)
         fully_shard(self.denoiser, mesh=mesh)
+        self.materialize(mesh.device_type)
+
+    def materialize(self, device: str = "cpu") -> None:
+        """Read the released weights that wait to be read, if any do; what is not sharded goes to `device`."""
+        waiting = any(value.is_meta for value in self.denoiser.state_dict().values())
+        if self.pretrained is not None and waiting:
+            files = weight_files(self.pretrained, self.folder)[0]
+            released = partial(released_name, projection=self.input_projection)
+            read_weights(self.denoiser, files, released, device)
+
+    def islands(self) -> dict[str, nn.Module]:
+        """The denoiser's modules that compute in full precision, by name: time, and what ours adds."""
+        kept = self.Denoiser._keep_in_fp32_modules or ()
+        return islands(self.denoiser, {*kept, *self.precise, *ADDED})
 
     def unsaved(self) -> set[str]:
         """Names of what a checkpoint leaves out, since it comes from the released one and never changes."""
@@ -276,14 +311,39 @@ class VideoBackbone(nn.Module, ABC):
         adapted = ConditionedInput(getattr(owner, name), condition_channels(self.spec), pooled, volume)
         setattr(owner, name, adapted)
 
+    def _tell_blocks(self, rank: int) -> None:
+        """Let the blocks be told the condition."""
+        if len(self.blocks) != 1:
+            raise ValueError(
+                f"{type(self).__name__}: block_rank {rank} needs blocks of one size, but this network's "
+                f"({', '.join(self.blocks)}) work at several; leave block_rank at 0"
+            )
+        patch = (self.spec.patch_time, self.spec.patch, self.spec.patch)
+        width = self.denoiser.get_submodule(self.input_projection).width
+        sizes = (condition_channels(self.spec), patch, rank, width, len(self.units()))
+        self.denoiser.block_conditions = BlockConditions(*sizes)
+        tell(self.denoiser.get_submodule(self.blocks[0]), self.denoiser.block_conditions)
+
     def network_input(
         self,
         noisy: Float[Tensor, "b c f h w"],
         canvas: Canvas,
         context: Context,
         native: Float[Tensor, "b n f h w"] | None = None,
+        chosen: Int[Tensor, "q"] | None = None,
     ) -> Float[Tensor, "b d f h w"]:
-        """What the adapted input projection takes; `native`: channels the released model concatenates."""
+        """What the adapted input projection takes; the blocks of the next forward are told the condition.
+
+        Args:
+            noisy: latents.
+            canvas: the condition.
+            context: the pooled prompt.
+            native: channels that the released model concatenates.
+            chosen: the tokens that the forward computes; all, if left out.
+        """
+        blocks = self.denoiser.get_submodule(self.blocks[0])
+        if isinstance(blocks, ToldBlocks):
+            blocks.tell(canvas.condition, chosen)
         own = noisy if native is None else torch.cat([noisy, native.to(noisy)], dim=1)
         return conditioned(own, canvas.condition, context.pooled if self.prompt_modulation else None)
 

@@ -1,10 +1,13 @@
-"""What Wan's blocks are told besides tokens: the canvas condition once more, and cameras as once released."""
+"""What blocks are told besides tokens: the canvas condition once more, and cameras as once released."""
 
 import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,16 +19,17 @@ class BlockConditions(nn.Module):
 
     Args:
         channels: of the condition.
-        patch: latent cells per token, both ways.
+        patch: latent frames, rows and columns per token.
         rank: of the maps.
         width: of the tokens.
         blocks: how many there are.
     """
 
-    def __init__(self, channels: int, patch: int, rank: int, width: int, blocks: int) -> None:
+    def __init__(
+        self, channels: int, patch: tuple[int, int, int], rank: int, width: int, blocks: int
+    ) -> None:
         super().__init__()
-        size = (1, patch, patch)
-        self.down = nn.ModuleList(nn.Conv3d(channels, rank, size, size, bias=False) for _ in range(blocks))
+        self.down = nn.ModuleList(nn.Conv3d(channels, rank, patch, patch, bias=False) for _ in range(blocks))
         self.up = nn.ModuleList(nn.Linear(rank, width, bias=False) for _ in range(blocks))
         for up in self.up:
             nn.init.zeros_(up.get_parameter("weight"))
@@ -34,6 +38,51 @@ class BlockConditions(nn.Module):
         """What a block's tokens are told."""
         tokens: Tensor = self.up[block](self.down[block](condition).flatten(2).transpose(1, 2))
         return tokens
+
+
+class ToldBlocks(nn.ModuleList):
+    """A list of blocks that, when a network walks through it, add the condition to the tokens they get.
+
+    It is added outside of the blocks, so that they are compiled once and not once for every place. A walk
+    takes what it was told last; blocks that are computed again in the backward pass remember it.
+    """
+
+    _conditions: tuple[BlockConditions]  # no module of this list: its names stay as they are
+    _told: tuple[Tensor, Tensor | None] | None
+
+    def tell(self, condition: Float[Tensor, "b k f h w"], chosen: Int[Tensor, "q"] | None) -> None:
+        """What the next walk tells, and which tokens it has; all, if left out."""
+        self._told = (condition, chosen)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The blocks, or where there is something to tell, functions that tell it and call them."""
+        told, self._told = self._told, None
+        for index, block in enumerate(super().__iter__()):
+            yield block if told is None else partial(self._call, block, index, *told)
+
+    def _call(
+        self,
+        block: nn.Module,
+        index: int,
+        condition: Float[Tensor, "b k f h w"],
+        chosen: Int[Tensor, "q"] | None,
+        *arguments: Any,
+        **named: Any,
+    ) -> Any:
+        """A block's result; its tokens come first, or by the name that diffusers gives them."""
+        told = self._conditions[0](condition, index)
+        told = told if chosen is None else told[:, chosen]
+        if arguments:
+            return block(arguments[0] + told.type_as(arguments[0]), *arguments[1:], **named)
+        tokens = named.pop("hidden_states")
+        return block(hidden_states=tokens + told.type_as(tokens), **named)
+
+
+def tell(blocks: nn.Module, conditions: BlockConditions) -> None:
+    """Make a list of blocks one that tells conditions, in place."""
+    blocks.__class__ = ToldBlocks
+    assert isinstance(blocks, ToldBlocks)
+    blocks._conditions, blocks._told = (conditions,), None
 
 
 class CameraEncoders(nn.Module):

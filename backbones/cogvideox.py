@@ -1,10 +1,10 @@
 """CogVideoX (arXiv 2408.06072) through diffusers: transformer, video autoencoder and T5, or a tiny twin.
 
-Reading order: the video autoencoder, then the backbone.
+Reading order: the video autoencoder, the network, the backbone.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
@@ -67,6 +67,12 @@ class CogVideoXVAE(LatentCodec):
         return video.float().clamp(-1, 1)
 
 
+class PreciseCogVideoX(CogVideoXTransformer3DModel):
+    """diffusers' CogVideoX; what embeds the time stays in float32."""
+
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["time_embedding", "ofs_embedding"]
+
+
 class CogVideoX(VideoBackbone):
     """A CogVideoX denoiser on the canvas: 2B, 5B, 5B image to video, and 1.5; all positions share one time.
 
@@ -75,9 +81,10 @@ class CogVideoX(VideoBackbone):
     copy of their first frame where their number is odd, as in the released pipeline.
     """
 
-    Denoiser = CogVideoXTransformer3DModel
+    Denoiser = PreciseCogVideoX
     input_projection = "patch_embed.proj"
     blocks = ("transformer_blocks",)
+    precise = ("norm1", "norm2", "norm_out")  # which turn the time into scales and shifts
 
     OFFSET = 2.0  # what the released image-to-video 1.5 is always told
 

@@ -5,7 +5,7 @@ Reading order: the noise path, the network, the backbone.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
@@ -60,8 +60,11 @@ class CosmosFlow(FlowMatching):
 class AdaptedCosmos(CosmosTransformer3DModel):
     """diffusers' Cosmos transformer with a forward that leaves its input as it is.
 
-    diffusers' own appends the padding mask after whatever it is given; the condition must come last.
+    diffusers' own appends the padding mask after whatever it is given; the condition must come last. What
+    embeds the time stays in float32.
     """
+
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["time_embed"]
 
     def forward(
         self,
@@ -83,7 +86,7 @@ class AdaptedCosmos(CosmosTransformer3DModel):
         f, h, w = tokens.shape[1:4]
         tokens = tokens.flatten(1, 3)
         modulation, embedded = (
-            part.unflatten(0, time.shape) for part in self.time_embed(tokens, time.flatten())
+            part.unflatten(0, time.shape) for part in self.time_embed(time, time.flatten())
         )
         if time.ndim == 2:
             modulation, embedded = (part.repeat_interleave(h * w, dim=1) for part in (modulation, embedded))
@@ -114,6 +117,7 @@ class Cosmos(VideoBackbone):
     input_projection = "patch_embed.proj"
     blocks = ("transformer_blocks",)
     times = ("per_frame", "shared")
+    precise = ("rope",)
 
     def __init__(self, pretrained: str | None = None, *, fps: int = 16, **options: Any) -> None:
         super().__init__(pretrained, **options)

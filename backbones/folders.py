@@ -42,13 +42,19 @@ def split_weights(
     """
     weights, adapter = {}, {}
     for name, value in denoiser.state_dict().items():
-        wrapped = name.startswith(f"{projection}.base.")
-        plain = projection + name.removeprefix(f"{projection}.base") if wrapped else name
+        plain = released_name(name, projection)
         if plain in released:
             weights[plain] = value
         else:
             adapter[name] = value
     return weights, adapter
+
+
+def released_name(name: str, projection: str) -> str:
+    """The name of a weight before its network was adapted, by conditions or by low-rank adapters."""
+    if name.startswith(f"{projection}.base."):
+        name = projection + name.removeprefix(f"{projection}.base")
+    return name.replace(".base_layer.", ".")
 
 
 def write_denoiser(

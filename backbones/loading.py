@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,7 +63,10 @@ def load_part(
     except (OSError, SafetensorError) as error:
         raise MissingPart({pretrained: {subfolder: str(error).split("\n")[0].rstrip(".")}}) from error
     unused = _UNUSED if kind.__module__.startswith("transformers.") else None
-    _check_complete(found, told, f"{subfolder!r} of {pretrained!r}", unused)
+    unread = [name for name, value in found.named_parameters() if value.is_meta]
+    lacking = sorted({*told["missing_keys"], *unread})
+    unknown = sorted(name for name in told["unexpected_keys"] if not (unused and unused.search(name)))
+    check_complete(lacking, unknown, told.get("mismatched_keys") or [], f"{subfolder!r} of {pretrained!r}")
     return found
 
 
@@ -166,7 +169,7 @@ def _diffusers_class(kind: Any) -> Any:
 
 def _described(kind: Any, pretrained: str, subfolder: str) -> Any:
     """A network of diffusers on the meta device, after its configuration; the files here are checked."""
-    saved = _saved_config(kind, pretrained, subfolder)
+    saved = saved_config(kind, pretrained, subfolder)
     require(pretrained, subfolder, weights=True)
     with torch.device("meta"):
         network = kind.from_config(saved)
@@ -174,7 +177,7 @@ def _described(kind: Any, pretrained: str, subfolder: str) -> Any:
     return network
 
 
-def _saved_config(kind: Any, pretrained: str, subfolder: str) -> Mapping[str, Any]:
+def saved_config(kind: Any, pretrained: str, subfolder: str) -> Mapping[str, Any]:
     """A part's config.json, of the right class."""
     wanted = _diffusers_class(kind).__name__
     try:
@@ -222,24 +225,27 @@ def _shapes(file: Path, pretrained: str, subfolder: str) -> dict[str, tuple[int,
         raise MissingPart({pretrained: {subfolder: f"{file.name} is damaged ({error})"}}) from error
 
 
-def _check_complete(
-    network: torch.nn.Module, told: Mapping[str, Any], where: str, unused: re.Pattern[str] | None
+def check_complete(
+    lacking: Sequence[str], unknown: Sequence[str], mismatched: Sequence[Any], where: str
 ) -> None:
-    """Refuse a network of which something was left as it was made."""
-    unread = [name for name, value in network.named_parameters() if value.is_meta]
-    lacking = sorted({*told["missing_keys"], *unread})
-    unknown = sorted(name for name in told["unexpected_keys"] if not (unused and unused.search(name)))
-    if lacking or unknown or told.get("mismatched_keys"):
-        problems = {
-            "lacks": lacking,
-            "holds unknown": unknown,
-            "has other shapes of": told["mismatched_keys"],
-        }
-        listed = "; ".join(
-            f"it {what} {', '.join(map(str, list(names)[:5]))} ({len(names)} in all)"
-            for what, names in problems.items()
-            if names
-        )
+    """Refuse a network of which something would be left as it was made.
+
+    Args:
+        lacking: names of weights that the files do not hold.
+        unknown: names that only the files know.
+        mismatched: weights of other shapes.
+        where: the files, in words.
+
+    Raises:
+        ValueError: anything of these.
+    """
+    problems = {"lacks": lacking, "holds unknown": unknown, "has other shapes of": mismatched}
+    listed = "; ".join(
+        f"it {what} {', '.join(map(str, list(names)[:5]))} ({len(names)} in all)"
+        for what, names in problems.items()
+        if names
+    )
+    if listed:
         raise ValueError(
             f"the weights in {where} are not those of its config.json: {listed}; download it again"
         )

@@ -57,6 +57,19 @@ def add_lora(network: nn.Module, lora: LoRA, trained: Iterable[nn.Parameter] = (
             parameter.data = parameter.data.to(torch.float32)
 
 
+def start_lora(network: nn.Module) -> None:
+    """Start the adapters that peft has put on the meta device because the maps beside them are there."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer):
+            for name in layer.lora_A:
+                if layer.lora_A[name].weight.is_meta:
+                    layer.lora_A[name].to_empty(device="cpu")
+                    layer.lora_B[name].to_empty(device="cpu")
+                    layer.reset_lora_parameters(name, init_lora_weights=True)
+
+
 def merge_lora(network: nn.Module) -> None:
     """Add the adapters into the maps beside them and remove them, in place; the output stays the same."""
     from peft.tuners.lora import LoraLayer

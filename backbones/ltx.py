@@ -1,10 +1,10 @@
 """LTX-Video (arXiv 2501.00103) through diffusers: transformer, video autoencoder and T5, or a tiny twin.
 
-Reading order: the video autoencoder, the prompts, the backbone.
+Reading order: the video autoencoder, the prompts, the network, the backbone.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
@@ -94,6 +94,12 @@ class LTXPrompts(T5Prompts):
         return states, count
 
 
+class PreciseLTX(LTXVideoTransformer3DModel):
+    """diffusers' LTX-Video; what embeds the time stays in float32."""
+
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["time_embed"]
+
+
 class LTX(VideoBackbone):
     """An LTX-Video denoiser on the canvas, 0.9.0 and 0.9.1; see `LTX095` for later ones.
 
@@ -107,10 +113,11 @@ class LTX(VideoBackbone):
         options: the other arguments of `backbones.base.VideoBackbone`.
     """
 
-    Denoiser = LTXVideoTransformer3DModel
+    Denoiser = PreciseLTX
     input_projection = "proj_in"
     blocks = ("transformer_blocks",)
     times = ("per_token", "shared")
+    precise = ("rope",)
 
     def __init__(self, pretrained: str | None = None, *, fps: int = 25, **options: Any) -> None:
         super().__init__(pretrained, **options)

@@ -6,7 +6,7 @@ Reading order: the video autoencoder, the prompts, the noise path, the network, 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_mochi import AutoencoderKLMochi
@@ -155,7 +155,10 @@ class AdaptedMochi(MochiTransformer3DModel):
 
     Nothing comes of what the last block's text asks for, so these weights are kept, but no parameters. A new
     network starts with random frequencies of positions instead of none, which would leave it without any.
+    What embeds the time stays in float32.
     """
+
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["timestep_embedder", "pos_frequencies"]
 
     @wraps(MochiTransformer3DModel.__init__)  # type: ignore[misc]  # diffusers reads its signature
     def __init__(self, **options: Any) -> None:
@@ -182,6 +185,7 @@ class Mochi(VideoBackbone):
     Denoiser = AdaptedMochi
     input_projection = "patch_embed.proj"
     blocks = ("transformer_blocks",)
+    precise = ("norm1", "norm1_context", "norm_out", "rope")  # norms turn the time into scales and gates
 
     def released_codec(self, pretrained: str) -> LatentCodec:
         """Mochi's video autoencoder."""

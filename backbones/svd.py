@@ -4,7 +4,7 @@ Reading order: the video autoencoder, the network, the backbone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
@@ -101,6 +101,8 @@ class FrameTimedUNet(UNetSpatioTemporalConditionModel):
         text: zero-initialised map of the pooled prompt, added to the image tokens; None without text.
     """
 
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["time_embedding", "add_embedding"]
+
     text: nn.Linear | None
 
     def forward(
@@ -169,6 +171,7 @@ class SVD(VideoBackbone):
     input_projection = "conv_in"
     blocks = ("down_blocks", "up_blocks")
     times = ("shared", "per_frame")
+    precise = ("time_pos_embed",)
 
     def __init__(
         self, pretrained: str | None = None, *, fps: int = 7, motion_bucket: int = 127, **options: Any

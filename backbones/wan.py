@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ai_wam.cameras import Cameras
-from ai_wam.canvas import Canvas, condition_channels
+from ai_wam.canvas import Canvas
 from ai_wam.noise import FlowMatching, NoisePath, TimeSampling
-from ai_wam.precision import full_precision
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
-from backbones.block_inputs import BlockConditions, CameraEncoders, ray_videos
+from backbones.block_inputs import CameraEncoders, ray_videos
 from backbones.codec import LatentCodec
 from backbones.images import CLIPImages, ImageEncoder
 from backbones.loading import load_codec
@@ -81,19 +80,20 @@ class GuidedWan(WanTransformer3DModel):
     """diffusers' Wan with a forward that may be told what is given, and compute some of the tokens only.
 
     Attributes:
-        block_conditions: conditions told to every block; None if the input projection is all.
         camera_encoders: maps of camera latents; None if cameras are told by their rays alone.
     """
 
-    block_conditions: BlockConditions | None
     camera_encoders: CameraEncoders | None
+
+    ROWS = 8  # of each of the two times
 
     def forward(
         self,
         latents: Float[Tensor, "b e f h w"],
-        time: Float[Tensor, "b *n"],
+        time: Float[Tensor, "b *two"],
         text: Float[Tensor, "b l d"],
         images: Float[Tensor, "b m k"] | None = None,
+        clean: Bool[Tensor, "b n"] | None = None,
         mask: Bool[Tensor, "b 1 q k"] | None = None,
         chosen: Int[Tensor, "q"] | None = None,
         past: list[tuple[Tensor, Tensor]] | None = None,
@@ -104,9 +104,10 @@ class GuidedWan(WanTransformer3DModel):
 
         Args:
             latents: input channels of the widened projection.
-            time: 1000 times the noise level, per row or per token.
+            time: 1000 times the noise level, per row; with `clean`, of noisy tokens and of clean ones.
             text: prompt embeddings.
             images: image embeddings of image-to-video networks.
+            clean: which tokens have the second time.
             mask: which keys a query may look at.
             chosen: tokens to compute; the prediction is zero elsewhere.
             past: keys and values of the other tokens, block by block.
@@ -119,15 +120,12 @@ class GuidedWan(WanTransformer3DModel):
         tokens = tokens.flatten(2).transpose(1, 2).contiguous()
         if chosen is not None:
             tokens, cos, sin = tokens[:, chosen], cos[:, chosen], sin[:, chosen]
-            time = time[:, chosen] if time.ndim == 2 else time
-        embedded, modulation = self._timed(time)
+            clean = None if clean is None else clean[:, chosen]
+        embedded, modulation = self._timed(time, clean)
         text = self.condition_embedder.text_embedder(text)
         if images is not None:
             text = torch.cat([self.condition_embedder.image_embedder(images), text], dim=1)
         for index, block in enumerate(self.blocks):
-            if self.block_conditions is not None:
-                told = self.block_conditions(latents.split(self.patch_embedding.channels, dim=1)[1], index)
-                tokens = tokens + (told if chosen is None else told[:, chosen])
             offset = None if offsets is None else offsets[index].repeat_interleave(grid[1] * grid[2], dim=1)
             offset = offset if offset is None or chosen is None else offset[:, chosen]
             told_back: list[tuple[Tensor, Tensor]] | None = None if record is None else []
@@ -141,21 +139,31 @@ class GuidedWan(WanTransformer3DModel):
                 record += told_back
         table = self.scale_shift_table.to(embedded.device)
         shift, scale = (table + embedded.unsqueeze(-2)).chunk(2, dim=-2)
-        if time.ndim == 2:
+        if clean is not None:
             shift, scale = shift.squeeze(-2), scale.squeeze(-2)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         return self._unpatched(self.proj_out(tokens), grid, chosen)
 
     def _timed(
-        self, time: Float[Tensor, "b *n"]
+        self, time: Float[Tensor, "b *two"], clean: Bool[Tensor, "b n"] | None
     ) -> tuple[Float[Tensor, "b *n d"], Float[Tensor, "b *n 6 d"]]:
-        """Embedded time and the blocks' modulation, in the weights' own precision whatever the autocast."""
+        """Embedded time and the blocks' modulation: of the two times of a row, then told to every token.
+
+        Each is embedded several times over, or matrix products would take ways of their own for so few rows
+        and be a last bit off those of all tokens.
+        """
         embedder = self.condition_embedder
-        with full_precision(time.device):
-            waves = embedder.timesteps_proj(time.flatten()).unflatten(0, time.shape)
-            embedded = embedder.time_embedder(waves.to(embedder.time_embedder.linear_1.weight.dtype))
-            embedded = embedded.to(embedder.time_proj.weight.dtype)
-            return embedded, embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1))
+        if clean is not None:
+            time = time.repeat_interleave(self.ROWS, dim=1)
+        waves = embedder.timesteps_proj(time.flatten()).unflatten(0, time.shape)
+        embedded = embedder.time_embedder(waves).to(embedder.time_proj.weight.dtype)
+        modulation = embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1))
+        if clean is None:
+            return embedded, modulation
+        return (
+            torch.where(clean[:, :, None], embedded[:, -1:], embedded[:, :1]),
+            torch.where(clean[:, :, None, None], modulation[:, -1:], modulation[:, :1]),
+        )
 
     def _unpatched(
         self, tokens: Float[Tensor, "b q d"], grid: torch.Size, chosen: Int[Tensor, "q"] | None
@@ -186,7 +194,6 @@ class Wan(VideoBackbone):
             model must be trained the way it is used.
         cache_given: compute given tokens once per sample instead of in every step; the result is the same.
             Needs one-way attention and per-token time; rows with different views missing are not cached.
-        block_rank: rank of the maps that tell every block the condition again; 0 leaves them out.
         camera_encoders: tell every block the cameras as the released Action Images checkpoint does.
         options: the other arguments of `backbones.base.VideoBackbone`.
 
@@ -198,6 +205,7 @@ class Wan(VideoBackbone):
     input_projection = "patch_embedding"
     blocks = ("blocks",)
     times = ("per_token", "shared")
+    precise = ("time_proj",)
 
     TEXT_LENGTH = 512  # image-to-video attention splits image and text tokens at this number
 
@@ -207,11 +215,10 @@ class Wan(VideoBackbone):
         *,
         given_attention: Literal["full", "one_way"] = "full",
         cache_given: bool = False,
-        block_rank: int = 0,
         camera_encoders: bool = False,
         **options: Any,
     ) -> None:
-        self.block_rank, self.camera_encoders = block_rank, camera_encoders  # what `extras` asks
+        self.camera_encoders = camera_encoders  # what `extras` asks
         self.given_attention, self.cache_given = given_attention, cache_given  # what `trained_as` says
         super().__init__(pretrained, **options)
         for block in self.denoiser.blocks:
@@ -281,12 +288,9 @@ class Wan(VideoBackbone):
         return self.encode(torch.cat([first, grey], dim=3))
 
     def extras(self, config: Mapping[str, Any]) -> dict[str, nn.Module | None]:
-        """What every block is told besides."""
+        """Cameras as the released Action Images checkpoint is told them."""
         width, blocks = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
-        channels, rank = condition_channels(self.spec), self.block_rank
-        conditions = BlockConditions(channels, self.spec.patch, rank, width, blocks) if rank else None
-        cameras = CameraEncoders(width, blocks) if self.camera_encoders else None
-        return {"block_conditions": conditions, "camera_encoders": cameras}
+        return {"camera_encoders": CameraEncoders(width, blocks) if self.camera_encoders else None}
 
     def trained_as(self) -> dict[str, Any]:
         """Who looks at whom, too."""
@@ -308,7 +312,11 @@ class Wan(VideoBackbone):
         told: dict[str, Any] = {"chosen": memory.generated, "past": memory.past, "offsets": memory.offsets}
         if memory.past is None and self.given_attention == "one_way":
             told["mask"] = _one_way(self._given(canvas))
-        return self._forward(noisy, self.network_time(u, canvas), canvas, context, **told)
+        time = self.path.model_time(u).float()
+        if self.spec.time == "per_token":
+            told["clean"] = self._given(canvas)
+            time = torch.stack([time, self.path.model_time(torch.zeros_like(u)).float()], dim=1)
+        return self._forward(noisy, time, canvas, context, **told)
 
     def prepare(self, canvas: Canvas, context: Context) -> Context:
         """What cameras say; keys and values of the given tokens, where they may be remembered."""
@@ -316,7 +324,7 @@ class Wan(VideoBackbone):
         if not self.cache_given or not bool((given == given[:1]).all()) or not bool(given.any()):
             return context if offsets is None else replace(context, memory=Memory(offsets=offsets))
         record: list[tuple[Tensor, Tensor]] = []
-        clean = torch.zeros(given.shape, device=given.device)
+        clean = torch.zeros(len(given), device=given.device)
         indices = (given[0].nonzero()[:, 0], (~given[0]).nonzero()[:, 0])
         told = {"record": record, "offsets": offsets}
         self._forward(canvas.clean, clean, canvas, context, chosen=indices[0], **told)
@@ -332,7 +340,7 @@ class Wan(VideoBackbone):
     def _forward(
         self,
         noisy: Float[Tensor, "b c f h w"],
-        time: Float[Tensor, "b *n"],
+        time: Float[Tensor, "b *two"],
         canvas: Canvas,
         context: Context,
         **tokens: Any,
@@ -345,7 +353,8 @@ class Wan(VideoBackbone):
             native = torch.cat([given, image], dim=1)
         if images is not None:
             text = functional.pad(text, (0, 0, 0, self.TEXT_LENGTH - text.shape[1]))
-        return self.denoiser(self.network_input(noisy, canvas, context, native), time, text, images, **tokens)
+        seen = self.network_input(noisy, canvas, context, native, tokens.get("chosen"))
+        return self.denoiser(seen, time, text, images, **tokens)
 
 
 class Memory(NamedTuple):

@@ -234,6 +234,7 @@ class WorldActionTask(WorldActionModel):
         if self.device_mesh is not None and not self._sharded:
             self.backbone.shard(self.device_mesh["data_parallel"])
             self._sharded = True
+        self.backbone.materialize()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything that is trained; norms, biases and modulation tables without weight decay."""

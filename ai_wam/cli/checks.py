@@ -10,12 +10,16 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning import LightningDataModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from ai_wam.cli.configs import instantiate
 from backbones.base import VideoBackbone
 from backbones.parts import without_weights
 from tasks.base import WorldActionTask
+
+_EARLY = 200  # episodes whose captions are looked at before weights are read; the others, when fitting starts
 
 
 def hyperparameters(path: str) -> dict[str, Any]:
@@ -147,22 +151,28 @@ def _class(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def check_clip_fits(arguments: Mapping[str, Any]) -> None:
-    """Refuse frames or pictures that do not fit a pretrained backbone; no weight is read.
+def check_fits(arguments: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> None:
+    """Refuse a clip, or captions to be trained on, that a pretrained backbone cannot take; reads no weight.
 
     Args:
         arguments: of a task; others than of backbone and clip do not matter.
+        data: class path and arguments of what it is trained on, where the captions are to be looked at.
 
     Raises:
-        ValueError: the clip's frames or size, with what would fit.
+        ValueError: the clip's frames or size, with what would fit; a caption.
     """
     backbone, clip = arguments.get("backbone"), arguments.get("clip")
     if backbone is None or clip is None or not backbone.get("init_args", {}).get("pretrained"):
         return
     with without_weights():
-        spec = instantiate(backbone, VideoBackbone).spec  # type: ignore[type-abstract]  # an interface is asked for
-    spec.latent_frames(clip["frames"])
-    spec.grid(tuple(clip["size"]))
+        found = instantiate(backbone, VideoBackbone)  # type: ignore[type-abstract]  # an interface is asked for
+    found.spec.latent_frames(clip["frames"])
+    found.spec.grid(tuple(clip["size"]))
+    if data is not None and hasattr(_class(data["class_path"]), "captions"):
+        plain = {**data, "init_args": {**data["init_args"], "verify": False}}
+        module: Any = instantiate(plain, LightningDataModule)
+        module.setup("fit")
+        found.prompts.check(module.captions(_EARLY))
 
 
 # Where weights lie, their precision, and what a step costs may change, what they compute may not.
@@ -195,6 +205,14 @@ def check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
             f"does not hold from {theirs.get('pretrained')!r}; both must be copies of one release",
             file=sys.stderr,
         )
+
+
+def shards_weights(asked: Namespace) -> bool:
+    """Whether the strategy shards a model whose weights come from nowhere but its released checkpoint."""
+    strategy = asked.trainer.get("strategy")
+    if asked.get("weights") is not None or not isinstance(strategy, Namespace):
+        return False
+    return issubclass(_class(strategy.class_path), ModelParallelStrategy)
 
 
 def warn_of_rounding(backbone: VideoBackbone) -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ai_wam.cli import checks
 from ai_wam.cli.checks import bare, hyperparameters
 from ai_wam.cli.configs import resolved
 from ai_wam.cli.replacing import replacing
+from backbones.deferred import deferred_weights
 from datamodules.coverage import CoverageReport
 from datamodules.images import ImagesDataModule
 from datamodules.shards import ShardDataModule
@@ -92,9 +94,12 @@ class _CLI(LightningCLI):
         return model
 
     def instantiate_classes(self) -> None:
-        """Refuse a clip that the backbone cannot take before its weights are read."""
-        checks.check_clip_fits(bare(self.config[self.config.subcommand].model.get("init_args", Namespace())))
-        super().instantiate_classes()
+        """Refuse a clip that does not fit before weights are read; a model to be sharded reads them then."""
+        asked = self.config[self.config.subcommand]
+        data = bare(asked.data) if self.config.subcommand == "fit" and asked.get("data") else None
+        checks.check_fits(bare(asked.model.get("init_args", Namespace())), data)
+        with deferred_weights() if checks.shards_weights(asked) else nullcontext():
+            super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
         """Keep the model's configuration in every checkpoint, in plain values that rebuild the model."""

@@ -13,6 +13,7 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from ai_wam.cameras import Cameras
-from ai_wam.canvas import Canvas, build_canvas, plan
+from ai_wam.canvas import Canvas, build_canvas, condition_channels, plan
 from ai_wam.cli.configs import config_path, instantiate
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
@@ -300,16 +301,23 @@ def computed(name: str, size: tuple[int, int], frames: int, steps: int = 4) -> l
         for length in (beginning, frames):
             latents = torch.zeros(1, spec.channels, spec.latent_frames(length), *spec.grid(size))
             work.append(flops(partial(model.codec.decode, latents)))
-    owner = model.denoiser.get_submodule(model.input_projection)
-    adapter = sum(p.numel() for p in owner.extra.parameters())
     whole = sum(p.numel() for p in model.denoiser.parameters())
     step = max(work[1] / PEAK, 2 * whole / BANDWIDTH)
     act = steps * step + 2 * work[3] / PEAK
     return [
-        f"{whole / 1e9:.3f} B", f"{adapter / 1e6:.2f} M", *(f"{n:,}" for n in tokens),
+        f"{whole / 1e9:.3f} B", adapters(model), *(f"{n:,}" for n in tokens),
         *(f"{n / 1e12:.1f}" for n in work), f"{2 * whole / 1e9:.1f} GB",
         f"{1e3 * step:.0f} ms", f"{act:.2f} s",
     ]  # fmt: skip
+
+
+def adapters(model: VideoBackbone) -> str:
+    """Millions of parameters that the adapter adds: without the first observation's latent, and with it."""
+    owner = model.denoiser.get_submodule(model.input_projection)
+    told = sum(p.numel() for p in owner.extra.parameters()) / condition_channels(model.spec)
+    variants = sorted({False, model.spec.first_observation})
+    sizes = [told * condition_channels(replace(model.spec, first_observation=each)) for each in variants]
+    return " / ".join(f"{size / 1e6:.2f}" for size in sizes) + " M"
 
 
 if __name__ == "__main__":

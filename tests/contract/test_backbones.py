@@ -1,5 +1,7 @@
 """Every backbone with a tiny YAML keeps the contract; a new one is found by its file name."""
 
+import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +14,8 @@ from ai_wam.cli.configs import instantiate
 from ai_wam.samplers import Solver
 from ai_wam.types import Clip
 from backbones.base import VideoBackbone
+from backbones.deferred import deferred_weights
+from backbones.folders import split_weights
 from backbones.lora import merge_lora
 from backbones.prompts import Context
 from tasks.joint import JointGeneration
@@ -193,6 +197,39 @@ def test_rows_do_not_see_one_another(backbone: VideoBackbone):
     torch.testing.assert_close(again[0], both[0], atol=1e-5, rtol=1e-5)
 
 
+def test_a_saved_step_goes_on_bitwise(
+    backbone: VideoBackbone, tmp_path: Path, request: pytest.FixtureRequest
+):
+    canvas = canvas_of(backbone, "joint")
+    context, noise = inputs(backbone, canvas)
+
+    def step(model: VideoBackbone, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model.loss(canvas, context, torch.tensor([0.7, 0.3]), noise).sum()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def new() -> tuple[VideoBackbone, torch.optim.Optimizer]:
+        model = build(request.node.callspec.params["backbone"]).train()
+        return model, torch.optim.AdamW(model.denoiser.parameters(), lr=1e-2)
+
+    first, optimizer = new()
+    began = step(first, optimizer)
+    torch.save((first.state_dict(), optimizer.state_dict()), tmp_path / "step.ckpt")
+    expected = step(first, optimizer)
+    resumed, again = new()
+    for parameter in resumed.denoiser.parameters():
+        torch.nn.init.ones_(parameter)  # nothing of the start may be left
+    weights, moments = torch.load(tmp_path / "step.ckpt", weights_only=True)
+    resumed.load_state_dict(weights, strict=True)
+    again.load_state_dict(moments)
+    assert torch.equal(step(resumed, again), expected)
+    assert not torch.equal(expected, began)
+    for (name, one), other in zip(first.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
 def learn(
     backbone: VideoBackbone, steps: int = 1, autocast: bool = False
 ) -> tuple[float, dict[str, torch.Tensor]]:
@@ -287,6 +324,9 @@ def test_adapters_stay_float32_on_bfloat16_weights(
     frozen = [p for p in lora.denoiser.parameters() if not p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
     assert sum(p.numel() for p in frozen if p.dtype == torch.bfloat16) > 0.8 * sum(p.numel() for p in frozen)
+    kept = set(lora.Denoiser._keep_in_fp32_modules)
+    times = [p for name, p in lora.denoiser.named_parameters() if not kept.isdisjoint(name.split("."))]
+    assert {p.dtype for p in times} == {torch.float32}
     loss, gradients = learn(lora, steps=2, autocast=True)
     assert loss == loss  # not a number would not be
     assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
@@ -298,6 +338,65 @@ def test_adapters_stay_float32_on_bfloat16_weights(
         torch.testing.assert_close(lora.sample(canvas, context, noise, 2), alone)
 
 
+@pytest.mark.parametrize("change", ["gradient_checkpointing=false", "gradient_checkpointing=true"])
+def test_every_block_can_be_told_the_condition(
+    backbone: VideoBackbone, change: str, released: Path, request: pytest.FixtureRequest
+):
+    file = request.node.callspec.params["backbone"]
+    words = [f"pretrained={released}", "architecture=null", change]
+    if len(backbone.blocks) > 1:
+        with pytest.raises(ValueError, match="block_rank 3 needs blocks of one size"):
+            build(file, *words, "block_rank=3")
+        return
+    plain, told = build(file, *words), build(file, *words, "block_rank=3").train()
+    canvas, other = canvas_of(told, "joint"), canvas_of(told, "labeling")
+    context, noise = inputs(told, canvas)
+    u = torch.tensor([0.7, 0.3])
+    with torch.no_grad():
+        assert torch.equal(told.predict(noise, u, canvas, context), plain.predict(noise, u, canvas, context))
+    extra = {name for name, _ in told.denoiser.named_parameters() if name.startswith("block_conditions.")}
+    assert len(extra) == 2 * len(told.units())
+    assert set(told.state_dict()) == {*plain.state_dict(), *(f"denoiser.{name}" for name in extra)}
+    assert extra <= set(split_weights(told.denoiser, told.input_projection, told.released_names)[1])
+    with torch.no_grad():
+        for up in told.denoiser.block_conditions.up:
+            up.weight.normal_(std=0.05, generator=torch.Generator().manual_seed(3))
+
+    def gradients(first: Canvas, *later: Canvas) -> dict[str, torch.Tensor]:
+        """Of the first canvas, though others are seen before the backward pass."""
+        told.zero_grad()
+        loss = told.loss(first, context, u, noise).sum()
+        for each in later:
+            told.loss(each, context, u, noise)
+        loss.backward()
+        return {name: p.grad.clone() for name, p in told.denoiser.named_parameters() if name in extra}
+
+    alone, among = gradients(canvas), gradients(canvas, other)
+    for name, gradient in alone.items():
+        assert gradient.abs().max() > 0, name
+        assert torch.equal(gradient, among[name]), name
+    again = copy.deepcopy(told.denoiser)
+    assert again.get_submodule(told.blocks[0])._conditions[0] is again.block_conditions
+
+
+def test_weights_that_are_read_later_are_those_read_at_once(
+    backbone: VideoBackbone, low_rank: list[str], request: pytest.FixtureRequest
+):
+    file, words = request.node.callspec.params["backbone"], [*low_rank, "dtype=bfloat16"]
+    with deferred_weights():
+        later = build(file, *words)
+    empty = {name for name, value in later.denoiser.state_dict().items() if value.is_meta}
+    assert len(empty) == len(later.released_names)
+    later.materialize()
+    found, wanted = later.denoiser.state_dict(), build(file, *words).denoiser.state_dict()
+    assert list(found) == list(wanted)
+    for name, value in wanted.items():
+        assert found[name].dtype == value.dtype, name
+        assert torch.equal(found[name], value) or name not in empty, name
+    context, noise = inputs(later, canvas := canvas_of(later, "joint"))
+    assert later.sample(canvas, context, noise, 1).isfinite().all()
+
+
 @pytest.mark.parametrize("adapters", [False, True])
 def test_every_trained_parameter_is_optimized_once(
     backbone: VideoBackbone, low_rank: list[str], adapters: bool, request: pytest.FixtureRequest
@@ -307,6 +406,53 @@ def test_every_trained_parameter_is_optimized_once(
     grouped = [id(p) for group in task.parameter_groups() for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in task.parameters() if p.requires_grad}
+
+
+def in_float32(value: Any) -> Any:
+    """The same arguments, floating ones in float32."""
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, torch.dtype):
+        return torch.float32
+    if isinstance(value, dict):
+        return {name: in_float32(part) for name, part in value.items()}
+    return tuple(map(in_float32, value)) if isinstance(value, tuple) else value
+
+
+def test_time_norms_positions_and_conditions_stay_in_float32(backbone: VideoBackbone):
+    """What these modules make under autocast is what they make of the same in float32, rounded once."""
+    awaken(backbone)
+    told, calls = backbone.islands(), {}
+    modules = dict(backbone.denoiser.named_modules())
+    leaves = {name: module for name, module in modules.items() if not list(module.children())}
+    norms = {name: module for name, module in leaves.items() if type(module).__name__.endswith("Norm")}
+    watched = {**norms, **told}
+    assert {name.rpartition(".")[2] for name in told} > {"extra", "modulate"}
+    for name, module in modules.items():
+        if type(module).__name__.endswith("TimestepEmbedding"):
+            assert any(name == island or name.startswith(f"{island}.") for island in told), name
+
+    def note(name: str, _: Any, args: Any, options: Any, made: Any) -> None:
+        parts = made if isinstance(made, tuple) else (made,)
+        calls.setdefault(name, (args, options, [part.clone() for part in parts]))  # some are written into
+
+    hooks = [
+        module.register_forward_hook(partial(note, name), with_kwargs=True)
+        for name, module in watched.items()
+    ]
+    canvas = canvas_of(backbone, "joint")
+    context, noise = inputs(backbone, canvas)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        backbone.predict(noise, torch.tensor([0.7, 0.3]), canvas, context)
+    for hook in hooks:
+        hook.remove()
+    assert set(told) <= set(calls)
+    for name, (args, options, made) in calls.items():
+        with torch.no_grad():
+            exact = watched[name](*in_float32(args), **in_float32(options))
+        for found, wanted in zip(made, exact if isinstance(exact, tuple) else (exact,), strict=True):
+            equal = float((found == wanted.to(found.dtype)).float().mean())
+            assert equal == 1 if name in told else equal > 0.99, name  # torch's norms: not to the last bit
 
 
 def test_half_precision_changes_little_and_the_loss_not_at_all(backbone: VideoBackbone):

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
 from ai_wam.cli import main
+from ai_wam.cli.configs import config_path, instantiate
+from backbones.base import VideoBackbone
 
 TINY = sorted(map(str, (Path(__file__).parents[2] / "configs" / "backbone").glob("*-tiny.yaml")))
 STRATEGY = "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy"
@@ -63,15 +67,34 @@ def fit(folder: Path, steps: int, *more: str) -> Path:
     return Path("runs/quickstart_joint/fit/checkpoints/last.ckpt")
 
 
-def test_a_sharded_fit_saves_one_file_and_goes_on(data: Path):
-    saved = torch.load(fit(data, 2), weights_only=True)
+@pytest.fixture
+def released(tmp_path: Path) -> list[str]:
+    """A word that takes the quickstart's network from a released checkpoint."""
+    torch.manual_seed(0)
+    twin = instantiate("configs/backbone/wan-tiny.yaml", VideoBackbone)
+    twin.Denoiser.from_config(dict(twin.denoiser.config)).save_pretrained(tmp_path / "wan" / twin.folder)
+    described = yaml.safe_load(config_path("configs/backbone/wan-tiny.yaml").read_text())
+    del described["init_args"]["architecture"]
+    described["init_args"]["pretrained"] = str(tmp_path / "wan")
+    (tmp_path / "wan.yaml").write_text(yaml.safe_dump(described))
+    return [f"--model.backbone={tmp_path / 'wan.yaml'}"]
+
+
+def test_a_sharded_fit_saves_one_file_and_goes_on(data: Path, released: list[str], tmp_path: Path):
+    saved = torch.load(fit(data, 2, *released), weights_only=True)
     resumed = torch.load(
-        fit(data, 3, "--ckpt_path=runs/quickstart_joint/fit/checkpoints/last.ckpt"), weights_only=True
+        fit(data, 3, *released, "--ckpt_path=runs/quickstart_joint/fit/checkpoints/last.ckpt"),
+        weights_only=True,
     )
+    began = load_file(tmp_path / "wan/transformer/diffusion_pytorch_model.safetensors")
+    for name, value in saved["current_model_state"].items():
+        if (plain := name.removeprefix("backbone.denoiser.")) in began:
+            assert float((value - began[plain]).abs().max()) < 2e-3, name  # two steps of warm-up
     assert (saved["global_step"], resumed["global_step"]) == (2, 3)
     for checkpoint in (saved, resumed):
         state, current = checkpoint["state_dict"], checkpoint["current_model_state"]
-        assert set(current) == {name for name in state if name.startswith("backbone.denoiser.")}
+        assert set(current) == set(state)
+        assert all(name.startswith("backbone.denoiser.") for name in state)
         assert all(type(value) is torch.Tensor and value.isfinite().all() for value in state.values())
         moments = checkpoint["optimizer_states"][0]["state"]
         assert len(moments) == len(current)

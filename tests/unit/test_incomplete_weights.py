@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan, WanTransformer3DModel
+from jsonargparse import Namespace
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -19,11 +21,13 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from ai_wam.cli.checks import check_clip_fits
+from ai_wam.cli import main
+from ai_wam.cli.checks import check_fits, shards_weights
 from backbones import loading
 from backbones.base import VideoBackbone
 from backbones.cogvideox import CogVideoX
 from backbones.cosmos import Cosmos
+from backbones.deferred import deferred_weights
 from backbones.images import CLIPImages
 from backbones.ltx import LTX
 from backbones.mochi import Mochi
@@ -71,13 +75,13 @@ def release(genuine: Path, tmp_path: Path) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the parts whose weights were read."""
     found: list[str] = []
-    check = loading._check_complete
+    check = loading.check_complete
 
-    def note(network: Any, told: Any, where: str, unused: Any) -> None:
-        found.append(where.split("'")[1])
-        check(network, told, where, unused)
+    def note(*problems: Any) -> None:
+        found.append(problems[-1].split("'")[1])
+        check(*problems)
 
-    monkeypatch.setattr(loading, "_check_complete", note)
+    monkeypatch.setattr(loading, "check_complete", note)
     return found
 
 
@@ -111,6 +115,27 @@ def test_weights_that_are_not_whole_are_refused(release: Path, part: str, name: 
     _edit(release / part, name, change)
     with pytest.raises(ValueError, match=rf"weights in '{part}' .*: it {change} {name}.*download it again"):
         Wan(str(release))
+
+
+@pytest.mark.parametrize("change", ["lacks", "holds unknown"])
+def test_weights_to_be_read_later_are_checked_now(release: Path, change: str):
+    _edit(release / "transformer", "blocks.1", change)
+    with deferred_weights(), pytest.raises(ValueError, match=rf"'transformer' .*: it {change} blocks\.1"):
+        Wan(str(release))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "weights", "waits"),
+    [
+        ("ModelParallelStrategy", None, True),
+        ("ModelParallelStrategy", "a.ckpt", False),
+        ("DDPStrategy", None, False),
+    ],
+)
+def test_weights_wait_for_a_strategy_that_shards(strategy: str, weights: str | None, waits: bool):
+    chosen = Namespace(class_path=f"lightning.pytorch.strategies.{strategy}", init_args=Namespace())
+    assert shards_weights(Namespace(trainer=Namespace(strategy=chosen), weights=weights)) is waits
+    assert not shards_weights(Namespace(trainer=Namespace(strategy="auto"), weights=None))
 
 
 @pytest.mark.parametrize("change", ["lacks", "holds unknown"])
@@ -204,6 +229,35 @@ def test_long_prompts_are_counted_without_the_encoder(release: Path, read: list[
     assert not read
 
 
+def test_captions_are_refused_before_anything_is_read(
+    release: Path, read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    words = ["--source.init_args.episodes_per_task=1", "--workers=0", f"--out={tmp_path / 'data'}"]
+    command = ["ai-wam", "collect", "--config=configs/collect/reach_target.yaml", *words]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+    prompts = {"class_path": "backbones.prompts.HashedWords", "init_args": {"width": 16, "length": 1}}
+    backbone = {
+        "class_path": "backbones.wan.Wan",
+        "init_args": {"pretrained": str(release), "prompts": prompts},
+    }
+    clip = {
+        "frames": 9,
+        "stride": 4,
+        "control_hz": 20.0,
+        "size": [64, 64],
+        "views": ["front", "left_shoulder"],
+    }
+    arguments = {"train": str(tmp_path / "data"), "clip": clip}
+    data = {"class_path": "datamodules.shards.ShardDataModule", "init_args": arguments}
+    check_fits({"backbone": backbone, "clip": clip})
+    with pytest.raises(ValueError, match="words, limit 1; raise `length`"):
+        check_fits({"backbone": backbone, "clip": clip}, data)
+    prompts["init_args"]["length"] = 16
+    check_fits({"backbone": backbone, "clip": clip}, data)
+    assert not read
+
+
 @pytest.mark.parametrize(("name", "text"), [("hashed", "one two three"), ("none", "one")])
 def test_prompts_can_be_checked_alone(name: str, text: str):
     from backbones.prompts import HashedWords
@@ -228,6 +282,6 @@ def test_a_clip_that_does_not_fit_is_refused_before_anything_is_read(
     options = {"pretrained": str(release), "lora": {"rank": 2}, "dtype": "bfloat16"}
     backbone = {"class_path": "backbones.wan.Wan", "init_args": options}
     with pytest.raises(ValueError, match=message):
-        check_clip_fits({"backbone": backbone, "clip": clip})
-    check_clip_fits({"backbone": backbone, "clip": {"frames": 9, "size": [64, 64]}})
+        check_fits({"backbone": backbone, "clip": clip})
+    check_fits({"backbone": backbone, "clip": {"frames": 9, "size": [64, 64]}})
     assert not read

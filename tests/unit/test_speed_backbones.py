@@ -26,7 +26,7 @@ def test_released_sizes_have_the_published_number_of_parameters(name: str, param
 
 def test_computed_figures_follow_from_shapes():
     small = computed("wan2.1-1.3b", (64, 64), 9)
-    assert small[:2] == ["1.419 B", "0.15 M"]
+    assert small[:2] == ["1.419 B", "0.05 / 0.15 M"]
     assert small[2:4] == [str(4 * 3 * 4 * 4), str((2 * 1 + 2 * 3) * 4 * 4)]  # 3 latent frames of 4 x 4 tokens
     twice = computed("wan2.1-1.3b", (128, 64), 9)
     assert float(twice[6]) == pytest.approx(2 * float(small[6]), rel=0.1)  # encoding grows with the area
