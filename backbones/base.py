@@ -1,6 +1,6 @@
-"""The interface of a video backbone, and what is written once for all of them: loss and sampling."""
+"""The interface of a video backbone: how it is built, encodes and decodes; `backbones.diffusion` computes."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,13 +16,13 @@ from torch.distributed.fsdp import fully_shard
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.noise import NoisePath
-from ai_wam.precision import full_precision, half_precision
-from ai_wam.samplers import Solver, integrate
+from ai_wam.precision import full_precision
 from ai_wam.types import LatentSpec
 from backbones.adapter import ADDED, ConditionedInput, conditioned
 from backbones.block_inputs import BlockConditions, ToldBlocks, tell
 from backbones.codec import LatentCodec
 from backbones.deferred import empty_denoiser, read_weights, weights_are_deferred
+from backbones.diffusion import CanvasDiffusion, Prediction
 from backbones.folders import base_model, check_trained_as, load_adapter, released_name, split_weights
 from backbones.images import ImageEncoder
 from backbones.loading import load_part, new_denoiser, one_source, or_released, survey
@@ -32,11 +32,10 @@ from backbones.precise import islands, keep_precise
 from backbones.prompts import Context, PromptEncoder
 from backbones.saving import drop_released, forgive_released
 
-Prediction = Literal["native", "clean"]
 Time = Literal["shared", "per_frame", "per_token"]
 
 
-class VideoBackbone(nn.Module, ABC):
+class VideoBackbone(CanvasDiffusion):
     """A latent video diffusion model that denoises a canvas.
 
     A subclass names its network and writes a few hooks and `predict`; everything else is generic. The hooks
@@ -220,16 +219,6 @@ class VideoBackbone(nn.Module, ABC):
         """
         return None
 
-    @abstractmethod
-    def predict(
-        self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
-    ) -> Float[Tensor, "b c f h w"]:
-        """The network's raw output for a canvas at noise levels u; given positions hold clean latents."""
-
-    def prepare(self, canvas: Canvas, context: Context) -> Context:
-        """Compute once what does not change while a canvas is sampled, and keep it in `Context.memory`."""
-        return context
-
     # ------------------------------------------------------------------ what is written once
 
     def train(self, mode: bool = True) -> "VideoBackbone":
@@ -347,17 +336,6 @@ class VideoBackbone(nn.Module, ABC):
         own = noisy if native is None else torch.cat([noisy, native.to(noisy)], dim=1)
         return conditioned(own, canvas.condition, context.pooled if self.prompt_modulation else None)
 
-    def network_time(self, u: Float[Tensor, "b"], canvas: Canvas) -> Float[Tensor, "b *n"]:
-        """The network's time argument: per row, frame or token, as the spec says."""
-        time = self.path.model_time(u).float()
-        if self.spec.time == "shared":
-            return time
-        p = self.spec.patch
-        generated = ~canvas.given[:, 0, :: self.spec.patch_time, ::p, ::p]
-        generated = generated.flatten(2).any(2) if self.spec.time == "per_frame" else generated.flatten(1)
-        clean = self.path.model_time(torch.zeros_like(u)).float()
-        return torch.where(generated, time[:, None], clean[:, None])
-
     def encode(self, video: Float[Tensor, "b v 3 t h w"]) -> Float[Tensor, "b v c tl lh lw"]:
         """Latents of every view's clip, each encoded on its own."""
         clips = rearrange(video, "b v c t h w -> (b v) c t h w")
@@ -412,90 +390,3 @@ class VideoBackbone(nn.Module, ABC):
         if tokens is None:
             return context
         return replace(context, images=(tokens * view_mask[:, :, None, None]).flatten(1, 2))
-
-    def denoise(
-        self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
-    ) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, "b c f h w"]]:
-        """The clean latents and the noise that the network sees in a noisy canvas, u > 0."""
-        with half_precision(self.weights_dtype, noisy.device):
-            prediction = self.predict(noisy, u, canvas, context).float()
-        level = u.view(-1, 1, 1, 1, 1)
-        if self.prediction == "native":
-            return self.path.invert(prediction, noisy, level)
-        return prediction, self.path.noise_from_clean(prediction, noisy, level)
-
-    def loss(
-        self, canvas: Canvas, context: Context, u: Float[Tensor, "b"], noise: Float[Tensor, "b c f h w"]
-    ) -> Float[Tensor, "b"]:
-        """Mean squared error per row over the positions that count; 0 for a row without any."""
-        return self.loss_and_estimate(canvas, context, u, noise)[0]
-
-    def loss_and_estimate(
-        self, canvas: Canvas, context: Context, u: Float[Tensor, "b"], noise: Float[Tensor, "b c f h w"]
-    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c f h w"], Float[Tensor, "b 1 f h w"]]:
-        """The loss, the clean latents that the network sees in the noisy ones, and the error by position.
-
-        The error is a mean over channels, 0 where nothing counts; the loss is its mean over what counts.
-        """
-        level = u.view(-1, 1, 1, 1, 1)
-        noisy = torch.where(canvas.given, canvas.clean, self.path.add_noise(canvas.clean, noise, level))
-        with half_precision(self.weights_dtype, noisy.device):
-            prediction = self.predict(noisy, u, canvas, context)
-        target = canvas.clean if self.prediction == "clean" else self.path.target(canvas.clean, noise, level)
-        error = (prediction.float() - target.float()).square().mean(1, keepdim=True) * canvas.counted
-        error = error * self.path.weight(u).view(-1, 1, 1, 1, 1)
-        loss = error.flatten(1).sum(1) / canvas.counted.flatten(1).sum(1).clamp(min=1)
-        seen = prediction.float()
-        clean = seen if self.prediction == "clean" else self.path.invert(seen, noisy, level)[0]
-        return loss, torch.where(canvas.given, canvas.clean, clean), error
-
-    @torch.no_grad()
-    def sample(
-        self,
-        canvas: Canvas,
-        context: Context,
-        noise: Float[Tensor, "b c f h w"],
-        steps: int,
-        guidance: float = 1.0,
-        null_context: Context | None = None,
-        solver: Solver = "euler",
-    ) -> Float[Tensor, "b c f h w"]:
-        """Generate what the canvas does not give, from noise (u = 1) down to clean (u = 0).
-
-        Args:
-            canvas: what is given; its given positions come back bit-identical.
-            context: prompts and pictures.
-            noise: where the path starts; the same noise gives the same result.
-            steps: steps of the path's grid.
-            guidance: scale of classifier-free guidance; 1 is off and costs nothing.
-            null_context: the empty prompts, needed for guidance other than 1; evaluated in the same forward.
-            solver: see `ai_wam.samplers`.
-        """
-        if guidance != 1 and null_context is None:
-            raise ValueError(f"guidance {guidance} needs null_context (the empty prompts)")
-
-        guided = guidance != 1 and null_context is not None
-        seen = _twice(canvas) if guided else canvas
-        told = context.joined(null_context) if guided and null_context is not None else context
-        with half_precision(self.weights_dtype, noise.device):
-            told = self.prepare(seen, told)
-
-        def denoise(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-            if not guided:
-                return self.denoise(z, u, seen, told)
-            both = self.denoise(_twice(z), _twice(u), seen, told)
-            (clean, null_clean), (eps, null_eps) = (part.chunk(2) for part in both)
-            return null_clean + guidance * (clean - null_clean), null_eps + guidance * (eps - null_eps)
-
-        def hold(z: Tensor) -> Tensor:
-            return torch.where(canvas.given, canvas.clean, z)
-
-        return integrate(self.path, denoise, hold, noise, steps, solver)
-
-
-def _twice(value: Any) -> Any:
-    """A tensor, or a canvas's tensors, stacked twice along the batch."""
-    if isinstance(value, Tensor):
-        return torch.cat([value, value])
-    tensors = {name: _twice(part) for name, part in vars(value).items() if isinstance(part, Tensor)}
-    return replace(value, **tensors)

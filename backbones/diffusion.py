@@ -1,0 +1,142 @@
+"""What is computed on a canvas, written once for all backbones: loss, denoising and sampling."""
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ai_wam.canvas import Canvas
+from ai_wam.noise import NoisePath
+from ai_wam.precision import half_precision
+from ai_wam.samplers import Solver, integrate
+from ai_wam.types import LatentSpec
+from backbones.prompts import Context
+
+Prediction = Literal["native", "clean"]
+
+
+class CanvasDiffusion(nn.Module, ABC):
+    """A network that takes the noise off a canvas, along one noise path.
+
+    Attributes:
+        path: how much noise there is at a level.
+        prediction: "native" reads the network's output as the path's own target, "clean" as clean latents.
+        spec: of the latents, and how the network is told the time.
+        weights_dtype: in which it computes outside of autocast.
+    """
+
+    path: NoisePath
+    prediction: Prediction
+    spec: LatentSpec
+    weights_dtype: torch.dtype
+
+    @abstractmethod
+    def predict(
+        self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
+    ) -> Float[Tensor, "b c f h w"]:
+        """The network's raw output for a canvas at noise levels u; given positions hold clean latents."""
+
+    def prepare(self, canvas: Canvas, context: Context) -> Context:
+        """Compute once what does not change while a canvas is sampled, and keep it in `Context.memory`."""
+        return context
+
+    def network_time(self, u: Float[Tensor, "b"], canvas: Canvas) -> Float[Tensor, "b *n"]:
+        """The network's time argument: per row, frame or token, as the spec says."""
+        time = self.path.model_time(u).float()
+        if self.spec.time == "shared":
+            return time
+        p = self.spec.patch
+        generated = ~canvas.given[:, 0, :: self.spec.patch_time, ::p, ::p]
+        generated = generated.flatten(2).any(2) if self.spec.time == "per_frame" else generated.flatten(1)
+        clean = self.path.model_time(torch.zeros_like(u)).float()
+        return torch.where(generated, time[:, None], clean[:, None])
+
+    def denoise(
+        self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
+    ) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, "b c f h w"]]:
+        """The clean latents and the noise that the network sees in a noisy canvas, u > 0."""
+        with half_precision(self.weights_dtype, noisy.device):
+            prediction = self.predict(noisy, u, canvas, context).float()
+        level = u.view(-1, 1, 1, 1, 1)
+        if self.prediction == "native":
+            return self.path.invert(prediction, noisy, level)
+        return prediction, self.path.noise_from_clean(prediction, noisy, level)
+
+    def loss(
+        self, canvas: Canvas, context: Context, u: Float[Tensor, "b"], noise: Float[Tensor, "b c f h w"]
+    ) -> Float[Tensor, "b"]:
+        """Mean squared error per row over the positions that count; 0 for a row without any."""
+        return self.loss_and_estimate(canvas, context, u, noise)[0]
+
+    def loss_and_estimate(
+        self, canvas: Canvas, context: Context, u: Float[Tensor, "b"], noise: Float[Tensor, "b c f h w"]
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c f h w"], Float[Tensor, "b 1 f h w"]]:
+        """The loss, the clean latents that the network sees in the noisy ones, and the error by position.
+
+        The error is a mean over channels, 0 where nothing counts; the loss is its mean over what counts.
+        """
+        level = u.view(-1, 1, 1, 1, 1)
+        noisy = torch.where(canvas.given, canvas.clean, self.path.add_noise(canvas.clean, noise, level))
+        with half_precision(self.weights_dtype, noisy.device):
+            prediction = self.predict(noisy, u, canvas, context)
+        target = canvas.clean if self.prediction == "clean" else self.path.target(canvas.clean, noise, level)
+        error = (prediction.float() - target.float()).square().mean(1, keepdim=True) * canvas.counted
+        error = error * self.path.weight(u).view(-1, 1, 1, 1, 1)
+        loss = error.flatten(1).sum(1) / canvas.counted.flatten(1).sum(1).clamp(min=1)
+        seen = prediction.float()
+        clean = seen if self.prediction == "clean" else self.path.invert(seen, noisy, level)[0]
+        return loss, torch.where(canvas.given, canvas.clean, clean), error
+
+    @torch.no_grad()
+    def sample(
+        self,
+        canvas: Canvas,
+        context: Context,
+        noise: Float[Tensor, "b c f h w"],
+        steps: int,
+        guidance: float = 1.0,
+        null_context: Context | None = None,
+        solver: Solver = "euler",
+    ) -> Float[Tensor, "b c f h w"]:
+        """Generate what the canvas does not give, from noise (u = 1) down to clean (u = 0).
+
+        Args:
+            canvas: what is given; its given positions come back bit-identical.
+            context: prompts and pictures.
+            noise: where the path starts; the same noise gives the same result.
+            steps: steps of the path's grid.
+            guidance: scale of classifier-free guidance; 1 is off and costs nothing.
+            null_context: the empty prompts, needed for guidance other than 1; evaluated in the same forward.
+            solver: see `ai_wam.samplers`.
+        """
+        if guidance != 1 and null_context is None:
+            raise ValueError(f"guidance {guidance} needs null_context (the empty prompts)")
+
+        guided = guidance != 1 and null_context is not None
+        seen = _twice(canvas) if guided else canvas
+        told = context.joined(null_context) if guided and null_context is not None else context
+        with half_precision(self.weights_dtype, noise.device):
+            told = self.prepare(seen, told)
+
+        def denoise(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+            if not guided:
+                return self.denoise(z, u, seen, told)
+            both = self.denoise(_twice(z), _twice(u), seen, told)
+            (clean, null_clean), (eps, null_eps) = (part.chunk(2) for part in both)
+            return null_clean + guidance * (clean - null_clean), null_eps + guidance * (eps - null_eps)
+
+        def hold(z: Tensor) -> Tensor:
+            return torch.where(canvas.given, canvas.clean, z)
+
+        return integrate(self.path, denoise, hold, noise, steps, solver)
+
+
+def _twice(value: Any) -> Any:
+    """A tensor, or a canvas's tensors, stacked twice along the batch."""
+    if isinstance(value, Tensor):
+        return torch.cat([value, value])
+    tensors = {name: _twice(part) for name, part in vars(value).items() if isinstance(part, Tensor)}
+    return replace(value, **tensors)
