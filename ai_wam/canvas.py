@@ -168,6 +168,8 @@ class Canvas(Movable):
             `VideoBackbone.encode_still` makes them; None for models that are not shown any.
         camera_latents: the view's cameras as `VideoBackbone.encode_cameras` makes them; None for models that
             know them by the rays of the condition alone.
+        held: what the segments would be if nothing moved, the observation's first frame held and no action
+            drawn; for networks that predict the change against it (`VideoBackbone.hold`), None for others.
     """
 
     segments: tuple[Segment, ...]
@@ -178,6 +180,12 @@ class Canvas(Movable):
     condition: Float[Tensor, "b k f h w"]
     image: Float[Tensor, "b c f h w"] | None = None
     camera_latents: Float[Tensor, "b e f h w"] | None = None
+    held: Float[Tensor, "b c f h w"] | None = None
+
+    def packed(self, parts: Sequence[Shaped[Tensor, "b c _ _ _"]]) -> Shaped[Tensor, "b c f h w"]:
+        """The inverse of `unpack`; padding repeats a segment's first frame."""
+        padded = [_padded(part, segment.pad) for segment, part in zip(self.segments, parts, strict=True)]
+        return pack(padded, self.axis)
 
     def unpack(self, latents: Shaped[Tensor, "b c f h w"]) -> list[Shaped[Tensor, "b c _ _ _"]]:
         """The segments' latents, in order, without their padding."""

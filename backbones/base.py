@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from ai_wam.cameras import Cameras
-from ai_wam.canvas import Canvas, condition_channels
+from ai_wam.canvas import Canvas, Kind, condition_channels
 from ai_wam.noise import NoisePath
 from ai_wam.precision import full_precision
 from ai_wam.types import LatentSpec
@@ -60,7 +60,9 @@ class VideoBackbone(CanvasDiffusion):
         images: image encoder; the released one, if the model has one and this is left out.
         path: noise path; the released model's if left out.
         prediction: "native" reads the network's output as the path's own target; "clean" as the clean
-            latents, which small models trained from scratch learn faster.
+            latents, which small models trained from scratch learn faster; "change" as what the clean latents
+            have beyond those of a scene in which nothing moves, so that no width is spent on the background.
+            The codec is asked for these in every step, which is little for `PatchCodec` alone.
         time: whether given frames or tokens are told that they are clean, or all are told the same; as
             released if left out.
         first_observation: whether the clean first-observation latent enters at every position; not for
@@ -116,6 +118,11 @@ class VideoBackbone(CanvasDiffusion):
             time=self._time(time),
             first_observation=self._context(first_observation, config),
         )
+        if prediction == "change" and self.shows_image(config):
+            raise ValueError(
+                f"{type(self).__name__}: this network is shown the first frame natively, so it need not "
+                "predict the change against it; set prediction: native or clean"
+            )
         self.weights_dtype = torch.float32
         if pretrained is not None:
             self.codec = or_released(codec, "codec", self.base_model, self.released_codec)
@@ -361,6 +368,18 @@ class VideoBackbone(CanvasDiffusion):
         with full_precision(latents.device):
             video: Tensor = self.codec.decode(parts.float()).float()
         return rearrange(video[:, :, :frames], "(b v) c t h w -> b v c t h w", b=latents.shape[0])
+
+    def hold(self, canvas: Canvas) -> Canvas:
+        """The canvas, knowing what it would be if nothing moved, for networks that predict the change."""
+        if self.prediction != "change":
+            return canvas
+        parts = []
+        for segment, part in zip(canvas.segments, canvas.unpack(canvas.clean), strict=True):
+            frames = (segment.length - 1) * self.spec.temporal_stride + 1
+            now = self.decode(part[:, None, :, :1])
+            now = now if segment.kind is Kind.VIDEO else torch.full_like(now, -1)
+            parts.append(self.encode(now.expand(-1, -1, -1, frames, -1, -1))[:, 0])
+        return replace(canvas, held=canvas.packed(parts))
 
     def encode_images(self, now: Float[Tensor, "b v 3 1 h w"]) -> Float[Tensor, "b v k d"] | None:
         """Tokens of observed pictures, for networks that are told of them; else None."""

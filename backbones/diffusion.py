@@ -15,7 +15,7 @@ from ai_wam.samplers import Solver, integrate
 from ai_wam.types import LatentSpec
 from backbones.prompts import Context
 
-Prediction = Literal["native", "clean"]
+Prediction = Literal["native", "clean", "change"]
 
 
 class CanvasDiffusion(nn.Module, ABC):
@@ -23,7 +23,8 @@ class CanvasDiffusion(nn.Module, ABC):
 
     Attributes:
         path: how much noise there is at a level.
-        prediction: "native" reads the network's output as the path's own target, "clean" as clean latents.
+        prediction: "native" reads the network's output as the path's own target, "clean" as clean latents,
+            "change" as what they have beyond `Canvas.held`.
         spec: of the latents, and how the network is told the time.
         weights_dtype: in which it computes outside of autocast.
     """
@@ -63,6 +64,7 @@ class CanvasDiffusion(nn.Module, ABC):
         level = u.view(-1, 1, 1, 1, 1)
         if self.prediction == "native":
             return self.path.invert(prediction, noisy, level)
+        prediction = prediction if canvas.held is None else prediction + canvas.held
         return prediction, self.path.noise_from_clean(prediction, noisy, level)
 
     def loss(
@@ -82,12 +84,13 @@ class CanvasDiffusion(nn.Module, ABC):
         noisy = torch.where(canvas.given, canvas.clean, self.path.add_noise(canvas.clean, noise, level))
         with half_precision(self.weights_dtype, noisy.device):
             prediction = self.predict(noisy, u, canvas, context)
-        target = canvas.clean if self.prediction == "clean" else self.path.target(canvas.clean, noise, level)
-        error = (prediction.float() - target.float()).square().mean(1, keepdim=True) * canvas.counted
+        seen = prediction.float() if canvas.held is None else prediction.float() + canvas.held
+        native = self.prediction == "native"
+        target = self.path.target(canvas.clean, noise, level) if native else canvas.clean
+        error = (seen - target.float()).square().mean(1, keepdim=True) * canvas.counted
         error = error * self.path.weight(u).view(-1, 1, 1, 1, 1)
         loss = error.flatten(1).sum(1) / canvas.counted.flatten(1).sum(1).clamp(min=1)
-        seen = prediction.float()
-        clean = seen if self.prediction == "clean" else self.path.invert(seen, noisy, level)[0]
+        clean = self.path.invert(seen, noisy, level)[0] if native else seen
         return loss, torch.where(canvas.given, canvas.clean, clean), error
 
     @torch.no_grad()

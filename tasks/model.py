@@ -136,7 +136,7 @@ class WorldActionModel(LightningModule):
         told = encoded.cameras
         if told is None:
             told = backbone.encode_cameras(cameras, self.clip.size, frames)
-        return build_canvas(
+        canvas = build_canvas(
             chosen,
             backbone.spec,
             self.clip.size,
@@ -151,6 +151,7 @@ class WorldActionModel(LightningModule):
             camera_latents=told,
             prefix=prefix,
         )
+        return backbone.hold(canvas)
 
     # ------------------------------------------------------------------ caches: `ai_wam.types.ClipEncoder`
 
