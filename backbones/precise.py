@@ -43,7 +43,18 @@ def _precise(kind: Any) -> Any:
             found = kind.forward(self, *_cast(args, own), **_cast(kwargs, own))
         return _cast(found, asked[0]) if asked else found
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    def reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+        """The class is made anew on the other side, where nothing has its name."""
+        _, _, *state = kind.__reduce_ex__(self, protocol)
+        return (_empty, (kind,), *state)
+
+    added = {"forward": forward, "__reduce_ex__": reduce, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), added)
+
+
+def _empty(kind: Any) -> Any:
+    precise = _precise(kind)
+    return precise.__new__(precise)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

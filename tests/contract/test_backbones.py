@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+import pickle
 from pathlib import Path
 from typing import Any, get_args
 
@@ -480,3 +481,12 @@ def test_plans_with_equal_lengths_share_a_forward(backbone: VideoBackbone):
         expected = torch.cat([backbone.loss(canvas, context, *part) for canvas, *part in parts])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert len(set(found.tolist())) == 3 * BATCH
+
+
+def test_a_copy_in_another_process_computes_the_same(backbone: VideoBackbone):
+    twin = pickle.loads(pickle.dumps(backbone))
+    canvas = canvas_of(backbone, "policy")
+    context, noise = inputs(backbone, canvas)
+    with torch.no_grad():
+        found = twin.loss(canvas, context, torch.ones(BATCH), noise)
+        assert torch.equal(found, backbone.loss(canvas, context, torch.ones(BATCH), noise))
