@@ -30,5 +30,10 @@ class Labels:
         lengths = {name: len(values) for name, values in vars(self).items()}
         if set(lengths.values()) != {frames}:
             raise ValueError(f"labels have {lengths} frames, the episode has {frames}")
-        if not ((self.confidence >= 0) & (self.confidence <= 1)).all():
-            raise ValueError(f"labels: confidence must lie in [0, 1], got {self.confidence.tolist()}")
+        outside = np.flatnonzero(~((self.confidence >= 0) & (self.confidence <= 1)))
+        if len(outside):
+            frame = outside[0]
+            raise ValueError(
+                f"labels: confidence must lie in [0, 1], got {self.confidence[frame]} at frame {frame} "
+                f"({len(outside)} frames in all)"
+            )

@@ -245,6 +245,11 @@ class VideoBackbone(CanvasDiffusion):
         Weights that wait to be read (`backbones.deferred.deferred_weights`) are read now, by each process its
         own.
         """
+        if self.weights_dtype != torch.float32 and self.lora is None:
+            raise ValueError(
+                f"{type(self).__name__}: weights of two precisions cannot be sharded together, and dtype "
+                f"{self.weights_dtype} keeps some in float32; set dtype: float32, or train with lora"
+            )
         for block in self.units():
             fully_shard(block, mesh=mesh)
         fully_shard(self.denoiser, mesh=mesh)
@@ -373,12 +378,15 @@ class VideoBackbone(CanvasDiffusion):
         """The canvas, knowing what it would be if nothing moved, for networks that predict the change."""
         if self.prediction != "change":
             return canvas
-        parts = []
+        parts, stride = [], self.spec.spatial_stride
         for segment, part in zip(canvas.segments, canvas.unpack(canvas.clean), strict=True):
-            frames = (segment.length - 1) * self.spec.temporal_stride + 1
-            now = self.decode(part[:, None, :, :1])
-            now = now if segment.kind is Kind.VIDEO else torch.full_like(now, -1)
-            parts.append(self.encode(now.expand(-1, -1, -1, frames, -1, -1))[:, 0])
+            frames, (rows, columns) = (segment.length - 1) * self.spec.temporal_stride + 1, part.shape[-2:]
+            if segment.kind is Kind.VIDEO:
+                now = self.decode(part[:, None, :, :1])
+            else:  # black, for all rows alike
+                now = part.new_full((1, 1, 3, 1, rows * stride, columns * stride), -1)
+            held = self.encode(now.expand(-1, -1, -1, frames, -1, -1))[:, 0]
+            parts.append(held.expand_as(part))
         return replace(canvas, held=canvas.packed(parts))
 
     def encode_images(self, now: Float[Tensor, "b v 3 1 h w"]) -> Float[Tensor, "b v k d"] | None:

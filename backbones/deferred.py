@@ -62,8 +62,13 @@ def empty_denoiser(kind: Any, pretrained: str, subfolder: str, dtype: torch.dtyp
     kept = set(kind._keep_in_fp32_modules or ())
     wanted = network.state_dict(keep_vars=True)
     for name, value in wanted.items():
-        if value.is_meta and value.is_floating_point():
-            value.data = value.data.to(dtype if kept.isdisjoint(name.split(".")) else torch.float32)
+        if value.is_floating_point():
+            place, _, leaf = name.rpartition(".")
+            kind_of = dtype if kept.isdisjoint(name.split(".")) else torch.float32
+            if isinstance(value, nn.Parameter):
+                value.data = value.data.to(kind_of)
+            else:  # a buffer that is saved, such as learned positions, is read as weights are
+                network.get_submodule(place).register_buffer(leaf, value.to("meta", kind_of))
     with ExitStack() as stack:
         held = _opened(weight_files(pretrained, subfolder)[0], stack).keys()
     lacking, unknown = sorted(wanted.keys() - held), sorted(held - wanted.keys())

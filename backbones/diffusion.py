@@ -59,13 +59,22 @@ class CanvasDiffusion(nn.Module, ABC):
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
     ) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, "b c f h w"]]:
         """The clean latents and the noise that the network sees in a noisy canvas, u > 0."""
-        with half_precision(self.weights_dtype, noisy.device):
-            prediction = self.predict(noisy, u, canvas, context).float()
-        level = u.view(-1, 1, 1, 1, 1)
+        prediction, level = self._predicted(noisy, u, canvas, context), u.view(-1, 1, 1, 1, 1)
         if self.prediction == "native":
             return self.path.invert(prediction, noisy, level)
-        prediction = prediction if canvas.held is None else prediction + canvas.held
         return prediction, self.path.noise_from_clean(prediction, noisy, level)
+
+    def _predicted(
+        self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
+    ) -> Float[Tensor, "b c f h w"]:
+        """What the network says of a canvas: the path's own target, or clean latents."""
+        with half_precision(self.weights_dtype, noisy.device):
+            prediction = self.predict(noisy, u, canvas, context).float()
+        if self.prediction != "change":
+            return prediction
+        if canvas.held is None:
+            raise ValueError("prediction: change needs a canvas that `VideoBackbone.hold` has been given")
+        return prediction + canvas.held
 
     def loss(
         self, canvas: Canvas, context: Context, u: Float[Tensor, "b"], noise: Float[Tensor, "b c f h w"]
@@ -82,9 +91,7 @@ class CanvasDiffusion(nn.Module, ABC):
         """
         level = u.view(-1, 1, 1, 1, 1)
         noisy = torch.where(canvas.given, canvas.clean, self.path.add_noise(canvas.clean, noise, level))
-        with half_precision(self.weights_dtype, noisy.device):
-            prediction = self.predict(noisy, u, canvas, context)
-        seen = prediction.float() if canvas.held is None else prediction.float() + canvas.held
+        seen = self._predicted(noisy, u, canvas, context)
         native = self.prediction == "native"
         target = self.path.target(canvas.clean, noise, level) if native else canvas.clean
         error = (seen - target.float()).square().mean(1, keepdim=True) * canvas.counted

@@ -84,7 +84,7 @@ def _figures(results: Mapping[str, Any]) -> str:
         of += f", {len(results['apart'])} apart" if results["apart"] else ""
         if (interval := results["mean_interval"][arm]) is not None:
             of += ", 95 % in [{:.0f}, {:.0f}]".format(*(100 * end for end in interval))
-        label = of if arm == "policy" else f"{arm}: {_ARMS[arm]}"
+        label = of if arm == "policy" else f"{arm}: {_ARMS.get(arm, arm)}"
         boxes.append(_figure(_percent(rate), label, "main" if arm == "policy" else ""))
     boxes.append(
         _figure(_percent(_invalid_share(results)), "of trials met an action the policy could not vouch for")

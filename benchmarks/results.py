@@ -31,7 +31,8 @@ def assemble(
 
     Args:
         trials: every trial of the protocol.
-        arms: results by arm ("policy" and optionally "ceiling" and "floor") and trial id.
+        arms: results by arm and trial id: "policy", and where they were run "ceiling", "floor" and the policy
+            by its other decoders.
         protocol: the described rules, and
         protocol_hash: their hash.
         policy: name, configuration and checkpoint of what was tested.

@@ -86,15 +86,25 @@ class TrialBatch:
         drawn = getattr(policy, "tokenizer", None)  # failures and ceiling are judged by this policy's drawing
         if self.explain:
             own = self.benchmark.explain(own, drawn)
-        arms = {"policy": own}
-        if self.decoders and isinstance(policy, ReadableInMoreWays):
-            limited = self.benchmark.protocol.max_position_std is not None
-            for name, other in policy.by_decoder(knows_std=limited).items():
-                arms[name] = self.benchmark.run(other, trials, self.clip, device=self.device)
+        references = {}
         if self.references:
-            arms["ceiling"] = self.benchmark.ceiling(trials, self.clip, drawn)
-            arms["floor"] = self.benchmark.floor(trials, self.clip)
+            references["ceiling"] = self.benchmark.ceiling(trials, self.clip, drawn)
+            references["floor"] = self.benchmark.floor(trials, self.clip)
+        arms = {"policy": own, **self._readings(policy, trials), **references}
         return {arm: [replace(result, pictured=()) for result in results] for arm, results in arms.items()}
+
+    def _readings(self, policy: Policy, trials: list[Trial]) -> dict[str, list[TrialResult]]:
+        """The trials by every other way to read the policy's actions, by its name."""
+        if not self.decoders or not isinstance(policy, ReadableInMoreWays):
+            return {}
+        limited = self.benchmark.protocol.max_position_std is not None
+        others = policy.by_decoder(knows_std=limited)
+        if taken := others.keys() & {"policy", "ceiling", "floor"}:
+            raise ValueError(f"{type(policy).__name__}.by_decoder: {sorted(taken)} are arms of every test")
+        return {
+            name: self.benchmark.run(other, trials, self.clip, device=self.device)
+            for name, other in others.items()
+        }
 
 
 class TrialLoader:

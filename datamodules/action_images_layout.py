@@ -65,7 +65,7 @@ class ActionImagesLayout:
             views: folders of cameras such as view0, or names for them, such as {view0: front}; others are
                 left out. All, under the names in camera_names.json or else their folders', if left out.
             every: actions per picture; found from the lengths if left out.
-            stride: take every so manieth picture.
+            stride: take every n-th picture.
             hz: actions per second.
 
         Raises:

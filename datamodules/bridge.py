@@ -58,7 +58,7 @@ class Bridge:
                 left out.
             cameras: name of the side file in a trajectory's folder.
             slack: pictures by which a view may have more or fewer than there are states; the end is cut.
-            stride: take every so manieth frame.
+            stride: take every n-th frame.
 
         Raises:
             ValueError: no trajectories, or a stride that is not above 0.

@@ -44,7 +44,7 @@ def read_colmap(folder: Path, files: Mapping[str, Path]) -> dict[str, Calibratio
 
 
 def _rows(path: Path, columns: int, every: int = 1) -> list[list[str]]:
-    """The words of every so manieth line that is no comment, at least so many of them."""
+    """The words of every n-th line that is no comment, at least so many of them."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

@@ -93,7 +93,7 @@ class Droid:
             limits: when a calibration is believed. Where it is not, the view keeps its pictures and its pose
                 is NaN; the verdict is kept in the provenance.
             slack: pictures by which a video may be longer or shorter than the trajectory; the end is cut.
-            stride: take every so manieth frame.
+            stride: take every n-th frame.
 
         Raises:
             ValueError: no recordings, unknown views, or a stride that is not above 0.

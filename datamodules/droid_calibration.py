@@ -20,7 +20,7 @@ from ai_wam.files import AnyPath
 from datamodules.reading import read_json
 
 _EXTRINSICS = ("cam2base_extrinsic_superset.json", "cam2base_extrinsics.json")  # better one first
-_THIN = 4  # every so manieth pixel tells motion well enough
+_THIN = 4  # every n-th pixel tells motion well enough
 _STEP = 0.01  # metres between two looked-at frames that count as motion
 _RADIUS = 0.1  # metres around the tool that the gripper fills
 _PAIRS = 3  # fewer pairs of frames tell nothing

@@ -77,7 +77,7 @@ class LeRobotSource:
             closed_and_open: that column's values for a closed and an open gripper.
             cameras: the side file, relative to `path`; its folder may hold `cameras/episode_000000.json` for
                 single episodes.
-            stride: take every so manieth frame.
+            stride: take every n-th frame.
 
         Raises:
             ValueError: no data set of a known version, or settings that do not fit it.

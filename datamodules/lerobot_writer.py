@@ -179,7 +179,7 @@ def _confidence(episode: Episode, length: int) -> Float[np.ndarray, "t"]:
     said = episode.provenance.get("confidence", 1.0) if episode.labels is None else episode.labels.confidence
     values = np.broadcast_to(np.asarray(said, np.float32), (length,))
     if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"episode {episode.key!r}: provenance's confidence must lie in [0, 1], got {values}")
+        raise ValueError(f"episode {episode.key!r}: confidence must lie in [0, 1], got {values}")
     return values
 
 

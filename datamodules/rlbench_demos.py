@@ -72,7 +72,7 @@ class RLBenchDemos:
             tasks: names of tasks; all that are there if left out.
             views: cameras, such as front and wrist, or names for them, such as {wrist: hand}; all that an
                 episode has if left out.
-            stride: take every so manieth frame.
+            stride: take every n-th frame.
             hz: recorded steps per second: 20 at the simulator's usual step of 50 ms.
             depth: read the 24-bit depth pictures too, as metres.
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -120,7 +121,7 @@ class ShardSet(ShardFolder):
     def _read_labels(self, index: int, entry: EpisodeEntry) -> Labels:
         try:
             return read_labels(self.read(index, LABELS))
-        except ValueError as error:
+        except (ValueError, BadZipFile) as error:
             raise self.damaged(entry, LABELS, str(error)) from error
 
     def _frames(self, index: int) -> Iterator[Frame]:

@@ -53,7 +53,7 @@ class VideoFile:
 
         Args:
             count: how many; up to the end if left out.
-            stride: take every so manieth frame.
+            stride: take every n-th frame.
             begin: seconds to start at.
 
         Raises:

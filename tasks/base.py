@@ -232,6 +232,11 @@ class WorldActionTask(WorldActionModel):
     def configure_model(self) -> None:
         """Shard the backbone where the strategy has a mesh (Lightning's ModelParallelStrategy)."""
         if self.device_mesh is not None and not self._sharded:
+            if self.action_head is not None:
+                raise ValueError(
+                    "an action_head is not trained or run sharded; take it off (action_head: null) and train "
+                    "it on the trained weights afterwards, or use --trainer.strategy ddp"
+                )
             self.backbone.shard(self.device_mesh["data_parallel"])
             self._sharded = True
         self.backbone.materialize()

@@ -115,11 +115,15 @@ def readings(rungs: Mapping[str, ActionDecoder], generated: Generated) -> dict[s
     return {rung.reading: rung.read(generated) for rung in rungs.values()}
 
 
-@runtime_checkable
+@runtime_checkable  # for the checks of types at run time
 class Acting(Protocol):
     """A model that can be told by which decoder to act."""
 
     tokenizer: ActionImageTokenizer
+
+    def reset(self, episodes: Sequence[str]) -> None:
+        """Named episodes are about to begin."""
+        ...
 
     def act(self, observation: Observation, decoder: str) -> ActionChunk:
         """The actions that a decoder reads."""
@@ -133,7 +137,8 @@ class ActingBy:
         self.model, self.decoder, self.tokenizer = model, decoder, model.tokenizer
 
     def reset(self, episodes: Sequence[str]) -> None:
-        """Nothing is remembered between predictions."""
+        """Tell the model that episodes begin."""
+        self.model.reset(episodes)
 
     def predict_action(self, observation: Observation) -> ActionChunk:
         """The actions that the decoder reads."""

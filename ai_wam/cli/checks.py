@@ -19,7 +19,9 @@ from backbones.base import VideoBackbone
 from backbones.parts import without_weights
 from tasks.base import WorldActionTask
 
-_EARLY = 200  # episodes whose captions are looked at before weights are read; the others, when fitting starts
+_EARLY = (
+    200  # episodes of a folder whose captions are looked at before weights are read; more when fitting starts
+)
 
 
 def hyperparameters(path: str) -> dict[str, Any]:
@@ -36,6 +38,10 @@ def hyperparameters(path: str) -> dict[str, Any]:
             f"ai-wam: {path!r} does not say which model it belongs to; only checkpoints written by "
             "`ai-wam fit` do. In Python, build the task yourself and load the file's state_dict."
         )
+    if arguments.pop("decode_observation", True) is False and arguments.get("decoder") is None:
+        arguments["decoder"] = (
+            "head" if arguments.get("action_head") else "geometric"
+        )  # what it was called once
     return {"class_path": saved["_class_path"], "init_args": arguments}
 
 

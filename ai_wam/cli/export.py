@@ -71,6 +71,8 @@ def _whole_folder(place: AnyPath) -> Iterator[Path]:
         else:
             place.fs.put(f"{folder}/", place.path, recursive=True)
     except OSError as error:
+        if not isinstance(place, Path) and place.exists():  # some of the files arrived
+            place.fs.rm(place.path, recursive=True)
         raise unwritten(error, place) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Every backbone with a tiny YAML keeps the contract; a new one is found by its file name."""
 
 import copy
-from functools import partial
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -481,6 +481,25 @@ def test_plans_with_equal_lengths_share_a_forward(backbone: VideoBackbone):
         expected = torch.cat([backbone.loss(canvas, context, *part) for canvas, *part in parts])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert len(set(found.tolist())) == 3 * BATCH
+
+
+@pytest.mark.parametrize("file", TINY, ids=lambda file: file.stem)
+def test_the_change_can_be_predicted_where_no_picture_is_shown(file: Path):
+    plain = build(file)
+    if plain.shows_image(plain.denoiser.config):
+        with pytest.raises(ValueError, match="shown the first frame natively"):
+            build(file, "prediction=change")
+        return
+    backbone = build(file, "prediction=change")
+    canvas = canvas_of(backbone, "joint")
+    context, noise = inputs(backbone, canvas)
+    with pytest.raises(ValueError, match="hold"):
+        backbone.sample(canvas, context, noise, 1)
+    canvas = backbone.hold(canvas)
+    assert canvas.held is not None
+    assert canvas.held.shape == canvas.clean.shape
+    found = backbone.sample(canvas, context, noise, 1, 2.0, context)
+    assert torch.equal(found[canvas.given.expand_as(found)], canvas.clean[canvas.given.expand_as(found)])
 
 
 def test_a_copy_in_another_process_computes_the_same(backbone: VideoBackbone):

@@ -124,3 +124,10 @@ def test_observations_need_not_be_decoded_to_act():
 def test_what_needs_a_head_says_so(options: dict):
     with pytest.raises(ValueError, match="action_head"):
         PolicyControl(backbone_of(), CLIP, **options)
+
+
+def test_a_head_is_not_sharded(monkeypatch: pytest.MonkeyPatch):
+    task = PolicyControl(backbone_of(), CLIP, action_head=ActionHead(width=32, layers=1))
+    monkeypatch.setattr(PolicyControl, "device_mesh", {"data_parallel": None})
+    with pytest.raises(ValueError, match="action_head: null"):
+        task.configure_model()

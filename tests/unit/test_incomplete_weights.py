@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan, WanTransformer3DM
 from jsonargparse import Namespace
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -285,3 +287,10 @@ def test_a_clip_that_does_not_fit_is_refused_before_anything_is_read(
         check_fits({"backbone": backbone, "clip": clip})
     check_fits({"backbone": backbone, "clip": {"frames": 9, "size": [64, 64]}})
     assert not read
+
+
+def test_weights_of_two_precisions_are_not_sharded(release: Path):
+    with deferred_weights():
+        backbone = Wan(str(release), dtype="bfloat16")
+    with pytest.raises(ValueError, match="dtype: float32, or train with lora"):
+        backbone.shard(Mock(spec=DeviceMesh))

@@ -34,6 +34,7 @@ from ai_wam.canvas import Canvas, build_canvas, plan
 from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
 from backbones.cogvideox import CogVideoX
+from backbones.deferred import deferred_weights
 from backbones.images import Thumbnails
 from backbones.prompts import Context, HashedWords
 from backbones.t5 import T5Prompts
@@ -319,8 +320,15 @@ def test_cogvideox_image_to_video_is_the_released_model_at_step_0(
         text_embed_dim=16, num_layers=2, sample_width=4, sample_height=4, sample_frames=9,
         use_rotary_positional_embeddings=True, **kinds,
     )  # fmt: skip
+    if not later:  # learned positions are no sines
+        torch.nn.init.normal_(transformer.patch_embed.pos_embedding)
     transformer.save_pretrained(tmp_path / "transformer")
     model = CogVideoX(str(tmp_path), first_observation=False)
+    with deferred_weights():
+        waiting = CogVideoX(str(tmp_path), first_observation=False)
+    waiting.materialize()
+    for name, value in model.denoiser.state_dict().items():
+        assert torch.equal(waiting.denoiser.state_dict()[name], value), name
     canvas, image = image_to_video_inputs(model, frames=9)
     context = context_of(model, "reach the red ball")
     noise = torch.randn(canvas.clean.shape, generator=torch.Generator().manual_seed(1))
