@@ -20,6 +20,11 @@ def test_budget_of_adapters_on_24_gigabytes():
     assert rows["gradients and two moments, float32"] == 3 * rows["trained weights, float32"]
     assert rows["what the forward pass keeps"] > 2e-9 * blocks * tokens * width  # tokens between blocks
     assert 20 > sum(rows.values()) > 12
+
+
+@pytest.mark.slow  # traces a forward pass that keeps everything
+def test_without_checkpointing_the_budget_is_broken():
+    recipe = yaml.safe_load(config_path("configs/recipes/lora_24gb.yaml").read_text())
     recipe["model"]["init_args"]["backbone"]["init_args"]["gradient_checkpointing"] = False
     assert sum(budget(recipe).values()) > 60
 
