@@ -1,6 +1,7 @@
 """The training loop, validation and testing that all tasks share; subclasses choose plans and outputs."""
 
 from collections.abc import Container, Sequence
+from functools import reduce
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from ai_wam.samplers import Solver
 from ai_wam.seeds import named_generator
 from ai_wam.types import ActionChunk, Batch, Clip
 from backbones.base import VideoBackbone
+from backbones.prompts import Context
 from tasks.action_head import ActionHead
 from tasks.chunking import check_dropin, draw_prefix
 from tasks.decoders import readings
@@ -151,19 +153,18 @@ class WorldActionTask(WorldActionModel):
         generator: torch.Generator,
     ) -> Tensor:
         """Sum of the losses of rows whose canvases can be joined: one forward, whatever they train by."""
-        parts, canvases = [batch.rows(rows) for _, rows in group], []
-        for (chosen, _), part in zip(group, parts, strict=True):
+        parts, canvases, contexts = [batch.rows(rows) for _, rows in group], [], []
+        for (chosen, rows), part in zip(group, parts, strict=True):
             prefix = draw_prefix(self.prefix_dropin, chosen, part, self.backbone.spec, generator)
             canvases.append(self.training_canvas(part, chosen, prefix))
-        canvas, order = joined(canvases), [row for _, rows in group for row in rows]
-        u = self.backbone.path.draw(len(order), generator).to(self.device)
+            contexts.append(self._context([prompts[row] for row in rows], part.observation, part.encoded))
+        canvas, context = joined(canvases), reduce(Context.joined, contexts)
+        u = self.backbone.path.draw(len(canvas.clean), generator).to(self.device)
         noise = torch.randn(canvas.clean.shape, generator=generator).to(self.device)
-        told = batch.rows(order)
-        context = self._context([prompts[row] for row in order], told.observation, told.encoded)
         with torch.set_grad_enabled(not self.freeze_backbone):
             loss, estimate, error = self.backbone.loss_and_estimate(canvas, context, u, noise)
         self.monitor.losses(canvas, u, loss, error)
-        total = self._nothing() if self.freeze_backbone else loss.sum()
+        total = loss.new_zeros(()) if self.freeze_backbone else loss.sum()
         counts = [len(rows) for _, rows in group]
         each = zip(group, parts, canvases, loss.split(counts), estimate.detach().split(counts), strict=True)
         for (chosen, rows), part, own, losses, seen in each:

@@ -59,12 +59,8 @@ class WorldActionModel(LightningModule):
             raise ValueError(
                 f"decoded_frames must lie between 2 and the clip's {clip.frames} frames, got {decoded_frames}"
             )
-        self.decoded_frames, self.give_committed, self.action_head = (
-            decoded_frames,
-            give_committed,
-            action_head,
-        )
-        self.ladder = ladder(action_head)
+        self.decoded_frames, self.give_committed = decoded_frames, give_committed
+        self.action_head, self.ladder = action_head, ladder(action_head)
         self.decoder = decoder or ("whole" if action_head is None else "head")
         if self.decoder not in self.ladder:
             raise ValueError(
