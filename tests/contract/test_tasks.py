@@ -6,9 +6,9 @@ from importlib import import_module
 
 import pytest
 import torch
+from moving_clips import batch_of
 
 import tasks
-from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
 from ai_wam.cli.configs import instantiate
 from ai_wam.types import Batch, Clip, Policy
@@ -37,20 +37,7 @@ def task(request: pytest.FixtureRequest, backbone: VideoBackbone) -> WorldAction
 
 @pytest.fixture(scope="module")
 def clips() -> Batch:
-    """Two clips of a tool that moves in front of two cameras."""
-    rows, frames = 2, CLIP.frames
-    g = torch.Generator().manual_seed(0)
-    k = torch.tensor([[30.0, 0, 16], [0, 30.0, 16], [0, 0, 1]]).expand(rows, 2, frames, 3, 3)
-    poses = torch.eye(4).repeat(rows, 2, frames, 1, 1)
-    poses[:, 1] = torch.tensor([[0.0, 0, -1, 1], [0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 1]])
-    actions = torch.tensor([0.0, 0, 1, 0, 0, 0, 1, 1]).repeat(rows, frames, 1)
-    actions[:, :, :3] += 0.1 * torch.randn(rows, frames, 3, generator=g)
-    known = torch.ones(rows, frames, dtype=torch.bool)
-    return Batch(
-        video=torch.rand(rows, 2, 3, frames, *CLIP.size, generator=g) * 2 - 1, cameras=Cameras(k, poses),
-        view_mask=torch.ones(rows, 2, dtype=torch.bool), video_valid=known, recorded=known, actions=actions,
-        action_valid=known, prompts=("reach the red ball", "reach the blue ball"), keys=("one", "other"),
-    )  # fmt: skip
+    return batch_of(2)
 
 
 @pytest.fixture(autouse=True)

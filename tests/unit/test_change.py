@@ -1,10 +1,12 @@
 """Predicting the change: against a still scene, exactly what predicting clean latents is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from moving_clips import batch_of
 from torch import Tensor
 
-from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, Kind, plan
 from ai_wam.cli.configs import instantiate
 from ai_wam.types import Batch, Clip
@@ -22,16 +24,9 @@ def task_of(prediction: str, name: str = "wan-tiny") -> JointGeneration:
 
 def still_clips() -> Batch:
     """Two clips in which nothing moves."""
-    k = torch.tensor([[30.0, 0, 16], [0, 30.0, 16], [0, 0, 1]]).expand(2, 2, 9, 3, 3)
-    poses = torch.eye(4).repeat(2, 2, 9, 1, 1)
-    poses[:, 1] = torch.tensor([[0.0, 0, -1, 1], [0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 1]])
-    now = torch.rand(2, 2, 3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    known = torch.ones(2, 9, dtype=torch.bool)
-    return Batch(
-        video=now.expand(-1, -1, -1, 9, -1, -1), cameras=Cameras(k, poses), video_valid=known, recorded=known,
-        view_mask=torch.ones(2, 2, dtype=torch.bool), action_valid=known,
-        actions=torch.tensor([0.0, 0, 1, 0, 0, 0, 1, 1]).repeat(2, 9, 1), prompts=("a", "b"), keys=("a", "b"),
-    )  # fmt: skip
+    clips = batch_of(2)
+    now, pose = clips.video[:, :, :, :1], clips.actions[:, :1]
+    return replace(clips, video=now.expand_as(clips.video), actions=pose.expand_as(clips.actions))
 
 
 def silent(backbone: VideoBackbone, monkeypatch: pytest.MonkeyPatch) -> None:

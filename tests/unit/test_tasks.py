@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from moving_clips import batch_of
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
 from ai_wam.cli.configs import instantiate
-from ai_wam.types import Batch, Clip
+from ai_wam.types import Clip
 from backbones.base import VideoBackbone
 from tasks.joint import JointGeneration
 from tasks.mixture import check_clip, draw_plans, mixture
@@ -22,27 +23,6 @@ CLIP = Clip(frames=9, size=(32, 32), views=("front", "side"))
 def backbone() -> VideoBackbone:
     torch.manual_seed(0)
     return instantiate("configs/backbone/wan-tiny.yaml", VideoBackbone)
-
-
-def batch_of(rows: int = 3, seed: int = 0) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-    k = torch.tensor([[30.0, 0, 16], [0, 30.0, 16], [0, 0, 1]]).expand(rows, 2, 9, 3, 3)
-    poses = torch.eye(4).repeat(rows, 2, 9, 1, 1)
-    side = torch.tensor([[0.0, 0, -1, 1], [0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 1]])
-    poses[:, 1] = side
-    actions = torch.tensor([0.0, 0, 1, 0, 0, 0, 1, 1]).repeat(rows, 9, 1)
-    actions[:, :, :3] += 0.1 * torch.randn(rows, 9, 3, generator=g)
-    return Batch(
-        video=torch.rand(rows, 2, 3, 9, 32, 32, generator=g) * 2 - 1,
-        cameras=Cameras(k, poses),
-        view_mask=torch.ones(rows, 2, dtype=torch.bool),
-        video_valid=torch.ones(rows, 9, dtype=torch.bool),
-        recorded=torch.ones(rows, 9, dtype=torch.bool),
-        actions=actions,
-        action_valid=torch.ones(rows, 9, dtype=torch.bool),
-        prompts=("reach the red ball",) * rows,
-        keys=tuple(f"episode{row}" for row in range(rows)),
-    )
 
 
 def test_every_row_gets_a_plan_in_the_shares_asked_for():

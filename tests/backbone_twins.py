@@ -1,0 +1,87 @@
+"""What contract tests of backbones share: the tiny twins, and canvases and contexts of random clips."""
+
+from pathlib import Path
+
+import torch
+
+from ai_wam.cameras import Cameras
+from ai_wam.canvas import Canvas, build_canvas, plan
+from ai_wam.cli.configs import instantiate
+from backbones.base import VideoBackbone
+from backbones.prompts import Context
+
+TINY = sorted((Path(__file__).parents[1] / "configs" / "backbone").glob("*-tiny.yaml"))
+SIZE, FRAMES, VIEWS, BATCH = (64, 64), 9, 2, 2
+
+
+def build(file: Path, *changes: str) -> VideoBackbone:
+    torch.manual_seed(0)
+    return instantiate(str(file), VideoBackbone, *changes)
+
+
+def canvas_of(backbone: VideoBackbone, name: str, future: int = 0) -> Canvas:
+    """A canvas of random clips; equal first frames whatever the `future`."""
+    present, later = (torch.Generator().manual_seed(seed) for seed in (0, 1 + future))
+    now = torch.rand(2, BATCH, VIEWS, 3, 1, *SIZE, generator=present)
+    then = torch.rand(2, BATCH, VIEWS, 3, FRAMES - 1, *SIZE, generator=later)
+    video, action = torch.cat([now, then], dim=4) * 2 - 1
+    k = torch.tensor([[70.0, 0, 32], [0, 70.0, 32], [0, 0, 1]]).expand(BATCH, VIEWS, 1, 3, 3)
+    poses = torch.eye(4).repeat(BATCH, VIEWS, 1, 1, 1)
+    poses[:, :, :, 0, 3] = torch.arange(VIEWS)[:, None]
+    first = [backbone.encode(part[:, :, :, :1]) for part in (video, action)]
+    whole = [backbone.encode(part) for part in (video, action)]
+    stills = [
+        backbone.encode_still(part[:, :, :, :1], latents, FRAMES)
+        for part, latents in zip((video, action), first, strict=True)
+    ]
+    cameras = Cameras(k, poses)
+    return build_canvas(
+        plan(name),
+        backbone.spec,
+        SIZE,
+        cameras,
+        torch.ones(BATCH, VIEWS, dtype=torch.bool),
+        *first,
+        *whole,
+        stills=None if stills[0] is None else tuple(stills),
+        camera_latents=backbone.encode_cameras(cameras, SIZE, FRAMES),
+    )
+
+
+def inputs(backbone: VideoBackbone, canvas: Canvas) -> tuple[Context, torch.Tensor]:
+    context = context_of(backbone, ["reach the red ball", ""])
+    noise = torch.randn(canvas.clean.shape, generator=torch.Generator().manual_seed(1))
+    return context, noise
+
+
+def context_of(backbone: VideoBackbone, prompts: list[str]) -> Context:
+    now = torch.rand(BATCH, VIEWS, 3, 1, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return backbone.encode_context(prompts, now, torch.ones(BATCH, VIEWS, dtype=torch.bool))
+
+
+def awaken(backbone: VideoBackbone) -> VideoBackbone:
+    """Leave the zero initialisation, so that every input has a say."""
+    with torch.no_grad():
+        for parameter in backbone.denoiser.parameters():
+            if (parameter == 0).all():
+                parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(2))
+    return backbone
+
+
+def learn(
+    backbone: VideoBackbone, steps: int = 1, autocast: bool = False
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The last loss and gradients of a few plain steps on one joint canvas."""
+    canvas = canvas_of(backbone, "joint")
+    context, noise = inputs(backbone, canvas)
+    trained = {name: p for name, p in backbone.denoiser.named_parameters() if p.requires_grad}
+    for _ in range(steps):
+        backbone.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = backbone.loss(canvas, context, torch.tensor([0.7, 0.3]), noise).sum()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in trained.values():
+                assert parameter.grad is not None
+                parameter -= 0.01 * parameter.grad.sign()
+    return float(loss.detach()), {name: p.grad for name, p in trained.items() if p.grad is not None}
