@@ -1,6 +1,6 @@
 """A moving average of the trained weights, which is what is validated, saved and tested."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 
 class AveragedWeights(Callback):
@@ -18,8 +19,13 @@ class AveragedWeights(Callback):
     checkpoint holds the averages as `state_dict`, so that every reader gets them, and the weights that
     training goes on with as `current_model_state`.
 
+    With a constant decay the average of a young run would hold the weights of its first steps for a
+    thousand steps. So the first update takes the weights over, and after n updates the next one keeps at most
+    (1 + n) / (10 + n) of the average, as `diffusers.training_utils.EMAModel` does; a decay of 0.999 is
+    reached after 8,990 updates.
+
     Args:
-        decay: share of the average that one update keeps.
+        decay: share of the average that one update keeps, once the average is old enough.
         every_n_steps: optimizer steps between updates.
     """
 
@@ -47,14 +53,24 @@ class AveragedWeights(Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Update after an optimizer step; the first update takes the weights over."""
+        """Update after an optimizer step.
+
+        Raises:
+            ValueError: weights that are not finite, which would make the average so for good.
+        """
         assert self._averages is not None
         if trainer.global_step < self._updated + self.every_n_steps:
             return
-        weight = 1 - self.decay if self._updated else 1.0
-        for name, parameter in _trained(pl_module).items():
+        trained = _trained(pl_module)
+        _check_finite(trained.values(), trainer.global_step)
+        weight = 1 - self.kept(self._updated // self.every_n_steps)
+        for name, parameter in trained.items():
             self._averages[name].lerp_(parameter, weight)
         self._updated = trainer.global_step
+
+    def kept(self, updates: int) -> float:
+        """The share of the average that an update keeps, after so many earlier ones."""
+        return min(self.decay, (1 + updates) / (10 + updates)) if updates else 0.0
 
     @contextmanager
     def averaged(self, module: LightningModule) -> Iterator[None]:
@@ -119,6 +135,15 @@ class AveragedWeights(Callback):
             self._averages[name].copy_(parameter)
             parameter.copy_(average)
         self._swapped = not self._swapped
+
+
+def _check_finite(trained: Iterable[Tensor], step: int) -> None:
+    norm = nn.utils.get_total_norm(trained)
+    if not bool((norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite()):
+        raise ValueError(
+            f"the weights are not finite after optimizer step {step}, so neither averages nor "
+            "checkpoints take them in; lower learning_rate, and begin anew with --weights LAST_CHECKPOINT"
+        )
 
 
 def _trained(module: LightningModule) -> dict[str, nn.Parameter]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -35,25 +36,27 @@ class Line(LightningModule):
         return torch.optim.SGD([self.weight], lr=0.1)
 
 
-def fit(folder: Path, steps: int, resume: bool = False, every: int = 1) -> Line:
+def fit(folder: Path, steps: int, resume: bool = False, every: int = 1, decay: float = 0.5) -> Line:
     module, data = Line(), DataLoader(torch.ones(4), batch_size=1, num_workers=0)
     saving = ModelCheckpoint(folder, save_last=True, every_n_train_steps=2, enable_version_counter=False)
     trainer = Trainer(
         accelerator="cpu", max_steps=steps, logger=False, enable_progress_bar=False, num_sanity_val_steps=0,
-        enable_model_summary=False, callbacks=[AveragedWeights(0.5, every), saving], val_check_interval=1,
+        enable_model_summary=False, callbacks=[AveragedWeights(decay, every), saving], val_check_interval=1,
         limit_val_batches=1,
     )  # fmt: skip
     trainer.fit(module, data, data, ckpt_path=folder / "last.ckpt" if resume else None, weights_only=True)
     return module
 
 
-def averages(walked: list[float], every: int = 1) -> list[float]:
-    """By hand: the first update takes the weight, later ones keep half."""
-    found, mean = [], 1.0
-    for step, weight in enumerate(walked, start=1):
+def averages(walked: list[float], every: int = 1, decay: float = 0.5) -> list[float]:
+    """By the average of diffusers."""
+    weight, found = nn.Parameter(torch.ones(1)), []
+    genuine = EMAModel([weight], decay)
+    for step, value in enumerate(walked, start=1):
+        weight.data.fill_(value)
         if step % every == 0:
-            mean = weight if step == every else 0.5 * mean + 0.5 * weight
-        found.append(mean)
+            genuine.step([weight])
+        found.append(genuine.shadow_params[0].item())
     return found
 
 
@@ -68,6 +71,21 @@ class TestFit:
         assert module.walked == pytest.approx([0.9, 0.8, 0.7, 0.6])
         assert module.validated == pytest.approx(expected)
         assert module.weight.item() == pytest.approx(expected[-1])
+
+    def test_a_young_average_follows_the_weights(self, tmp_path: Path):
+        """With a constant decay of 0.999 it would still be at 0.9 after twenty steps of 0.1."""
+        module = fit(tmp_path, 20, decay=0.999)
+        assert module.validated == pytest.approx(averages(module.walked, decay=0.999))
+        assert module.walked[-1] == pytest.approx(-1)
+        assert module.weight.item() < -0.5
+
+    def test_weights_that_are_not_finite_end_the_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        fit(tmp_path, 4)
+        good = (tmp_path / "last.ckpt").read_bytes()
+        monkeypatch.setattr(Line, "training_step", lambda self, batch, _: self.weight.sum() * float("nan"))
+        with pytest.raises(ValueError, match="not finite after optimizer step 5"):
+            fit(tmp_path, 8, resume=True)
+        assert (tmp_path / "last.ckpt").read_bytes() == good
 
     def test_a_checkpoint_holds_both_and_going_on_changes_nothing(self, tmp_path: Path):
         whole = fit(tmp_path / "whole", 4)
