@@ -20,12 +20,14 @@ from tasks.action_head import ActionHead
 from tasks.chunking import check_dropin, draw_prefix
 from tasks.decoders import readings
 from tasks.evaluation import PlanErrors, Trials, log_sample_videos
+from tasks.finite import FiniteSteps, SeenBatch
 from tasks.judge import Judge, finish
 from tasks.metrics.networks import check_names, left_out, load_networks
 from tasks.mixture import WITHOUT_ACTIONS, Lengths, by_lengths, check_clip, draw_plans, drop_prompts, mixture
 from tasks.model import WorldActionModel
 from tasks.monitor import Monitor
-from tasks.optimization import Schedule, adamw, parameter_groups
+from tasks.optimization import Schedule, adamw, parameter_groups, schedule_end
+from tasks.resuming import check_same_names, check_same_optimizer
 
 
 class WorldActionTask(WorldActionModel):
@@ -42,7 +44,8 @@ class WorldActionTask(WorldActionModel):
         learning_rate: peak rate of AdamW.
         weight_decay: on matrices; biases, norms and modulation tables have none.
         warmup_steps: of linear warm-up.
-        schedule: "cosine" falls to a hundredth at the trainer's last step; "constant" stays.
+        schedule: "cosine" falls to a hundredth at its end and stays there; "constant" stays at the peak.
+        schedule_steps: optimizer step at which the cosine ends; the trainer's last one if left out.
         prompt_dropout: share of samples that train with the empty prompt.
         sampling_steps: network evaluations of one prediction.
         guidance: scale of classifier-free guidance; 1 is off.
@@ -77,6 +80,7 @@ class WorldActionTask(WorldActionModel):
         weight_decay: float = 0.01,
         warmup_steps: int = 100,
         schedule: Schedule = "cosine",
+        schedule_steps: int | None = None,
         prompt_dropout: float = 0.05,
         sampling_steps: int = 4,
         guidance: float = 1.0,
@@ -107,14 +111,15 @@ class WorldActionTask(WorldActionModel):
         )
         self.plans = mixture(plans)
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.warmup_steps, self.schedule = warmup_steps, schedule
+        self.warmup_steps, self.schedule, self.schedule_steps = warmup_steps, schedule, schedule_steps
         check_dropin(prefix_dropin, backbone.spec, clip.frames)
         self.prompt_dropout, self.prefix_dropin = prompt_dropout, prefix_dropin
         self.test_plans = [plan(name) for name in test_plans or [chosen.name for chosen, _ in self.plans]]
         self.test_networks = test_networks or {}
         check_names(self.test_networks)
         self._judges: list[Judge] = []  # no modules of this one: their networks stay out of checkpoints
-        self.monitor, self.errors = Monitor(), PlanErrors()
+        self.monitor, self.errors, self._steps = Monitor(), PlanErrors(), FiniteSteps()
+        self._begun: dict[str, Any] | None = None  # settings of the optimizer of a run that is resumed
         self.freeze_backbone = freeze_backbone
         if freeze_backbone and action_head is None:
             raise ValueError("freeze_backbone needs an action_head, or nothing is trained; set one")
@@ -142,6 +147,8 @@ class WorldActionTask(WorldActionModel):
             elif lengths in elsewhere:
                 total = total + self._idle_loss(one, batch)
         total = total / len(batch.keys)
+        rows = {chosen.name: [batch.keys[row] for row in rows] for chosen, rows in drawn}
+        self._steps.add(SeenBatch(total.detach(), rows))
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch.keys))
         return total
 
@@ -199,9 +206,26 @@ class WorldActionTask(WorldActionModel):
         if captions is not None:
             self.backbone.prompts.check(captions())
 
+    def on_train_start(self) -> None:
+        """Refuse a checkpoint of a run with another optimizer, or with other weights."""
+        if self._begun is not None:
+            asked, free = self.optimizer_settings(), self.schedule_steps is not None
+            check_same_optimizer(self._begun, asked, self.trainer.global_step, free)
+        if self._sharded and self.trainer.ckpt_path is not None:
+            check_same_names(self.trainer.ckpt_path, self.state_dict())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the optimizer was made with, for runs that resume this one."""
+        checkpoint["optimizer_settings"] = self.optimizer_settings()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember what the run began with; compared when training starts."""
+        self._begun = checkpoint.get("optimizer_settings")
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note the gradients before they are clipped."""
-        self.monitor.gradients(self)
+        """Note the gradients before they are clipped, and end where one is not finite."""
+        norm, scaled = self.monitor.gradients(self), self.trainer.precision == "16-mixed"
+        self._steps.check(None if scaled else norm, self.trainer.global_step)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log what the steps told, as often as the trainer logs."""
@@ -239,7 +263,8 @@ class WorldActionTask(WorldActionModel):
                     "it on the trained weights afterwards, or use --trainer.strategy ddp"
                 )
             self.backbone.shard(self.device_mesh["data_parallel"])
-            self._sharded = True
+            # Lightning would miss what `drop_released` left out of a checkpoint; `check_same_names` does not.
+            self._sharded, self.strict_loading = True, False
         self.backbone.materialize()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -249,8 +274,18 @@ class WorldActionTask(WorldActionModel):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up, then the schedule."""
+        return adamw(self.parameter_groups(), self.optimizer_settings())
+
+    def optimizer_settings(self) -> dict[str, Any]:
+        """Everything that decides how weights follow gradients, as plain values."""
         steps = self.trainer.estimated_stepping_batches
-        return adamw(self.parameter_groups(), self.learning_rate, self.warmup_steps, self.schedule, steps)
+        return {
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "warmup_steps": self.warmup_steps,
+            "schedule": self.schedule,
+            "schedule_steps": schedule_end(self.schedule, self.schedule_steps, steps),
+        }
 
     # ------------------------------------------------------------------ judging
 

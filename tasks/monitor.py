@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from lightning import Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ai_wam.canvas import Canvas
 
@@ -65,11 +66,13 @@ class Monitor:
             low, high = index / _BINS, (index + 1) / _BINS
             self.add(f"loss_u{low:.1f}-{high:.1f}", torch.where(here, loss, 0).sum(), here.sum())
 
-    def gradients(self, module: nn.Module) -> None:
-        """Take the norm of all gradients."""
+    def gradients(self, module: nn.Module) -> Tensor:
+        """Take the norm of all gradients, which is returned."""
         found = [each.grad for each in module.parameters() if each.grad is not None]
         norm = nn.utils.get_total_norm(found)
-        self.add("gradient_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.add("gradient_norm", norm)
+        return norm
 
     def means(self) -> dict[str, float]:
         """The figures so far, which are then forgotten."""

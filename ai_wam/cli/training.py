@@ -36,6 +36,11 @@ _FOREIGN = (  # warnings of libraries that a user can do nothing about
     (r".*isinstance\(treespec, LeafSpec\).*", FutureWarning),  # Lightning 2.6 asks torch in an old way
     (r".*callbacks used to create the checkpoint need.*", UserWarning),  # testing needs no EMA or saving
     (r"Found \d+ module\(s\) in eval mode.*", UserWarning),  # codec and prompt encoder are frozen on purpose
+    (r"Precision bf16-mixed is not supported by the model summary.*", UserWarning),  # of its megabytes
+    (
+        r"Checkpoint directory .* exists and is not empty.*",
+        UserWarning,
+    ),  # then the run is resumed, or refused
     (r"Mismatch dtype between input and weight.*", UserWarning),  # norms stay float32 under autocast
     (r".*does not have many workers.*", UserWarning),  # trials are no data to load; training sets its workers
 )

@@ -88,8 +88,9 @@ def test_every_tiny_backbone_fits_every_task(
     monkeypatch.chdir(place)
     name = f"{backbone}-{task.rpartition('.')[2]}"
     decode = "--data.decode=all" if "joint" in task else "--data.decode=first"
+    precision = "bf16-mixed" if "joint" in task else "32-true"
     words = [f"--model={task}", f"--model.backbone=configs/backbone/{backbone}.yaml", decode]
-    fit(monkeypatch, name, *words)
+    fit(monkeypatch, name, *words, f"--trainer.precision={precision}")
     assert (place / name / "fit" / "checkpoints" / "last.ckpt").is_file()
 
 

@@ -1,0 +1,59 @@
+"""Training ends at the first loss or gradient that is not finite, before it spoils all weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SeenBatch:
+    """What one batch of an optimizer step was.
+
+    Attributes:
+        loss: its loss, on the device.
+        rows: by the name of each plan, the keys of the rows that trained by it.
+    """
+
+    loss: Tensor
+    rows: Mapping[str, Sequence[str]]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} ({plan})" for plan, keys in self.rows.items() for key in keys)
+
+
+class FiniteSteps:
+    """The batches since the last optimizer step, so that the one at fault can be named."""
+
+    def __init__(self) -> None:
+        self._batches: list[SeenBatch] = []
+
+    def add(self, batch: SeenBatch) -> None:
+        """Take in a batch; nothing waits for the device."""
+        self._batches.append(batch)
+
+    def check(self, gradient_norm: Tensor | None, step: int) -> None:
+        """Look at all batches of a step at once, before its gradients are used.
+
+        Args:
+            gradient_norm: of the gradients that the optimizer is about to use; None where a loss scaler skips
+                steps whose gradients overflow.
+            step: optimizer steps so far.
+
+        Raises:
+            ValueError: a loss or the gradient is not finite; names the step, and keys and plans of the rows.
+        """
+        batches, self._batches = self._batches, []
+        values = [each.loss.detach().float() for each in batches]
+        values += [] if gradient_norm is None else [gradient_norm.detach().float()]
+        if bool(torch.stack(values).isfinite().all()):
+            return
+        bad = [each for each in batches if not each.loss.isfinite()]
+        what = "loss" if bad else "gradient"
+        rows = "; ".join(map(str, bad or batches))
+        raise ValueError(
+            f"the {what} of optimizer step {step + 1} is not finite, so training ends before the weights "
+            f"change. The rows: {rows}. Look at these recordings with `ai-wam inspect`, or lower "
+            "learning_rate; the last checkpoint is as it was"
+        )
