@@ -13,7 +13,7 @@ from ai_wam.types import Batch, Clip, ClipEncoder
 from datamodules.clip_dataset import ClipDataset, Collate, Decode, OnError
 from datamodules.coverage import FolderCoverage, cover
 from datamodules.latent_cache import CACHES, PROMPTS, LatentCache, cache_settings, find_cache
-from datamodules.loader import Position, StreamLoader
+from datamodules.loader import Position, StreamLoader, leave_signals_to_parent
 from datamodules.sampling import EpochPlan, EpochSampler, FixedSampler
 from datamodules.settings import describe, differences
 from datamodules.shard_format import ShardError
@@ -277,6 +277,7 @@ class ShardDataModule(lightning.LightningDataModule):
             sampler=sampler,
             num_workers=self.workers,
             collate_fn=Collate(self.clip.frames),
+            worker_init_fn=leave_signals_to_parent if self.workers else None,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # workers' seeds, which nobody uses, would come from the global one

@@ -18,13 +18,17 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning import Callback, LightningDataModule, LightningModule
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from ai_wam.checkpoint_io import WholeCheckpointIO
 from ai_wam.cli import checks
 from ai_wam.cli.checks import bare, hyperparameters
 from ai_wam.cli.configs import resolved
 from ai_wam.cli.replacing import replacing
+from ai_wam.cli.run_folder import RunFolder, actual_folder, check_free, planned_folder
+from ai_wam.cli.stopping import SavesWhenStopped, rank, stopping
 from backbones.deferred import deferred_weights
 from datamodules.coverage import CoverageReport
 from datamodules.images import ImagesDataModule
@@ -49,6 +53,7 @@ _SETTINGS: dict[str, Any] = {
     "datamodule_class": LightningDataModule,
     "subclass_mode_model": True,
     "subclass_mode_data": True,
+    "save_config_callback": RunFolder,
     "save_config_kwargs": {"overwrite": True},
     "parser_kwargs": {"prog": "ai-wam"},
 }
@@ -102,9 +107,18 @@ class _CLI(LightningCLI):
         """Refuse a clip that does not fit before weights are read; a model to be sharded reads them then."""
         asked = self.config[self.config.subcommand]
         data = bare(asked.data) if self.config.subcommand == "fit" and asked.get("data") else None
+        if self.config.subcommand == "fit" and not rank():
+            check_free(planned_folder(bare(asked.trainer)), asked.get("ckpt_path"))
         checks.check_fits(bare(asked.model.get("init_args", Namespace())), data)
         with deferred_weights() if checks.shards_weights(asked) else nullcontext():
             super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Checkpoints are written by `ai_wam.checkpoint_io`, unless a plug-in for that is given."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         """Keep the model's configuration in every checkpoint, in plain values that rebuild the model."""
@@ -114,13 +128,17 @@ class _CLI(LightningCLI):
         self.model.save_hyperparameters({**known, **arguments}, logger=False)
 
     def before_fit(self) -> None:
-        """Begin with the weights asked for, and say of every epoch what it saw of the recordings."""
+        """Begin with the weights asked for, in a folder that holds no other run."""
+        if self.trainer.is_global_zero:
+            check_free(actual_folder(self.trainer), self.config.fit.get("ckpt_path"))
         if (weights := self.config.fit.get("weights")) is not None:
             self.model.load_state_dict(checks.state_dict(weights))
         if isinstance(self.model, WorldActionTask):
             checks.warn_of_rounding(self.model.backbone)
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set in its constructor
         if isinstance(self.datamodule, ShardDataModule):
-            self.trainer.callbacks.insert(0, CoverageReport())  # type: ignore[attr-defined]  # set in its constructor
+            callbacks.insert(0, CoverageReport())
+        callbacks.append(SavesWhenStopped())  # the last, so that it saves what the others did at a step
 
     def before_predict(self) -> None:
         """Predictions go to files, batch by batch; a person's own input gets a folder per sample."""
@@ -165,7 +183,8 @@ def run(words: Sequence[str]) -> LightningCLI:
     )
     # Lightning warns if arguments reach it by another way than the command line.
     sys.argv[1:] = resolved(_with_trials(words))
-    return _CLI(**_SETTINGS)
+    with stopping(words):
+        return _CLI(**_SETTINGS)
 
 
 def _with_trials(words: Sequence[str]) -> list[str]:

@@ -1,8 +1,10 @@
 """A fit interrupted at any moment and started again computes bitwise what an uninterrupted one does."""
 
 import csv
+import math
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -15,11 +17,17 @@ import yaml
 
 from ai_wam.cli import main
 from ai_wam.cli.configs import config_path
+from backbones.base import VideoBackbone
 from benchmarks.speed.data import MovingSquares
 from datamodules.recording import write_shards
+from tasks.base import WorldActionTask
 
 # A restored checkpoint lies in another run's folder here, so that both can be compared.
-pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning"),
+    # Lightning's CSV logger begins its file anew; the shipped logger does not.
+    pytest.mark.filterwarnings("ignore:Experiment logs directory:UserWarning"),
+]
 STEPS, EPOCH = 9, 4  # steps of a fit, and of an epoch
 BATCH = 2
 
@@ -133,6 +141,191 @@ def test_killed_at_any_moment_the_same_command_goes_on(place: Path, monkeypatch:
     expected = {number: loss for number, loss in losses(Path("whole")).items() if number >= begun}
     assert losses(Path("killed-again")) == expected
     assert_equal_ends(Path("whole"), Path("killed-again"))
+
+
+def kill_in(patch: pytest.MonkeyPatch, hook: str, call: int, signum: int) -> None:
+    """Send this process a signal when a hook of the task is called for the so-many-th time."""
+    genuine, calls = getattr(WorldActionTask, hook), iter(range(1, 1000))
+
+    def hooked(self, *arguments):
+        if next(calls) == call:
+            os.kill(os.getpid(), signum)
+        return genuine(self, *arguments)
+
+    patch.setattr(WorldActionTask, hook, hooked)
+
+
+@pytest.mark.parametrize(
+    ("hook", "call", "signum", "step"),
+    [
+        ("training_step", 2, signal.SIGINT, 2),
+        ("training_step", 3, signal.SIGTERM, 3),  # before a validation
+        ("training_step", 4, signal.SIGINT, 4),  # the last of an epoch
+        ("validation_step", 2, signal.SIGTERM, 6),
+    ],
+)
+def test_a_signal_ends_training_after_its_step(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    hook: str,
+    call: int,
+    signum: int,
+    step: int,
+):
+    monkeypatch.chdir(place)
+    name, seldom = f"{hook}-{call}", "--trainer.callbacks.every_n_train_steps=100"
+    with monkeypatch.context() as patch:
+        kill_in(patch, hook, call, signum)
+        with pytest.raises(SystemExit) as stop:
+            fit(patch, name, "--data.workers=1", seldom)
+    assert stop.value.code == 128 + signum
+    file = checkpoint(Path(name))
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2].startswith("ai-wam fit: stopped by ")
+    assert said[-2].endswith(f"all {step} steps are saved in {file}. Continue with:")
+    line = words(name, "--data.workers=1", seldom, "--ckpt_path", str(file))
+    assert said[-1] == f"  ai-wam {' '.join(line)}"
+    whole = losses(Path("whole"))
+    assert losses(Path(name)) == {number: loss for number, loss in whole.items() if number < step}
+    fit(monkeypatch, f"{name}-again", f"--ckpt_path={file}", "--data.workers=0")
+    assert losses(Path(f"{name}-again")) == {number: loss for number, loss in whole.items() if number >= step}
+    assert_equal_ends(Path("whole"), Path(f"{name}-again"))
+
+
+def test_a_signal_while_gradients_are_accumulated(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    more = ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=3", "--model.schedule_steps=3"]
+    more += ["--trainer.limit_val_batches=0", "--data.workers=0"]
+    fit(monkeypatch, "sums", *more)
+    with monkeypatch.context() as patch:
+        kill_in(patch, "training_step", 3, signal.SIGINT)
+        with pytest.raises(SystemExit):
+            fit(patch, "sums-cut", *more)
+    file = checkpoint(Path("sums-cut"))
+    assert torch.load(file, weights_only=True)["global_step"] == 2
+    fit(monkeypatch, "sums-again", *more, f"--ckpt_path={file}")
+    ends = [torch.load(checkpoint(Path(name)), weights_only=True) for name in ("sums", "sums-again")]
+    for part in ("state_dict", "current_model_state"):
+        assert all(torch.equal(value, ends[1][part][name]) for name, value in ends[0][part].items())
+
+
+def test_a_process_group_that_is_terminated_says_one_sentence(place: Path):
+    """Loader workers get the signal, too."""
+    line = command(place, *words("terminated", "--data.workers=2", "--trainer.max_steps=100000"))
+    running = subprocess.Popen(
+        line, cwd=place, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not checkpoint(place / "terminated").is_file():
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGTERM)
+    said = running.communicate(timeout=100)[1]
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    assert "stopped by SIGTERM; all " in said
+    assert not list(place.glob("terminated/fit/checkpoints/*.partial"))
+
+
+@pytest.fixture
+def begun(place: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A run of its own, that ended at its third step."""
+    monkeypatch.chdir(place)
+    name = re.sub(r"\W", "-", request.node.name)
+    fit(monkeypatch, name, "--trainer.max_steps=3", "--model.schedule_steps=9", "--data.workers=0")
+    return Path(name)
+
+
+LONGER = ["--trainer.max_steps=6", "--model.schedule_steps=9", "--data.workers=0"]
+
+
+def test_a_second_run_does_not_replace_the_first(begun: Path, monkeypatch: pytest.MonkeyPatch):
+    good = checkpoint(begun).read_bytes()
+    again = rf"an earlier run.*--ckpt_path {checkpoint(begun)}.*init_args\.version NAME"
+    for more in ([], [f"--weights={checkpoint(begun)}"], [f"--ckpt_path={checkpoint(Path('whole'), 2)}"]):
+        with pytest.raises(SystemExit, match=again):
+            fit(monkeypatch, str(begun), *LONGER, *more)
+    assert checkpoint(begun).read_bytes() == good
+    fit(monkeypatch, str(begun), *LONGER, "--trainer.logger.init_args.version=other")
+    assert (begun / "other" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_two_trainings_do_not_share_a_folder(begun: Path, monkeypatch: pytest.MonkeyPatch):
+    hold = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), 2); print(flush=True)"
+    folder = begun / "fit" / "checkpoints"
+    other = subprocess.Popen(
+        [sys.executable, "-c", f"{hold}; input()", str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout is not None
+    other.stdout.readline()
+    try:
+        with pytest.raises(SystemExit, match=f"another training writes its checkpoints into {folder} now"):
+            fit(monkeypatch, str(begun), *LONGER, f"--ckpt_path={checkpoint(begun)}")
+    finally:
+        other.communicate(b"\n")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(begun: Path, monkeypatch: pytest.MonkeyPatch):
+    good, genuine, calls = checkpoint(begun).read_bytes(), VideoBackbone.loss_and_estimate, iter(range(9))
+
+    def spoiled(*arguments):
+        loss, *rest = genuine(*arguments)
+        return (loss * math.nan if next(calls) == 0 else loss, *rest)
+
+    monkeypatch.setattr(VideoBackbone, "loss_and_estimate", spoiled)
+    row = r"squares-000\d@\d+ \(policy\)"
+    at = f"loss of optimizer step 4 is not finite.*{row}, {row}"
+    with pytest.raises(SystemExit, match=at):
+        fit(monkeypatch, str(begun), *LONGER, f"--ckpt_path={checkpoint(begun)}")
+    assert checkpoint(begun).read_bytes() == good
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_file(begun: Path, monkeypatch: pytest.MonkeyPatch):
+    good, limits = checkpoint(begun).read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    names = sorted(file.name for file in checkpoint(begun).parent.iterdir())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit, match="File too large: nothing was written"):
+            fit(monkeypatch, str(begun), *LONGER, f"--ckpt_path={checkpoint(begun)}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint(begun).read_bytes() == good
+    assert sorted(file.name for file in checkpoint(begun).parent.iterdir()) == names
+
+
+def test_the_last_steps_are_saved_and_without_a_logger_nothing_is_overwritten(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    mine = (place / "config.yaml").read_bytes()
+    (tmp_path / "config.yaml").write_bytes(mine)
+    none = [
+        "--trainer.logger=false",
+        "--trainer.callbacks.every_n_train_steps=2",
+        "--trainer.callbacks.save_top_k=1",
+    ]
+    monkeypatch.setattr(sys, "argv", ["ai-wam", "fit", "--config=config.yaml", "--data.workers=0", *none])
+    main()
+    assert (tmp_path / "config.yaml").read_bytes() == mine
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == STEPS
+
+
+def test_a_longer_run_keeps_its_learning_rate_or_says_the_jump(begun: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(
+        SystemExit, match=r"schedule_steps was 9 and is now 6: the learning rate of step 3 would"
+    ):
+        fit(
+            monkeypatch,
+            str(begun),
+            LONGER[0],
+            "--model.schedule_steps=null",
+            f"--ckpt_path={checkpoint(begun)}",
+        )
+    with pytest.raises(SystemExit, match=r"learning_rate was 0\.002 and is now 0\.1"):
+        fit(monkeypatch, str(begun), *LONGER, "--model.learning_rate=0.1", f"--ckpt_path={checkpoint(begun)}")
 
 
 def test_two_ranks_go_on_exactly(place: Path, monkeypatch: pytest.MonkeyPatch):

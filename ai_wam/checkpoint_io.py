@@ -1,0 +1,73 @@
+"""Checkpoints that are there whole or not at all, and hold finite numbers only."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
+from torch import Tensor
+
+from ai_wam.files import PARTIAL, as_path, unwritten, whole_file
+
+_WEIGHTS = ("state_dict", "current_model_state")  # the averages, where a run keeps some, and the weights
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target, then renames it, so a good file is replaced by a good one alone.
+
+    Lightning builds the file in memory, writes it to the temporary folder and moves it; where that is another
+    file system, the move overwrites the old file piece by piece. Here it is written straight to disk: no copy
+    of it is held in memory, and disk for one more file is needed.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None
+    ) -> None:
+        """Write the file.
+
+        Raises:
+            ValueError: weights that are not finite.
+            OSError: the disk is full or gone; the file that was there is as it was.
+        """
+        if storage_options is not None:
+            raise TypeError(f"storage_options {storage_options!r} are not known here; leave them out")
+        check_finite(checkpoint, str(path))
+        target = as_path(str(path))
+        try:
+            with whole_file(target) as stream:
+                torch.save(checkpoint, stream)
+        except RuntimeError as error:  # torch's writer hides the system's error behind its own
+            if isinstance(error.__context__, OSError):
+                raise unwritten(error.__context__, target) from error
+            raise
+
+
+def check_finite(checkpoint: Mapping[str, Any], path: str) -> None:
+    """Refuse weights that are not finite.
+
+    Args:
+        checkpoint: its content.
+        path: of the file, for the message.
+
+    Raises:
+        ValueError: with the first tensor's name, and how many there are.
+    """
+    bad = [
+        name
+        for part in _WEIGHTS
+        for name, value in checkpoint.get(part, {}).items()
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    if bad:
+        raise ValueError(
+            f"{path}: {len(bad)} tensors of the weights are not finite, {bad[0]} among them; nothing was "
+            "written, and the last checkpoint is as it was: begin anew from it, with a lower learning_rate"
+        )
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what is left in a folder of checkpoints whose writing was cut off."""
+    for file in folder.glob(f"*.ckpt.*{PARTIAL}"):
+        file.unlink()

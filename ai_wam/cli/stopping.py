@@ -1,0 +1,204 @@
+"""Ctrl-C and SIGTERM: training finishes its step, saves it and says how to continue; all else ends at once.
+
+The exit status is the shell's convention, 128 plus the signal's number: 130 and 143.
+"""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_REPLACED = ("--ckpt_path", "--weights")  # by the checkpoint that a continued run begins with
+
+
+class Stopped(BaseException):
+    """A signal ended a command. No `Exception`, so that no library takes it for a failure of its own.
+
+    Attributes:
+        signum: the signal.
+        step: optimizer steps that were saved; None where there was nothing to save.
+        file: where.
+    """
+
+    def __init__(self, signum: int, step: int | None = None, file: str | None = None) -> None:
+        super().__init__(signum, step, file)
+        self.signum, self.step, self.file = signum, step, file
+
+    def sentence(self, words: Sequence[str]) -> str:
+        """What happened, and how to continue a command of these words."""
+        begin = f"ai-wam {words[0]}: stopped by {_NAMES[signal.Signals(self.signum)]}"
+        if self.step is None:
+            return begin
+        if self.file is None:
+            return f"{begin} after step {self.step}; the trainer has no ModelCheckpoint, so nothing was saved"
+        again = shlex.join(["ai-wam", *_without(words, _REPLACED), "--ckpt_path", self.file])
+        return f"{begin}; all {self.step} steps are saved in {self.file}. Continue with:\n  {again}"
+
+
+def _without(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Command-line words without some options and their values."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name not in options:
+            kept.append(word)
+        elif not equals:
+            next(rest, None)
+    return kept
+
+
+@contextmanager
+def stopping(words: Sequence[str]) -> Iterator[None]:
+    """Inside, a signal raises `Stopped`, unless training handles it; the process then ends with one sentence.
+
+    Args:
+        words: of the command; the sentence repeats them.
+
+    Raises:
+        SystemExit: of 128 plus the signal's number; of 0 on ranks other than the first, which speaks for all.
+    """
+    before = {each: signal.getsignal(each) for each in _SIGNALS}
+    try:
+        _handle(_stop_now)
+        yield
+    except Stopped as stop:
+        if rank():
+            raise SystemExit(0) from None
+        print(f"\n{stop.sentence(words)}", file=sys.stderr, flush=True)
+        raise SystemExit(128 + stop.signum) from None
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _handle(handler: Callable[[int, FrameType | None], Any]) -> None:
+    for each in _SIGNALS:
+        signal.signal(each, handler)
+
+
+def _stop_now(signum: int, _: FrameType | None) -> None:
+    raise Stopped(signum)
+
+
+class SavesWhenStopped(Callback):
+    """Finishes the optimizer step that a signal interrupts, saves it as last.ckpt, ends the training.
+
+    It saves where a step is whole, since a resumed run begins with the batch after it, and raises `Stopped`
+    at the next hook, when the step has been logged. A validation that is interrupted is not repeated. All
+    processes stop at the same step if one of them is asked to. A second signal ends the process at once.
+
+    A training that ends by itself between two of ModelCheckpoint's saves is saved, too.
+    """
+
+    def __init__(self) -> None:
+        self._asked: int | None = None
+        self._saved: str | None = None
+        self._whole = 0  # optimizer steps that were finished
+        self._kept: int | None = None  # step of the checkpoint with which training began
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there is something to save; Lightning has installed handlers of its own before."""
+        self._whole = self._kept = trainer.global_step
+        _handle(self._note)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save if asked to, once gradients are not being accumulated."""
+        if trainer.global_step > self._whole:
+            self._whole = trainer.global_step
+            if self._all_asked(trainer):
+                self._save(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """End where the last step was saved."""
+        self._stop_if_saved()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End where the last step was saved."""
+        self._stop_if_saved()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End where the last step was saved, unless it was the run's last."""
+        if not 0 <= trainer.max_steps <= trainer.global_step:
+            self._stop_if_saved()
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Leave a validation between two batches: every step before it is whole."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self._all_asked(trainer):
+            # The resumed run does not continue this validation, so it must not find its counts.
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
+            self._save(trainer)
+            self._stop_if_saved()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was trained since the last checkpoint."""
+        _handle(_stop_now)
+        saver = _saver(trainer)
+        if saver is None or not saver.save_last or trainer.global_step == self._kept:
+            return
+        if saver._last_global_step_saved != trainer.global_step and self._saved is None:
+            trainer.save_checkpoint(_last(saver))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Processes that Lightning started would wait for this one."""
+        if isinstance(exception, Stopped) and exception.step is None:
+            self._end_others(trainer)
+
+    def _note(self, signum: int, _: FrameType | None) -> None:
+        if self._asked is not None:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self._asked = signum
+        if not rank():
+            name = _NAMES[signal.Signals(signum)]
+            print(f"\nai-wam fit: {name}: finishing this step, then saving it", file=sys.stderr, flush=True)
+
+    def _all_asked(self, trainer: Trainer) -> bool:
+        """Whether any process was asked to stop."""
+        asked = self._asked is not None
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        return asked
+
+    def _save(self, trainer: Trainer) -> None:
+        saver = _saver(trainer)
+        if saver is not None:
+            trainer.save_checkpoint(_last(saver))
+        self._saved = "" if saver is None else _last(saver)
+
+    def _stop_if_saved(self) -> None:
+        if self._saved is not None:
+            raise Stopped(self._asked or signal.SIGTERM, self._whole, self._saved or None)
+
+    @staticmethod
+    def _end_others(trainer: Trainer) -> None:
+        launcher: Any = trainer.strategy.launcher
+        if hasattr(launcher, "kill"):
+            launcher.kill(signal.SIGKILL)
+
+
+def rank() -> int:
+    """Of this process, also before there is a trainer."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
+def _saver(trainer: Trainer) -> ModelCheckpoint | None:
+    found = trainer.checkpoint_callback
+    return found if isinstance(found, ModelCheckpoint) else None
+
+
+def _last(saver: ModelCheckpoint) -> str:
+    """The file that ModelCheckpoint keeps the last state in, or would."""
+    name = f"{saver.CHECKPOINT_NAME_LAST}{saver.FILE_EXTENSION}"
+    return saver.last_model_path or str(Path(str(saver.dirpath)) / name)
