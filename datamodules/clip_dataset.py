@@ -88,6 +88,11 @@ class ClipDataset(Dataset["Sample | None"]):
         """The windows of one of the folders, with all of the clip's views."""
         return ClipDataset([source], self.windows, self.decode, None, self.on_error, self.seed)
 
+    def windows_per_episode(self) -> list[Int64[np.ndarray, "_"]]:
+        """Number of windows of every episode, folder by folder."""
+        counts = np.diff(self.ends, prepend=0)
+        return [counts[begin:end] for begin, end in zip(self.begins, self.begins[1:], strict=False)]
+
     def windows_per_set(self) -> list[int]:
         """Number of windows in each folder."""
         at = np.concatenate([[0], self.ends])[self.begins]

@@ -9,9 +9,11 @@ from enum import IntEnum
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Float64, Int64, Integer
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+_GOLDEN = (1 + 5**0.5) / 2
 
 
 class Stream(IntEnum):
@@ -154,15 +156,45 @@ class EpochSampler(DistributedSampler[Any]):
         return self.steps * self.batch_size
 
 
+def spread(folders: Sequence[Int64[np.ndarray, "_"]]) -> Int64[np.ndarray, "n"]:
+    """All windows in an order of which any beginning is spread over folders, recordings and times in them.
+
+    Folders take turns. Within one, episodes come by the fractional part of their number times the golden
+    ratio, which spreads any beginning evenly both over neighbours, as the episodes of a task are, and over
+    every n-th episode. An episode's windows come in such an order, too, begun elsewhere in each, and its
+    second one comes after the first ones of all episodes.
+
+    Args:
+        folders: of each folder, the number of windows of every episode.
+    """
+    folder = np.repeat(np.arange(len(folders)), [int(counts.sum()) for counts in folders])
+    turn, place = [], []
+    for counts in folders:
+        episodes = np.arange(len(counts))
+        of = np.repeat(episodes, counts)
+        here = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+        turn.append(_ranks(_GOLDEN * episodes % 1)[of])
+        within = np.lexsort((_GOLDEN * (here + of) % 1, of))
+        place.append(here[np.argsort(within, kind="stable")])
+    return np.lexsort((folder, np.concatenate(turn), np.concatenate(place)))
+
+
+def _ranks(values: Float64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+    return np.argsort(np.argsort(values, kind="stable"), kind="stable")
+
+
 class FixedSampler(DistributedSampler[Any]):
-    """The same samples in every epoch, each on one rank.
+    """The same samples in every epoch, each on one rank, in a given order or one after the other.
 
     No sample comes twice and all ranks have equally many (unequal numbers can make ranks wait for each other
     forever), so up to ranks - 1 of the last samples are left out.
     """
 
-    def __init__(self, dataset: Sized, ranks: int, rank: int) -> None:
+    def __init__(
+        self, dataset: Sized, ranks: int, rank: int, order: Int64[np.ndarray, "n"] | None = None
+    ) -> None:
         super().__init__(cast("Dataset[Any]", dataset), ranks, rank, shuffle=False, drop_last=True)
+        self._order = np.arange(len(dataset)) if order is None else order
         self._count = len(dataset) // ranks
         if self._count < 1:
             raise ValueError(
@@ -170,7 +202,7 @@ class FixedSampler(DistributedSampler[Any]):
             )
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.rank, self._count * self.num_replicas, self.num_replicas))
+        return iter(self._order[self.rank : self._count * self.num_replicas : self.num_replicas].tolist())
 
     def __len__(self) -> int:
         return self._count

@@ -14,7 +14,7 @@ from datamodules.clip_dataset import ClipDataset, Collate, Decode, OnError
 from datamodules.coverage import FolderCoverage, cover
 from datamodules.latent_cache import CACHES, PROMPTS, LatentCache, cache_settings, find_cache
 from datamodules.loader import Position, StreamLoader, leave_signals_to_parent
-from datamodules.sampling import EpochPlan, EpochSampler, FixedSampler
+from datamodules.sampling import EpochPlan, EpochSampler, FixedSampler, spread
 from datamodules.settings import describe, differences
 from datamodules.shard_format import ShardError
 from datamodules.shard_reader import ShardSet
@@ -186,18 +186,21 @@ class ShardDataModule(lightning.LightningDataModule):
         self._saved = state_dict
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Windows one after the other, the same in every epoch."""
+        """All windows, the same in every epoch, in an order that `limit_val_batches` may cut off anywhere."""
+        return self._spread(self._ready(self._val, "val"))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """All windows, each on one rank, in an order that `limit_test_batches` may cut off anywhere."""
+        return self._spread(self._ready(self._test, "test"))
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The validation windows, one after the other."""
         dataset = self._ready(self._val, "val")
         return self._loader(dataset, FixedSampler(dataset, *self._ranks()))
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Windows one after the other, each on one rank."""
-        dataset = self._ready(self._test, "test")
-        return self._loader(dataset, FixedSampler(dataset, *self._ranks()))
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """The validation windows."""
-        return self.val_dataloader()
+    def _spread(self, dataset: ClipDataset) -> DataLoader[Batch]:
+        order = spread(dataset.windows_per_episode())
+        return self._loader(dataset, FixedSampler(dataset, *self._ranks(), order))
 
     @property
     def skipped(self) -> int:

@@ -13,7 +13,7 @@ from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
 from datamodules.recording import write_shards
-from datamodules.sampling import EpochPlan, EpochSampler, FixedSampler
+from datamodules.sampling import EpochPlan, EpochSampler, FixedSampler, spread
 from datamodules.shard_format import ShardError
 from datamodules.shard_reader import ShardSet
 from datamodules.shards import ShardDataModule
@@ -236,9 +236,36 @@ def test_ranks_share_each_step_of_an_epoch(ranks):
 def test_validation_windows_are_fixed_and_on_one_rank_each(folder):
     data = module(folder, val=folder)
     loader = data.val_dataloader()
-    assert keys(loader) == keys(loader) == [f"{e.key}@{s}" for e in ShardSet(folder).episodes for s in (0, 8)]
+    every = [f"{e.key}@{s}" for e in ShardSet(folder).episodes for s in (0, 8)]
+    assert keys(loader) == keys(loader)
+    assert sorted(keys(loader)) == sorted(keys(data.predict_dataloader())) == sorted(every)
+    assert keys(data.predict_dataloader()) == every
+    half = keys(loader)[: len(every) // 2]
+    assert len({key.partition("@")[0] for key in half}) == len(half)  # every episode once
+    assert {key.partition("@")[2] for key in half} == {"0", "8"}
+    parts = [list(FixedSampler(range(7), 3, rank, np.arange(7)[::-1])) for rank in range(3)]
+    assert sorted(number for part in parts for number in part) == [1, 2, 3, 4, 5, 6]
     parts = [list(FixedSampler(range(7), 3, rank)) for rank in range(3)]
     assert parts == [[0, 3], [1, 4], [2, 5]]
+
+
+@pytest.mark.parametrize("task_of", [lambda e: e // 16, lambda e: e % 3], ids=["contiguous", "interleaved"])
+def test_any_beginning_of_a_validation_is_spread(task_of):
+    """48 episodes of three tasks, of 1 to 6 windows, and a second folder of five episodes."""
+    counts = [1 + np.arange(48) % 6, np.full(5, 2)]
+    order = spread(counts)
+    assert sorted(order.tolist()) == list(range(sum(int(each.sum()) for each in counts)))
+    begins = np.cumsum([0, *np.concatenate(counts)])
+    episodes = np.searchsorted(begins, order, side="right") - 1
+    assert {episode >= 48 for episode in episodes[:2].tolist()} == {True, False}
+    for first in (12, 16, 32, 53):
+        assert len(set(episodes[:first].tolist())) == first
+        here = episodes[:first][episodes[:first] < 48]
+        tasks = np.bincount([task_of(episode) for episode in here.tolist()], minlength=3)
+        assert tasks.min() >= 1
+        assert tasks.max() - tasks.min() <= 3
+    later = (order - begins[episodes])[:48]
+    assert len(set(later.tolist())) > 3  # not the beginnings of the episodes alone
 
 
 class Counting(lightning.LightningModule):
@@ -285,7 +312,7 @@ def test_lightning_gives_each_epoch_its_own_order(folder, trainer):
         assert [k for e, k in model.seen if e == epoch] == [batch.keys for batch in plain]
     assert model.validated[0] == model.validated[1]
     predicted = trainer().predict(model, datamodule=data)
-    assert predicted == model.validated[:1]
+    assert [sorted(keys) for keys in predicted] == [sorted(keys) for keys in model.validated[:1]]
 
 
 @quiet
