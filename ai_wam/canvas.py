@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional
 
 from ai_wam.cameras import Cameras
 from ai_wam.movable import Movable
@@ -141,7 +142,8 @@ class Segment:
         length: latent frames.
         given: how many of them, from the first, are given clean; on a joined canvas, in every row.
         still: the first frame is repeated over the whole length (where segments must be equally long).
-        pad: copies of the first frame put before it, for networks whose tokens span several frames.
+        pad: copies of the first frame put before it, for networks whose tokens span several frames; a
+            picture that is shown beside the latents is not repeated (`Canvas.image`).
     """
 
     kind: Kind
@@ -165,7 +167,8 @@ class Canvas(Movable):
         condition: per position: rays of the view (Pluecker, frame of view 0 at time 0), given, is-action,
             and, where the spec says so, the clean first-observation latent of the view.
         image: what an image-to-video model is shown of each segment: latents of its first frame alone, as
-            `VideoBackbone.encode_still` makes them; None for models that are not shown any.
+            `VideoBackbone.encode_still` makes them, from the segment's first position on, padding or not,
+            and zeros at the end of a padded one; None for models that are not shown any.
         camera_latents: the view's cameras as `VideoBackbone.encode_cameras` makes them; None for models that
             know them by the rays of the condition alone.
         held: what the segments would be if nothing moved, the observation's first frame held and no action
@@ -186,6 +189,13 @@ class Canvas(Movable):
         """The inverse of `unpack`; padding repeats a segment's first frame."""
         padded = [_padded(part, segment.pad) for segment, part in zip(self.segments, parts, strict=True)]
         return pack(padded, self.axis)
+
+    @property
+    def given_later(self) -> Bool[Tensor, "b 1 f h w"]:
+        """Where frames after a segment's first one, and after its padding, are given."""
+        parts = self.unpack(torch.ones_like(self.given))
+        later = [torch.cat([~part[:, :, :1], part[:, :, 1:]], dim=2) for part in parts]
+        return self.given & self.packed(later)
 
     def unpack(self, latents: Shaped[Tensor, "b c f h w"]) -> list[Shaped[Tensor, "b c _ _ _"]]:
         """The segments' latents, in order, without their padding."""
@@ -272,12 +282,13 @@ def build_canvas(
             "counted": ~given & truth,
             "condition": torch.cat(conditions, dim=1) * present,
         }
-        optional = {"image": stills and stills[0 if is_video else 1], "camera_latents": camera_latents}
-        for name, latents in optional.items():
-            if latents is not None:
-                values[name] = latents[:, segment.view, :, : segment.length] * present
+        if camera_latents is not None:
+            values["camera_latents"] = camera_latents[:, segment.view, :, : segment.length] * present
         for name, value in values.items():
             parts[name].append(_padded(value, segment.pad))
+        if stills is not None:
+            shown = stills[0 if is_video else 1][:, segment.view, :, : segment.length] * present
+            parts["image"].append(functional.pad(shown, (0, 0, 0, 0, 0, segment.pad)))
     packed = {name: pack(part, spec.pack_axis) for name, part in parts.items()}
     return Canvas(segments, spec.pack_axis, **packed)
 

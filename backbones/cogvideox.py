@@ -77,8 +77,9 @@ class CogVideoX(VideoBackbone):
     """A CogVideoX denoiser on the canvas: 2B, 5B, 5B image to video, and 1.5; all positions share one time.
 
     An image-to-video network sees, beside the noisy latents, the first frame's latent and zeros after it;
-    given frames stand there as they are. Tokens of 1.5 span two latent frames, so its segments begin with a
-    copy of their first frame where their number is odd, as in the released pipeline.
+    later frames that are given stand there as they are. Tokens of 1.5 span two latent frames, so its segments
+    begin with a copy of their first frame where their number is odd. The picture is then shown at that copy
+    alone, as the model was trained and as its pipeline shows it, also where the first frame is given.
     """
 
     Denoiser = PreciseCogVideoX
@@ -151,7 +152,7 @@ class CogVideoX(VideoBackbone):
         """One forward of the transformer, which wants frames before channels."""
         image, config = None, self.denoiser.config
         if canvas.image is not None:
-            image = torch.where(canvas.given, canvas.clean, canvas.image) * self.codec.image_scale
+            image = torch.where(canvas.given_later, canvas.clean, canvas.image) * self.codec.image_scale
         offset = None if config.ofs_embed_dim is None else noisy.new_full((len(noisy),), self.OFFSET)
         prediction: Tensor = self.denoiser(
             hidden_states=self.network_input(noisy, canvas, context, image).transpose(1, 2),

@@ -1,5 +1,7 @@
 """Plans, packing, and what is given."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ def build(name: str, views: int = 2, axis: str = "time", **changes: object) -> C
         "view_mask": torch.ones(B, views, dtype=torch.bool),
         **latents(views),
     }
-    return build_canvas(plan(name), spec(axis), (32, 48), **{**arguments, **changes})
+    return build_canvas(plan(name), size=(32, 48), **{"spec": spec(axis), **arguments, **changes})
 
 
 @pytest.mark.parametrize("views", [1, 2, 3])
@@ -84,6 +86,24 @@ def test_unknown_clips_leave_zeros_to_be_generated():
         assert (part[:, :, 1:] == 0).all()
         assert (given[:, :, 0]).all()
         assert not given[:, :, 1:].any()
+
+
+def test_pictures_are_shown_once_and_later_frames_are_told_apart():
+    known = latents(2)
+    stills = tuple(
+        torch.cat([known[f"first_{kind}"]] + [torch.zeros(B, 2, C, 2, H, W)] * 1, dim=3)
+        for kind in ("video", "action")
+    )
+    two = replace(spec(), patch_time=2)
+    canvas = build("labeling", stills=stills, spec=two)
+    assert [segment.pad for segment in canvas.segments] == [1] * 4
+    assert canvas.image is not None
+    for start, segment in zip(range(0, 16, 4), canvas.segments, strict=True):
+        shown, later = (part[:, :, start : start + 4] for part in (canvas.image, canvas.given_later))
+        first = known["first_video" if segment.kind is Kind.VIDEO else "first_action"][:, segment.view]
+        assert torch.equal(shown, torch.cat([first, torch.zeros(B, C, 3, H, W)], dim=2))
+        assert [bool(frame.all()) for frame in later.unbind(2)] == [False] * 2 + [segment.given == TL] * 2
+    assert not build("joint").given_later.any()
 
 
 def test_what_is_given_must_be_known():

@@ -1,6 +1,7 @@
 """Cosmos-Predict2: preconditioning as flow matching; the pipeline from the prompt to the last latent."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -91,38 +92,50 @@ def run_pipeline(folder: Path, steps: int, **inputs: object) -> tuple[torch.Tens
         return {}
 
     pipeline(
-        height=SIZE[0], width=SIZE[1], num_frames=FRAMES, num_inference_steps=steps, guidance_scale=1.0,
-        output_type="latent", callback_on_step_end=keep, **inputs,
+        height=SIZE[0], width=SIZE[1], num_frames=FRAMES, num_inference_steps=steps, output_type="latent",
+        callback_on_step_end=keep, **inputs,
     )  # fmt: skip
     return pipeline.scheduler.sigmas[:steps], torch.stack(found)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of the pipeline
-def test_sampling_is_the_released_pipeline_at_step_0(folder: Path):
-    prompts = T5Prompts(str(folder), encoder="T5EncoderModel", length=512, padding="zeros", dtype="float32")
-    model = Cosmos(str(folder), prompts=prompts, fps=10)
-    image = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2))
-    canvas = canvas_of(model, "video_only", image)
-    context = model.encode_context(
-        ["reach the red ball"], torch.zeros(1, 1, 3, 1, *SIZE), torch.ones(1, 1, dtype=torch.bool)
-    )
-    noise = torch.randn(canvas.clean.shape, generator=torch.Generator().manual_seed(1))
-    sigma, theirs = run_pipeline(
-        folder, 5, image=image[None], prompt="reach the red ball", latents=noise, fps=10
-    )
+@dataclass(frozen=True)
+class TheirLevels(CosmosFlow):
+    """The pipeline's noise levels, which end at sigma_min."""
 
-    # Four steps, and one that changes nothing; their x = x0 + s eps is our z / (1 - u).
+    levels: tuple[float, ...] = ()
+
+    def grid(self, steps: int) -> torch.Tensor:
+        return torch.tensor(self.levels[: steps + 1])
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of the pipeline
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_sampling_is_the_released_pipeline_at_step_0(folder: Path, guidance: float):
+    """From prompt and picture to the last latent; their x = x0 + s eps is our z / (1 - u).
+
+    Their guidance of g is g + 1 here, and off up to 1. Their last step changes nothing; ours leads to clean.
+    """
+    prompts = T5Prompts(str(folder), encoder="T5EncoderModel", length=512, padding="zeros", dtype="float32")
+    image = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2))
+    noise = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    sigma, theirs = run_pipeline(
+        folder, 5, image=image[None], prompt="reach the red ball", negative_prompt="", latents=noise, fps=10,
+        guidance_scale=guidance,
+    )  # fmt: skip
     levels = sigma / (1 + sigma)
-    torch.testing.assert_close(model.path.grid(4)[1:-1], levels[1:-1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(CosmosFlow().grid(4)[1:-1], levels[1:-1], atol=1e-5, rtol=1e-4)
     assert torch.equal(theirs[3], theirs[4])
+
+    model = Cosmos(str(folder), prompts=prompts, fps=10, path=TheirLevels(levels=tuple(levels.tolist())))
+    canvas, now = canvas_of(model, "video_only", image), torch.zeros(1, 1, 3, 1, *SIZE)
+    context, null = (
+        model.encode_context([prompt], now, torch.ones(1, 1, dtype=torch.bool))
+        for prompt in ("reach the red ball", "")
+    )
+    scale = guidance + 1 if guidance > 1 else 1.0
+    found = model.sample(canvas, context, noise * levels[0], 4, scale, null) / (1 - levels[4])
     generated = ~canvas.given.expand_as(noise)
-    z = noise * levels[0]
-    for step in range(4):
-        z = torch.where(canvas.given, canvas.clean, z)
-        clean, eps = model.denoise(z, levels[step : step + 1], canvas, context)
-        z = (1 - levels[step + 1]) * clean + levels[step + 1] * eps
-        found = z / (1 - levels[step + 1])
-        torch.testing.assert_close(found[generated], theirs[step][generated], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(found[generated], theirs[4][generated], atol=1e-5, rtol=1e-5)
 
 
 def test_the_path_is_the_preconditioning(folder: Path):

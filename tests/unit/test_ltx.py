@@ -1,6 +1,8 @@
 """LTX-Video: the pipeline from the prompt to the last latent; a causal encoder; what the decoder draws."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     LTXConditionPipeline,
     LTXImageToVideoPipeline,
+    LTXPipeline,
     LTXVideoTransformer3DModel,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -19,7 +22,7 @@ from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.noise import FlowMatching
 from backbones.codec import PatchCodec
 from backbones.ltx import LTX, LTX095, LTXVAE, LTXPrompts
-from backbones.prompts import HashedWords
+from backbones.prompts import Context, HashedWords
 
 SIZE, FRAMES = (64, 64), 17
 VAE = {
@@ -43,7 +46,7 @@ VAE_095 = {
 }  # fmt: skip
 SMALL = {"num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16, "num_layers": 2}
 
-RELEASES = [(LTX, LTXImageToVideoPipeline), (LTX095, LTXConditionPipeline)]
+RELEASES = [(LTX, LTXPipeline), (LTX, LTXImageToVideoPipeline), (LTX095, LTXConditionPipeline)]
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +89,12 @@ def canvas_of(model: LTX, name: str) -> Canvas:
     return build_canvas(plan(name), model.spec, SIZE, cameras, mask, first, first, whole, whole)
 
 
-@pytest.mark.parametrize(("kind", "released"), RELEASES)
-def test_sampling_is_the_released_pipeline_at_step_0(folder: Path, kind: type[LTX], released: type):
-    """From prompt and picture to the last latent."""
-    model = kind(str(folder), path=FlowMatching(), fps=24)
-    model.prompts.dtype = torch.float32  # as the pipeline's
-    canvas = canvas_of(model, "video_only")
-    context = model.encode_context(
-        ["reach the red ball"], torch.zeros(1, 1, 3, 1, *SIZE), torch.ones(1, 1, dtype=torch.bool)
-    )
-    pipeline = released(
+def told(model: LTX, prompt: str) -> Context:
+    return model.encode_context([prompt], torch.zeros(1, 1, 3, 1, *SIZE), torch.ones(1, 1, dtype=torch.bool))
+
+
+def pipeline_of(folder: Path, kind: type) -> Any:
+    pipeline = kind(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=AutoencoderKLLTXVideo.from_pretrained(folder, subfolder="vae"),
         text_encoder=T5EncoderModel.from_pretrained(folder / "text_encoder"),
@@ -103,21 +102,34 @@ def test_sampling_is_the_released_pipeline_at_step_0(folder: Path, kind: type[LT
         transformer=LTXVideoTransformer3DModel.from_pretrained(folder, subfolder="transformer"),
     )
     pipeline.set_progress_bar_config(disable=True)
-    g = torch.Generator().manual_seed(1)
-    if kind is LTX:
+    return pipeline
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(("kind", "released"), RELEASES)
+def test_sampling_is_the_released_pipeline_at_step_0(
+    folder: Path, kind: type[LTX], released: type, guidance: float
+):
+    """From prompt and picture to the last latent."""
+    model = kind(str(folder), path=FlowMatching(), fps=24)
+    model.prompts.dtype = torch.float32  # as the pipeline's
+    canvas = canvas_of(model, "video_only")
+    shown, g = {"image": random_video()[:, :, 0] / 2 + 0.5}, torch.Generator().manual_seed(1)
+    if released is LTXPipeline:  # from text alone
+        canvas, shown = replace(canvas, given=torch.zeros_like(canvas.given)), {}
+    elif kind is LTX:
         torch.randn(canvas.clean[:, :, :1].shape, generator=g)  # the picture's posterior
-        options = {}
     else:
-        options = {"image_cond_noise_scale": 0.0, "timesteps": [1000.0, 2000 / 3, 1000 / 3]}
+        shown |= {"image_cond_noise_scale": 0.0, "timesteps": [1000.0, 2000 / 3, 1000 / 3]}
     noise = torch.randn(canvas.clean.shape, generator=g)
-    theirs = pipeline(
-        prompt="reach the red ball", image=random_video()[:, :, 0] / 2 + 0.5, height=SIZE[0], width=SIZE[1],
-        num_frames=FRAMES, frame_rate=24, num_inference_steps=3, guidance_scale=1.0, output_type="latent",
-        generator=torch.Generator().manual_seed(1), **options,
+    theirs = pipeline_of(folder, released)(
+        prompt="reach the red ball", negative_prompt="", height=SIZE[0], width=SIZE[1], num_frames=FRAMES,
+        frame_rate=24, num_inference_steps=3, guidance_scale=guidance, output_type="latent",
+        generator=torch.Generator().manual_seed(1), **shown,
     ).frames  # fmt: skip
-    ours = model.sample(canvas, context, noise, steps=3)
+    ours = model.sample(canvas, told(model, "reach the red ball"), noise, 3, guidance, told(model, ""))
     if kind is LTX:
-        ours = pipeline._pack_latents(ours)
+        ours = LTXPipeline._pack_latents(ours)
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 

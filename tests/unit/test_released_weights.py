@@ -9,19 +9,14 @@ import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLWan,
-    CogVideoXDDIMScheduler,
-    CogVideoXImageToVideoPipeline,
     CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
     WanImageToVideoPipeline,
     WanTransformer3DModel,
 )
-from PIL import Image
+from released_twins import PROMPT, clip, cogvideox_network, saved, shot, told, wan_network, wan_vae
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -89,12 +84,15 @@ def cogvideox_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def canvas_of(backbone: VideoBackbone, frames: int = 9) -> Canvas:
+def canvas_of(backbone: VideoBackbone, frames: int = 9, name: str = "joint") -> Canvas:
     video = torch.rand(1, 1, 3, frames, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     cameras = Cameras(torch.eye(3)[None, None, None] * 30, torch.eye(4)[None, None, None])
     first, whole = backbone.encode(video[:, :, :, :1]), backbone.encode(video)
     mask = torch.ones(1, 1, dtype=torch.bool)
-    return build_canvas(plan("joint"), backbone.spec, (32, 32), cameras, mask, first, first, whole, whole)
+    still = backbone.encode_still(video[:, :, :, :1], first, frames)
+    stills = None if still is None else (still, still)
+    known = (first, first, whole, whole)
+    return build_canvas(plan(name), backbone.spec, (32, 32), cameras, mask, *known, stills=stills)
 
 
 def context_of(backbone: VideoBackbone, *prompts: str) -> Context:
@@ -242,115 +240,61 @@ def test_weights_of_another_codec_are_refused(wan_folder: Path):
         Wan(str(wan_folder), codec=PatchCodec(48))
 
 
-def image_to_video_inputs(backbone: VideoBackbone, frames: int) -> tuple[Canvas, torch.Tensor]:
-    """The canvas of one view's video of which only the first frame is known, as the pipelines have it."""
-    g = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 1, 3, 1, 32, 32, generator=g) * 2 - 1
-    first = backbone.encode(image)
-    still = backbone.encode_still(image, first, frames)
-    assert still is not None
-    cameras = Cameras(torch.eye(3)[None, None, None] * 30, torch.eye(4)[None, None, None])
-    canvas = build_canvas(
-        plan("video_only"), backbone.spec, (32, 32), cameras, torch.ones(1, 1, dtype=torch.bool),
-        first, first, latent_frames=backbone.spec.latent_frames(frames), stills=(still, still),
-    )  # fmt: skip
-    return canvas, image[:, 0, :, 0]
-
-
-def test_wan_image_to_video_is_the_released_model_at_step_0(wan_folder: Path, tmp_path: Path):
-    for part in ("vae", "text_encoder", "tokenizer"):
-        (tmp_path / part).symlink_to(wan_folder / part)
-    torch.manual_seed(0)
-    transformer = WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=36, out_channels=16, text_dim=16,
-        freq_dim=16, ffn_dim=32, num_layers=2, image_dim=32, added_kv_proj_dim=24,
-    )  # fmt: skip
-    transformer.save_pretrained(tmp_path / "transformer")
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=28,
-        patch_size=14,
-    )  # fmt: skip
-    encoder = CLIPVisionModel(vision).eval()
-    encoder.save_pretrained(tmp_path / "image_encoder")
-    size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
-    processor = CLIPImageProcessor(**size)
-    processor.save_pretrained(tmp_path / "image_processor")
-    with pytest.raises(ValueError, match=r"shown the first frame natively.*first_observation: false"):
-        Wan(str(tmp_path))
-    wan = Wan(str(tmp_path), time="shared", first_observation=False)
-    canvas, image = image_to_video_inputs(wan, frames=9)
-    mask = torch.ones(1, 1, dtype=torch.bool)
-    context = wan.encode_context(["reach the red ball"], image[:, None, :, None], mask)
-    noise = torch.randn(canvas.clean.shape, generator=torch.Generator().manual_seed(1))
-
+def test_wan_is_told_what_the_released_model_is_told_of_a_picture(tmp_path: Path):
+    encoder, processor = clip()
     pipeline = WanImageToVideoPipeline(
-        tokenizer=None, text_encoder=None, image_processor=processor, image_encoder=encoder,
-        transformer=transformer, vae=wan.codec.vae, scheduler=FlowMatchEulerDiscreteScheduler(),
+        tokenizer=None, text_encoder=None, image_processor=processor, image_encoder=encoder, vae=wan_vae(),
+        transformer=wan_network(in_channels=36, image_dim=32, added_kv_proj_dim=24),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
     )  # fmt: skip
-    _, condition = pipeline.prepare_latents(image, 1, 16, 32, 32, 9, torch.float32, torch.device("cpu"))
-    picture = Image.fromarray(((image[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
-    theirs_images = pipeline.encode_image(picture, torch.device("cpu"))
+    folder, parts = saved(pipeline, tmp_path), {"prompts": HashedWords(16, 512)}
+    with pytest.raises(ValueError, match=r"shown the first frame natively.*first_observation: false"):
+        Wan(folder, **parts)
+    context = told(Wan(folder, first_observation=False, **parts), PROMPT)
     # Theirs goes through 8-bit pictures and Pillow's resampling, ours through tensors in half precision.
-    assert torch.cosine_similarity(context.images, theirs_images, dim=2).min() > 0.998
-    with torch.no_grad():
-        theirs = transformer(
-            torch.cat([noise, condition], dim=1), torch.tensor([600.0]), context.tokens,
-            encoder_hidden_states_image=context.images, return_dict=False,
-        )[0]  # fmt: skip
-        ours = wan.predict(noise, torch.tensor([0.6]), canvas, context)
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    theirs = pipeline.encode_image(shot(), torch.device("cpu"))
+    assert torch.cosine_similarity(context.images, theirs, dim=2).min() > 0.998
 
 
-@pytest.mark.parametrize("later", [False, True], ids=["1.0", "1.5"])
-def test_cogvideox_image_to_video_is_the_released_model_at_step_0(
-    cogvideox_folder: Path, tmp_path: Path, later: bool
-):
-    for part in ("text_encoder", "tokenizer"):
+def test_learned_positions_are_for_one_size(cogvideox_folder: Path, tmp_path: Path):
+    for part in ("text_encoder", "tokenizer", "vae"):
         (tmp_path / part).symlink_to(cogvideox_folder / part)
-    torch.manual_seed(0)
-    vae = AutoencoderKLCogVideoX.from_pretrained(cogvideox_folder, subfolder="vae")
-    vae.register_to_config(invert_scale_latents=later)
-    with torch.no_grad():  # the pipeline samples the posterior: make it as narrow as it gets
-        vae.encoder.conv_out.conv.weight[16:] = 0
-        vae.encoder.conv_out.conv.bias[16:] = -40
-    vae.save_pretrained(tmp_path / "vae")
-    kinds = {"patch_size_t": 2, "ofs_embed_dim": 8} if later else {"use_learned_positional_embeddings": True}
-    transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=32, out_channels=16, time_embed_dim=8,
-        text_embed_dim=16, num_layers=2, sample_width=4, sample_height=4, sample_frames=9,
-        use_rotary_positional_embeddings=True, **kinds,
-    )  # fmt: skip
-    if not later:  # learned positions are no sines
-        torch.nn.init.normal_(transformer.patch_embed.pos_embedding)
-    transformer.save_pretrained(tmp_path / "transformer")
+    network = cogvideox_network(in_channels=32, use_learned_positional_embeddings=True)
+    network.save_pretrained(tmp_path / "transformer")
     model = CogVideoX(str(tmp_path), first_observation=False)
     with deferred_weights():
         waiting = CogVideoX(str(tmp_path), first_observation=False)
     waiting.materialize()
     for name, value in model.denoiser.state_dict().items():
         assert torch.equal(waiting.denoiser.state_dict()[name], value), name
-    canvas, image = image_to_video_inputs(model, frames=9)
-    context = context_of(model, "reach the red ball")
-    noise = torch.randn(canvas.clean.shape, generator=torch.Generator().manual_seed(1))
-    pipeline = CogVideoXImageToVideoPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=vae,
-        transformer=transformer,
-        scheduler=CogVideoXDDIMScheduler(),
-    )
-    _, condition = pipeline.prepare_latents(image, 1, 16, 9, 32, 32, torch.float32, torch.device("cpu"))
-    rotary = pipeline._prepare_rotary_positional_embeddings(32, 32, noise.shape[2], torch.device("cpu"))
-    with torch.no_grad():
-        theirs = transformer(
-            torch.cat([noise.transpose(1, 2), condition], dim=2), context.tokens, torch.tensor([599]),
-            ofs=torch.tensor([2.0]) if later else None, image_rotary_emb=rotary, return_dict=False,
-        )[0]  # fmt: skip
-        ours = model.predict(noise, torch.tensor([0.6]), canvas, context)
-    torch.testing.assert_close(ours, theirs.transpose(1, 2), atol=2e-6, rtol=0)
-    if not later:
-        with pytest.raises(ValueError, match="learned positions are for 32 x 32"):
-            model.spec.grid((48, 48))
+    with pytest.raises(ValueError, match="learned positions are for 32 x 32"):
+        model.spec.grid((48, 48))
+
+
+@pytest.mark.parametrize("name", ["policy", "video_only", "labeling"])
+def test_a_picture_is_shown_once_where_segments_are_padded(cogvideox_folder: Path, tmp_path: Path, name: str):
+    """In the first latent frame, as the model was trained; later frames as they are, if they are given."""
+    for part in ("text_encoder", "tokenizer", "vae"):
+        (tmp_path / part).symlink_to(cogvideox_folder / part)
+    cogvideox_network(in_channels=32, patch_size_t=2).save_pretrained(tmp_path / "transformer")
+    model = CogVideoX(str(tmp_path), first_observation=False)
+    canvas = canvas_of(model, name=name)
+    seen: list[torch.Tensor] = []
+    model.denoiser.patch_embed.proj.base.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model.predict(canvas.clean, torch.tensor([0.6]), canvas, context_of(model, "reach"))
+    # Tokens of 2 x 2 x 2 positions, channel by channel; the picture's channels are the latter 16.
+    tokens = seen[0].unflatten(2, (32, 2, 2, 2))[:, :, 16:].unflatten(1, (-1, 2, 2))
+    shown = tokens.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(2, 3).flatten(3, 4).flatten(4, 5)
+    start = 0
+    for segment, clean in zip(canvas.segments, canvas.unpack(canvas.clean), strict=True):
+        assert segment.pad == 1
+        end = start + 1 + segment.length
+        own, start = shown[:, :, start:end], end
+        assert torch.equal(own[:, :, 0], clean[:, :, 0])
+        assert not own[:, :, 1].any()
+        later = clean[:, :, 1 : segment.given]
+        assert torch.equal(own[:, :, 2 : 1 + segment.given], later)
+        assert not own[:, :, 1 + segment.given :].any()
 
 
 @pytest.mark.parametrize(("padding", "kind"), [("zeros", "UMT5EncoderModel"), ("states", "T5EncoderModel")])
