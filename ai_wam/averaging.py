@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
+from ai_wam.errors import InvalidValue
+
 
 class AveragedWeights(Callback):
     """Exponential moving average of what is trained; sharded like the weights themselves.
@@ -25,7 +27,7 @@ class AveragedWeights(Callback):
 
     def __init__(self, decay: float = 0.999, every_n_steps: int = 1) -> None:
         if not 0 <= decay < 1 or every_n_steps < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"decay must lie in [0, 1) and every_n_steps be 1 or more, got {decay} and {every_n_steps}"
             )
         self.decay, self.every_n_steps = decay, every_n_steps

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ai_wam.errors import InvalidValue
+
 
 @dataclass(frozen=True)
 class TimeSampling:
@@ -99,7 +101,7 @@ class NoisePath(ABC):
     def grid(self, steps: int) -> Float[Tensor, "n"]:
         """The sampler's noise levels: steps + 1 values from 1 down to 0."""
         if steps < 1:
-            raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+            raise InvalidValue(f"a sampler needs at least 1 step, got {steps}")
         return shifted(torch.linspace(1, 0, steps + 1), self.sampler_shift)
 
 
@@ -261,7 +263,7 @@ class EDM(NoisePath):
     def grid(self, steps: int) -> Float[Tensor, "n"]:
         """Karras's noise scales from sigma_max to sigma_min, then clean."""
         if steps < 1:
-            raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+            raise InvalidValue(f"a sampler needs at least 1 step, got {steps}")
         levels = shifted(torch.linspace(1, 0, steps), self.sampler_shift)
         return torch.cat([self.CLEAN + (1 - self.CLEAN) * levels, torch.zeros(1)])
 

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ai_wam.errors import ExistingFile, InvalidValue
 from backbones.parts import MissingPart, find
 
 ADAPTER = "adapter.safetensors"
@@ -135,7 +136,7 @@ def check_trained_as(pretrained: str, folder: str, asked: Mapping[str, Any]) -> 
         if name in asked and asked[name] != value
     ]
     if clash:
-        raise ValueError(
+        raise InvalidValue(
             f"{pretrained!r} was trained with {'; '.join(clash)}. Give the backbone these options, such as "
             "the folder's backbone.yaml has them, or fine-tune from a released checkpoint"
         )
@@ -177,7 +178,7 @@ def load_adapter(
         elif name not in found and name.partition(".")[0] in touched:
             problems.append(f"it lacks {name}")
     if problems:
-        raise ValueError(
+        raise InvalidValue(
             f"{file} does not fit this backbone: {_listed(problems, '; ')}. Give the backbone the options in "
             "the folder's backbone.yaml (camera_encoders, block_rank, first_observation, prompts ...)"
         )
@@ -197,7 +198,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         FileExistsError: `out` is already there.
     """
     if out.exists():
-        raise FileExistsError(f"{out} is already there and is not overwritten; name another, or remove it")
+        raise ExistingFile(f"{out} is already there and is not overwritten; name another, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ai_wam.errors import InvalidValue
 from backbones.families import family_of
 from backbones.parts import (
     MissingPart,
@@ -100,7 +101,7 @@ def new_denoiser(kind: Any, architecture: Mapping[str, Any] | None, fixed: Mappi
     asked = architecture or {}
     clash = sorted(key for key in fixed if key in asked and asked[key] != fixed[key])
     if clash:
-        raise ValueError(
+        raise InvalidValue(
             f"{kind.__name__}: {clash} follow from codec, prompts and images ({dict(fixed)}); leave them out"
         )
     return kind(**{**asked, **fixed})
@@ -144,7 +145,7 @@ def survey(
 def one_source(kind: Any, pretrained: str | None, architecture: Mapping[str, Any] | None) -> None:
     """Refuse neither and both of `pretrained` and `architecture`."""
     if (pretrained is None) == (architecture is None):
-        raise ValueError(
+        raise InvalidValue(
             f"{kind.__name__}: give either `pretrained` (released weights) or `architecture` (a new one)"
         )
 
@@ -158,7 +159,9 @@ def or_released(part: _T | None, name: str, pretrained: str | None, load: Callab
     if part is not None:
         return part
     if pretrained is None:
-        raise ValueError(f"a backbone from scratch needs its `{name}`; only released weights bring their own")
+        raise InvalidValue(
+            f"a backbone from scratch needs its `{name}`; only released weights bring their own"
+        )
     return load(pretrained)
 
 
@@ -192,13 +195,13 @@ def saved_config(kind: Any, pretrained: str, subfolder: str) -> Mapping[str, Any
     if found in [base.__name__ for base in kind.__mro__]:
         return dict(saved)
     if subfolder not in _NETWORKS:
-        raise ValueError(
+        raise InvalidValue(
             f"{subfolder!r} of {pretrained!r} is a {found}, this backbone needs a {wanted}; take codec and "
             "denoiser from one release"
         )
     family, ours = family_of(found), family_of(wanted)
     way = "no shipped configuration loads it" if family is None else f"use the configuration of {family}"
-    raise ValueError(
+    raise InvalidValue(
         f"{pretrained!r} holds a checkpoint of another family ({found}): {way}, or give a checkpoint "
         f"({wanted}) for {ours}"
     )
@@ -210,7 +213,7 @@ def _check_shapes(network: torch.nn.Module, pretrained: str, subfolder: str) -> 
     for file in weight_files(pretrained, subfolder)[0]:
         for name, shape in _shapes(file, pretrained, subfolder).items():
             if wanted.get(name, shape) != shape:
-                raise ValueError(
+                raise InvalidValue(
                     f"the weights in {subfolder!r} of {pretrained!r} do not fit its own config.json: "
                     f"{name} is {shape}, expected {wanted[name]}; take both from one release"
                 )
@@ -246,6 +249,6 @@ def check_complete(
         if names
     )
     if listed:
-        raise ValueError(
+        raise InvalidValue(
             f"the weights in {where} are not those of its config.json: {listed}; download it again"
         )

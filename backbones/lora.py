@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ai_wam.errors import InvalidValue, MissingPackage
+
 
 @dataclass(frozen=True)
 class LoRA:
@@ -39,9 +41,11 @@ def add_lora(network: nn.Module, lora: LoRA, trained: Iterable[nn.Parameter] = (
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError("lora needs peft; install it with: pip install 'ai-wam[lora]'") from error
+        raise MissingPackage("lora needs peft; install it with: pip install 'ai-wam[lora]'") from error
     if not any(name.endswith(lora.targets) for name, _ in network.named_modules()):
-        raise ValueError(f"lora: no module of {type(network).__name__} is called {' or '.join(lora.targets)}")
+        raise InvalidValue(
+            f"lora: no module of {type(network).__name__} is called {' or '.join(lora.targets)}"
+        )
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

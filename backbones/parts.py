@@ -9,11 +9,13 @@ from typing import Any
 
 from huggingface_hub import constants, try_to_load_from_cache
 
+from ai_wam.errors import MissingFile
+
 _DRY: ContextVar[bool] = ContextVar("without_weights", default=False)
 _STEMS = ("diffusion_pytorch_model", "model")  # of weight files: diffusers' and transformers'
 
 
-class MissingPart(FileNotFoundError):
+class MissingPart(MissingFile):
     """Parts of a released checkpoint that are not there.
 
     Args:

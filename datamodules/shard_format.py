@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ai_wam.errors import UserError
 from ai_wam.files import AnyPath, write_json
 
 SCHEMA = 1
@@ -18,7 +19,7 @@ INDEX = "index.json"
 META, ACTIONS, CAMERAS, LABELS = "json", "actions.npy", "cameras.npz", "labels.npz"
 
 
-class ShardError(RuntimeError):
+class ShardError(UserError, RuntimeError):
     """A folder of shards that is missing, unfinished, foreign or damaged; says where and what to do."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ai_wam.cluster import ray_cluster
+from ai_wam.errors import CannotContinue, InvalidType, InvalidValue
 from ai_wam.files import AnyPath
 from datamodules.shard_format import shard_name
 from datamodules.shard_writer import Made, remove_unfinished, write_shard
@@ -45,7 +46,7 @@ class Workers:
 
     def __post_init__(self) -> None:
         if min(self.processes, self.ray, self.gpus) < 0:
-            raise ValueError(f"{self}: processes, ray and gpus must be at least 0")
+            raise InvalidValue(f"{self}: processes, ray and gpus must be at least 0")
 
 
 def write_missing(make: Make, folder: AnyPath, missing: list[int], workers: Workers, bar: Any) -> None:
@@ -107,7 +108,7 @@ def _write_parallel(make: Make, folder: AnyPath, missing: list[int], workers: in
                 for future in done:
                     future.result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise CannotContinue(
                 f"a worker process died while writing into {folder}. Finished shards are kept: run it "
                 "again to go on; with 0 worker processes the cause shows in this process."
             ) from error
@@ -146,7 +147,7 @@ def _check_pickles(make: Make) -> None:
         pickle.dumps(make)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         kind = type(getattr(make, "source", make)).__name__
-        raise TypeError(
+        raise InvalidType(
             f"{kind} cannot be sent to worker processes: {error}. Open "
             "files and simulators on first use instead of in __init__, or pass workers=0."
         ) from error

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from ai_wam.errors import InvalidValue
 from ai_wam.types import Batch, Clip, ClipEncoder
 from datamodules.clip_dataset import ClipDataset, Collate, Decode, OnError
 from datamodules.coverage import FolderCoverage, cover
@@ -89,7 +90,7 @@ class ShardDataModule(lightning.LightningDataModule):
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
             self.predict_dataloader = super().predict_dataloader  # type: ignore[method-assign]
         if batch_size < 1 or window_every < 1 or workers < 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"batch_size {batch_size} and window_every {window_every} must be at least 1, "
                 f"workers {workers} at least 0"
             )
@@ -103,7 +104,7 @@ class ShardDataModule(lightning.LightningDataModule):
         """
         if stage == "test":
             if not self.test:
-                raise ValueError("`ai-wam test` judges the shards that data.test names: give a folder")
+                raise InvalidValue("`ai-wam test` judges the shards that data.test names: give a folder")
             self._test = self._dataset(self.test, dense=False)
             return
         if stage == "fit" and self._train is None:
@@ -292,7 +293,7 @@ def _limits(trainer: lightning.Trainer) -> dict[str, Any]:
 def _check_same_stream(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     if different := differences(saved, asked):
         lines = "\n  ".join(different)
-        raise ValueError(
+        raise InvalidValue(
             "the checkpoint was trained on another stream of batches; in the checkpoint != asked for:"
             f"\n  {lines}\nGo on with the same settings and shards; or begin anew from its weights: `ai-wam "
             "export-checkpoint`, then `ai-wam fit` with that backbone and without --ckpt_path."

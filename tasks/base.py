@@ -11,6 +11,7 @@ from torch import Tensor, distributed
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.canvas import Canvas, Kind, Plan, blank, joined, plan
+from ai_wam.errors import InvalidValue
 from ai_wam.samplers import Solver
 from ai_wam.seeds import named_generator
 from ai_wam.types import ActionChunk, Batch, Clip
@@ -117,7 +118,7 @@ class WorldActionTask(WorldActionModel):
         self.monitor, self.errors = Monitor(), PlanErrors()
         self.freeze_backbone = freeze_backbone
         if freeze_backbone and action_head is None:
-            raise ValueError("freeze_backbone needs an action_head, or nothing is trained; set one")
+            raise InvalidValue("freeze_backbone needs an action_head, or nothing is trained; set one")
         if freeze_backbone:
             backbone.requires_grad_(False)
         self._sharded = False
@@ -234,7 +235,7 @@ class WorldActionTask(WorldActionModel):
         """Shard the backbone where the strategy has a mesh (Lightning's ModelParallelStrategy)."""
         if self.device_mesh is not None and not self._sharded:
             if self.action_head is not None:
-                raise ValueError(
+                raise InvalidValue(
                     "an action_head is not trained or run sharded; take it off (action_head: null) and train "
                     "it on the trained weights afterwards, or use --trainer.strategy ddp"
                 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, Kind, Plan, build_canvas
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 from ai_wam.samplers import Solver
 from ai_wam.seeds import named_generator
@@ -56,14 +57,14 @@ class WorldActionModel(LightningModule):
         backbone.spec.grid(clip.size)
         self.sampling_steps, self.guidance, self.solver, self.seed = sampling_steps, guidance, solver, seed
         if decoded_frames is not None and not 2 <= decoded_frames <= clip.frames:
-            raise ValueError(
+            raise InvalidValue(
                 f"decoded_frames must lie between 2 and the clip's {clip.frames} frames, got {decoded_frames}"
             )
         self.decoded_frames, self.give_committed = decoded_frames, give_committed
         self.action_head, self.ladder = action_head, ladder(action_head)
         self.decoder = decoder or ("whole" if action_head is None else "head")
         if self.decoder not in self.ladder:
-            raise ValueError(
+            raise InvalidValue(
                 f"decoder {decoder!r} is none of {', '.join(self.ladder)}; choose one of them, or give an "
                 "action_head for 'head'"
             )

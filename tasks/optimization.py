@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from ai_wam.errors import InvalidValue
+
 Schedule = Literal["cosine", "constant"]
 
 
@@ -35,7 +37,7 @@ def adamw(
         ValueError: a cosine without a last step.
     """
     if schedule == "cosine" and math.isinf(steps):
-        raise ValueError(
+        raise InvalidValue(
             "schedule: cosine needs trainer.max_steps or max_epochs; set one, or schedule: constant"
         )
     optimizer = AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)

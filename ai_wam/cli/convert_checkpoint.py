@@ -9,6 +9,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ai_wam.errors import ExistingFile, MissingFile
 from backbones.folders import ADAPTER, new_folder, write_denoiser
 from backbones.released import from_released, read_checkpoint, to_released
 
@@ -36,7 +37,7 @@ def convert_checkpoint(
         elif Path(source).is_file():
             _convert(Path(source), Path(out), base_model, head_width)
         else:
-            raise FileNotFoundError(f"there is no file or folder {source!r}")
+            raise MissingFile(f"there is no file or folder {source!r}")
     except (ValueError, OSError, SafetensorError) as error:
         raise SystemExit(f"ai-wam convert-checkpoint: {error}") from error
 
@@ -62,9 +63,9 @@ def _convert(source: Path, out: Path, base_model: str, head_width: int) -> None:
 
 def _back(folder: Path, out: Path) -> None:
     if out.suffix not in (".ckpt", ".safetensors") or out.exists():
-        raise FileExistsError(f"{out} is already there, or is neither .ckpt nor .safetensors; name another")
+        raise ExistingFile(f"{out} is already there, or is neither .ckpt nor .safetensors; name another")
     if not (folder / ADAPTER).is_file():
-        raise FileNotFoundError(f"{folder} holds no {ADAPTER}; give a folder that ai-wam wrote")
+        raise MissingFile(f"{folder} holds no {ADAPTER}; give a folder that ai-wam wrote")
     weights = {}
     for part in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
         weights.update(load_file(part))

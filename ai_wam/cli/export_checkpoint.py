@@ -13,6 +13,7 @@ from huggingface_hub import HfApi
 
 from ai_wam.cli.checks import hyperparameters
 from ai_wam.cli.configs import instantiate
+from ai_wam.errors import InvalidValue
 from backbones.base import VideoBackbone
 from backbones.folders import diffusers_class, new_folder, split_weights, write_denoiser
 from backbones.lora import merge_lora
@@ -68,7 +69,9 @@ def _export(
         backbone = _trained(described, saved["state_dict"])
         base = base_model or backbone.base_model
         if push is not None and base is not None and Path(base).exists():
-            raise ValueError(f"it was trained from {base!r} on this machine; name its hub id by --base_model")
+            raise InvalidValue(
+                f"it was trained from {base!r} on this machine; name its hub id by --base_model"
+            )
         write_backbone(backbone, folder, base)
         # What is replaced is named, since YAML files are laid over one another.
         arguments = {**described["init_args"], "pretrained": push or str(out), "architecture": None}
@@ -118,7 +121,7 @@ def _results(file: Path) -> str:
             f"| {task} | {' | '.join(_rate(row.get(arm)) for arm in _ARMS)} |" for task, row in tasks.items()
         ]
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is no results.json of `ai-wam test` ({error!r})") from error
+        raise InvalidValue(f"{file} is no results.json of `ai-wam test` ({error!r})") from error
     head = f"| task | {' | '.join(_ARMS)} |\n|{'---|' * (1 + len(_ARMS))}"
     return "\n".join(["## Results", "", "Successes with 95 % Wilson intervals.", "", head, *rows, ""])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ai_wam.cluster import ray_cluster
+from ai_wam.errors import CannotContinue
 from benchmarks.base import Trial
 from benchmarks.journal import Results
 from benchmarks.results import assemble
@@ -83,7 +84,7 @@ def merge(shares: Sequence[_Share], out: Path) -> None:
         for arm, results in found.items():
             known = arms.setdefault(arm, {})
             if twice := sorted(known.keys() & results.keys()):
-                raise RuntimeError(f"{arm}: trials {twice[:3]} ({len(twice)}) were run by two workers")
+                raise CannotContinue(f"{arm}: trials {twice[:3]} ({len(twice)}) were run by two workers")
             known.update(results)
     world = first["versions"].get("world")
     results = assemble(trials, arms, first["protocol"], first["protocol_hash"], first["policy"], world)

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.functional.image import lpips
 
+from ai_wam.errors import InvalidValue, MissingFile
 from ai_wam.types import Clip
 from tasks.metrics.video import square_clips
 
@@ -35,7 +36,7 @@ def check_names(networks: Mapping[str, str]) -> None:
     """
     for name in networks:
         if name not in _PERCEPTUAL and not re.fullmatch(r"fvd_\w+", name):
-            raise ValueError(
+            raise InvalidValue(
                 f"test_networks: unknown metric {name!r}; choose {', '.join(_PERCEPTUAL)} or fvd_NAME, where "
                 "NAME says which extractor the file holds"
             )
@@ -61,7 +62,7 @@ def load_networks(networks: Mapping[str, str], clip: Clip) -> dict[str, nn.Modul
     """
     for name, file in networks.items():
         if not Path(file).is_file():
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"test_networks: {name} is to be read from {file!r}, which is no file; nothing is downloaded "
                 "for a metric. Give the path, or leave the metric out"
             )
@@ -90,7 +91,7 @@ class Perceptual(nn.Module):
             name for own, name in names.items() if name not in given or given[name].shape != wanted[own].shape
         ]
         if missing:
-            raise ValueError(f"{file}: no weights of torchvision's {network}: {missing[0]} does not fit")
+            raise InvalidValue(f"{file}: no weights of torchvision's {network}: {missing[0]} does not fit")
         self.net.net.load_state_dict({own: given[name] for own, name in names.items()})
 
     def forward(self, video: Float[Tensor, "n 3 h w"], truth: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n"]:
@@ -123,7 +124,7 @@ class Extractor(nn.Module):
         try:
             self.features = self(torch.zeros(1, 3, clip.frames, *clip.size)).shape[1]
         except (RuntimeError, torch.jit.Error) as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"{file}: the program does not take clips of {clip.frames} frames: {error}"
             ) from error
 
