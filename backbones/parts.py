@@ -26,6 +26,10 @@ class MissingPart(MissingFile):
         self.places = places
         super().__init__(" ".join(_told(place, parts) for place, parts in places.items()))
 
+    def __reduce__(self) -> tuple[type["MissingPart"], tuple[Any]]:
+        """As a worker process sends it."""
+        return type(self), (self.places,)
+
 
 @contextmanager
 def without_weights() -> Iterator[None]:

@@ -25,12 +25,13 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.episode_members import npy
-from datamodules.reading import check_finite, check_stride, numbered, read_json
+from datamodules.reading import check_finite, check_stride, numbered
 from datamodules.rlbench_demos import opencv_cameras, read_phrasings
 from datamodules.video_files import VideoFile
 from datamodules.view_names import Views, chosen_views

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from datamodules.calibration import Calibration
-from datamodules.reading import by_numbers, check_finite, check_stride, numbered, read_json, read_picture
+from datamodules.reading import by_numbers, check_finite, check_stride, numbered, read_picture
 from datamodules.rotations import euler_xyz, to_quaternion
 from datamodules.safe_pickle import load_pickle
 from datamodules.view_names import Views, as_called, chosen_views

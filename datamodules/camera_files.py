@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue
 from datamodules.calibration import Calibration
 from datamodules.colmap import read_colmap
-from datamodules.reading import read_json
 from datamodules.rlbench_demos import opencv_cameras
 
 _RLBENCH = ("_camera_intrinsics", "_camera_extrinsics")

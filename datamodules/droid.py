@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue, MissingPackage
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
@@ -32,7 +33,7 @@ from datamodules.droid_calibration import (
     phrasings,
     published_intrinsics,
 )
-from datamodules.reading import check_finite, check_stride, read_json
+from datamodules.reading import check_finite, check_stride
 from datamodules.rotations import pose_from_xyz_euler, to_quaternion
 from datamodules.video_files import VideoFile
 from datamodules.view_names import Views, as_called, chosen_views

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, View
 from datamodules.calibration import Calibration
-from datamodules.reading import check_hands, read_json
+from datamodules.reading import check_hands
 from datamodules.video_files import VideoFile
 from datamodules.view_names import Views, as_called, chosen_views
 

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue, MissingPackage
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, View
 from datamodules.calibration import Calibration
-from datamodules.reading import check_finite, check_hands, check_stride, read_json
+from datamodules.reading import check_finite, check_hands, check_stride
 from datamodules.rotations import Rotation, to_quaternion
 from datamodules.video_files import VideoFile
 from datamodules.view_names import Views, chosen_views

@@ -1,6 +1,5 @@
-"""What readers of foreign files share: JSON, pictures, the order of numbered names, checks of numbers."""
+"""What readers of foreign files share: pictures, the order of numbered names, checks of numbers."""
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,21 +14,6 @@ from ai_wam.files import AnyPath
 HAND = re.compile(r"wrist|hand|gripper|ego", re.IGNORECASE)  # names of cameras that move with the tool
 _STILL = 1e-6  # metres: less than this is the noise of float32, not a motion
 _MOVED = 0.01  # metres that a tool must travel before its camera is expected to have followed
-
-
-def read_json(path: AnyPath) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: unreadable, or no object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidValue(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise InvalidValue(f"{path} holds a {type(data).__name__}, expected a JSON object")
-    return data
 
 
 def read_picture(path: AnyPath) -> UInt8[np.ndarray, "h w 3"]:

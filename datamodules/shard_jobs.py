@@ -99,7 +99,7 @@ def _write_parallel(make: Make, folder: AnyPath, missing: list[int], workers: in
     _check_pickles(make)
     job = _Job(make, folder, context.Value("q", 0), context.Event())
     with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(job,)) as pool:
-        with _one_thread():
+        with _one_thread(), _without_interrupts():
             pending: set[Future[None]] = {pool.submit(_write_in_worker, number) for number in missing}
         try:
             while pending:
@@ -167,9 +167,18 @@ def _one_thread() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Children started meanwhile never see Ctrl-C: this process does, and asks them for a clean stop."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(job: _Job) -> None:
     global _job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and asks for a clean stop
     torch.set_num_threads(1)
     Thread(target=_end_with_parent, daemon=True).start()
     _job = job

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from ai_wam.cli.configs import instantiate
+from ai_wam.errors import InvalidValue
 from backbones.base import VideoBackbone
 from backbones.parts import without_weights
 from tasks.base import WorldActionTask
@@ -27,15 +28,15 @@ _EARLY = (
 def hyperparameters(path: str) -> dict[str, Any]:
     """Class path and arguments of the model a checkpoint was made by."""
     if not Path(path).is_file():
-        raise SystemExit(
-            f"ai-wam: there is no checkpoint {path!r}; --ckpt_path takes a .ckpt file written by `ai-wam fit`"
+        raise InvalidValue(
+            f"there is no checkpoint {path!r}; --ckpt_path takes a .ckpt file written by `ai-wam fit`"
         )
     # Tensors are mapped, not read: only the hyperparameters are wanted here.
     saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
     arguments = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
     if "_class_path" not in saved:
-        raise SystemExit(
-            f"ai-wam: {path!r} does not say which model it belongs to; only checkpoints written by "
+        raise InvalidValue(
+            f"{path!r} does not say which model it belongs to; only checkpoints written by "
             "`ai-wam fit` do. In Python, build the task yourself and load the file's state_dict."
         )
     if arguments.pop("decode_observation", True) is False and arguments.get("decoder") is None:
@@ -55,8 +56,8 @@ def named_checkpoint(command: str, asked: Namespace) -> str | None:
     """The checkpoint that a command begins with."""
     weights, checkpoint = asked.get("weights"), asked.get("ckpt_path")
     if weights is not None and (command != "fit" or checkpoint is not None):
-        raise SystemExit(
-            f"ai-wam: weights is {weights!r}, which begins a new run: it is for `ai-wam fit` without "
+        raise InvalidValue(
+            f"weights is {weights!r}, which begins a new run: it is for `ai-wam fit` without "
             "ckpt_path; `--ckpt_path` goes on with a run, and is what the other commands take"
         )
     return weights if checkpoint is None else checkpoint
@@ -87,8 +88,8 @@ def check_plans(saved: Mapping[str, Any], asked: Sequence[str]) -> None:
     """Refuse to use a checkpoint by a plan that it was never trained on."""
     trained = trained_plans(settings_of(saved))
     if foreign := [name for name in asked if name not in trained]:
-        raise SystemExit(
-            f"ai-wam: the checkpoint was trained on the plans {trained}, not on {foreign[0]!r}, by which it "
+        raise InvalidValue(
+            f"the checkpoint was trained on the plans {trained}, not on {foreign[0]!r}, by which it "
             "would be used here. Leave --model out to use the checkpoint's own, set --model.control_plan (to "
             "act), --model.test_plans or --model.plans (to judge) to plans it knows, or train it on this "
             "one; `ai-wam label` is what reads actions off videos."
@@ -120,8 +121,8 @@ def _plans_asked(command: str, asked: Namespace, settings: Mapping[str, Any]) ->
 def _check_random(command: str, asked: Namespace, settings: Mapping[str, Any]) -> None:
     backbone = bare(asked.model.init_args.backbone)
     if command != "fit" and asked.get("ckpt_path") is None and _pretrained(backbone) is None:
-        raise SystemExit(
-            f"ai-wam {command}: there is no --ckpt_path, and the backbone has no pretrained weights, so "
+        raise InvalidValue(
+            "there is no --ckpt_path, and the backbone has no pretrained weights, so "
             "random ones would answer; give a checkpoint written by `ai-wam fit`"
         )
 
@@ -136,8 +137,8 @@ def _check_resumed(asked: Namespace, saved: Mapping[str, Any], settings: Mapping
     for name in ("action_head", "freeze_backbone"):
         pair = [bool(each.get(name)) for each in (before, settings)]
         if asked.get("ckpt_path") is not None and pair[0] != pair[1]:
-            raise SystemExit(
-                f"ai-wam: --ckpt_path goes on with a run made with {name} {'on' if pair[0] else 'off'}, and "
+            raise InvalidValue(
+                f"--ckpt_path goes on with a run made with {name} {'on' if pair[0] else 'off'}, and "
                 "its optimizer knows no other parameters; to begin a new run from these weights, say "
                 f"--weights {asked.ckpt_path} instead"
             )
@@ -145,8 +146,8 @@ def _check_resumed(asked: Namespace, saved: Mapping[str, Any], settings: Mapping
 
 def _check_guidance(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     if settings["guidance"] != 1 and not settings_of(saved)["prompt_dropout"]:
-        raise SystemExit(
-            f"ai-wam: guidance is {settings['guidance']}, but the checkpoint was trained with prompt_dropout "
+        raise InvalidValue(
+            f"guidance is {settings['guidance']}, but the checkpoint was trained with prompt_dropout "
             "0 and has never seen the empty prompt that guidance leads away from; leave --model.guidance at "
             "1, or train with prompt_dropout 0.05"
         )
@@ -199,8 +200,8 @@ def check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
             pairs[name] = (_identity(name, ours.get(name)), _identity(name, theirs.get(name)))
     differing = [f"  {name}: checkpoint {a!r}, asked for {b!r}" for name, (a, b) in pairs.items() if a != b]
     if differing:
-        raise SystemExit(
-            f"ai-wam: the checkpoint {path!r} holds the weights of another backbone:\n"
+        raise InvalidValue(
+            f"the checkpoint {path!r} holds the weights of another backbone:\n"
             + "\n".join(differing)
             + "\nLeave --model.backbone out to use the checkpoint's own, or give a checkpoint of this one."
         )

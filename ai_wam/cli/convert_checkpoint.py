@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 import yaml
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ai_wam.errors import ExistingFile, MissingFile
@@ -31,15 +30,12 @@ def convert_checkpoint(
         base_model: hub id or folder of the model that gives video autoencoder and text encoder.
         head_width: channels of an attention head, which no weight tells.
     """
-    try:
-        if Path(source).is_dir():
-            _back(Path(source) / "transformer", Path(out))
-        elif Path(source).is_file():
-            _convert(Path(source), Path(out), base_model, head_width)
-        else:
-            raise MissingFile(f"there is no file or folder {source!r}")
-    except (ValueError, OSError, SafetensorError) as error:
-        raise SystemExit(f"ai-wam convert-checkpoint: {error}") from error
+    if Path(source).is_dir():
+        _back(Path(source) / "transformer", Path(out))
+    elif Path(source).is_file():
+        _convert(Path(source), Path(out), base_model, head_width)
+    else:
+        raise MissingFile(f"there is no file or folder {source!r}")
 
 
 def _convert(source: Path, out: Path, base_model: str, head_width: int) -> None:

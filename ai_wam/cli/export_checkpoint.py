@@ -45,11 +45,8 @@ def export_checkpoint(
         metrics: a results.json of `ai-wam test`, to be shown in the model card.
     """
     if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
-        raise SystemExit(f"ai-wam export-checkpoint: push must be user/repository, got {push!r}")
-    try:
-        _export(ckpt_path, Path(out), push, license, base_model, metrics)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"ai-wam export-checkpoint: {error}") from error
+        raise InvalidValue(f"push must be user/repository, got {push!r}")
+    _export(ckpt_path, Path(out), push, license, base_model, metrics)
     print(f"{out}: written")
     if push is not None:
         api = HfApi()

@@ -24,6 +24,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from ai_wam.cli import checks
 from ai_wam.cli.checks import bare, hyperparameters
 from ai_wam.cli.configs import resolved
+from ai_wam.cli.parsing import InOneSentence
 from ai_wam.cli.replacing import replacing
 from backbones.deferred import deferred_weights
 from datamodules.coverage import CoverageReport
@@ -39,12 +40,19 @@ _FOREIGN = (  # warnings of libraries that a user can do nothing about
     (r"Mismatch dtype between input and weight.*", UserWarning),  # norms stay float32 under autocast
     (r".*does not have many workers.*", UserWarning),  # trials are no data to load; training sets its workers
 )
+
+
+class _Parser(InOneSentence, LightningArgumentParser):
+    """Of Lightning's four commands."""
+
+
 _SETTINGS: dict[str, Any] = {
     "model_class": LightningModule,
     "datamodule_class": LightningDataModule,
     "subclass_mode_model": True,
     "subclass_mode_data": True,
     "save_config_kwargs": {"overwrite": True},
+    "parser_class": _Parser,
     "parser_kwargs": {"prog": "ai-wam"},
 }
 _KEYWORDS = ("best", "last", "hpc")  # what Lightning takes instead of a path
