@@ -23,6 +23,7 @@ from ai_wam.blobs import PEDESTAL, draw_blobs, draw_blobs_on_pedestal, empty_ima
 from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
 from ai_wam.movable import Movable
+from ai_wam.numbers import check_numbers
 from ai_wam.pose_fit import make_scene
 from ai_wam.pose_sequences import DecodeStatus, Limits, PoseSequences, bracket, estimate_sequences
 from ai_wam.poses import rotation_from_quaternion
@@ -110,6 +111,13 @@ class ActionImageTokenizer:
         ):
             if not getattr(self, name) > 0:
                 raise InvalidValue(f"ActionImageTokenizer: {name} must be > 0, got {getattr(self, name)}")
+        drawn = {
+            "blob_std": self.blob_std,
+            "axis_length": self.axis_length,
+            "pixel_center": self.pixel_center,
+        }
+        check_numbers("ActionImageTokenizer", **drawn)
+        check_numbers("ActionImageTokenizer", at_least=0, min_parallax=self.min_parallax)
 
     @torch.no_grad()
     def encode(

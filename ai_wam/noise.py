@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ai_wam.errors import InvalidValue
+from ai_wam.numbers import check_numbers
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class TimeSampling:
     std: float = 1.0
     shift: float = 1.0
     pure_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_numbers("TimeSampling", mean=self.mean)
+        check_numbers("TimeSampling", at_least=0, std=self.std)
+        check_numbers("TimeSampling", above=0, shift=self.shift)
+        check_numbers("TimeSampling", at_least=0, at_most=1, pure_noise=self.pure_noise)
 
     def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:
         """Noise levels of n samples, on the generator's device."""
@@ -55,6 +62,9 @@ class NoisePath(ABC):
 
     sampling: TimeSampling = field(default_factory=TimeSampling)
     sampler_shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_numbers(type(self).__name__, above=0, sampler_shift=self.sampler_shift)
 
     @abstractmethod
     def coefficients(self, u: Float[Tensor, "*n"]) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
@@ -162,6 +172,12 @@ class VariancePreserving(NoisePath):
 
     STEPS = 1000
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        betas = {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        check_numbers("VariancePreserving", above=0, at_most=1, **betas)
+        check_numbers("VariancePreserving", above=0, snr_shift=self.snr_shift)
+
     @cached_property
     def _alphas(self) -> Float[Tensor, "n"]:
         """a(u) at u = 0, 1/1000, ..., 1."""
@@ -221,6 +237,12 @@ class EDM(NoisePath):
     log_std: float = 1.6
 
     CLEAN = 0.001
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers("EDM", above=0, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+        check_numbers("EDM", at_least=0, log_std=self.log_std)
+        check_numbers("EDM", log_mean=self.log_mean)
 
     def sigma(self, u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """The noise scale s."""

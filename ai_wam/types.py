@@ -10,6 +10,7 @@ x y z w, openness" (1 = open, continuous): the tool centre point's absolute pose
 are `ai_wam.cameras.Cameras` (OpenCV axes). The noise level u in [0, 1] is the diffusion time, 1 = pure noise.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -24,6 +25,8 @@ from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 from ai_wam.labels import Labels
 from ai_wam.movable import Movable, is_blank
+
+_MOST_NUMBERS = 2**31 - 1  # of one tensor, as convolution kernels index them
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,17 @@ class Clip:
     views: tuple[str, ...] = ("front", "left_shoulder")
 
     def __post_init__(self) -> None:
-        if self.frames < 2 or self.stride < 1 or self.control_hz <= 0 or min(self.size) < 1 or not self.views:
+        rate = 0 < self.control_hz < math.inf  # false for NaN too
+        if self.frames < 2 or self.stride < 1 or not rate or min(self.size) < 1 or not self.views:
             raise InvalidValue(
-                f"{self}: frames must be >= 2, stride >= 1, control_hz > 0, size positive and views not empty"
+                f"{self}: frames must be >= 2, stride >= 1, control_hz > 0 and finite, size positive and "
+                "views not empty"
+            )
+        most = _MOST_NUMBERS // (3 * math.prod(self.size))
+        if self.frames > most:
+            raise InvalidValue(
+                f"{self}: the video of one view would have 2^31 numbers or more, which convolutions cannot "
+                f"index; at this size at most {most} frames are possible, and memory ends long before"
             )
 
     @property

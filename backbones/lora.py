@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ai_wam.errors import InvalidValue, MissingPackage
+from ai_wam.numbers import check_numbers
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class LoRA:
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def __post_init__(self) -> None:
+        check_numbers("lora", at_least=1, rank=self.rank)
+        check_numbers("lora", above=0, alpha=self.alpha)
+        check_numbers("lora", at_least=0, at_most=1, dropout=self.dropout)
 
 
 def add_lora(network: nn.Module, lora: LoRA, trained: Iterable[nn.Parameter] = ()) -> None:

@@ -6,7 +6,6 @@ output projection of self-attention, which is multiplied into it.
 """
 
 import math
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ai_wam.errors import InvalidValue
+from ai_wam.weights import check_weights, read_safetensors, read_torch
 from backbones.block_inputs import CameraEncoders
 
 _EMBEDDER = "condition_embedder"
@@ -68,21 +66,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: something else than weights by their names.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state: object = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
-        raise InvalidValue(
-            f"{path} holds more than plain tensors or is damaged ({str(error).splitlines()[0]}); only "
-            "safetensors files and torch checkpoints of plain tensors are read"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = sorted(state)[:5] if isinstance(state, dict) else type(state).__name__
+    state = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        found = sorted(map(str, state))[:5]
         raise InvalidValue(
             f"{path} must hold weights by their names, found {found}; save the state_dict alone"
         )
-    return state
+    return check_weights(state, str(path))
 
 
 def from_released(state: Mapping[str, Tensor], head_width: int = 128) -> Converted:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -64,7 +65,7 @@ class EvaluationProtocol:
         for name, low in (("execute_frames", 1), ("trials_per_task", 1), ("max_invalid_frames", 0)):
             if getattr(self, name) < low:
                 raise InvalidValue(f"protocol: {name} is {getattr(self, name)}, the least is {low}")
-        if self.max_seconds <= 0 or self.max_unreached_streak < 0:
+        if not 0 < self.max_seconds < math.inf or self.max_unreached_streak < 0:
             raise InvalidValue(
                 f"protocol: max_seconds ({self.max_seconds}) must be positive and max_unreached_streak "
                 f"({self.max_unreached_streak}) at least 0"

@@ -280,7 +280,7 @@ def _episodes_2(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str]) -> 
 def _lines(path: AnyPath) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidValue(f"{path} cannot be read as lines of JSON: {error}") from error
 
 

@@ -17,6 +17,7 @@ import torch
 from ai_wam.cluster import ray_cluster
 from ai_wam.errors import CannotContinue, InvalidType, InvalidValue
 from ai_wam.files import AnyPath
+from ai_wam.numbers import check_numbers
 from datamodules.shard_format import shard_name
 from datamodules.shard_writer import Made, remove_unfinished, write_shard
 
@@ -47,6 +48,7 @@ class Workers:
     def __post_init__(self) -> None:
         if min(self.processes, self.ray, self.gpus) < 0:
             raise InvalidValue(f"{self}: processes, ray and gpus must be at least 0")
+        check_numbers("Workers", gpus=self.gpus)
 
 
 def write_missing(make: Make, folder: AnyPath, missing: list[int], workers: Workers, bar: Any) -> None:

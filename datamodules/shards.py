@@ -1,5 +1,7 @@
 """Batches from folders of shards, for Lightning."""
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -100,8 +102,10 @@ class ShardDataModule(lightning.LightningDataModule):
 
         Raises:
             ShardError: a folder that is missing, unfinished, of another schema or damaged.
-            ValueError: recordings that do not fit the clip, or a test without test folders.
+            ValueError: recordings that do not fit the clip, a batch that does not fit the memory, or a test
+                without test folders.
         """
+        _check_memory(self.clip, self.batch_size, self.decode)
         if stage == "test":
             if not self.test:
                 raise InvalidValue("`ai-wam test` judges the shards that data.test names: give a folder")
@@ -113,8 +117,14 @@ class ShardDataModule(lightning.LightningDataModule):
             self._val = self._dataset(self.val, dense=False)
 
     def train_dataset(self, cached: bool = False) -> ClipDataset:
-        """The windows trained on, with their caches if asked."""
-        return self._dataset(self._train_folders(), dense=True, cached=cached)
+        """The windows trained on, with their caches if asked.
+
+        Raises:
+            ValueError: a view of the clip that no training episode has.
+        """
+        dataset = self._dataset(self._train_folders(), dense=True, cached=cached)
+        _check_views(dataset.sets, self.clip)
+        return dataset
 
     def captions(self, episodes: int = 2000) -> list[str]:
         """Phrasings of the training episodes, of so many of them at most, evenly spread over each folder."""
@@ -283,6 +293,28 @@ class ShardDataModule(lightning.LightningDataModule):
             generator=torch.Generator(),  # workers' seeds, which nobody uses, would come from the global one
         )
         return cast("DataLoader[Batch]", loader)
+
+
+def _check_memory(clip: Clip, batch_size: int, decode: Decode) -> None:
+    """A batch that cannot be held would end in a process killed by the system, or in hours of swapping."""
+    frames = 1 if decode == "first" else clip.frames
+    wanted = 4 * 3 * batch_size * len(clip.views) * frames * math.prod(clip.size)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if wanted > memory:
+        raise InvalidValue(
+            f"one batch of {batch_size} clips of {frames} frames takes {wanted / 1e9:.3g} GB of video, this "
+            f"machine has {memory / 1e9:.3g} GB of memory; lower data.batch_size, clip.frames or clip.size"
+        )
+
+
+def _check_views(sets: Sequence[ShardSet], clip: Clip) -> None:
+    """Some episodes may lack a view; one that all of them lack is a misspelt name."""
+    recorded = {view for source in sets for entry, _ in source.episodes.alike() for view in entry.views}
+    if unknown := [view for view in clip.views if view not in recorded]:
+        raise InvalidValue(
+            f"clip.views asks for {', '.join(map(repr, unknown))}, which no episode of the training folders "
+            f"{[str(source.folder) for source in sets]} has; the recorded views are {sorted(recorded)}"
+        )
 
 
 def _limits(trainer: lightning.Trainer) -> dict[str, Any]:

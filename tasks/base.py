@@ -12,6 +12,7 @@ from torch import Tensor, distributed
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.canvas import Canvas, Kind, Plan, blank, joined, plan
 from ai_wam.errors import InvalidValue
+from ai_wam.numbers import check_numbers
 from ai_wam.samplers import Solver
 from ai_wam.seeds import named_generator
 from ai_wam.types import ActionChunk, Batch, Clip
@@ -107,6 +108,9 @@ class WorldActionTask(WorldActionModel):
             give_committed=give_committed,
         )
         self.plans = mixture(plans)
+        check_numbers("a task", at_least=0, learning_rate=learning_rate, weight_decay=weight_decay)
+        check_numbers("a task", at_least=0, warmup_steps=warmup_steps, prompt_dropout=prompt_dropout)
+        check_numbers("a task", at_most=1, prompt_dropout=prompt_dropout)
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
         check_dropin(prefix_dropin, backbone.spec, clip.frames)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ai_wam.canvas import Plan, plan
 from ai_wam.errors import InvalidValue
+from ai_wam.numbers import check_numbers
 from ai_wam.types import Batch, Clip
 
 Lengths = tuple[str | None, ...]  # of the segments of a plan
@@ -21,6 +22,8 @@ def mixture(shares: Mapping[str, float]) -> list[tuple[Plan, float]]:
     Raises:
         ValueError: an unknown name, or nothing with a positive share.
     """
+    for name, share in shares.items():
+        check_numbers("plans", at_least=0, **{name: share})
     plans = [(plan(name), share) for name, share in shares.items() if share > 0]
     if not plans:
         raise InvalidValue(f"plans must name at least one plan with a positive share, got {dict(shares)}")

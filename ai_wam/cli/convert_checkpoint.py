@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 import yaml
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ai_wam.errors import ExistingFile, MissingFile
+from ai_wam.weights import read_safetensors
 from backbones.folders import ADAPTER, new_folder, write_denoiser
 from backbones.released import from_released, read_checkpoint, to_released
 
@@ -64,8 +65,8 @@ def _back(folder: Path, out: Path) -> None:
         raise MissingFile(f"{folder} holds no {ADAPTER}; give a folder that ai-wam wrote")
     weights = {}
     for part in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
-        weights.update(load_file(part))
-    state = to_released(weights, load_file(folder / ADAPTER))
+        weights.update(read_safetensors(part))
+    state = to_released(weights, read_safetensors(folder / ADAPTER))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         file = Path(temporary) / out.name
         if out.suffix == ".ckpt":

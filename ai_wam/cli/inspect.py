@@ -9,6 +9,7 @@ from tqdm import tqdm
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.files import AnyPath, as_path, write_json
+from ai_wam.numbers import check_numbers
 from datamodules.camera_check import camera_check as check_cameras
 from datamodules.contact_sheet import write_contact_sheet
 from datamodules.inspection import EpisodeReport, Limits, inspect_episodes
@@ -46,6 +47,8 @@ def inspect(
             is seen; the distances to the projected ones are printed.
         max_pixels: largest median distance of a view, in pixels of its recording, that passes.
     """
+    check_numbers("inspect", at_least=1, size=size)
+    check_numbers("inspect", at_least=0, max_pixels=max_pixels)
     place = as_path(out) if out is not None else as_path(shards) / "inspection"
     if camera_check:
         _print_camera_check(shards, place, seen, max_pixels)

@@ -10,10 +10,12 @@ import yaml
 
 from ai_wam.cli.errors import UsageError, refusal
 from ai_wam.documents import check_yaml
+from ai_wam.errors import InvalidValue
 
 _NOISE = re.compile(  # lines in which the parser shows what it tried, not what is wrong
-    r"(- )?Does not validate against any of the Union subtypes|Subtypes: |Errors:|- Expected a <class 'NoneType'>"
-    r"|Given value type: |Given value: |- Expected a path but (?!\S+\.(yaml|yml|json) )"
+    r"(- )?Does not validate against any of the Union subtypes|Subtypes: |Errors:"
+    r"|- Expected a <class 'NoneType'>|Given value type: |Given value: "
+    r"|- Expected a path but (?!\S+\.(yaml|yml|json) )"
 )
 _EXPECTED = re.compile(r"Expected an? (?:<class '([\w.]+)'>)\. Got value: (.*)")
 _LONGEST = 1500  # characters; what is left out is the value that was given
@@ -45,7 +47,7 @@ class InOneSentence:
         except UnicodeDecodeError as error:
             said = f"{path} is no text in UTF-8 ({error}); save it as UTF-8, or name another file"
             raise UsageError(said) from error
-        except UsageError as error:
+        except (UsageError, InvalidValue) as error:
             raise UsageError(f"{path}: {error}") from error
 
 

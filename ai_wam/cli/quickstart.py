@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ai_wam.errors import CannotContinue, InvalidValue
+from ai_wam.weights import read_torch
 
 _SPLITS = {"train": 1.0, "val": 0.02}  # share of `episodes`
 _SAVED_EVERY = 500  # steps, as in configs/quickstart.yaml
@@ -83,7 +82,10 @@ def _steps_done(checkpoint: Path) -> int:
     """Optimizer steps behind a checkpoint; 0 if there is none."""
     if not checkpoint.is_file():
         return 0
-    return int(torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)["global_step"])
+    steps = read_torch(checkpoint).get("global_step")
+    if not isinstance(steps, int):
+        raise InvalidValue(f"{checkpoint} says no global_step; delete it to train anew")
+    return steps
 
 
 def _run(*words: str, threads: int = 1) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning import Callback, LightningDataModule, LightningModule
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ai_wam.cli import checks
@@ -26,6 +26,8 @@ from ai_wam.cli.checks import bare, hyperparameters
 from ai_wam.cli.configs import resolved
 from ai_wam.cli.parsing import InOneSentence
 from ai_wam.cli.replacing import replacing
+from ai_wam.cli.resuming import check_resumable
+from ai_wam.errors import InvalidValue
 from backbones.deferred import deferred_weights
 from datamodules.coverage import CoverageReport
 from datamodules.images import ImagesDataModule
@@ -61,6 +63,12 @@ _KEYWORDS = ("best", "last", "hpc")  # what Lightning takes instead of a path
 class _CLI(LightningCLI):
     """The Lightning CLI with the project's precedence, and one clip for model and data."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The command that runs alone: building the parsers of the others takes a third of a second."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in sys.argv[1:2] if name in known} or known
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Data and benchmarks follow the model's clip."""
         parser.link_arguments("model.init_args.clip", "data.init_args.clip")
@@ -79,6 +87,9 @@ class _CLI(LightningCLI):
                 checkpoint = named
                 model = self._parse_over(parser, args, checkpoint)
             asked = self.config[words[0]]
+            if asked.get("ckpt_path") is not None:  # "last" has become a file
+                asked.ckpt_path = named
+                check_resumable(words[0], named)
         if model is not None:
             checks.check_backbone(str(checkpoint), model, asked.model)
         checks.check_request(words[0], asked, model)
@@ -109,6 +120,13 @@ class _CLI(LightningCLI):
         with deferred_weights() if checks.shards_weights(asked) else nullcontext():
             super().instantiate_classes()
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Settings that Lightning's trainer refuses are a person's."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:
+            raise InvalidValue(f"the trainer cannot be set up: {' '.join(str(error).split())}") from error
+
     def after_instantiate_classes(self) -> None:
         """Keep the model's configuration in every checkpoint, in plain values that rebuild the model."""
         asked = self.config[self.config.subcommand].model
@@ -132,6 +150,13 @@ class _CLI(LightningCLI):
         callbacks.append(ActionWriter(folder))
         if isinstance(self.datamodule, ImagesDataModule):
             callbacks.append(SampleWriter(folder))
+
+    def _set_seed(self) -> None:
+        """A seed that NumPy does not take is a person's."""
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise InvalidValue(f"seed_everything: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would lay the checkpoint's hyperparameters over YAML and command line here."""

@@ -21,6 +21,7 @@ from torchmetrics.functional.image import lpips
 
 from ai_wam.errors import InvalidValue, MissingFile
 from ai_wam.types import Clip
+from ai_wam.weights import check_weights, read_torch
 from tasks.metrics.video import square_clips
 
 _PERCEPTUAL = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
@@ -84,7 +85,7 @@ class Perceptual(nn.Module):
         super().__init__()
         # The public class would download the convolutions; with pnet_rand the file below fills them.
         self.net = lpips._NoTrainLpips(net=network, pnet_rand=True)  # type: ignore[arg-type]
-        given = torch.load(file, map_location="cpu", weights_only=True)
+        given = check_weights(read_torch(file), file)
         wanted = self.net.net.state_dict()  # slice2.3.weight is the file's features.3.weight
         names = {name: re.sub(r"^slice\d+", "features", name) for name in wanted}
         missing = [
@@ -118,7 +119,11 @@ class Extractor(nn.Module):
         super().__init__()
         with warnings.catch_warnings():  # the format that the field compares by, deprecated or not
             warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated")
-            self.script = torch.jit.load(file, map_location="cpu").eval()
+            try:
+                self.script = torch.jit.load(file, map_location="cpu").eval()
+            except RuntimeError as error:
+                said = str(error).splitlines()[0]
+                raise InvalidValue(f"{file}: no TorchScript program, or damaged: {said}") from error
         known = {argument.name for argument in self.script.forward.schema.arguments}
         self.arguments = {name: value for name, value in _FORWARD.items() if name in known}
         try:
