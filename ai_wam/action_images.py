@@ -21,7 +21,9 @@ from torch import Tensor
 from ai_wam.blob_finding import Blobs, background_level, find_blobs
 from ai_wam.blobs import PEDESTAL, draw_blobs, draw_blobs_on_pedestal, empty_images
 from ai_wam.cameras import Cameras
+from ai_wam.errors import InvalidValue
 from ai_wam.movable import Movable
+from ai_wam.numbers import check_numbers
 from ai_wam.pose_fit import make_scene
 from ai_wam.pose_sequences import DecodeStatus, Limits, PoseSequences, bracket, estimate_sequences
 from ai_wam.poses import rotation_from_quaternion
@@ -108,7 +110,14 @@ class ActionImageTokenizer:
             "max_disagreement_pixels",
         ):
             if not getattr(self, name) > 0:
-                raise ValueError(f"ActionImageTokenizer: {name} must be > 0, got {getattr(self, name)}")
+                raise InvalidValue(f"ActionImageTokenizer: {name} must be > 0, got {getattr(self, name)}")
+        drawn = {
+            "blob_std": self.blob_std,
+            "axis_length": self.axis_length,
+            "pixel_center": self.pixel_center,
+        }
+        check_numbers("ActionImageTokenizer", **drawn)
+        check_numbers("ActionImageTokenizer", at_least=0, min_parallax=self.min_parallax)
 
     @torch.no_grad()
     def encode(
@@ -275,20 +284,20 @@ class ActionImageTokenizer:
     ) -> Float[Tensor, "b v 3 t h w"]:
         shape = cameras.shape
         if len(shape) != 3 or actions.shape != (shape[0], shape[2], 8) or shape[1] < 1:
-            raise ValueError(
+            raise InvalidValue(
                 "encode: actions must be [b, t, 8] and cameras [b, v, t] with v >= 1, got "
                 f"{tuple(actions.shape)} and {tuple(shape)}; expand cameras that do not move over t"
             )
         if actions.device.type == "cpu" and not bool(actions.isfinite().all()):
             first = tuple(int(i) for i in (~actions.isfinite()).nonzero()[0])
-            raise ValueError(
+            raise InvalidValue(
                 f"encode: actions{list(first)} is {float(actions[first])}; steps without action are zeros"
             )
         wanted = (shape[0], shape[1], 3, shape[2], *size)
         if out is None:
             return empty_images(wanted, actions.device)
         if out.shape != wanted or out.dtype != torch.float32 or out.device != actions.device:
-            raise ValueError(
+            raise InvalidValue(
                 f"encode: out must be float32 {wanted} on {actions.device}, got {out.dtype} "
                 f"{tuple(out.shape)} on {out.device}"
             )
@@ -297,17 +306,17 @@ class ActionImageTokenizer:
     @staticmethod
     def _check_decode(images: Tensor, cameras: Cameras, view_mask: Tensor | None) -> tuple[int, int]:
         if images.dim() != 6 or images.shape[2] != 3:
-            raise ValueError(f"decode: images must be [b, v, 3, t, h, w], got {tuple(images.shape)}")
+            raise InvalidValue(f"decode: images must be [b, v, 3, t, h, w], got {tuple(images.shape)}")
         if not (images.is_floating_point() or images.dtype == torch.uint8):
-            raise ValueError(f"decode: images must be floats in [0, 1] or uint8, got {images.dtype}")
+            raise InvalidValue(f"decode: images must be floats in [0, 1] or uint8, got {images.dtype}")
         b, v, _, t = images.shape[:4]
         if cameras.shape != (b, v, t) or min(b, v, t) < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"decode: images {tuple(images.shape)} need cameras [b, v, t] = {[b, v, t]}, all >= 1, got "
                 f"{list(cameras.shape)}; expand cameras that do not move over t"
             )
         if view_mask is not None and view_mask.shape != (b, v):
-            raise ValueError(f"decode: view_mask must be [b, v] = {[b, v]}, got {list(view_mask.shape)}")
+            raise InvalidValue(f"decode: view_mask must be [b, v] = {[b, v]}, got {list(view_mask.shape)}")
         return b, v
 
 

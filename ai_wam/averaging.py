@@ -11,6 +11,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from ai_wam.errors import InvalidValue
+
 
 class AveragedWeights(Callback):
     """Exponential moving average of what is trained; sharded like the weights themselves.
@@ -31,7 +33,7 @@ class AveragedWeights(Callback):
 
     def __init__(self, decay: float = 0.999, every_n_steps: int = 1) -> None:
         if not 0 <= decay < 1 or every_n_steps < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"decay must lie in [0, 1) and every_n_steps be 1 or more, got {decay} and {every_n_steps}"
             )
         self.decay, self.every_n_steps = decay, every_n_steps
@@ -140,7 +142,7 @@ class AveragedWeights(Callback):
 def _check_finite(trained: Iterable[Tensor], step: int) -> None:
     norm = nn.utils.get_total_norm(trained)
     if not bool((norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite()):
-        raise ValueError(
+        raise InvalidValue(
             f"the weights are not finite after optimizer step {step}, so neither averages nor "
             "checkpoints take them in; lower learning_rate, and begin anew with --weights LAST_CHECKPOINT"
         )

@@ -14,6 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from ai_wam.errors import InvalidValue
 from ai_wam.precision import full_precision
 
 _ROTATION_TOLERANCE = 1e-3
@@ -47,13 +48,13 @@ class Cameras:
     def __post_init__(self) -> None:
         k, e = self.intrinsics, self.world_from_camera
         if k.shape[-2:] != (3, 3) or e.shape[-2:] != (4, 4) or k.shape[:-2] != e.shape[:-2]:
-            raise ValueError(
+            raise InvalidValue(
                 "Cameras: intrinsics must be [..., 3, 3] and world_from_camera [..., 4, 4] with equal "
                 f"leading dimensions, got {tuple(k.shape)} and {tuple(e.shape)}"
             )
         for name, matrix in (("intrinsics", k), ("world_from_camera", e)):
             if matrix.dtype not in (torch.float32, torch.float64):
-                raise ValueError(
+                raise InvalidValue(
                     f"Cameras: {name} must be float32 or float64, got {matrix.dtype}: "
                     "half precision costs millimetres"
                 )
@@ -191,7 +192,7 @@ class CropResize:
     def images(self, images: Shaped[Tensor, "*n h w"]) -> Float[Tensor, "*n th tw"]:
         """Crop and resize with antialiasing; integers come back as floats on the same scale."""
         if tuple(images.shape[-2:]) != self.source:
-            raise ValueError(
+            raise InvalidValue(
                 f"CropResize: images are {tuple(images.shape[-2:])} pixels (h, w), expected {self.source}"
             )
         top, left, h, w = self._crop
@@ -258,7 +259,7 @@ def _check_rigid(matrix: Tensor) -> None:
     bad = finite & ((error > _ROTATION_TOLERANCE) | mirrored | (last > _ROTATION_TOLERANCE))
     if bad.any():
         first = tuple(int(i) for i in bad.nonzero()[0])
-        raise ValueError(
+        raise InvalidValue(
             f"Cameras: world_from_camera{list(first)} is no rigid motion (R R^T is "
             f"{float(error[first]):.3g} off the identity, limit {_ROTATION_TOLERANCE:g}; det R must be +1; "
             f"last row 0 0 0 1):\n{matrix[first]}\n"

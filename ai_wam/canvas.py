@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ai_wam.cameras import Cameras
+from ai_wam.errors import InvalidValue
 from ai_wam.movable import Movable
 from ai_wam.types import LatentSpec
 
@@ -128,7 +129,7 @@ def plan(name: str) -> Plan:
         ValueError: unknown name; the message lists the known ones.
     """
     if name not in _PLANS:
-        raise ValueError(f"unknown plan {name!r}; choose one of {', '.join(_PLANS)}")
+        raise InvalidValue(f"unknown plan {name!r}; choose one of {', '.join(_PLANS)}")
     return _PLANS[name]
 
 
@@ -250,7 +251,7 @@ def build_canvas(
     known = video if video is not None else action
     if latent_frames is None:
         if known is None:
-            raise ValueError(
+            raise InvalidValue(
                 "build_canvas: latent_frames is needed where neither video nor action latents are given"
             )
         latent_frames = known.shape[3]
@@ -316,7 +317,7 @@ def _segment_latents(segment: Segment, first: Tensor, whole: Tensor | None, plan
         return first.expand(-1, -1, segment.length, -1, -1)
     if whole is None:
         if segment.given > 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"plan {plan.name!r} gives the whole {segment.kind.value} segment of view {segment.view}, "
                 f"but its latents are unknown; pass them as `{segment.kind.value}`"
             )

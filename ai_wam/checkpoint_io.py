@@ -9,6 +9,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from torch import Tensor
 
+from ai_wam.errors import InvalidType, InvalidValue
 from ai_wam.files import PARTIAL, as_path, unwritten, whole_file
 
 _WEIGHTS = ("state_dict", "current_model_state")  # the averages, where a run keeps some, and the weights
@@ -32,7 +33,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             OSError: the disk is full or gone; the file that was there is as it was.
         """
         if storage_options is not None:
-            raise TypeError(f"storage_options {storage_options!r} are not known here; leave them out")
+            raise InvalidType(f"storage_options {storage_options!r} are not known here; leave them out")
         check_finite(checkpoint, str(path))
         target = as_path(str(path))
         try:
@@ -61,7 +62,7 @@ def check_finite(checkpoint: Mapping[str, Any], path: str) -> None:
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
     ]
     if bad:
-        raise ValueError(
+        raise InvalidValue(
             f"{path}: {len(bad)} tensors of the weights are not finite, {bad[0]} among them; nothing was "
             "written, and the last checkpoint is as it was: begin anew from it, with a lower learning_rate"
         )

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ai_wam.errors import MissingPackage
+
 
 @contextmanager
 def ray_cluster(workers: int) -> Iterator[Any]:
@@ -19,7 +21,7 @@ def ray_cluster(workers: int) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise ImportError("--ray needs Ray: pip install 'ai-wam[ray]'") from error
+        raise MissingPackage("--ray needs Ray: pip install 'ai-wam[ray]'") from error
     ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}))
     try:
         yield ray

@@ -14,6 +14,8 @@ from typing import Any, BinaryIO, TypeAlias
 
 from upath import UPath
 
+from ai_wam.errors import FileTrouble
+
 AnyPath: TypeAlias = Path | UPath  # UPath is pathlib's interface to s3://, gs:// and the rest of fsspec
 PARTIAL = ".partial"  # how names of unfinished files end
 
@@ -74,10 +76,10 @@ def whole_file(path: str | AnyPath) -> Iterator[BinaryIO]:
         raise
 
 
-def unwritten(error: OSError, path: str | AnyPath) -> OSError:
+def unwritten(error: OSError, path: str | AnyPath) -> FileTrouble:
     """The error of a write that failed, with its path and the way out."""
     what = f"{error.strerror or error}: nothing was written; make room and run the same command again"
-    return OSError(error.errno, what, str(path))
+    return FileTrouble(error.errno, what, str(path))
 
 
 def write_text(path: str | AnyPath, text: str) -> None:

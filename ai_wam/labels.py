@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ai_wam.errors import InvalidValue
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -29,11 +31,11 @@ class Labels:
         """
         lengths = {name: len(values) for name, values in vars(self).items()}
         if set(lengths.values()) != {frames}:
-            raise ValueError(f"labels have {lengths} frames, the episode has {frames}")
+            raise InvalidValue(f"labels have {lengths} frames, the episode has {frames}")
         outside = np.flatnonzero(~((self.confidence >= 0) & (self.confidence <= 1)))
         if len(outside):
             frame = outside[0]
-            raise ValueError(
+            raise InvalidValue(
                 f"labels: confidence must lie in [0, 1], got {self.confidence[frame]} at frame {frame} "
                 f"({len(outside)} frames in all)"
             )

@@ -16,6 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ai_wam.errors import InvalidValue
+from ai_wam.numbers import check_numbers
+
 
 @dataclass(frozen=True)
 class TimeSampling:
@@ -32,6 +35,12 @@ class TimeSampling:
     std: float = 1.0
     shift: float = 1.0
     pure_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_numbers("TimeSampling", mean=self.mean)
+        check_numbers("TimeSampling", at_least=0, std=self.std)
+        check_numbers("TimeSampling", above=0, shift=self.shift)
+        check_numbers("TimeSampling", at_least=0, at_most=1, pure_noise=self.pure_noise)
 
     def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:
         """Noise levels of n samples, on the generator's device."""
@@ -53,6 +62,9 @@ class NoisePath(ABC):
 
     sampling: TimeSampling = field(default_factory=TimeSampling)
     sampler_shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_numbers(type(self).__name__, above=0, sampler_shift=self.sampler_shift)
 
     @abstractmethod
     def coefficients(self, u: Float[Tensor, "*n"]) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
@@ -99,7 +111,7 @@ class NoisePath(ABC):
     def grid(self, steps: int) -> Float[Tensor, "n"]:
         """The sampler's noise levels: steps + 1 values from 1 down to 0."""
         if steps < 1:
-            raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+            raise InvalidValue(f"a sampler needs at least 1 step, got {steps}")
         return shifted(torch.linspace(1, 0, steps + 1), self.sampler_shift)
 
 
@@ -159,6 +171,12 @@ class VariancePreserving(NoisePath):
     snr_shift: float = 3.0
 
     STEPS = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        betas = {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        check_numbers("VariancePreserving", above=0, at_most=1, **betas)
+        check_numbers("VariancePreserving", above=0, snr_shift=self.snr_shift)
 
     @cached_property
     def _alphas(self) -> Float[Tensor, "n"]:
@@ -220,6 +238,12 @@ class EDM(NoisePath):
 
     CLEAN = 0.001
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers("EDM", above=0, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+        check_numbers("EDM", at_least=0, log_std=self.log_std)
+        check_numbers("EDM", log_mean=self.log_mean)
+
     def sigma(self, u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """The noise scale s."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
@@ -261,7 +285,7 @@ class EDM(NoisePath):
     def grid(self, steps: int) -> Float[Tensor, "n"]:
         """Karras's noise scales from sigma_max to sigma_min, then clean."""
         if steps < 1:
-            raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+            raise InvalidValue(f"a sampler needs at least 1 step, got {steps}")
         levels = shifted(torch.linspace(1, 0, steps), self.sampler_shift)
         return torch.cat([self.CLEAN + (1 - self.CLEAN) * levels, torch.zeros(1)])
 

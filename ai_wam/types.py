@@ -10,6 +10,7 @@ x y z w, openness" (1 = open, continuous): the tool centre point's absolute pose
 are `ai_wam.cameras.Cameras` (OpenCV axes). The noise level u in [0, 1] is the diffusion time, 1 = pure noise.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -20,9 +21,12 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from ai_wam.cameras import Cameras, CropResize
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 from ai_wam.labels import Labels
 from ai_wam.movable import Movable, is_blank
+
+_MOST_NUMBERS = 2**31 - 1  # of one tensor, as convolution kernels index them
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,17 @@ class Clip:
     views: tuple[str, ...] = ("front", "left_shoulder")
 
     def __post_init__(self) -> None:
-        if self.frames < 2 or self.stride < 1 or self.control_hz <= 0 or min(self.size) < 1 or not self.views:
-            raise ValueError(
-                f"{self}: frames must be >= 2, stride >= 1, control_hz > 0, size positive and views not empty"
+        rate = 0 < self.control_hz < math.inf  # false for NaN too
+        if self.frames < 2 or self.stride < 1 or not rate or min(self.size) < 1 or not self.views:
+            raise InvalidValue(
+                f"{self}: frames must be >= 2, stride >= 1, control_hz > 0 and finite, size positive and "
+                "views not empty"
+            )
+        most = _MOST_NUMBERS // (3 * math.prod(self.size))
+        if self.frames > most:
+            raise InvalidValue(
+                f"{self}: the video of one view would have 2^31 numbers or more, which convolutions cannot "
+                f"index; at this size at most {most} frames are possible, and memory ends long before"
             )
 
     @property
@@ -92,7 +104,7 @@ class LatentSpec:
         """
         if (frames - 1) % self.frame_multiple:
             lower = (frames - 1) // self.frame_multiple * self.frame_multiple + 1
-            raise ValueError(
+            raise InvalidValue(
                 f"a clip of {frames} frames does not fit this backbone: it takes {self.frame_multiple}k + 1 "
                 f"frames, such as {lower} or {lower + self.frame_multiple}; change clip.frames"
             )
@@ -106,13 +118,13 @@ class LatentSpec:
         """
         token = self.spatial_stride * self.patch
         if size[0] % token or size[1] % token:
-            raise ValueError(
+            raise InvalidValue(
                 f"images of {size[0]} x {size[1]} pixels do not fit this backbone: "
                 f"both must be multiples of {token}; change clip.size"
             )
         grid = (size[0] // self.spatial_stride, size[1] // self.spatial_stride)
         if self.only_grid not in (None, grid):
-            raise ValueError(
+            raise InvalidValue(
                 f"images of {size[0]} x {size[1]} pixels do not fit this backbone: its learned positions are "
                 f"for {' x '.join(str(n * self.spatial_stride) for n in self.only_grid or ())}; "
                 "change clip.size"
@@ -425,7 +437,7 @@ def _row(frame: Frame, clip: Clip) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
     """Video "v 3 h w", intrinsics, poses, view mask and action of one frame."""
     present = [name for name in clip.views if name in frame.views]
     if not present or frame.action is None:
-        raise ValueError(
+        raise InvalidValue(
             f"a policy with views {list(clip.views)} needs at least one of them and the current pose; "
             f"this frame has views {sorted(frame.views)} and action {frame.action}"
         )

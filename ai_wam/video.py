@@ -24,6 +24,8 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ai_wam.errors import InvalidIndex, InvalidValue
+
 _CODECS_KEPT = 16
 _RATE_TOLERANCE = 0.01  # 29.97 frames a second are called 30
 _PEDESTAL = 0.25  # an action image's blue background reaches this level without any point there
@@ -47,9 +49,9 @@ class VideoEncoding:
 
     def __post_init__(self) -> None:
         if not 0 <= self.crf <= 51 or self.gop < 1:
-            raise ValueError(f"{self}: crf must lie in 0..51 and gop be at least 1")
+            raise InvalidValue(f"{self}: crf must lie in 0..51 and gop be at least 1")
         if self.lossless and self.browser:
-            raise ValueError(f"{self}: browsers play no lossless RGB video; choose one of the two")
+            raise InvalidValue(f"{self}: browsers play no lossless RGB video; choose one of the two")
 
     @property
     def codec(self) -> tuple[str, str, dict[str, str]]:
@@ -77,9 +79,9 @@ class VideoWriter:
         self.size, self.encoding = size, encoding or VideoEncoding()
         h, w = size
         if h < 1 or w < 1 or not hz > 0:
-            raise ValueError(f"VideoWriter: size {size} must be positive and hz {hz} above 0")
+            raise InvalidValue(f"VideoWriter: size {size} must be positive and hz {hz} above 0")
         if self.encoding.browser and (h % 2 or w % 2):
-            raise ValueError(
+            raise InvalidValue(
                 f"VideoWriter: browser video needs an even height and width, got {h} x {w}; pad or crop"
             )
         codec, self._format, options = self.encoding.codec
@@ -98,7 +100,7 @@ class VideoWriter:
     def add(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
         """Append one RGB frame of the writer's size."""
         if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
-            raise ValueError(
+            raise InvalidValue(
                 f"VideoWriter: frame {self.frames} is {frame.dtype} {frame.shape}, expected uint8 "
                 f"{(*self.size, 3)}"
             )
@@ -123,7 +125,7 @@ class VideoWriter:
             ValueError: no frame was added.
         """
         if not self.frames:
-            raise ValueError("VideoWriter: a video needs at least one frame, got none")
+            raise InvalidValue("VideoWriter: a video needs at least one frame, got none")
         self._container.mux(self._stream.encode())
         self._container.close()
         return self._buffer.getvalue()
@@ -142,7 +144,7 @@ def write_video(frames: Iterable[np.ndarray], hz: float, encoding: VideoEncoding
         writer = writer or VideoWriter((frame.shape[0], frame.shape[1]), hz, encoding)
         writer.add(frame)
     if writer is None:
-        raise ValueError("write_video: a video needs at least one frame, got none")
+        raise InvalidValue("write_video: a video needs at least one frame, got none")
     return writer.finish()
 
 
@@ -232,13 +234,13 @@ class VideoTable:
         uneven = np.flatnonzero(np.abs(steps - usual) > 0.5 * usual + self.tick)  # times are whole ticks
         if len(uneven) or not usual:
             frame = int(uneven[0]) if len(uneven) else 0
-            raise ValueError(
+            raise InvalidValue(
                 f"frame {frame + 1} is shown {steps[frame]:.4g} s after frame {frame}, others follow after "
                 f"{usual:.4g} s: frames are missing, or the rate varies; write the video again at one rate"
             )
         rate = len(steps) / float(steps.sum())
         if hz is not None and abs(rate / hz - 1) > _RATE_TOLERANCE:
-            raise ValueError(
+            raise InvalidValue(
                 f"frames are shown at {rate:.4g} a second, but the recording is said to have {hz:g}; "
                 "correct that number, or write the video again at this rate"
             )
@@ -255,12 +257,14 @@ class VideoTable:
                 stream = container.streams.video[0]
                 context = stream.codec_context
                 if context is None:  # the header breaks off before it says how to decode
-                    raise ValueError("its header is damaged")
+                    raise InvalidValue("its header is damaged")
                 packets = [packet for packet in container.demux(stream) if packet.size]
                 if not packets or any(packet.pts is None for packet in packets):
-                    raise ValueError(f"{len(packets)} frames are there, not all with a time")
+                    raise InvalidValue(f"{len(packets)} frames are there, not all with a time")
                 if len(packets) < stream.frames:  # the header's count, 0 where it gives none
-                    raise ValueError(f"{len(packets)} frames are there, its header promises {stream.frames}")
+                    raise InvalidValue(
+                        f"{len(packets)} frames are there, its header promises {stream.frames}"
+                    )
                 return cls(
                     codec=context.name,
                     extradata=bytes(context.extradata or b""),
@@ -272,7 +276,7 @@ class VideoTable:
                     tick=float(stream.time_base or 0),
                 )
         except (FFmpegError, IndexError, ValueError) as error:
-            raise ValueError(f"no readable video in {len(data)} bytes: {error}") from error
+            raise InvalidValue(f"no readable video in {len(data)} bytes: {error}") from error
 
 
 class FrameDecoder:
@@ -302,19 +306,19 @@ class FrameDecoder:
         """
         wanted = sorted(set(indices))
         if not wanted or wanted[0] < 0 or wanted[-1] >= len(table):
-            raise IndexError(
+            raise InvalidIndex(
                 f"frames {list(indices)} asked of a video of {len(table)} frames (0..{len(table) - 1})"
             )
         codec = self._codec(table)
         try:
             pictures = {i: _rgb(f, self._reformatter) for i, f in _decode_sorted(codec, table, read, wanted)}
         except FFmpegError as error:
-            raise ValueError(f"frames {wanted} cannot be decoded: {error}") from error
+            raise InvalidValue(f"frames {wanted} cannot be decoded: {error}") from error
         finally:
             codec.flush_buffers()
         missing = [i for i in wanted if i not in pictures]
         if missing:
-            raise ValueError(f"frames {missing} are missing from the video's packets")
+            raise InvalidValue(f"frames {missing} are missing from the video's packets")
         return np.stack([pictures[i] for i in indices])
 
     def _codec(self, table: VideoTable) -> Any:
@@ -382,7 +386,9 @@ def grid(videos: Sequence[np.ndarray], columns: int | None = None) -> UInt8[np.n
     """
     sizes = {video.shape[1:] for video in videos}
     if len(sizes) != 1:
-        raise ValueError(f"grid: the videos must be at least one, all of one frame size; got {sorted(sizes)}")
+        raise InvalidValue(
+            f"grid: the videos must be at least one, all of one frame size; got {sorted(sizes)}"
+        )
     longest = max(len(video) for video in videos)
     columns = columns or ceil(sqrt(len(videos)))
     held = [np.concatenate([video, np.repeat(video[-1:], longest - len(video), axis=0)]) for video in videos]

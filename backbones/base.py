@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, Kind, condition_channels
+from ai_wam.errors import InvalidValue
 from ai_wam.noise import NoisePath
 from ai_wam.precision import full_precision
 from ai_wam.types import LatentSpec
@@ -119,7 +120,7 @@ class VideoBackbone(CanvasDiffusion):
             first_observation=self._context(first_observation, config),
         )
         if prediction == "change" and self.shows_image(config):
-            raise ValueError(
+            raise InvalidValue(
                 f"{type(self).__name__}: this network is shown the first frame natively, so it need not "
                 "predict the change against it; set prediction: native or clean"
             )
@@ -246,7 +247,7 @@ class VideoBackbone(CanvasDiffusion):
         own.
         """
         if self.weights_dtype != torch.float32 and self.lora is None:
-            raise ValueError(
+            raise InvalidValue(
                 f"{type(self).__name__}: weights of two precisions cannot be sharded together, and dtype "
                 f"{self.weights_dtype} keeps some in float32; set dtype: float32, or train with lora"
             )
@@ -289,7 +290,7 @@ class VideoBackbone(CanvasDiffusion):
 
     def _time(self, asked: Time | None) -> Time:
         if asked is not None and asked not in self.times:
-            raise ValueError(
+            raise InvalidValue(
                 f"{type(self).__name__}: time {asked!r} is not known to this network; choose one of "
                 f"{', '.join(self.times)}"
             )
@@ -297,7 +298,7 @@ class VideoBackbone(CanvasDiffusion):
 
     def _context(self, asked: bool, config: Mapping[str, Any]) -> bool:
         if asked and self.shows_image(config):
-            raise ValueError(
+            raise InvalidValue(
                 f"{type(self).__name__}: this network is shown the first frame natively, so the condition "
                 "must not carry it again; set first_observation: false"
             )
@@ -315,7 +316,7 @@ class VideoBackbone(CanvasDiffusion):
     def _tell_blocks(self, rank: int) -> None:
         """Let the blocks be told the condition."""
         if len(self.blocks) != 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"{type(self).__name__}: block_rank {rank} needs blocks of one size, but this network's "
                 f"({', '.join(self.blocks)}) work at several; leave block_rank at 0"
             )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ai_wam.cameras import Cameras
+from ai_wam.errors import InvalidValue
 
 
 class BlockConditions(nn.Module):
@@ -112,7 +113,7 @@ class CameraEncoders(nn.Module):
             ValueError: a canvas without camera latents.
         """
         if latents is None:
-            raise ValueError(
+            raise InvalidValue(
                 "camera_encoders: the canvas has no camera latents; give those of the backbone's "
                 "`encode_cameras` to `build_canvas`"
             )

@@ -8,6 +8,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ai_wam.errors import InvalidValue
+
 
 class LatentCodec(nn.Module, ABC):
     """A frozen map between video in [-1, 1] and latents of roughly unit scale.
@@ -69,7 +71,7 @@ class PatchCodec(LatentCodec):
     ) -> None:
         super().__init__()
         if channels % 3 or channels // 3 > patch * patch:
-            raise ValueError(
+            raise InvalidValue(
                 f"PatchCodec: channels must be a multiple of 3, at most {3 * patch * patch}, got {channels}"
             )
         self.channels, self.spatial_stride = channels, patch
@@ -86,7 +88,7 @@ class PatchCodec(LatentCodec):
     def encode(self, video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n c tl lh lw"]:
         """Project patches on the lowest frequencies."""
         if (video.shape[2] - 1) % self.temporal_stride:
-            raise ValueError(f"PatchCodec: {video.shape[2]} frames are not {self.temporal_stride}k + 1")
+            raise InvalidValue(f"PatchCodec: {video.shape[2]} frames are not {self.temporal_stride}k + 1")
         p = self.spatial_stride
         first = rearrange(video[:, :, :1], "n c 1 (h p) (w q) -> n 1 h w c (p q)", p=p, q=p)
         latents = [first @ self.basis_first.T * (self.gain * self.first_gain)]

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ai_wam.canvas import Canvas
+from ai_wam.errors import InvalidValue
 from ai_wam.noise import NoisePath, TimeSampling, VariancePreserving
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
@@ -111,7 +112,7 @@ class CogVideoX(VideoBackbone):
         """Equal channels, or twice as many for image to video; positions that can be computed."""
         codec, taken = self.codec, config["in_channels"]
         if taken not in (codec.channels, 2 * codec.channels) or config["out_channels"] != codec.channels:
-            raise ValueError(
+            raise InvalidValue(
                 f"CogVideoX: the transformer takes {taken} channels and makes {config['out_channels']}, the "
                 f"video autoencoder makes {codec.channels}; this backbone needs {codec.channels} (text to "
                 f"video) or {2 * codec.channels} (image to video) in, {codec.channels} out: take both "
@@ -121,7 +122,7 @@ class CogVideoX(VideoBackbone):
         learned = config["use_learned_positional_embeddings"]
         said, told = self.prompts.length, config["max_text_seq_length"]
         if said != told and (learned or not config["use_rotary_positional_embeddings"]):
-            raise ValueError(
+            raise InvalidValue(
                 f"CogVideoX: prompts of {said} tokens, but this transformer's positions begin after {told}; "
                 f"set `length: {told}` of the prompts"
             )

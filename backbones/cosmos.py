@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ai_wam.canvas import Canvas
+from ai_wam.errors import InvalidValue
 from ai_wam.noise import FlowMatching, NoisePath, TimeSampling
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
@@ -148,7 +149,7 @@ class Cosmos(VideoBackbone):
         """The codec's channels and one mask; none of what Cosmos 1 and Predict2.5 have besides."""
         codec, taken, made = self.codec, config["in_channels"], config["out_channels"]
         if (taken, made) != (codec.channels + 1, codec.channels):
-            raise ValueError(
+            raise InvalidValue(
                 f"Cosmos: the transformer takes {taken} channels and makes {made}, the video autoencoder "
                 f"makes {codec.channels}; this backbone needs {codec.channels + 1} (Video2World) in and "
                 f"{codec.channels} out: take both from one release"
@@ -162,7 +163,7 @@ class Cosmos(VideoBackbone):
         other = {name: config[name] for name, value in form.items() if config.get(name, value) != value}
         steps, patch, _ = config["patch_size"]
         if other or steps != 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"Cosmos: this backbone is for Predict2 ({form}, tokens of one latent frame), this "
                 f"transformer has {other} and tokens of {steps}; take a Cosmos-Predict2 Video2World release"
             )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from ai_wam.weights import check_finite
 from backbones.loading import check_complete, saved_config
 from backbones.parts import require, weight_files
 
@@ -104,13 +105,16 @@ def _opened(files: list[Path], stack: ExitStack) -> Mapping[str, Any]:
 def _read(content: Any, name: str, empty: Tensor, device: str) -> Tensor:
     """One tensor as the network has it, or this process's part of it."""
     if not isinstance(empty, DTensor):
-        return content.get_tensor(name).to(device, empty.dtype)
+        whole = content.get_tensor(name)
+        check_finite(whole, name, "the released weights")
+        return whole.to(device, empty.dtype)
     mesh, placements = empty.device_mesh, empty.placements
     sizes, begins = compute_local_shape_and_global_offset(empty.shape, mesh, placements)
     if 0 in sizes:  # fewer rows than processes
         part = torch.empty(sizes)
     else:
         part = content.get_slice(name)[tuple(map(slice, begins, map(sum, zip(begins, sizes, strict=True))))]
+    check_finite(part, name, "the released weights")
     part = part.to(mesh.device_type, empty.dtype)
     return DTensor.from_local(
         part, mesh, placements, run_check=False, shape=empty.shape, stride=empty.stride()

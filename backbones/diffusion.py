@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ai_wam.canvas import Canvas
+from ai_wam.errors import InvalidValue
 from ai_wam.noise import NoisePath
 from ai_wam.precision import half_precision
 from ai_wam.samplers import Solver, integrate
@@ -73,7 +74,7 @@ class CanvasDiffusion(nn.Module, ABC):
         if self.prediction != "change":
             return prediction
         if canvas.held is None:
-            raise ValueError("prediction: change needs a canvas that `VideoBackbone.hold` has been given")
+            raise InvalidValue("prediction: change needs a canvas that `VideoBackbone.hold` has been given")
         return prediction + canvas.held
 
     def loss(
@@ -123,7 +124,7 @@ class CanvasDiffusion(nn.Module, ABC):
             solver: see `ai_wam.samplers`.
         """
         if guidance != 1 and null_context is None:
-            raise ValueError(f"guidance {guidance} needs null_context (the empty prompts)")
+            raise InvalidValue(f"guidance {guidance} needs null_context (the empty prompts)")
 
         guided = guidance != 1 and null_context is not None
         seen = _twice(canvas) if guided else canvas

@@ -21,9 +21,12 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ai_wam.documents import read_json
+from ai_wam.errors import ExistingFile, InvalidValue
+from ai_wam.weights import check_weights, read_safetensors, whole_weights
 from backbones.parts import MissingPart, find
 
 ADAPTER = "adapter.safetensors"
@@ -107,7 +110,7 @@ def adapter_file(pretrained: str, folder: str) -> Path | None:
         except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError) as error:
             file, reason = None, str(error).split("\n")[0].rstrip(".")
     config = find(pretrained, folder, "config.json")
-    if file is None and config is not None and _NAMED in json.loads(config.read_text()):
+    if file is None and config is not None and _NAMED in read_json(config):
         lacking = f"{folder}/{ADAPTER}, which its config.json names: {reason}"
         raise MissingPart({pretrained: {folder: lacking}})
     return file
@@ -128,21 +131,32 @@ def check_trained_as(pretrained: str, folder: str, asked: Mapping[str, Any]) -> 
         ValueError: options that differ, with the values of both.
     """
     file = adapter_file(pretrained, folder)
-    trained = json.loads(_metadata(file).get("trained_as", "{}")) if file is not None else {}
+    trained = {} if file is None else _trained_as(file)
     clash = [
         f"{name}: {value!r}, not {asked[name]!r}"
         for name, value in trained.items()
         if name in asked and asked[name] != value
     ]
     if clash:
-        raise ValueError(
+        raise InvalidValue(
             f"{pretrained!r} was trained with {'; '.join(clash)}. Give the backbone these options, such as "
             "the folder's backbone.yaml has them, or fine-tune from a released checkpoint"
         )
 
 
+def _trained_as(file: Path) -> dict[str, Any]:
+    text = _metadata(file).get("trained_as", "{}")
+    try:
+        trained = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidValue(f"{file}: its metadata trained_as is no JSON ({error})") from error
+    if not isinstance(trained, dict):
+        raise InvalidValue(f"{file}: its metadata trained_as is {text[:80]!r}, expected options by name")
+    return trained
+
+
 def _metadata(file: Path) -> Mapping[str, str]:
-    with safe_open(file, "pt") as content:
+    with whole_weights(file), safe_open(file, "pt") as content:
         return content.metadata() or {}
 
 
@@ -167,21 +181,23 @@ def load_adapter(
     file = adapter_file(pretrained, folder)
     if file is None:
         return
-    found, own = load_file(file), split_weights(denoiser, projection, released)[1]
+    found, own = read_safetensors(file), split_weights(denoiser, projection, released)[1]
     touched = {name.partition(".")[0] for name in found}
     problems = [f"it holds {name}, which the backbone lacks" for name in sorted(found.keys() - own.keys())]
     for name in sorted(own):
         if name in found and found[name].shape != own[name].shape:
             shapes = (tuple(found[name].shape), tuple(own[name].shape))
             problems.append(f"{name} is {shapes[0]} in it, {shapes[1]} in the backbone")
+        elif name in found and not found[name].is_floating_point():
+            problems.append(f"{name} holds {found[name].dtype} in it, no weights")
         elif name not in found and name.partition(".")[0] in touched:
             problems.append(f"it lacks {name}")
     if problems:
-        raise ValueError(
+        raise InvalidValue(
             f"{file} does not fit this backbone: {_listed(problems, '; ')}. Give the backbone the options in "
             "the folder's backbone.yaml (camera_encoders, block_rank, first_observation, prompts ...)"
         )
-    denoiser.load_state_dict(found, strict=False)
+    denoiser.load_state_dict(check_weights(found, str(file)), strict=False)
 
 
 def diffusers_class(network: nn.Module) -> Any:
@@ -197,7 +213,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         FileExistsError: `out` is already there.
     """
     if out.exists():
-        raise FileExistsError(f"{out} is already there and is not overwritten; name another, or remove it")
+        raise ExistingFile(f"{out} is already there and is not overwritten; name another, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:

@@ -1,6 +1,6 @@
 """Loading parts of a released checkpoint in diffusers' layout: whole and of the right family, or an error."""
 
-import json
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ai_wam.documents import read_json
+from ai_wam.errors import InvalidValue, UserError
+from ai_wam.weights import check_finite
 from backbones.families import family_of
 from backbones.parts import (
     MissingPart,
@@ -60,13 +63,18 @@ def load_part(
             pretrained, subfolder=subfolder, output_loading_info=True, use_safetensors=True,
             **{name: dtype}, **options,
         )  # fmt: skip
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise MissingPart({pretrained: {subfolder: str(error).split("\n")[0].rstrip(".")}}) from error
     unused = _UNUSED if kind.__module__.startswith("transformers.") else None
     unread = [name for name, value in found.named_parameters() if value.is_meta]
     lacking = sorted({*told["missing_keys"], *unread})
     unknown = sorted(name for name in told["unexpected_keys"] if not (unused and unused.search(name)))
-    check_complete(lacking, unknown, told.get("mismatched_keys") or [], f"{subfolder!r} of {pretrained!r}")
+    where = f"{subfolder!r} of {pretrained!r}"
+    check_complete(lacking, unknown, told.get("mismatched_keys") or [], where)
+    for name, value in found.named_parameters():
+        check_finite(value, name, where)
     return found
 
 
@@ -82,7 +90,7 @@ def load_codec(
     one_source(kind, pretrained, architecture)
     if pretrained is not None:
         return load_part(kind, pretrained, "vae", dtype)
-    new = kind(**(architecture or {}))
+    new = built(kind, architecture or {}, "architecture")
     return new if dtype == torch.float32 else new.to(dtype)
 
 
@@ -100,10 +108,33 @@ def new_denoiser(kind: Any, architecture: Mapping[str, Any] | None, fixed: Mappi
     asked = architecture or {}
     clash = sorted(key for key in fixed if key in asked and asked[key] != fixed[key])
     if clash:
-        raise ValueError(
+        raise InvalidValue(
             f"{kind.__name__}: {clash} follow from codec, prompts and images ({dict(fixed)}); leave them out"
         )
-    return kind(**{**asked, **fixed})
+    return built(kind, {**asked, **fixed}, "architecture")
+
+
+def built(kind: Any, arguments: Mapping[str, Any], what: str) -> Any:
+    """An object of a library, made with settings of a person.
+
+    Args:
+        kind: a class or function of the library.
+        arguments: by name.
+        what: they are, for the error.
+
+    Raises:
+        ValueError: arguments that it does not know or cannot use.
+    """
+    known = inspect.signature(kind).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    if not takes_any and (unknown := sorted(arguments.keys() - known.keys())):
+        names = ", ".join(map(repr, unknown))
+        raise InvalidValue(f"{what}: {kind.__name__} knows no {names}; it has {', '.join(known)}")
+    try:
+        return kind(**arguments)
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidValue(f"{what}: these values cannot be used ({said})") from error
 
 
 def survey(
@@ -144,7 +175,7 @@ def survey(
 def one_source(kind: Any, pretrained: str | None, architecture: Mapping[str, Any] | None) -> None:
     """Refuse neither and both of `pretrained` and `architecture`."""
     if (pretrained is None) == (architecture is None):
-        raise ValueError(
+        raise InvalidValue(
             f"{kind.__name__}: give either `pretrained` (released weights) or `architecture` (a new one)"
         )
 
@@ -158,7 +189,9 @@ def or_released(part: _T | None, name: str, pretrained: str | None, load: Callab
     if part is not None:
         return part
     if pretrained is None:
-        raise ValueError(f"a backbone from scratch needs its `{name}`; only released weights bring their own")
+        raise InvalidValue(
+            f"a backbone from scratch needs its `{name}`; only released weights bring their own"
+        )
     return load(pretrained)
 
 
@@ -172,7 +205,9 @@ def _described(kind: Any, pretrained: str, subfolder: str) -> Any:
     saved = saved_config(kind, pretrained, subfolder)
     require(pretrained, subfolder, weights=True)
     with torch.device("meta"):
-        network = kind.from_config(saved)
+        network = built(
+            kind.from_config, {"config": saved}, f"config.json of {subfolder!r} in {pretrained!r}"
+        )
     _check_shapes(network, pretrained, subfolder)
     return network
 
@@ -180,6 +215,8 @@ def _described(kind: Any, pretrained: str, subfolder: str) -> Any:
 def saved_config(kind: Any, pretrained: str, subfolder: str) -> Mapping[str, Any]:
     """A part's config.json, of the right class."""
     wanted = _diffusers_class(kind).__name__
+    if (here := find(pretrained, subfolder, "config.json")) is not None:
+        read_json(here)  # diffusers' own reader takes any JSON, and fails later
     try:
         saved = kind.load_config(pretrained, subfolder=subfolder)
     except OSError as error:
@@ -187,18 +224,18 @@ def saved_config(kind: Any, pretrained: str, subfolder: str) -> Mapping[str, Any
         if elsewhere is None or (other := find(pretrained, elsewhere, "config.json")) is None:
             require(pretrained, subfolder, weights=False)
             raise MissingPart({pretrained: {subfolder: str(error).split("\n")[0].rstrip(".")}}) from error
-        saved = json.loads(other.read_text())
-    found = saved.get("_class_name", wanted)
+        saved = read_json(other)
+    found = str(saved.get("_class_name", wanted))
     if found in [base.__name__ for base in kind.__mro__]:
         return dict(saved)
     if subfolder not in _NETWORKS:
-        raise ValueError(
+        raise InvalidValue(
             f"{subfolder!r} of {pretrained!r} is a {found}, this backbone needs a {wanted}; take codec and "
             "denoiser from one release"
         )
     family, ours = family_of(found), family_of(wanted)
     way = "no shipped configuration loads it" if family is None else f"use the configuration of {family}"
-    raise ValueError(
+    raise InvalidValue(
         f"{pretrained!r} holds a checkpoint of another family ({found}): {way}, or give a checkpoint "
         f"({wanted}) for {ours}"
     )
@@ -210,7 +247,7 @@ def _check_shapes(network: torch.nn.Module, pretrained: str, subfolder: str) -> 
     for file in weight_files(pretrained, subfolder)[0]:
         for name, shape in _shapes(file, pretrained, subfolder).items():
             if wanted.get(name, shape) != shape:
-                raise ValueError(
+                raise InvalidValue(
                     f"the weights in {subfolder!r} of {pretrained!r} do not fit its own config.json: "
                     f"{name} is {shape}, expected {wanted[name]}; take both from one release"
                 )
@@ -246,6 +283,6 @@ def check_complete(
         if names
     )
     if listed:
-        raise ValueError(
+        raise InvalidValue(
             f"the weights in {where} are not those of its config.json: {listed}; download it again"
         )

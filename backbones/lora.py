@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ai_wam.errors import InvalidValue, MissingPackage
+from ai_wam.numbers import check_numbers
+
 
 @dataclass(frozen=True)
 class LoRA:
@@ -23,6 +26,11 @@ class LoRA:
     dropout: float = 0.0
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
+    def __post_init__(self) -> None:
+        check_numbers("lora", at_least=1, rank=self.rank)
+        check_numbers("lora", above=0, alpha=self.alpha)
+        check_numbers("lora", at_least=0, at_most=1, dropout=self.dropout)
+
 
 def add_lora(network: nn.Module, lora: LoRA, trained: Iterable[nn.Parameter] = ()) -> None:
     """Freeze a network and put adapters into it, in place; they start silent, in float32.
@@ -39,9 +47,11 @@ def add_lora(network: nn.Module, lora: LoRA, trained: Iterable[nn.Parameter] = (
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError("lora needs peft; install it with: pip install 'ai-wam[lora]'") from error
+        raise MissingPackage("lora needs peft; install it with: pip install 'ai-wam[lora]'") from error
     if not any(name.endswith(lora.targets) for name, _ in network.named_modules()):
-        raise ValueError(f"lora: no module of {type(network).__name__} is called {' or '.join(lora.targets)}")
+        raise InvalidValue(
+            f"lora: no module of {type(network).__name__} is called {' or '.join(lora.targets)}"
+        )
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

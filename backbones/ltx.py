@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ai_wam.canvas import Canvas
+from ai_wam.errors import InvalidValue
 from ai_wam.noise import FlowMatching, NoisePath, TimeSampling
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
@@ -149,7 +150,7 @@ class LTX(VideoBackbone):
         codec, taken, made = self.codec, config["in_channels"], config["out_channels"]
         patches = (config["patch_size_t"], config["patch_size"])
         if (taken, made) != (codec.channels, codec.channels) or patches != (1, 1):
-            raise ValueError(
+            raise InvalidValue(
                 f"LTX: the transformer takes {taken} channels and makes {made} in patches of {patches}, the "
                 f"video autoencoder makes {codec.channels}; this backbone needs {codec.channels} in and out "
                 "and patches of (1, 1): take both from one release"

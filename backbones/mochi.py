@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ai_wam.canvas import Canvas
+from ai_wam.errors import InvalidValue
 from ai_wam.noise import FlowMatching, NoisePath, TimeSampling, shifted
 from ai_wam.precision import full_precision
 from ai_wam.types import LatentSpec
@@ -109,7 +110,7 @@ class MochiFlow(FlowMatching):
     def __post_init__(self) -> None:
         """Refuse a threshold at which the steps would not grow."""
         if not 0 < self.threshold <= 0.5:
-            raise ValueError(
+            raise InvalidValue(
                 f"MochiFlow: threshold {self.threshold} must lie in (0, 0.5]; the released model's is 0.025, "
                 "0.5 makes all steps equal"
             )
@@ -209,7 +210,7 @@ class Mochi(VideoBackbone):
         codec, taken = self.codec, config["in_channels"]
         made = config["out_channels"] or taken
         if (taken, made) != (codec.channels, codec.channels):
-            raise ValueError(
+            raise InvalidValue(
                 f"Mochi: the transformer takes {taken} channels and makes {made}, the video autoencoder "
                 f"makes {codec.channels}; this backbone needs {codec.channels} in and out: take both from "
                 "one release"

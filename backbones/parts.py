@@ -1,6 +1,5 @@
 """Which parts of a released checkpoint are there: one error for all that is missing."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,11 +8,14 @@ from typing import Any
 
 from huggingface_hub import constants, try_to_load_from_cache
 
+from ai_wam.documents import read_json
+from ai_wam.errors import InvalidValue, MissingFile
+
 _DRY: ContextVar[bool] = ContextVar("without_weights", default=False)
 _STEMS = ("diffusion_pytorch_model", "model")  # of weight files: diffusers' and transformers'
 
 
-class MissingPart(FileNotFoundError):
+class MissingPart(MissingFile):
     """Parts of a released checkpoint that are not there.
 
     Args:
@@ -23,6 +25,10 @@ class MissingPart(FileNotFoundError):
     def __init__(self, places: Mapping[str, Mapping[str, str]]) -> None:
         self.places = places
         super().__init__(" ".join(_told(place, parts) for place, parts in places.items()))
+
+    def __reduce__(self) -> tuple[type["MissingPart"], tuple[Any]]:
+        """As a worker process sends it."""
+        return type(self), (self.places,)
 
 
 @contextmanager
@@ -90,11 +96,18 @@ def weight_files(pretrained: str, subfolder: str) -> tuple[list[Path], list[str]
         if (single := find(pretrained, subfolder, f"{stem}.safetensors")) is not None:
             return [single], []
         if (index := find(pretrained, subfolder, f"{stem}.safetensors.index.json")) is not None:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = _weight_files_of(index)
             files = {name: find(pretrained, subfolder, name) for name in names}
             there = [file for file in files.values() if file is not None]
             return there, [name for name, file in files.items() if file is None]
     return [], ["its weights (*.safetensors)"]
+
+
+def _weight_files_of(index: Path) -> list[str]:
+    weights = read_json(index).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(file, str) for file in weights.values()):
+        raise InvalidValue(f"{index} has no weight_map of files by tensor; download it again")
+    return sorted(set(weights.values()))
 
 
 def find(pretrained: str, subfolder: str, file: str) -> Path | None:

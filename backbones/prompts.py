@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 from ai_wam.movable import Movable
 
@@ -111,7 +112,7 @@ class HashedWords(PromptEncoder):
     def _words(self, prompt: str) -> list[str]:
         words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
         if len(words) > self.length:
-            raise ValueError(
+            raise InvalidValue(
                 f"HashedWords: {prompt!r} has {len(words)} words, limit {self.length}; raise `length`"
             )
         return words

@@ -6,7 +6,6 @@ output projection of self-attention, which is multiplied into it.
 """
 
 import math
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ai_wam.errors import InvalidValue
+from ai_wam.weights import check_weights, read_safetensors, read_torch
 from backbones.block_inputs import CameraEncoders
 
 _EMBEDDER = "condition_embedder"
@@ -67,19 +66,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: something else than weights by their names.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state: object = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} holds more than plain tensors or is damaged ({str(error).splitlines()[0]}); only "
-            "safetensors files and torch checkpoints of plain tensors are read"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = sorted(state)[:5] if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"{path} must hold weights by their names, found {found}; save the state_dict alone")
-    return state
+    state = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        found = sorted(map(str, state))[:5]
+        raise InvalidValue(
+            f"{path} must hold weights by their names, found {found}; save the state_dict alone"
+        )
+    return check_weights(state, str(path))
 
 
 def from_released(state: Mapping[str, Tensor], head_width: int = 128) -> Converted:
@@ -119,7 +112,7 @@ def to_released(weights: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) ->
     state = {theirs: weights[ours] for theirs, ours in names.items()}
     lost = [name for name, value in adapter.items() if name not in cameras.values() and bool(value.any())]
     if lost:
-        raise ValueError(
+        raise InvalidValue(
             f"the released network has no place for {', '.join(lost[:5])} ({len(lost)} in all); only models "
             "whose cameras come through camera encoders alone can be written so"
         )
@@ -164,7 +157,7 @@ def _check_names(state: Mapping[str, Tensor], expected: Iterable[str], what: str
     wanted = set(expected)
     for problem, names in (("unknown", state.keys() - wanted), ("missing", wanted - state.keys())):
         if names:
-            raise ValueError(
+            raise InvalidValue(
                 f"no {what}: {len(names)} {problem} names, such as {', '.join(sorted(names)[:5])}; give all "
                 "weights of the denoiser, without a prefix, and nothing else"
             )
@@ -175,12 +168,16 @@ def _config(state: Mapping[str, Tensor], blocks: int, head_width: int) -> dict[s
 
     def size(name: str, dimensions: int) -> list[int]:
         if state[name].ndim != dimensions:
-            raise ValueError(f"{name} has shape {list(state[name].shape)}, expected {dimensions} dimensions")
+            raise InvalidValue(
+                f"{name} has shape {list(state[name].shape)}, expected {dimensions} dimensions"
+            )
         return list(state[name].shape)
 
     width, channels, *patch = size("patch_embedding.weight", 5)
     if width % head_width:
-        raise ValueError(f"tokens of {width} channels are no whole number of heads of {head_width} channels")
+        raise InvalidValue(
+            f"tokens of {width} channels are no whole number of heads of {head_width} channels"
+        )
     return {
         "patch_size": tuple(patch),
         "num_attention_heads": width // head_width,
@@ -214,7 +211,7 @@ def _check_shapes(
         if state[name].shape != shape
     ]
     if wrong:
-        raise ValueError(f"{len(wrong)} weights of wrong shapes: {'; '.join(wrong[:5])}")
+        raise InvalidValue(f"{len(wrong)} weights of wrong shapes: {'; '.join(wrong[:5])}")
 
 
 def _fold(weights: dict[str, Tensor], name: str, state: Mapping[str, Tensor], projector: str) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ai_wam.canvas import Canvas
+from ai_wam.errors import InvalidValue
 from ai_wam.noise import EDM, NoisePath
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
@@ -87,7 +88,7 @@ class NoPrompts(PromptEncoder):
         """Refuse prompts that say something."""
         given = next((prompt for prompt in prompts if prompt), None)
         if given is not None:
-            raise ValueError(
+            raise InvalidValue(
                 f"Stable Video Diffusion knows no text, but was given {given[:60]!r}; set `prompts` of the "
                 "backbone (backbones.prompts.HashedWords, backbones.t5.T5Prompts), which adds a text path, "
                 "or train with empty instructions"
@@ -205,13 +206,13 @@ class SVD(VideoBackbone):
         """Twice the codec's channels; latent sizes that every level can halve."""
         codec, taken, made = self.codec, config["in_channels"], config["out_channels"]
         if (taken, made) != (2 * codec.channels, codec.channels):
-            raise ValueError(
+            raise InvalidValue(
                 f"SVD: the UNet takes {taken} channels and makes {made}, the video autoencoder makes "
                 f"{codec.channels}; this backbone needs {2 * codec.channels} in and {codec.channels} out: "
                 "take both from one release"
             )
         if codec.temporal_stride != 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"SVD: the codec squeezes {codec.temporal_stride} frames into one, this network wants every "
                 "frame; take a codec with a temporal stride of 1 (PatchCodec: frames: 1)"
             )
@@ -242,7 +243,7 @@ class SVD(VideoBackbone):
     ) -> Float[Tensor, "b c f h w"]:
         """One forward of the UNet, which wants frames before channels."""
         if context.images is None or canvas.image is None:
-            raise ValueError(
+            raise InvalidValue(
                 "SVD needs the observed pictures: image tokens in the context, stills on the canvas"
             )
         time = self.network_time(u, canvas)

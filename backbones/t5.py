@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path, whole_file
 from backbones.loading import load_part
 from backbones.parts import require, together
@@ -148,7 +149,7 @@ class T5Prompts(PromptEncoder):
         )
         count = int(text.attention_mask.sum())
         if count > self.length:
-            raise ValueError(
+            raise InvalidValue(
                 f"the prompt {prompt[:60]!r}... has {count} tokens, limit {self.length}; shorten it"
             )
         return text

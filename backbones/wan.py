@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas
+from ai_wam.errors import InvalidValue
 from ai_wam.noise import FlowMatching, NoisePath, TimeSampling
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
@@ -224,7 +225,7 @@ class Wan(VideoBackbone):
         for block in self.denoiser.blocks:
             block.attn1.set_processor(GuidedAttention())
         if cache_given and (given_attention, self.spec.time) != ("one_way", "per_token"):
-            raise ValueError(
+            raise InvalidValue(
                 f"cache_given needs given_attention: one_way and time: per_token, got {given_attention} and "
                 f"{self.spec.time}: otherwise given tokens change from step to step; train the model so, or "
                 "leave the cache off"
@@ -260,13 +261,13 @@ class Wan(VideoBackbone):
         codec, taken = self.codec, config["in_channels"]
         shown = 2 * codec.channels + codec.temporal_stride
         if taken not in (codec.channels, shown) or config["out_channels"] != codec.channels:
-            raise ValueError(
+            raise InvalidValue(
                 f"Wan: the transformer takes {taken} channels and makes {config['out_channels']}, the video "
                 f"autoencoder makes {codec.channels}; this backbone needs {codec.channels} (text to video) "
                 f"or {shown} (image to video) in, {codec.channels} out: take both from one release"
             )
         if config["image_dim"] is not None and self.prompts.length > self.TEXT_LENGTH:
-            raise ValueError(
+            raise InvalidValue(
                 f"Wan: prompts of {self.prompts.length} tokens, limit {self.TEXT_LENGTH} for networks that "
                 "take image tokens, which stand after them; set a smaller `length` of the prompts"
             )

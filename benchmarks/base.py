@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.types import Frame
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ class Trial:
         """
         match = re.fullmatch(r"([^-]+)-(.+)-v(\d{2,})-(\d{5,})", name)
         if match is None:
-            raise ValueError(f"{name!r} is no trial's name; they look like {cls('reach_target', 0, 7).id!r}")
+            raise InvalidValue(
+                f"{name!r} is no trial's name; they look like {cls('reach_target', 0, 7).id!r}"
+            )
         return cls(match[2], int(match[3]), int(match[4]), match[1])
 
     @property
@@ -94,9 +97,9 @@ def checked_action(action: Action, owner: str) -> Action:
     checked = np.array(action, dtype=np.float64)
     what = "an action is x y z (metres), quaternion x y z w, openness in [0, 1]"
     if checked.shape != (8,):
-        raise ValueError(f"{owner}.step: action has shape {checked.shape}, expected (8,): {what}")
+        raise InvalidValue(f"{owner}.step: action has shape {checked.shape}, expected (8,): {what}")
     if not np.isfinite(checked).all() or np.linalg.norm(checked[3:7]) < 1e-6:
-        raise ValueError(f"{owner}.step: action {checked} is not finite or has no orientation: {what}")
+        raise InvalidValue(f"{owner}.step: action {checked} is not finite or has no orientation: {what}")
     return checked
 
 
@@ -109,7 +112,7 @@ def fingerprint(state: Float[np.ndarray, "..."]) -> str:
 CHANGED = "changed"  # how the fingerprint of a scene begins that was not brought back as it had been
 
 
-class SimulatorCrash(RuntimeError):
+class SimulatorCrash(CannotContinue):
     """The simulator lost the trial: it died, hung, or could not set it up. The next `reset` begins afresh."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.errors import InvalidValue
 from ai_wam.types import Clip, Committed, Frame, Observation, Policy
 from benchmarks.base import Simulator, Trial
 from benchmarks.failures import explain
@@ -35,7 +36,7 @@ class Benchmark:
         tokenizer: ActionImageTokenizer | None = None,
     ) -> None:
         if parallel < 1:
-            raise ValueError(f"Benchmark: parallel is {parallel}; at least one world must run")
+            raise InvalidValue(f"Benchmark: parallel is {parallel}; at least one world must run")
         self.simulator = simulator
         self.protocol = protocol or EvaluationProtocol()
         self.parallel = parallel
@@ -213,7 +214,7 @@ class Benchmark:
             observation = observation.to(device)
         chunk = policy.predict_action(observation)
         if len(chunk.actions) != len(runs):
-            raise ValueError(
+            raise InvalidValue(
                 f"{type(policy).__name__}.predict_action gave {len(chunk.actions)} rows of actions for "
                 f"{len(runs)} observations; it must give one per row"
             )
@@ -226,7 +227,7 @@ class Benchmark:
 
     def _check_rate(self, clip: Clip) -> None:
         if clip.control_hz != self.simulator.control_hz:
-            raise ValueError(
+            raise InvalidValue(
                 f"the model's clip counts control steps at {clip.control_hz} Hz, "
                 f"{type(self.simulator).__name__} runs at {self.simulator.control_hz} Hz, so its stride of "
                 f"{clip.stride} would mean another time; evaluate at the rate the model was trained with"

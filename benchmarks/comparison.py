@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ai_wam.errors import InvalidValue
 from benchmarks.results import same_scene
 from benchmarks.statistics import Proportion, mcnemar
 from benchmarks.tables import aligned, apart_title, percent, policy_name
@@ -64,19 +65,19 @@ def check_same_protocol(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
         differing = "\n".join(
             f"  {name}: {a} against {b}" for name, a, b in differences(first["protocol"], second["protocol"])
         )
-        raise ValueError(
+        raise InvalidValue(
             f"these results follow different protocols and do not compare:\n{differing}\n"
             "test both checkpoints with one --data file"
         )
     ids = [{trial["id"] for trial in results["trials"]} for results in (first, second)]
     if alone := sorted(ids[0] ^ ids[1]):
-        raise ValueError(
+        raise InvalidValue(
             f"one result has {len(ids[0])} trials, the other {len(ids[1])}: {alone[:3]} ({len(alone)}) "
             "are in one of them only; run the same trials with both checkpoints"
         )
     foreign = sum(map(len, unpaired(first, second).values()))
     if foreign == len(ids[0]):
-        raise ValueError(
+        raise InvalidValue(
             f"the scenes of all {foreign} trials differ, so nothing is paired: the simulator drew others in "
             "each run (docs/rlbench.md); compare the rates of the two with their intervals"
         )

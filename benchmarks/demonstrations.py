@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.errors import CannotContinue, InvalidIndex, InvalidValue
 from ai_wam.types import Episode, Frame, SourceCard
 from benchmarks.base import Simulator, SimulatorCrash, Trial
 
@@ -55,7 +56,7 @@ class Demonstrations:
         self._variations = _known(simulator, self.tasks)
         self._stride = _stride(simulator.control_hz, record_hz)
         if episodes_per_task < 1 or max_attempts < 1 or hold_seconds < 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"Demonstrations: episodes_per_task {episodes_per_task} and max_attempts {max_attempts} "
                 f"must be >= 1, hold_seconds {hold_seconds} >= 0"
             )
@@ -77,7 +78,7 @@ class Demonstrations:
             RuntimeError: the expert failed in every attempt.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f"Demonstrations: episode {index} of {len(self)}")
+            raise InvalidIndex(f"Demonstrations: episode {index} of {len(self)}")
         crash: SimulatorCrash | None = None
         for attempt in range(self.max_attempts):
             trial = self.trial(index, attempt)
@@ -89,7 +90,7 @@ class Demonstrations:
             if frames is not None:
                 provenance = self._provenance(trial, attempt + 1)
                 return Episode(trial.id, frames, instructions, self.record_hz, provenance)
-        raise RuntimeError(
+        raise CannotContinue(
             f"Demonstrations: the expert of {trial.task!r} (variation {trial.variation}) failed in all "
             f"{self.max_attempts} scenes of episode {index}, the last being {trial.id}; "
             f"raise max_attempts or look at that scene"
@@ -148,7 +149,7 @@ def _known(simulator: Simulator, tasks: Sequence[str]) -> dict[str, int]:
     known = simulator.tasks()
     unknown = [task for task in tasks if task not in known]
     if unknown:
-        raise ValueError(f"Demonstrations: tasks {unknown} are unknown; the simulator has {sorted(known)}")
+        raise InvalidValue(f"Demonstrations: tasks {unknown} are unknown; the simulator has {sorted(known)}")
     return {task: known[task] for task in tasks}
 
 
@@ -156,7 +157,7 @@ def _stride(control_hz: float, record_hz: float) -> int:
     """Control steps from one recorded frame to the next."""
     stride = round(control_hz / record_hz) if record_hz > 0 else 0
     if stride < 1 or abs(stride * record_hz - control_hz) > 1e-6:
-        raise ValueError(
+        raise InvalidValue(
             f"Demonstrations: record_hz {record_hz} must divide the simulator's control_hz {control_hz}, "
             f"as {control_hz}, {control_hz / 2} or {control_hz / 4} do"
         )

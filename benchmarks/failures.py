@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.errors import InvalidValue
 from benchmarks.base import Action, Simulator, SimulatorCrash, Trial
 from benchmarks.run import Pictured, TrialResult
 from benchmarks.schedule import Schedule, jump
@@ -127,7 +128,7 @@ def _first_off(
         ValueError: a result whose pictures were not kept.
     """
     if result.decoded is None or len(result.pictured) != result.plans:
-        raise ValueError(
+        raise InvalidValue(
             f"explain: {result.trial.id} made {result.plans} plans and {len(result.pictured)} are kept; give "
             "results as Benchmark.run returns them"
         )

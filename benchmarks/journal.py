@@ -12,6 +12,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ai_wam.errors import InvalidValue
 from benchmarks.base import Trial
 from benchmarks.comparison import differences
 from benchmarks.recording import Recording
@@ -80,7 +81,7 @@ class Journal:
         head, *lines = list(_lines(path)) or [{"test": self._identity}]
         if found := list(differences(head["test"], self._identity)):
             told = "\n".join(f"  {name}: {before} before, {now} now" for name, before, now in found)
-            raise ValueError(
+            raise InvalidValue(
                 f"{path}: holds trials of another test that was interrupted:\n{told}\nfinish it with its own "
                 "command, name another folder with --data.out, or delete the file to begin anew"
             )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.errors import InvalidValue
 from ai_wam.types import ActionChunk, Observation
 from benchmarks.base import CHANGED, Simulator, SimulatorCrash, Trial
 
@@ -63,7 +64,7 @@ class Replay:
             ValueError: an episode that was not recorded.
         """
         if missing := [name for name in episodes if name not in self.recording]:
-            raise ValueError(
+            raise InvalidValue(
                 f"replay: no recorded actions of {missing[:3]} ({len(missing)} of {len(episodes)} missing; "
                 f"{len(self.recording)} are recorded); record those episodes or run the trials that were"
             )

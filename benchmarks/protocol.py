@@ -4,11 +4,13 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Any, Literal
 
+from ai_wam.errors import InvalidValue
 from ai_wam.types import Clip
 from benchmarks.base import Simulator, Trial
 
@@ -59,24 +61,24 @@ class EvaluationProtocol:
 
     def __post_init__(self) -> None:
         if self.execution not in ("one_shot", "receding"):
-            raise ValueError(f"protocol: execution is {self.execution!r}; choose 'one_shot' or 'receding'")
+            raise InvalidValue(f"protocol: execution is {self.execution!r}; choose 'one_shot' or 'receding'")
         for name, low in (("execute_frames", 1), ("trials_per_task", 1), ("max_invalid_frames", 0)):
             if getattr(self, name) < low:
-                raise ValueError(f"protocol: {name} is {getattr(self, name)}, the least is {low}")
-        if self.max_seconds <= 0 or self.max_unreached_streak < 0:
-            raise ValueError(
+                raise InvalidValue(f"protocol: {name} is {getattr(self, name)}, the least is {low}")
+        if not 0 < self.max_seconds < math.inf or self.max_unreached_streak < 0:
+            raise InvalidValue(
                 f"protocol: max_seconds ({self.max_seconds}) must be positive and max_unreached_streak "
                 f"({self.max_unreached_streak}) at least 0"
             )
         if not 0 <= self.min_ceiling <= 1:
-            raise ValueError(f"protocol: min_ceiling is {self.min_ceiling}; a rate lies in [0, 1]")
+            raise InvalidValue(f"protocol: min_ceiling is {self.min_ceiling}; a rate lies in [0, 1]")
         if self.prefix < 0 or (self.prefix and self.execution != "receding"):
-            raise ValueError(
+            raise InvalidValue(
                 f"protocol: prefix is {self.prefix} and execution {self.execution!r}; committed actions are "
                 "at least 0 and need execution: receding"
             )
         if self.max_position_std is not None and not self.max_position_std > 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"protocol: max_position_std is {self.max_position_std}; it must be positive (metres), or "
                 "null for no limit"
             )
@@ -84,9 +86,9 @@ class EvaluationProtocol:
 
     def _check_vague(self) -> None:
         if self.vague not in ("hold", "replan"):
-            raise ValueError(f"protocol: vague is {self.vague!r}; choose 'hold' or 'replan'")
+            raise InvalidValue(f"protocol: vague is {self.vague!r}; choose 'hold' or 'replan'")
         if self.vague == "replan" and (self.execution != "receding" or self.max_position_std is None):
-            raise ValueError(
+            raise InvalidValue(
                 f"protocol: vague is 'replan' with execution {self.execution!r} and max_position_std "
                 f"{self.max_position_std}; planning again needs execution: receding and a max_position_std"
             )
@@ -99,7 +101,7 @@ class EvaluationProtocol:
         """
         known = simulator.tasks()
         if unknown := [name for name in self.tasks if name not in known]:
-            raise ValueError(
+            raise InvalidValue(
                 f"protocol: unknown tasks {unknown}; {type(simulator).__name__} has {sorted(known)}"
             )
         return self.tasks or tuple(known)
@@ -167,7 +169,7 @@ def configuration(component: object) -> dict[str, Any]:
             continue
         kept = [key for key in (name, f"_{name}") if hasattr(component, key)]
         if not kept or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ValueError(
+            raise InvalidValue(
                 f"{cls.__qualname__} does not keep its constructor argument {name!r}, so a result could not "
                 f"say how it was configured; store it as self.{name}"
             )
@@ -186,6 +188,6 @@ def _plain(value: Any, name: str) -> Any:
         return {str(key): _plain(item, name) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, name) for item in value]
-    raise ValueError(
+    raise InvalidValue(
         f"{name} is a {type(value).__name__}; results record numbers, texts, lists and dataclasses only"
     )

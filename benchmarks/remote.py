@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from ai_wam.errors import CannotContinue
 from benchmarks.base import SimulatorCrash
 from benchmarks.environment_server.server import TOKEN, receive, send
 
@@ -22,7 +23,7 @@ _TAIL = 3000  # bytes of the log that an error quotes
 _GRACE = 5.0  # seconds a process gets to leave, or to be buried
 
 
-class EnvironmentServerError(RuntimeError):
+class EnvironmentServerError(CannotContinue):
     """The server cannot be started, or its adapter is at fault: trying again would not help."""
 
 

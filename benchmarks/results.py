@@ -7,6 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from ai_wam.errors import CannotContinue, InvalidValue
 from benchmarks.acting import acting_summary
 from benchmarks.base import CHANGED, Trial
 from benchmarks.benchmark import TrialResult
@@ -76,18 +77,18 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; give the results.json that `ai-wam test` wrote") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidValue(f"{path}: {error}; give the results.json that `ai-wam test` wrote") from error
     if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
-        raise ValueError(
+        raise InvalidValue(
             f"{path}: its schema is {found}, not {_SCHEMA}; give a results.json that this version's "
             "`ai-wam test` wrote, or test again"
         )
     if lacking := [name for name in _REQUIRED if name not in content]:
-        raise ValueError(f"{path}: lacks {lacking}; give a results.json as `ai-wam test` wrote it")
+        raise InvalidValue(f"{path}: lacks {lacking}; give a results.json as `ai-wam test` wrote it")
     if digest(content["protocol"]) != content["protocol_hash"]:
-        raise ValueError(f"{path}: its protocol is not what its protocol_hash was made of: it was edited")
+        raise InvalidValue(f"{path}: its protocol is not what its protocol_hash was made of: it was edited")
     return content
 
 
@@ -100,7 +101,7 @@ def check_complete(arm: str, trials: Sequence[Trial], ids: Sequence[str]) -> Non
     expected = {trial.id for trial in trials}
     missing, foreign = sorted(expected - set(ids)), sorted(set(ids) - expected)
     if missing or foreign or len(ids) != len(expected):
-        raise RuntimeError(
+        raise CannotContinue(
             f"{arm}: {len(ids)} results for {len(expected)} trials; missing {missing[:3]} ({len(missing)}), "
             f"foreign {foreign[:3]} ({len(foreign)}), repeated {len(ids) - len(set(ids))}. Every trial must "
             "run exactly once: to run fewer, lower the protocol's trials_per_task instead of limiting the "

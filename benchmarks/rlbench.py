@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.errors import InvalidValue
 from ai_wam.types import Frame, View
 from benchmarks.base import CHANGED, StepResult, Trial, checked_action, fingerprint
 from benchmarks.remote import EnvironmentServer
@@ -225,7 +226,7 @@ class RLBench:
             f"attempts {self.attempts} must be at least 1": self.attempts >= 1,
         }
         if broken := [rule for rule, kept in rules.items() if not kept]:
-            raise ValueError("RLBench: " + "; ".join(broken))
+            raise InvalidValue("RLBench: " + "; ".join(broken))
         _check_views(self.views)
         return every
 
@@ -261,7 +262,7 @@ def _view(name: str, image: np.ndarray, intrinsics: np.ndarray, extrinsics: np.n
         ValueError: positive focal lengths, which RLBench does not record.
     """
     if intrinsics[0, 0] >= 0 or intrinsics[1, 1] >= 0:
-        raise ValueError(
+        raise InvalidValue(
             f"RLBench: the focal lengths of camera {name} are not negative, {np.diag(intrinsics)[:2]}; this "
             " is not the version of RLBench that docs/rlbench.md names"
         )
@@ -273,9 +274,9 @@ def _check_trial(trial: Trial) -> None:
     if trial.task not in VARIATIONS:
         near = difflib.get_close_matches(trial.task, VARIATIONS, n=5, cutoff=0.5)
         meant = f"did you mean one of {near}?" if near else "benchmarks/rlbench_tasks.py lists them"
-        raise ValueError(f"RLBench has no task {trial.task!r} among its {len(VARIATIONS)}; {meant}")
+        raise InvalidValue(f"RLBench has no task {trial.task!r} among its {len(VARIATIONS)}; {meant}")
     if not 0 <= trial.variation < VARIATIONS[trial.task]:
-        raise ValueError(
+        raise InvalidValue(
             f"variation {trial.variation} of task {trial.task!r} is unknown: "
             f"it has 0 to {VARIATIONS[trial.task] - 1}"
         )
@@ -283,4 +284,4 @@ def _check_trial(trial: Trial) -> None:
 
 def _check_views(views: Sequence[str]) -> None:
     if unknown := [view for view in views if view not in VIEWS]:
-        raise ValueError(f"RLBench: views {unknown} are unknown; the cameras are {list(VIEWS)}")
+        raise InvalidValue(f"RLBench: views {unknown} are unknown; the cameras are {list(VIEWS)}")

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.fsdp import FSDPModule
 
 from ai_wam.averaging import AveragedWeights
+from ai_wam.errors import InvalidType, InvalidValue
 from ai_wam.types import Clip, Policy
 from benchmarks.base import Trial
 from benchmarks.benchmark import Benchmark, TrialResult
@@ -37,7 +38,7 @@ class RolloutCallback(Callback):
     ) -> None:
         given = [every for every in (every_n_steps, every_n_epochs) if every is not None]
         if len(given) != 1 or given[0] < 1 or trials < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"RolloutCallback: give exactly one of every_n_steps ({every_n_steps}) and every_n_epochs "
                 f"({every_n_epochs}), at least 1, and at least one trial ({trials})"
             )
@@ -79,12 +80,12 @@ class RolloutCallback(Callback):
     def _roll_out(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         clip = getattr(module, "clip", None)
         if not isinstance(module, Policy) or not isinstance(clip, Clip):
-            raise TypeError(
+            raise InvalidType(
                 f"RolloutCallback: {type(module).__name__} is no policy; it needs reset(episodes), "
                 "predict_action(observation) and a clip"
             )
         if any(isinstance(part, FSDPModule) for part in module.modules()):
-            raise ValueError(
+            raise InvalidValue(
                 "RolloutCallback: the model is sharded, and only the first rank would call it; leave the "
                 "callback out and test a checkpoint with `ai-wam test`"
             )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ai_wam.errors import InvalidValue
 from benchmarks.controller import commands, hold_invalid, slerp
 
 
@@ -71,7 +72,7 @@ class Schedule:
         std, vague = plan.position_std, np.zeros(len(plan.actions), dtype=bool)
         if max_position_std is not None:
             if std is None:
-                raise ValueError(
+                raise InvalidValue(
                     f"protocol: max_position_std is {max_position_std}, but the policy's chunks have no "
                     "position_std; set it to null or give ActionChunk.position_std"
                 )

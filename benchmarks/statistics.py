@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
 
+from ai_wam.errors import InvalidValue
+
 _Z_95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
@@ -21,7 +23,7 @@ class Proportion:
 
     def __post_init__(self) -> None:
         if not 0 <= self.successes <= self.trials or self.trials < 1:
-            raise ValueError(f"{self}: a proportion needs 0 <= successes <= trials and at least one trial")
+            raise InvalidValue(f"{self}: a proportion needs 0 <= successes <= trials and at least one trial")
 
     @classmethod
     def of(cls, outcomes: Sequence[bool]) -> "Proportion":
@@ -87,7 +89,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
         ValueError: the two sides have different numbers of trials.
     """
     if len(first) != len(second):
-        raise ValueError(
+        raise InvalidValue(
             f"mcnemar: {len(first)} outcomes against {len(second)}; the test pairs the same trials, "
             "so both sides need all of them in the same order"
         )

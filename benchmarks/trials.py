@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from ai_wam.errors import InvalidValue
 from ai_wam.files import write_json, write_text
 from ai_wam.types import Clip, Policy, ReadableInMoreWays
 from benchmarks.base import Trial
@@ -100,7 +101,7 @@ class TrialBatch:
         limited = self.benchmark.protocol.max_position_std is not None
         others = policy.by_decoder(knows_std=limited)
         if taken := others.keys() & {"policy", "ceiling", "floor"}:
-            raise ValueError(f"{type(policy).__name__}.by_decoder: {sorted(taken)} are arms of every test")
+            raise InvalidValue(f"{type(policy).__name__}.by_decoder: {sorted(taken)} are arms of every test")
         return {
             name: self.benchmark.run(other, trials, self.clip, device=self.device)
             for name, other in others.items()
@@ -168,7 +169,7 @@ class TrialDataModule(LightningDataModule):
         self.trials = _chosen(benchmark.trials(), trials)
         self._shared = self.trials[share[0] :: share[1]]
         if not 0 <= share[0] < share[1]:
-            raise ValueError(f"TrialDataModule: share is {share}; it is (k, n) with 0 <= k < n")
+            raise InvalidValue(f"TrialDataModule: share is {share}; it is (k, n) with 0 <= k < n")
         self.arms: Results = {}
         self.explain, self.decoders = explain, decoders
         self.results: dict[str, Any] = {}
@@ -180,7 +181,7 @@ class TrialDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Hook into the end of the test."""
         if stage != "test":
-            raise ValueError(
+            raise InvalidValue(
                 "TrialDataModule has trials to test, no data to fit or validate on: run Trainer.test"
             )
         callbacks: list[Callback] = self._trainer().callbacks  # type: ignore[attr-defined]
@@ -315,12 +316,12 @@ def _chosen(trials: list[Trial], ids: Sequence[str] | None) -> list[Trial]:
     if ids is None:
         return trials
     if foreign := [name for name in ids if name not in known]:
-        raise ValueError(
+        raise InvalidValue(
             f"TrialDataModule: trials {foreign[:3]} ({len(foreign)} of {len(ids)}) are not the protocol's, "
             f"which are {trials[0].id} to {trials[-1].id} ({len(trials)}); take ids from a results.json of it"
         )
     if not ids:
-        raise ValueError("TrialDataModule: trials is empty; name some, or leave it out to run all of them")
+        raise InvalidValue("TrialDataModule: trials is empty; name some, or leave it out to run all of them")
     return [trial for name, trial in known.items() if name in ids]
 
 

@@ -25,11 +25,13 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.documents import read_json
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.episode_members import npy
-from datamodules.reading import check_finite, check_stride, numbered, read_json
+from datamodules.reading import check_finite, check_stride, numbered
 from datamodules.rlbench_demos import opencv_cameras, read_phrasings
 from datamodules.video_files import VideoFile
 from datamodules.view_names import Views, chosen_views
@@ -78,7 +80,7 @@ class ActionImagesLayout:
             key=lambda folder: [numbered(part) for part in (folder.parents[2], folder.parents[1], folder)],
         )
         if not self._folders:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path} holds no episodes; expected <task>/variation<N>/episodes/episode<M>/actions.npy"
             )
 
@@ -128,7 +130,7 @@ class _Track:
         video = VideoFile.open(folder / _VIDEO)
         every = every or _rate(video, steps)
         if every * (video.frames - 1) >= steps:
-            raise ValueError(
+            raise InvalidValue(
                 f"{video.path} has {video.frames} pictures, one for every {every} actions, but actions.npy "
                 f"has only {steps}; copy the episode again or correct `every`"
             )
@@ -140,7 +142,7 @@ def _rate(video: VideoFile, steps: int) -> int:
     for every in (EVERY, 1):
         if video.frames == len(range(0, steps, every)):
             return every
-    raise ValueError(
+    raise InvalidValue(
         f"{video.path} has {video.frames} pictures for the {steps} actions of actions.npy, neither one for "
         f"each nor one for every {EVERY}; copy the episode again, or say how they belong (every: ...)"
     )
@@ -149,7 +151,7 @@ def _rate(video: VideoFile, steps: int) -> int:
 def _one_rate(folder: AnyPath, tracks: Mapping[str, _Track]) -> int:
     lengths = {name: track.video.frames for name, track in tracks.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"{folder}: the videos have {lengths} pictures; copy the episode again")
+        raise InvalidValue(f"{folder}: the videos have {lengths} pictures; copy the episode again")
     return next(iter(tracks.values())).every
 
 
@@ -158,9 +160,9 @@ def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"]:
         with path.open("rb") as stream:
             actions = np.load(stream, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); copy the episode again") from error
+        raise InvalidValue(f"{path} cannot be read ({error}); copy the episode again") from error
     if actions.ndim != 2 or actions.shape[1] != 8 or not len(actions):
-        raise ValueError(
+        raise InvalidValue(
             f"{path} has shape {actions.shape}, expected [t, 8]: x y z, quaternion x y z w, open"
         )
     check_finite(actions, str(path))
@@ -176,7 +178,7 @@ def _read_cameras(path: AnyPath, pictures: int, steps: int, every: int) -> Camer
     wanted = of_steps if len(by_number) == steps or set(of_steps) == set(by_number) else of_pictures
     wanted = [min(by_number)] * pictures if len(by_number) == 1 else wanted
     if missing := [number for number in wanted if number not in by_number]:
-        raise ValueError(
+        raise InvalidValue(
             f"{path} has {len(by_number)} cameras and none for {missing[:5]}; expected one, or one for each "
             f"of the {pictures} pictures or {steps} steps; copy the episode again"
         )
@@ -186,7 +188,7 @@ def _read_cameras(path: AnyPath, pictures: int, steps: int, every: int) -> Camer
             stack = np.array([by_number[number][key] for number in wanted], dtype=np.float64)
             stacks.append(stack.reshape(pictures, size, size))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path}: {key!r} must be a {size}x{size} matrix in every entry ({error!r}); copy it again"
             ) from error
         check_finite(stacks[-1], f"{path}, {key!r}")
@@ -243,7 +245,7 @@ class ActionImagesWriter:
             ValueError: another rate than 20 Hz, no actions, or a camera that the layout cannot hold.
         """
         if episode.hz != HZ and _kept_array(episode, _ACTIONS) is None:
-            raise ValueError(
+            raise InvalidValue(
                 f"episode {episode.key!r} has {episode.hz:g} Hz; this layout holds actions at {HZ:g} Hz and "
                 f"a picture at every {EVERY}th: record at {HZ:g} Hz (record_hz), or export to another layout"
             )
@@ -274,7 +276,9 @@ def _write_episode(folder: AnyPath, episode: Episode, encoding: VideoEncoding) -
     cameras: dict[str, dict[str, Any]] = {}
     for number, frame in enumerate(episode.frames):
         if frame.action is None:
-            raise ValueError(f"episode {episode.key!r}, frame {number} has no action; this layout needs them")
+            raise InvalidValue(
+                f"episode {episode.key!r}, frame {number} has no action; this layout needs them"
+            )
         actions.append(frame.action)
         if number % every:
             continue
@@ -305,7 +309,7 @@ def _all_steps(episode: Episode, actions: Float[np.ndarray, "t 8"]) -> Float[np.
     every = round(HZ / episode.hz)
     same = len(steps[::every]) == len(actions) and np.abs(steps[::every] - actions).max() < _SAME_ACTION
     if not same:
-        raise ValueError(
+        raise InvalidValue(
             f"episode {episode.key!r} has {episode.hz:g} Hz and other actions than those kept from its "
             f"release, so the steps at {HZ:g} Hz are unknown; export it to another layout (--to lerobot)"
         )

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.documents import read_json
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from datamodules.calibration import Calibration
-from datamodules.reading import by_numbers, check_finite, check_stride, numbered, read_json, read_picture
+from datamodules.reading import by_numbers, check_finite, check_stride, numbered, read_picture
 from datamodules.rotations import euler_xyz, to_quaternion
 from datamodules.safe_pickle import load_pickle
 from datamodules.view_names import Views, as_called, chosen_views
@@ -71,7 +73,7 @@ class Bridge:
             found, key=lambda folder: [by_numbers(part) for part in folder.parts]
         )
         if not self._folders:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path} holds no trajectories; expected .../<date>/raw/traj_group<N>/traj<M>/{_STATES}"
             )
 
@@ -105,12 +107,12 @@ class Bridge:
         files = sorted((f for f in folder.glob("im_*") if f.suffix in (".jpg", ".png")), key=numbered)
         gaps = [n for n, file in enumerate(files) if file.stem != f"im_{n}"]
         if gaps or not files:
-            raise ValueError(
+            raise InvalidValue(
                 f"{folder}: picture im_{gaps[0] if gaps else 0} is missing; copy the trajectory again, or "
                 "leave the view out"
             )
         if abs(len(files) - states) > self.slack:
-            raise ValueError(
+            raise InvalidValue(
                 f"{folder} has {len(files)} pictures, {_STATES} {states} states; copy the trajectory again, "
                 f"or allow a difference (slack: {abs(len(files) - states)})"
             )
@@ -133,7 +135,7 @@ class Bridge:
             found[ours].check_size(files[0].name, (height, width), at)
             for what, length in found[ours].lengths(name).items():
                 if length < len(files):
-                    raise ValueError(
+                    raise InvalidValue(
                         f"{path}: {what} has {length} matrices for {len(files)} pictures; give one, or one "
                         "per picture"
                     )
@@ -146,9 +148,9 @@ def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"]:
     try:
         states = np.asarray(state, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: 'full_state' holds no numbers ({error}); copy it again") from error
+        raise InvalidValue(f"{path}: 'full_state' holds no numbers ({error}); copy it again") from error
     if states.ndim != 2 or states.shape[1] != 7 or not len(states):
-        raise ValueError(
+        raise InvalidValue(
             f"{path}: 'full_state' has shape {states.shape}, expected [t, 7]: x y z, roll pitch yaw, "
             "openness; copy the trajectory again"
         )

@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 from ai_wam.types import Batch, ClipEncoder
 from datamodules.clip_dataset import ClipDataset, Collate
@@ -64,7 +65,7 @@ class Caching:
                 with np.errstate(over="ignore"):  # found the line after next
                     kept = values.cpu().numpy().astype(self.precision)
                 if not np.isfinite(kept).all():
-                    raise ValueError(
+                    raise InvalidValue(
                         f"episode {entry.key!r}: latents {part!r} do not fit into {self.precision}; "
                         "use --precision float32"
                     )
@@ -112,7 +113,7 @@ def write_cache(
     if caching.actions:
         for index, entry in enumerate(source.episodes):
             if moving := caching.moving(index, entry):
-                raise ValueError(
+                raise InvalidValue(
                     f"{source.folder}: episode {entry.key!r}: camera {moving[0]!r} moves. Plans that act "
                     "hold it where it is now and others do not, so its action images have two versions: "
                     "leave them out of the cache (--actions false), or that view out of clip.views"

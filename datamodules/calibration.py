@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.errors import InvalidValue
 
 _POSES = ("camera_to_world", "world_to_camera")
 
@@ -44,10 +45,12 @@ class Calibration:
             ValueError: keys that are missing, contradict each other or hold no matrices.
         """
         if not isinstance(entry, dict) or not {"K", "size"} <= set(entry):
-            raise ValueError(f'{at}: expected an object with "K", "size" and one of {_POSES}, got {entry!r}')
+            raise InvalidValue(
+                f'{at}: expected an object with "K", "size" and one of {_POSES}, got {entry!r}'
+            )
         given = [key for key in _POSES if key in entry]
         if len(given) != 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"{at}: has {given or 'neither pose'}; give exactly one of {' and '.join(_POSES)}"
             )
         poses = _matrices(entry[given[0]], 4, f"{at}, {given[0]}")
@@ -66,7 +69,7 @@ class Calibration:
             ValueError: the video has another size.
         """
         if size != self.size:
-            raise ValueError(
+            raise InvalidValue(
                 f"{at}: size {list(self.size)} (height, width), but {video} has {list(size)}; "
                 "K must be given for the pictures as they are in the video"
             )
@@ -79,7 +82,7 @@ class Calibration:
         """
         (h, w), (new_h, new_w) = self.size, size
         if min(h, w) < 1 or min(abs(new_w - w * new_h / h), abs(new_h - h * new_w / w)) > 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"{at}: K is for pictures of {h} x {w} pixels (height x width), the picture has "
                 f"{new_h} x {new_w}: the aspect ratio is another one, so it was cropped or padded. Give the "
                 "picture as it was calibrated, or correct K and size by hand"
@@ -103,20 +106,20 @@ class Calibration:
         _check_finite(k, f"{at}, K")
         _check_finite(poses, f"{at}, pose")
         if (k[:, [0, 1], [0, 1]] < 1e-6).any() or np.abs(k[:, [1, 2, 2], [0, 0, 1]]).max() > 1e-6:
-            raise ValueError(
+            raise InvalidValue(
                 f"{at}: K must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]] in pixels, fx and fy above 0, "
                 f"got {k[0].tolist()}; negative ones (RLBench's) belong to cameras whose x and y axes point "
                 "left and up: turn those axes and the signs"
             )
         if (np.linalg.det(poses[:, :3, :3]) < 0).any():
-            raise ValueError(
+            raise InvalidValue(
                 f"{at}: the pose is left-handed (its rotation has determinant -1): one axis points the wrong "
                 "way. Camera axes are x right, y down, z forward, and the world must be right-handed"
             )
         try:
             Cameras(torch.from_numpy(k[:1]).expand(len(poses), 3, 3), torch.from_numpy(poses))
         except ValueError as error:
-            raise ValueError(f"{at}: {error}") from error
+            raise InvalidValue(f"{at}: {error}") from error
 
     def lengths(self, name: str) -> dict[str, int]:
         """Number of entries of each list of matrices; a camera that stands still has none."""
@@ -131,7 +134,7 @@ class Calibration:
 
 def _size(value: Any, at: str) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(side, int) for side in value):
-        raise ValueError(f"{at}: size is {value!r}, expected [height, width] in pixels")
+        raise InvalidValue(f"{at}: size is {value!r}, expected [height, width] in pixels")
     return value[0], value[1]
 
 
@@ -140,10 +143,10 @@ def _matrices(value: Any, size: int, at: str) -> Float[np.ndarray, "_ n n"]:
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{at}: {error}") from error
+        raise InvalidValue(f"{at}: {error}") from error
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[1:] != (size, size):
-        raise ValueError(
+        raise InvalidValue(
             f"{at}: expected {size}x{size} numbers, or one such matrix per frame, got shape {array.shape}"
         )
     return array
@@ -152,7 +155,7 @@ def _matrices(value: Any, size: int, at: str) -> Float[np.ndarray, "_ n n"]:
 def _check_finite(stack: Float[np.ndarray, "_ n n"], at: str) -> None:
     bad = ~np.isfinite(stack).all(axis=(1, 2))
     if bad.any():
-        raise ValueError(
+        raise InvalidValue(
             f"{at}, frame {int(bad.argmax())}: {int(bad.sum())} of {len(stack)} matrices hold NaN or "
             "infinity; calibrate the camera again, or leave the camera and its pictures out"
         )
@@ -162,4 +165,4 @@ def _inverse(poses: Float[np.ndarray, "t 4 4"], at: str) -> Float[np.ndarray, "t
     try:
         return np.asarray(np.linalg.inv(poses))
     except np.linalg.LinAlgError as error:
-        raise ValueError(f"{at}: world_to_camera cannot be inverted: {error}") from error
+        raise InvalidValue(f"{at}: world_to_camera cannot be inverted: {error}") from error

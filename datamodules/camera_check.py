@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from ai_wam.action_images import tool_points
 from ai_wam.cameras import Cameras
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path, whole_file
 from ai_wam.types import Episode, EpisodeSource, Frame, View
 from datamodules.folder import FolderSource
@@ -51,7 +52,7 @@ def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict
             continue
         _check_episode(episode, points, left, out, distances)
     if left:
-        raise ValueError(
+        raise InvalidValue(
             f"{seen}: {len(left)} points name no recorded frame, the first one key, view and frame "
             f"{next(iter(left))}; frames count from 0"
         )
@@ -67,11 +68,11 @@ def read_points(path: AnyPath) -> dict[tuple[str, str, int], tuple[float, float]
     with path.open(newline="", encoding="utf-8") as stream:
         rows = csv.DictReader(stream)
         if rows.fieldnames != _COLUMNS:
-            raise ValueError(f"{path}: columns {rows.fieldnames}, expected {','.join(_COLUMNS)}")
+            raise InvalidValue(f"{path}: columns {rows.fieldnames}, expected {','.join(_COLUMNS)}")
         try:
             return {(r["key"], r["view"], int(r["frame"])): (float(r["x"]), float(r["y"])) for r in rows}
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: a row is not key,view,frame,x,y: {error}") from error
+            raise InvalidValue(f"{path}: a row is not key,view,frame,x,y: {error}") from error
 
 
 def _check_episode(

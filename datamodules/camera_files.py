@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.documents import read_json
+from ai_wam.errors import InvalidValue
 from datamodules.calibration import Calibration
 from datamodules.colmap import read_colmap
-from datamodules.reading import read_json
 from datamodules.rlbench_demos import opencv_cameras
 
 _RLBENCH = ("_camera_intrinsics", "_camera_extrinsics")
@@ -53,14 +54,14 @@ def _json(
 
 def _own(content: Mapping[str, Any], path: Path, files: Mapping[str, Path]) -> dict[str, Calibration]:
     if set(content) != set(files):
-        raise ValueError(
+        raise InvalidValue(
             f"{path} describes {len(content)} cameras {sorted(content)}, but there are {len(files)} pictures "
             f"{sorted(files)}; every picture needs its camera under the same name, and no other"
         )
     found = {view: Calibration.read(content[view], f"{path}, camera {view!r}") for view in files}
     for view, calibration in found.items():
         if lengths := calibration.lengths(view):
-            raise ValueError(f"{path}: {lengths} matrices for one picture; give one")
+            raise InvalidValue(f"{path}: {lengths} matrices for one picture; give one")
     return found
 
 
@@ -80,12 +81,14 @@ def _rlbench(
 def _matrix(content: Mapping[str, Any], key: str, path: Path) -> Float[np.ndarray, "n n"]:
     if key not in content:
         there = sorted(name for name in content if name.endswith(_RLBENCH))
-        raise ValueError(f"{path} lacks {key!r}; it has {there}")
+        raise InvalidValue(f"{path} lacks {key!r}; it has {there}")
     try:
         matrix = np.asarray(content[key], dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}, {key}: {error}") from error
+        raise InvalidValue(f"{path}, {key}: {error}") from error
     wanted = (3, 3) if key.endswith(_RLBENCH[0]) else (4, 4)
     if matrix.shape != wanted:
-        raise ValueError(f"{path}, {key}: expected {wanted[0]}x{wanted[1]} numbers, got shape {matrix.shape}")
+        raise InvalidValue(
+            f"{path}, {key}: expected {wanted[0]}x{wanted[1]} numbers, got shape {matrix.shape}"
+        )
     return matrix

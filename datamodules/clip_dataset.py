@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ai_wam.cameras import Cameras, CropResize
+from ai_wam.errors import InvalidValue
 from ai_wam.types import Batch, Encoded
 from datamodules.latent_cache import LatentCache
 from datamodules.sampling import Stream, generator
@@ -73,7 +74,7 @@ class ClipDataset(Dataset["Sample | None"]):
         self.decode, self.seed, self.on_error = decode, seed, on_error
         self.sets, self.views = list(sets), views_per_sample or len(windows.clip.views)
         if not 1 <= self.views <= len(self.clip.views):
-            raise ValueError(
+            raise InvalidValue(
                 f"views_per_sample is {views_per_sample}, the clip has {len(self.clip.views)} views"
             )
         self.begins = np.cumsum([0, *map(len, sets)])  # place of each set's first episode, and one past all
@@ -113,7 +114,7 @@ class ClipDataset(Dataset["Sample | None"]):
         frames, counts = source.episodes.frames, np.zeros(len(source), dtype=np.int64)
         for entry, numbers in source.episodes.alike():
             if not set(entry.views) & set(self.clip.views):
-                raise ValueError(
+                raise InvalidValue(
                     f"{source.folder}: episode {entry.key!r} has views {sorted(entry.views)}, the clip wants "
                     f"{list(self.clip.views)}; set clip.views to views that were recorded"
                 )

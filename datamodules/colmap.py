@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ai_wam.errors import InvalidValue
 from ai_wam.poses import rotation_from_quaternion
 from datamodules.calibration import Calibration
 from datamodules.rotations import to_quaternion
@@ -29,13 +30,13 @@ def read_colmap(folder: Path, files: Mapping[str, Path]) -> dict[str, Calibratio
     found = {}
     for view, file in files.items():
         if file.name not in images:
-            raise ValueError(
+            raise InvalidValue(
                 f"{folder / 'images.txt'} has no picture named {file.name!r} (view {view!r}); it has "
                 f"{sorted(images)}"
             )
         row, at = images[file.name], f"{folder / 'images.txt'}, picture {file.name!r}"
         if row[8] not in lenses:
-            raise ValueError(
+            raise InvalidValue(
                 f"{at}: camera {row[8]} is not in {folder / 'cameras.txt'}, which has {sorted(lenses)}"
             )
         k, size = _lens(lenses[row[8]], folder / "cameras.txt")
@@ -48,14 +49,14 @@ def _rows(path: Path, columns: int, every: int = 1) -> list[list[str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ValueError(
+        raise InvalidValue(
             f"{path} cannot be read: {error}; a COLMAP model must be in text form "
             "(colmap model_converter --output_type TXT)"
         ) from error
     rows = [line.split() for line in lines if not line.startswith("#")][::every]  # empty lines count
     for row in rows:
         if len(row) < columns:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path}: expected {columns} or more entries, got {' '.join(row)!r}; export it again"
             )
     return rows
@@ -65,7 +66,7 @@ def _lens(row: list[str], path: Path) -> tuple[Float[np.ndarray, "3 3"], tuple[i
     """K, and the height and width it is for."""
     kind, at = row[1], f"{path}, camera {row[0]}"
     if kind not in ("PINHOLE", "SIMPLE_PINHOLE"):
-        raise ValueError(
+        raise InvalidValue(
             f"{at} has the model {kind}; PINHOLE and SIMPLE_PINHOLE are known. Remove the distortion "
             "(colmap image_undistorter) and use its pictures and model"
         )
@@ -88,7 +89,7 @@ def _numbers(words: list[str], at: str, count: int) -> list[float]:
     try:
         numbers = [float(word) for word in words]
     except ValueError as error:
-        raise ValueError(f"{at}: {error}") from error
+        raise InvalidValue(f"{at}: {error}") from error
     if len(numbers) != count:
-        raise ValueError(f"{at}: expected {count} numbers, got {words}")
+        raise InvalidValue(f"{at}: expected {count} numbers, got {words}")
     return numbers

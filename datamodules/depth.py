@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from ai_wam.errors import InvalidIndex, InvalidValue
+
 _STEPS = 2**24 - 1  # of a picture whose red, green and blue bytes are one number, red the highest
 
 
@@ -40,9 +42,9 @@ class DepthWriter:
             ValueError: another size than the pictures', or numbers that are NaN or negative.
         """
         if depth.shape != self.size:
-            raise ValueError(f"{at}: depth of {depth.shape} pixels (h, w), the picture has {self.size}")
+            raise InvalidValue(f"{at}: depth of {depth.shape} pixels (h, w), the picture has {self.size}")
         if not (depth >= 0).all():
-            raise ValueError(f"{at}: depth must be at least 0 metres everywhere, got {depth.min()}")
+            raise InvalidValue(f"{at}: depth must be at least 0 metres everywhere, got {depth.min()}")
         buffer = io.BytesIO()
         np.save(buffer, depth.astype(np.float32), allow_pickle=False)
         place = zipfile.ZipInfo(f"{self.frames:06d}.npy")  # its time is fixed: 1980
@@ -64,5 +66,5 @@ def read_depth(member: bytes, frames: Sequence[int]) -> Float[np.ndarray, "t h w
     """
     with np.load(io.BytesIO(member)) as stored:
         if missing := [number for number in frames if f"{number:06d}" not in stored]:
-            raise IndexError(f"frames {missing} asked of depth of {len(stored.files)} frames")
+            raise InvalidIndex(f"frames {missing} asked of depth of {len(stored.files)} frames")
         return np.stack([stored[f"{number:06d}"] for number in frames])

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.documents import read_json
+from ai_wam.errors import InvalidValue, MissingPackage
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from datamodules.droid_calibration import (
@@ -31,7 +33,7 @@ from datamodules.droid_calibration import (
     phrasings,
     published_intrinsics,
 )
-from datamodules.reading import check_finite, check_stride, read_json
+from datamodules.reading import check_finite, check_stride
 from datamodules.rotations import pose_from_xyz_euler, to_quaternion
 from datamodules.video_files import VideoFile
 from datamodules.view_names import Views, as_called, chosen_views
@@ -50,7 +52,7 @@ def h5() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError("DROID's trajectory.h5 needs h5py: pip install 'ai-wam[droid]'") from error
+        raise MissingPackage("DROID's trajectory.h5 needs h5py: pip install 'ai-wam[droid]'") from error
     return h5py
 
 
@@ -105,14 +107,14 @@ class Droid:
         self.outcomes, self.tool_offset, self.slack = tuple(outcomes), tuple(tool_offset), slack
         self.intrinsics_size, self.limits = tuple(intrinsics_size), limits or Limits()
         if views is not None and (not views or not set(views) <= set(VIEWS)):
-            raise ValueError(f"views is {list(views)}; choose of {list(VIEWS)}")
+            raise InvalidValue(f"views is {list(views)}; choose of {list(VIEWS)}")
         self._annotations = None if annotations is None else as_path(annotations)
         if self._annotations is not None and not self._annotations.is_dir():
-            raise ValueError(f"annotations: {annotations} is not a folder; correct it, or leave it out")
+            raise InvalidValue(f"annotations: {annotations} is not a folder; correct it, or leave it out")
         found = [file for name in outcomes for file in as_path(path).glob(f"*/{name}/*/*/metadata_*.json")]
         self._files = sorted(found)
         if not found:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path} holds no recordings; expected <lab>/{'|'.join(outcomes)}/<date>/<time>/metadata_*"
             )
 
@@ -161,7 +163,7 @@ class Droid:
         video = VideoFile.open(folder / "recordings" / "MP4" / f"{serial}.mp4")
         steps = len(tool)
         if abs(video.frames - steps) > self.slack:
-            raise ValueError(
+            raise InvalidValue(
                 f"{video.path} has {video.frames} pictures, trajectory.h5 {steps} steps; copy the recording "
                 f"again, or allow a difference (slack: {abs(video.frames - steps)})"
             )
@@ -194,13 +196,13 @@ class Droid:
             (trajectory.intrinsics.get(name), video.size) if known is None else (known, self.intrinsics_size)
         )
         if k is None:
-            raise ValueError(
+            raise InvalidValue(
                 f"{trajectory.path} has no intrinsics of camera {serial} ({name}), and annotations none of "
                 f"{uuid}; give the folder with intrinsics.json (annotations: ...), or leave the view out"
             )
         scale = np.array(video.size) / np.array(size)
         if abs(scale[0] / scale[1] - 1) > 0.01:
-            raise ValueError(
+            raise InvalidValue(
                 f"{video.path} has pictures of {video.size}, the intrinsics are for {tuple(size)}, of "
                 "another shape; correct intrinsics_size"
             )
@@ -242,7 +244,7 @@ class _Trajectory:
                     if key in file
                 }
         except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error}); copy the recording again") from error
+            raise InvalidValue(f"{path} cannot be read ({error}); copy the recording again") from error
         return cls(path, serials, arm, closed, extrinsics, intrinsics)
 
 
@@ -263,11 +265,11 @@ def _serials(folder: AnyPath, metadata: Mapping[str, Any]) -> dict[str, str]:
 
 def _dataset(file: Any, path: AnyPath, key: str, width: int, steps: int | None) -> Float[np.ndarray, "t w"]:
     if key not in file:
-        raise ValueError(f"{path} has no {key!r}; copy the recording again, or leave the view out")
+        raise InvalidValue(f"{path} has no {key!r}; copy the recording again, or leave the view out")
     values = np.asarray(file[key], dtype=np.float64)
     values = values.reshape(len(values), -1) if values.ndim else values.reshape(1, 1)
     if values.shape[1] != width or not len(values) or (steps is not None and len(values) != steps):
-        raise ValueError(
+        raise InvalidValue(
             f"{path}, {key!r}: shape {values.shape}, expected {steps or 'some'} rows of {width} "
             "numbers; copy the recording again"
         )
@@ -278,7 +280,7 @@ def _dataset(file: Any, path: AnyPath, key: str, width: int, steps: int | None) 
 def _read_metadata(path: AnyPath) -> dict[str, Any]:
     metadata = read_json(path)
     if not isinstance(metadata.get("uuid"), str):
-        raise ValueError(f"{path} has no uuid, by which calibrations are found; copy the recording again")
+        raise InvalidValue(f"{path} has no uuid, by which calibrations are found; copy the recording again")
     return metadata
 
 

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float, UInt8
 
 from ai_wam.cameras import Cameras
+from ai_wam.documents import read_json
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
-from datamodules.reading import read_json
 
 _EXTRINSICS = ("cam2base_extrinsic_superset.json", "cam2base_extrinsics.json")  # better one first
 _THIN = 4  # every n-th pixel tells motion well enough
@@ -90,7 +91,7 @@ def published_intrinsics(folder: AnyPath, uuid: str, serial: str) -> Float[np.nd
     try:
         fx, cx, fy, cy = (float(number) for number in entry["cameraMatrix"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise InvalidValue(
             f"{folder / 'intrinsics.json'}, {uuid}, {serial}: cameraMatrix must be four numbers ({error!r})"
         ) from error
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.errors import InvalidValue
 from ai_wam.labels import Labels
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoEncoding, VideoWriter
@@ -55,7 +56,7 @@ class _Rows:
 
     def add(self, row: np.ndarray, what: str) -> None:
         if row.shape != self._shape:
-            raise ValueError(f"{what} has shape {row.shape}, expected {self._shape}")
+            raise InvalidValue(f"{what} has shape {row.shape}, expected {self._shape}")
         self._bytes += row.astype(np.float64).tobytes()
 
     def stack(self) -> Float[np.ndarray, "t ..."]:
@@ -74,7 +75,7 @@ class _Track:
     def add_depth(self, depth: Float[np.ndarray, "h w"] | None, at: str) -> None:
         """Of every frame or of none."""
         if (depth is None) != (self.depth is None):
-            raise ValueError(f"{at}: depth is {'missing' if depth is None else 'there'}, unlike before")
+            raise InvalidValue(f"{at}: depth is {'missing' if depth is None else 'there'}, unlike before")
         if depth is not None and self.depth is not None:
             self.depth.add(depth, at)
 
@@ -102,7 +103,7 @@ def encode_episode(episode: Episode, encoding: VideoEncoding) -> EpisodeMembers:
         actions.add(action, f"{at}: action")
         frames = number + 1
     if not frames:
-        raise ValueError(f"{where} has no frames")
+        raise InvalidValue(f"{where} has no frames")
     files = {f"{name}.mp4": track.video.finish() for name, track in tracks.items()}
     depths = {name: track.depth for name, track in tracks.items()}
     files |= {depth_member(name): depth.finish() for name, depth in depths.items() if depth is not None}
@@ -130,22 +131,22 @@ def checked_action(action: Float[np.ndarray, "8"], at: str) -> Float[np.ndarray,
             openness outside [0, 1].
     """
     if action.shape != (8,):
-        raise ValueError(
+        raise InvalidValue(
             f"{at}: an action has 8 numbers (x y z, quaternion x y z w, openness), got {action.shape}"
         )
     if not np.isfinite(action).all():
-        raise ValueError(
+        raise InvalidValue(
             f"{at}: action {action.tolist()} is not finite; give None where no action was recorded"
         )
     exact = action.astype(np.float64)
     length = float(np.linalg.norm(exact[3:7]))
     if abs(length - 1) > _QUATERNION_TOLERANCE:
-        raise ValueError(
+        raise InvalidValue(
             f"{at}: quaternion {exact[3:7].tolist()} (x y z w) has length {length:.6g}, expected 1 within "
             f"{_QUATERNION_TOLERANCE:g}; is the order of the numbers right?"
         )
     if not -_OPENNESS_TOLERANCE <= exact[7] <= 1 + _OPENNESS_TOLERANCE:
-        raise ValueError(
+        raise InvalidValue(
             f"{at}: openness {exact[7]:.6g} lies outside [0, 1] (1 = open); scale it in the source"
         )
     exact[3:7] /= length
@@ -155,16 +156,16 @@ def checked_action(action: Float[np.ndarray, "8"], at: str) -> Float[np.ndarray,
 
 def _check_head(episode: Episode, where: str) -> None:
     if not _NAME.fullmatch(episode.key):
-        raise ValueError(f"{where}: a key is made of letters, digits, '-' and '_' only")
+        raise InvalidValue(f"{where}: a key is made of letters, digits, '-' and '_' only")
     if not episode.hz > 0:
-        raise ValueError(f"{where}: hz is {episode.hz}, must be above 0")
+        raise InvalidValue(f"{where}: hz is {episode.hz}, must be above 0")
     if not episode.instructions:
-        raise ValueError(f"{where} has no instruction; give the empty string where none is known")
+        raise InvalidValue(f"{where} has no instruction; give the empty string where none is known")
 
 
 def _check_time(seconds: float, number: int, hz: float, at: str) -> None:
     if abs(seconds - number / hz) > 0.5 / hz:
-        raise ValueError(
+        raise InvalidValue(
             f"{at}: {seconds:.4f} s after the first frame, expected {number / hz:.4f} s at {hz:g} Hz; "
             "resample the recording or correct its hz"
         )
@@ -172,7 +173,7 @@ def _check_time(seconds: float, number: int, hz: float, at: str) -> None:
 
 def _open_track(name: str, view: View, hz: float, encoding: VideoEncoding, at: str) -> _Track:
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{at}: view {name!r} must be made of letters, digits, '-' and '_' only")
+        raise InvalidValue(f"{at}: view {name!r} must be made of letters, digits, '-' and '_' only")
     size = (view.image.shape[0], view.image.shape[1])
     depth = None if view.depth is None else DepthWriter(size)
     return _Track(VideoWriter(size, hz, encoding), depth=depth)
@@ -180,11 +181,11 @@ def _open_track(name: str, view: View, hz: float, encoding: VideoEncoding, at: s
 
 def _add_views(tracks: Mapping[str, _Track], frame: Frame, at: str) -> None:
     if not tracks or set(frame.views) != set(tracks):
-        raise ValueError(f"{at}: views {sorted(frame.views)}, but the episode began with {sorted(tracks)}")
+        raise InvalidValue(f"{at}: views {sorted(frame.views)}, but the episode began with {sorted(tracks)}")
     for name, view in frame.views.items():
         track = tracks[name]
         if view.image.shape[:2] != track.video.size:
-            raise ValueError(
+            raise InvalidValue(
                 f"{at}, view {name!r}: image of {view.image.shape[:2]} pixels (h, w), the first had "
                 f"{track.video.size}"
             )
@@ -206,7 +207,7 @@ def _cameras(name: str, track: _Track, where: str) -> list[tuple[str, Float[np.n
     )
     if bad.any():
         frame = int(bad.argmax())
-        raise ValueError(
+        raise InvalidValue(
             f"{where}, view {name!r}, frame {frame}: matrices must be finite (or all NaN where the "
             "calibration is lost), focal lengths above 0 and K's last row 0 0 1, got "
             f"K\n{k[frame]}\nworld_from_camera\n{e[frame]}"
@@ -214,7 +215,7 @@ def _cameras(name: str, track: _Track, where: str) -> list[tuple[str, Float[np.n
     try:
         Cameras(torch.from_numpy(k), torch.from_numpy(e))
     except ValueError as error:
-        raise ValueError(f"{where}, view {name!r}, index = frame: {error}") from error
+        raise InvalidValue(f"{where}, view {name!r}, index = frame: {error}") from error
     stacks = {f"{name}.intrinsics": k, f"{name}.world_from_camera": e}
     still = all(np.array_equal(m, np.broadcast_to(m[:1], m.shape), equal_nan=True) for m in stacks.values())
     return [(key, (stack[:1] if still else stack).astype(np.float32)) for key, stack in stacks.items()]
@@ -225,7 +226,7 @@ def _stack_actions(actions: Float[np.ndarray, "t 8"], where: str) -> Float[np.nd
     if missing.all():
         return None
     if missing.any():
-        raise ValueError(
+        raise InvalidValue(
             f"{where}: frame {int(missing.argmax())} has no action, others have; give all of them or none"
         )
     return actions.astype(np.float32)
@@ -247,14 +248,14 @@ def _meta(
     try:
         text = json.dumps(meta, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: provenance must hold JSON values only: {error}") from error
+        raise InvalidValue(f"{where}: provenance must hold JSON values only: {error}") from error
     names = [f"{episode.key}.{depth_member(name)}" for name in views]
     if long := [name for name in names if len(name) > _LONGEST_NAME]:
-        raise ValueError(
+        raise InvalidValue(
             f"{where}: file name {long[0]!r} has more than {_LONGEST_NAME} characters; shorten the key"
         )
     if len({name.lower() for name in views}) < len(views):
-        raise ValueError(
+        raise InvalidValue(
             f"{where}: views {sorted(views)} differ in case only, which WebDataset does not tell apart"
         )
     return text.encode()
@@ -264,7 +265,7 @@ def _labels(labels: Labels, frames: int, where: str) -> bytes:
     try:
         labels.check(frames)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise InvalidValue(f"{where}: {error}") from error
     return _npz(label_arrays(labels))
 
 

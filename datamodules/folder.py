@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.documents import read_json
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, View
 from datamodules.calibration import Calibration
-from datamodules.reading import check_hands, read_json
+from datamodules.reading import check_hands
 from datamodules.video_files import VideoFile
 from datamodules.view_names import Views, as_called, chosen_views
 
@@ -51,7 +53,7 @@ class FolderSource:
             sorted(f for f in root.iterdir() if f.is_dir() and f.name[0] != ".") if root.is_dir() else []
         )
         if not self._folders:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path} holds no episode folders; expected {path}/<episode>/ with <view>.mp4, cameras.json, "
                 "instruction.txt, meta.json and (if recorded) actions.csv"
             )
@@ -64,7 +66,7 @@ class FolderSource:
         meta = read_json(folder / "meta.json")
         hz = meta.pop("hz", None)
         if isinstance(hz, bool) or not isinstance(hz, int | float) or not hz > 0:
-            raise ValueError(f'{folder / "meta.json"}: "hz" is {hz!r}, expected frames per second above 0')
+            raise InvalidValue(f'{folder / "meta.json"}: "hz" is {hz!r}, expected frames per second above 0')
         entries = read_json(folder / "cameras.json")
         names = chosen_views(self.views, as_called(list(entries)), folder / "cameras.json")
         cameras = {ours: _Camera.read(name, folder, entries[name], float(hz)) for name, ours in names.items()}
@@ -98,7 +100,7 @@ class _Camera:
         video = folder / f"{name}.mp4"
         calibration = Calibration.read(entry, at)
         if not video.exists():
-            raise ValueError(f"{at}: its video {video} is missing; add it or remove the camera")
+            raise InvalidValue(f"{at}: its video {video} is missing; add it or remove the camera")
         file = VideoFile.open(video, hz)
         calibration.check_size(video.name, file.size, at)
         return cls(name, calibration, file)
@@ -107,7 +109,7 @@ class _Camera:
 def _check_videos(folder: AnyPath, cameras: Mapping[str, Any]) -> None:
     extra = sorted(path.name for path in folder.glob("*.mp4") if path.stem not in cameras)
     if not cameras or extra:
-        raise ValueError(
+        raise InvalidValue(
             f"{folder / 'cameras.json'} describes cameras {sorted(cameras)}, but the folder also holds "
             f"{extra}; every video needs its calibration"
         )
@@ -123,7 +125,7 @@ def _check_lengths(
     if actions is not None:
         lengths["actions.csv"] = len(actions)
     if len(set(lengths.values())) > 1:
-        raise ValueError(
+        raise InvalidValue(
             f"{folder}: the files have different numbers of frames: {lengths}; row i belongs to frame i"
         )
 
@@ -134,7 +136,7 @@ def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"] | None:
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.reader(stream))
     if not rows or tuple(cell.strip() for cell in rows[0]) != COLUMNS:
-        raise ValueError(
+        raise InvalidValue(
             f"{path}: the first line must be {','.join(COLUMNS)}, got {','.join(rows[0]) if rows else ''!r}"
         )
     actions = np.empty((len(rows) - 1, len(COLUMNS)))
@@ -142,11 +144,11 @@ def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"] | None:
         try:
             actions[number] = [float(cell) for cell in row]
         except ValueError as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path}, line {number + 2}: expected {len(COLUMNS)} numbers, got {row}: {error}"
             ) from error
         if not np.isfinite(actions[number]).all():
-            raise ValueError(
+            raise InvalidValue(
                 f"{path}, line {number + 2}: {row} is not finite; correct the row, or leave the file out if "
                 "the actions were not recorded"
             )
@@ -156,7 +158,7 @@ def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"] | None:
 def _instructions(folder: AnyPath) -> tuple[str, ...]:
     path = folder / "instruction.txt"
     if not path.exists():
-        raise ValueError(
+        raise InvalidValue(
             f"{path} is missing; write one phrasing per line, or an empty file where none is known"
         )
     lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ai_wam.action_images import ActionImageTokenizer, DecodeStatus
 from ai_wam.cameras import Cameras
+from ai_wam.errors import InvalidValue
 from ai_wam.types import Batch, Clip, Frame, Observation, View
 from ai_wam.video import FrameDecoder, VideoTable
 from datamodules.calibration import Calibration
@@ -110,7 +111,7 @@ class ImagesDataModule(lightning.LightningDataModule):
 def _prompts(prompt: str | list[str] | None) -> list[str]:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
     if not prompts:
-        raise ValueError(
+        raise InvalidValue(
             "no prompt: say what is to be done (--data.prompt='open the drawer'); an empty string is for "
             "models trained without instructions"
         )
@@ -120,24 +121,24 @@ def _prompts(prompt: str | list[str] | None) -> list[str]:
 def _files(images: dict[str, str], clip: Clip, prompts: Sequence[str]) -> dict[str, Path]:
     """The pictures' files in the clip's order."""
     if not images:
-        raise ValueError(
+        raise InvalidValue(
             f"there is a prompt ({prompts[0]!r}) but no image; name a file for each view of the model, "
             f"{list(clip.views)}: --data.images.{clip.views[0]}=picture.png"
         )
     if unknown := sorted(set(images) - set(clip.views)):
-        raise ValueError(
+        raise InvalidValue(
             f"images are given for views {unknown}, which the model does not have; its views are "
             f"{list(clip.views)}"
         )
     files = {view: Path(images[view]) for view in clip.views if view in images}
     if missing := [str(file) for file in files.values() if not file.is_file()]:
-        raise ValueError(f"there is no image {missing[0]!r}; check images: {images}")
+        raise InvalidValue(f"there is no image {missing[0]!r}; check images: {images}")
     return files
 
 
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[\w-]+", name):
-        raise ValueError(f"name {name!r} names a folder: letters, digits, - and _ only")
+        raise InvalidValue(f"name {name!r} names a folder: letters, digits, - and _ only")
 
 
 def _check_sources(
@@ -148,22 +149,22 @@ def _check_sources(
     points: Points | None,
 ) -> None:
     if (cameras is None) == (vggt is None):
-        raise ValueError(
+        raise InvalidValue(
             f"cameras is {cameras!r} and vggt {vggt!r}: give exactly one, a camera file (docs/predict.md) or "
             "VGGT's weights to estimate the cameras with"
         )
     if (pose is None) == (points is None):
-        raise ValueError(
+        raise InvalidValue(
             f"pose is {pose} and points {points}: give exactly one of the gripper's pose and the pixels of "
             "its three points in at least two views"
         )
     if vggt is not None and baseline is None:
-        raise ValueError(
+        raise InvalidValue(
             "vggt estimates cameras without a unit of length; measure the distance between the first two "
             "views' cameras in metres and give it as baseline"
         )
     if baseline is not None and not 0 < baseline < np.inf:
-        raise ValueError(f"baseline must be above 0 metres, got {baseline}")
+        raise InvalidValue(f"baseline must be above 0 metres, got {baseline}")
 
 
 def _picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -174,9 +175,9 @@ def _picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     try:
         table = VideoTable.of(data)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}; give a video with at least one frame, or a picture") from error
+        raise InvalidValue(f"{file}: {error}; give a video with at least one frame, or a picture") from error
     if not len(table):
-        raise ValueError(f"{file} is a video without frames; give one with at least one, or a picture")
+        raise InvalidValue(f"{file} is a video without frames; give one with at least one, or a picture")
     last = FrameDecoder().decode(table, lambda offset, size: data[offset : offset + size], [len(table) - 1])
     return np.asarray(last[0])
 
@@ -186,13 +187,15 @@ def _rig(calibrations: dict[str, Calibration], baseline: float | None) -> dict[s
     if baseline is None:
         return calibrations
     if len(calibrations) < 2:
-        raise ValueError(
+        raise InvalidValue(
             f"baseline {baseline} m lies between two cameras; there is only {list(calibrations)}"
         )
     first, second = [each.world_from_camera[0, :3, 3] for each in list(calibrations.values())[:2]]
     distance = float(np.linalg.norm(second - first))
     if distance < 1e-9:
-        raise ValueError(f"the cameras {list(calibrations)[:2]} stand in one place: no baseline scales them")
+        raise InvalidValue(
+            f"the cameras {list(calibrations)[:2]} stand in one place: no baseline scales them"
+        )
     return {view: each.enlarged(baseline / distance) for view, each in calibrations.items()}
 
 
@@ -200,7 +203,9 @@ def _given(pose: list[float]) -> Float[np.ndarray, "8"]:
     """A pose as it was typed, checked."""
     values = np.array(pose, dtype=np.float64)
     if values.shape != (8,) or not np.isfinite(values).all():
-        raise ValueError(f"pose must be x y z (metres), quaternion x y z w, openness: 8 numbers; got {pose}")
+        raise InvalidValue(
+            f"pose must be x y z (metres), quaternion x y z w, openness: 8 numbers; got {pose}"
+        )
     _check_openness(values[7])
     values[3:7] = to_quaternion(values[None, 3:7], "quaternion_xyzw", "pose")[0]
     return values
@@ -208,7 +213,7 @@ def _given(pose: list[float]) -> Float[np.ndarray, "8"]:
 
 def _check_openness(openness: float) -> None:
     if not 0 <= openness <= 1:
-        raise ValueError(f"openness must lie between 0 (closed) and 1 (open), got {openness}")
+        raise InvalidValue(f"openness must lie between 0 (closed) and 1 (open), got {openness}")
 
 
 def _clicked(
@@ -219,7 +224,7 @@ def _clicked(
 ) -> Float[np.ndarray, "8"]:
     """The pose whose three points were seen at pixels, by the tokenizer's own fit."""
     if not set(points) <= set(rig) or len(points) < 2:
-        raise ValueError(
+        raise InvalidValue(
             f"points are given for views {sorted(points)}; a pose needs at least two of the views {list(rig)}"
         )
     views = [view for view in rig if view in points]
@@ -236,7 +241,7 @@ def _clicked(
     )
     if not bool(found.valid.all()):
         reason = DecodeStatus(int(found.status[0, 0]))
-        raise ValueError(f"points: no pose in the views {views} ({reason.name}: {_REASONS[reason]})")
+        raise InvalidValue(f"points: no pose in the views {views} ({reason.name}: {_REASONS[reason]})")
     return found.actions[0, 0].numpy()
 
 
@@ -244,7 +249,7 @@ def _pixels(view: str, points: list[list[float] | None]) -> Float[np.ndarray, "3
     """The three points of a view; NaN where one is hidden."""
     filled = [[np.nan, np.nan] if point is None else point for point in points]
     if len(filled) != 3 or any(len(point) != 2 for point in filled):
-        raise ValueError(
+        raise InvalidValue(
             f"points of view {view!r} must be three pixels [x, y] (centre, along x, against z; null for a "
             f"hidden one), got {points}"
         )
@@ -265,7 +270,7 @@ def _check_in_sight(action: Float[np.ndarray, "8"], rig: dict[str, Calibration])
         h, w = each.size
         near = -_BEYOND * w <= x <= (1 + _BEYOND) * w and -_BEYOND * h <= y <= (1 + _BEYOND) * h
         if float(seen.depth) <= 0 or not near:
-            raise ValueError(
+            raise InvalidValue(
                 f"view {view!r}: the gripper at {action[:3].round(4).tolist()} m lies at pixel ({x:.0f}, "
                 f"{y:.0f}) of {w} x {h}, {float(seen.depth):.2f} m in front of the camera, far outside "
                 "of the picture. Give pose and cameras in one world frame, in metres, check the direction of "
@@ -279,7 +284,7 @@ def _check_centred(rig: dict[str, Calibration]) -> None:
         h, w = each.size
         x, y = float(each.intrinsics[0, 0, 2]), float(each.intrinsics[0, 1, 2])
         if not (_CENTRE[0] * w <= x <= _CENTRE[1] * w and _CENTRE[0] * h <= y <= _CENTRE[1] * h):
-            raise ValueError(
+            raise InvalidValue(
                 f"view {view!r}: the principal point of K, ({x:.1f}, {y:.1f}), lies far from the middle of a "
                 f"picture of {w} x {h} pixels, so K belongs to another resolution; set the camera file's "
                 "`size` to the height and width that K was made for, or give the picture uncropped"

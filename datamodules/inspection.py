@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ai_wam.action_images import ActionImageTokenizer, tool_points
 from ai_wam.cameras import Cameras, CropResize
+from ai_wam.errors import InvalidValue
 from ai_wam.labels import Labels
 from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from ai_wam.video import VideoTable
@@ -42,7 +43,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if not (0 <= self.off_screen <= 1 and 0 <= self.unread <= 1 and self.residual_mm > 0):
-            raise ValueError(f"{self}: off_screen and unread must lie in [0, 1] and residual_mm above 0")
+            raise InvalidValue(f"{self}: off_screen and unread must lie in [0, 1] and residual_mm above 0")
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def inspect_episodes(
         limits: when an episode is a violation.
     """
     if samples < 1:
-        raise ValueError(f"samples is {samples}, must be at least 1")
+        raise InvalidValue(f"samples is {samples}, must be at least 1")
     for index in range(len(shards)):
         yield _inspect(shards, index, tokenizer, size, samples, limits)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ai_wam.errors import InvalidValue
 from ai_wam.labels import Labels
 
 _TYPES = {"valid": np.bool_, "confidence": np.float32, "disagreement_px": np.float32}
@@ -24,7 +25,7 @@ def read_labels(member: bytes) -> Labels:
     """
     with np.load(io.BytesIO(member)) as stored:
         if missing := set(_TYPES) - set(stored.files):
-            raise ValueError(f"it lacks the arrays {sorted(missing)}")
+            raise InvalidValue(f"it lacks the arrays {sorted(missing)}")
         return Labels(**{name: stored[name] for name in _TYPES})
 
 

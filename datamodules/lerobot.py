@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.documents import read_json
+from ai_wam.errors import InvalidValue, MissingPackage
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, View
 from datamodules.calibration import Calibration
-from datamodules.reading import check_finite, check_hands, check_stride, read_json
+from datamodules.reading import check_finite, check_hands, check_stride
 from datamodules.rotations import Rotation, to_quaternion
 from datamodules.video_files import VideoFile
 from datamodules.view_names import Views, chosen_views
@@ -42,7 +44,7 @@ def parquet() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             "LeRobot data sets are parquet files, which need pyarrow: pip install 'ai-wam[lerobot]'"
         ) from error
     return pyarrow.parquet
@@ -91,7 +93,7 @@ class LeRobotSource:
         self._hz = float(self._info["fps"])
         check_stride(stride, self._hz)
         if closed_and_open[0] == closed_and_open[1]:
-            raise ValueError(f"closed_and_open is {closed_and_open}: the two values must differ")
+            raise InvalidValue(f"closed_and_open is {closed_and_open}: the two values must differ")
         self._videos = _video_names(root / "meta" / "info.json", self._info, views)
         reader = _episodes_3 if self._info["codebase_version"] == "v3.0" else _episodes_2
         self._episodes = reader(root, self._info, list(self._videos))
@@ -129,7 +131,7 @@ class LeRobotSource:
             with entry.data.open("rb") as stream:
                 there = set(parquet().read_schema(stream).names)
             if missing := names - there:
-                raise ValueError(
+                raise InvalidValue(
                     f"it has no column {sorted(missing)}; set position, rotation and openness to columns of "
                     f"{sorted(there)}, or position to null"
                 )
@@ -137,9 +139,9 @@ class LeRobotSource:
             with entry.data.open("rb") as stream:
                 table = parquet().read_table(stream, columns=sorted(names), filters=filters)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{entry.data}: {error}; or copy the file again") from error
+            raise InvalidValue(f"{entry.data}: {error}; or copy the file again") from error
         if table.num_rows != entry.length:
-            raise ValueError(
+            raise InvalidValue(
                 f"{entry.data} has {table.num_rows} rows of episode {entry.number}, meta says "
                 f"{entry.length}; copy the data set again"
             )
@@ -164,7 +166,7 @@ class LeRobotSource:
         path, begin = entry.videos[key]
         video = VideoFile.open(path, self._hz)
         if round(begin * self._hz) + entry.length > video.frames:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path} has {video.frames} pictures, episode {entry.number} needs {entry.length} from "
                 f"{begin:g} s on; copy the data set again"
             )
@@ -178,20 +180,20 @@ class LeRobotSource:
         own = side.parent / "cameras" / f"episode_{entry.number:06d}.json"
         side = own if own.exists() else side
         if not side.exists():
-            raise ValueError(
+            raise InvalidValue(
                 f"{side} is missing: LeRobot data sets hold no calibration. Write it as docs/shards.md "
                 f"describes cameras.json, with {[_short(key) for key in self._videos]}, or name another file "
                 "by cameras"
             )
         cameras = read_json(side)
         if name not in cameras:
-            raise ValueError(
+            raise InvalidValue(
                 f"{side} has cameras {sorted(cameras)} and not {name!r}; add it, or change views"
             )
         calibration = Calibration.read(cameras[name], f"{side}, camera {name!r}")
         for what, length in calibration.lengths(name).items():
             if length != entry.length:
-                raise ValueError(
+                raise InvalidValue(
                     f"{side}: {what} has {length} matrices, episode {entry.number} has {entry.length} "
                     "frames; give one matrix, or one per frame"
                 )
@@ -230,14 +232,14 @@ def _read_info(path: AnyPath) -> dict[str, Any]:
     info = read_json(path)
     version = info.get("codebase_version")
     if version not in VERSIONS:
-        raise ValueError(
+        raise InvalidValue(
             f"{path}: codebase_version is {version!r}, known are {', '.join(VERSIONS)}; convert the data set "
             "with LeRobot's own script of that version first"
         )
     if missing := {"fps", "features", "data_path", "video_path"} - set(info):
-        raise ValueError(f"{path} lacks {sorted(missing)}; copy the data set again")
+        raise InvalidValue(f"{path} lacks {sorted(missing)}; copy the data set again")
     if not isinstance(info["fps"], int | float) or not isinstance(info["features"], dict):
-        raise ValueError(f"{path}: fps must be a number and features an object; copy the data set again")
+        raise InvalidValue(f"{path}: fps must be a number and features an object; copy the data set again")
     return info
 
 
@@ -256,7 +258,7 @@ def _video_names(path: AnyPath, info: Mapping[str, Any], views: Views) -> dict[s
         pictures = [key for key, kind in kinds.items() if kind == "image"]
         if not pictures:
             raise
-        raise ValueError(
+        raise InvalidValue(
             f"{error}. {pictures} are pictures inside parquet files, which are not read: encode them as "
             "videos with LeRobot first"
         ) from error
@@ -268,7 +270,7 @@ def _episodes_2(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str]) -> 
         try:
             index, length, tasks = int(line["episode_index"]), int(line["length"]), tuple(line["tasks"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number + 1}: {error!r}; copy the data set again") from error
+            raise InvalidValue(f"{path}, line {number + 1}: {error!r}; copy the data set again") from error
         where = {"episode_index": index, "episode_chunk": index // info.get("chunks_size", 1000)}
         videos = {key: (root / info["video_path"].format(video_key=key, **where), 0.0) for key in keys}
         entries.append(_Entry(index, length, tasks, root / info["data_path"].format(**where), videos))
@@ -278,8 +280,8 @@ def _episodes_2(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str]) -> 
 def _lines(path: AnyPath) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as lines of JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidValue(f"{path} cannot be read as lines of JSON: {error}") from error
 
 
 def _episodes_3(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str]) -> list[_Entry]:
@@ -294,12 +296,12 @@ def _episodes_3(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str]) -> 
             with file.open("rb") as stream:
                 rows = parquet().read_table(stream, columns=names).to_pylist()
         except (OSError, ValueError) as error:
-            raise ValueError(f"{file}: {error}; copy the data set again") from error
+            raise InvalidValue(f"{file}: {error}; copy the data set again") from error
         if rows and (missing := set(names) - set(rows[0])):
-            raise ValueError(f"{file} has no column {sorted(missing)}; copy the data set again")
+            raise InvalidValue(f"{file} has no column {sorted(missing)}; copy the data set again")
         entries += [_entry_3(root, info, keys, row) for row in rows]
     if not entries:
-        raise ValueError(f"{root / 'meta' / 'episodes'} holds no episodes; copy the data set again")
+        raise InvalidValue(f"{root / 'meta' / 'episodes'} holds no episodes; copy the data set again")
     return sorted(entries, key=lambda entry: entry.number)
 
 
@@ -322,7 +324,7 @@ def _column(text: str) -> tuple[str, slice]:
     """Name and part of a column: `action`, `action[7]` or `action[0:3]`."""
     found = _COLUMN.fullmatch(text)
     if found is None:
-        raise ValueError(f"column {text!r}: expected a name such as action, action[7] or action[0:3]")
+        raise InvalidValue(f"column {text!r}: expected a name such as action, action[7] or action[0:3]")
     if found["first"] is None:
         return found["name"], slice(None)
     first = int(found["first"])
@@ -336,7 +338,7 @@ def _select(
     values = table[name].reshape(len(table[name]), -1)
     chosen = values[:, part]
     if (width is not None and chosen.shape[1] != width) or not chosen.shape[1]:
-        raise ValueError(
+        raise InvalidValue(
             f"{at}: {text} gives {chosen.shape[1]} of {values.shape[1]} numbers per row, expected "
             f"{width or 'some'}; correct the part in brackets"
         )
@@ -347,7 +349,7 @@ def _check_times(seconds: Float[np.ndarray, "t"], fps: float, entry: _Entry) -> 
     off = np.abs((seconds - seconds[0]) * fps - np.arange(len(seconds)))
     if off.max() > _TIME_TOLERANCE:
         frame = int(off.argmax())
-        raise ValueError(
+        raise InvalidValue(
             f"{entry.data}, episode {entry.number}, frame {frame}: timestamp {seconds[frame]:g} s does not "
             f"fit {fps:g} frames per second; rows are missing, copy the data set again"
         )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from ai_wam.errors import InvalidValue
 from ai_wam.types import Episode, Frame
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.lerobot import parquet
@@ -118,7 +119,7 @@ class LeRobotWriter:
             rows.views, rows.hz, rows.acts = views, episode.hz, acts
         found, first = (episode.hz, views, acts), (rows.hz, rows.views, rows.acts)
         if found != first:
-            raise ValueError(
+            raise InvalidValue(
                 f"episode {episode.key!r} has rate, views and actions {found}, the first one {first}; a "
                 "LeRobot data set has one of each: export them into several"
             )
@@ -179,7 +180,7 @@ def _confidence(episode: Episode, length: int) -> Float[np.ndarray, "t"]:
     said = episode.provenance.get("confidence", 1.0) if episode.labels is None else episode.labels.confidence
     values = np.broadcast_to(np.asarray(said, np.float32), (length,))
     if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"episode {episode.key!r}: confidence must lie in [0, 1], got {values}")
+        raise InvalidValue(f"episode {episode.key!r}: confidence must lie in [0, 1], got {values}")
     return values
 
 
@@ -189,7 +190,7 @@ def _calibration(
     """An entry of the side file; one matrix where nothing moves."""
     stacks = [np.stack([np.asarray(pair[i], np.float64) for pair in matrices]) for i in (0, 1)]
     if not all(np.isfinite(stack).all() for stack in stacks):
-        raise ValueError(f"{at}: the calibration is lost (NaN), which JSON cannot say; leave the view out")
+        raise InvalidValue(f"{at}: the calibration is lost (NaN), which JSON cannot say; leave the view out")
     k, pose = (stack[0] if (stack == stack[0]).all() else stack for stack in stacks)
     return {"K": k.tolist(), "size": list(size), "camera_to_world": pose.tolist()}
 

@@ -1,6 +1,5 @@
-"""What readers of foreign files share: JSON, pictures, the order of numbered names, checks of numbers."""
+"""What readers of foreign files share: pictures, the order of numbered names, checks of numbers."""
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,26 +8,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 
 HAND = re.compile(r"wrist|hand|gripper|ego", re.IGNORECASE)  # names of cameras that move with the tool
 _STILL = 1e-6  # metres: less than this is the noise of float32, not a motion
 _MOVED = 0.01  # metres that a tool must travel before its camera is expected to have followed
-
-
-def read_json(path: AnyPath) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: unreadable, or no object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, expected a JSON object")
-    return data
 
 
 def read_picture(path: AnyPath) -> UInt8[np.ndarray, "h w 3"]:
@@ -40,13 +25,13 @@ def read_picture(path: AnyPath) -> UInt8[np.ndarray, "h w 3"]:
     try:
         with path.open("rb") as stream, Image.open(stream) as image:
             if image.mode != "RGB":
-                raise ValueError(
+                raise InvalidValue(
                     f"{path} has colours {image.mode!r}, expected RGB; save it without "
                     "transparency or palette, or copy the file again"
                 )
             return np.array(image)
     except OSError as error:
-        raise ValueError(f"{path} cannot be decoded ({error}); copy the episode again") from error
+        raise InvalidValue(f"{path} cannot be decoded ({error}); copy the episode again") from error
 
 
 def numbered(path: AnyPath) -> list[Any]:
@@ -66,7 +51,7 @@ def check_stride(stride: int, hz: float) -> None:
         ValueError: either is not above 0.
     """
     if stride < 1 or not hz > 0:
-        raise ValueError(f"stride is {stride} and hz {hz}; give a stride of at least 1 and a rate above 0")
+        raise InvalidValue(f"stride is {stride} and hz {hz}; give a stride of at least 1 and a rate above 0")
 
 
 def check_finite(array: np.ndarray, at: str) -> None:
@@ -77,7 +62,7 @@ def check_finite(array: np.ndarray, at: str) -> None:
     """
     bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
     if bad.any():
-        raise ValueError(
+        raise InvalidValue(
             f"{at}, frame {int(bad.argmax())}: {array[int(bad.argmax())].tolist()} is not finite; leave the "
             "camera or the episode out, or record it again"
         )
@@ -96,7 +81,7 @@ def check_follows(poses: Float[np.ndarray, "_ 4 4"], positions: Float[np.ndarray
     """
     travel = float(np.linalg.norm(positions - positions[0], axis=1).max())
     if travel > _MOVED and np.abs(poses - poses[0]).max() < _STILL:
-        raise ValueError(
+        raise InvalidValue(
             f"{at}: the camera sits on the hand, but its pose is the same in all {len(positions)} frames "
             f"while the tool travels {travel:.3f} m; leave this view out (views: ...), correct the "
             "calibration, or call the view by another name if it does stand still"

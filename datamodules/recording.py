@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import EpisodeSource, SourceCard
 from ai_wam.video import VideoEncoding
@@ -87,7 +88,7 @@ def write_shards(
         ValueError: a malformed episode, or no episodes at all.
     """
     if len(source) < 1 or episodes_per_shard < 1:
-        raise ValueError(
+        raise InvalidValue(
             f"write_shards: {len(source)} episodes in shards of {episodes_per_shard}: both must be at least 1"
         )
     workers = Workers(workers) if isinstance(workers, int) else workers

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from datamodules.depth import rlbench_depth
@@ -88,7 +89,7 @@ class RLBenchDemos:
         empty = [name for name in tasks or [] if not found[name]]
         self._folders = [folder for folders in found.values() for folder in folders]
         if empty or not self._folders:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path} holds no demonstrations of {empty or 'any task'}; expected {path}/<task>/"
                 f"(variation<N> or all_variations)/episodes/episode<M>/{_DEMO}"
             )
@@ -131,7 +132,7 @@ class _Steps:
         demo = load_pickle(path, _SHELLS)
         observations = getattr(demo, "_observations", None)
         if not isinstance(demo, Demo) or not observations:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path} holds no observations (a {type(demo).__name__}); expected a saved RLBench Demo"
             )
         for name in views:
@@ -171,11 +172,11 @@ def _variation(folder: AnyPath) -> int:
     if (folder / _NUMBER).exists():
         number = load_pickle(folder / _NUMBER)
         if not isinstance(number, int | np.integer):
-            raise ValueError(f"{folder / _NUMBER} holds {number!r}, expected a number; copy the file again")
+            raise InvalidValue(f"{folder / _NUMBER} holds {number!r}, expected a number; copy the file again")
         return int(number)
     name = folder.parent.parent.name
     if name == "all_variations":
-        raise ValueError(
+        raise InvalidValue(
             f"{folder / _NUMBER} is missing, and the folder all_variations does not tell the variation; "
             "copy the episode again"
         )
@@ -196,7 +197,7 @@ def read_phrasings(path: AnyPath) -> tuple[str, ...]:
     """
     lines = load_pickle(path)
     if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
-        raise ValueError(f"{path} holds {lines!r}, expected a list of phrasings; copy the file again")
+        raise InvalidValue(f"{path} holds {lines!r}, expected a list of phrasings; copy the file again")
     return tuple(lines)
 
 
@@ -205,7 +206,7 @@ def _check_pictures(folder: AnyPath, steps: int, demo: AnyPath) -> None:
     missing = [number for number in range(steps) if f"{number}.png" not in there]
     extra = len(there) - (steps - len(missing))
     if missing or extra:
-        raise ValueError(
+        raise InvalidValue(
             f"{folder}: {demo.name} has {steps} steps, but pictures {missing[:5]} are missing and {extra} "
             "are too many; copy the episode again or leave the view out"
         )
@@ -214,7 +215,7 @@ def _check_pictures(folder: AnyPath, steps: int, demo: AnyPath) -> None:
 def _entry(step: Any, name: str, path: AnyPath, number: int) -> Any:
     value = getattr(step, name, None)
     if value is None:
-        raise ValueError(
+        raise InvalidValue(
             f"{path}, step {number}: {name} was not recorded; record with obs_config.{name}=True"
         )
     return value
@@ -234,7 +235,7 @@ def _cameras(observations: Sequence[Any], name: str, path: AnyPath) -> Cameras:
     for key, size in ((f"{name}_camera_intrinsics", 3), (f"{name}_camera_extrinsics", 4)):
         values = [(getattr(step, "misc", None) or {}).get(key) for step in observations]
         if any(value is None or np.shape(value) != (size, size) for value in values):
-            raise ValueError(
+            raise InvalidValue(
                 f"{path}: misc[{key!r}] is no {size}x{size} matrix in every step; demonstrations of RLBench "
                 "before 1.1 lack it: record them again, or leave the view out (views: ...)"
             )
@@ -257,7 +258,7 @@ def opencv_cameras(
         return Cameras.from_rlbench(k, pose)
     if (focal > 0).all():  # a recording whose axes were turned already
         return Cameras(k, pose)
-    raise ValueError(
+    raise InvalidValue(
         f"{at}: the intrinsics have focal lengths {focal[0].tolist()} of both signs or zero, so the camera's "
         "axes are unknown; leave the view out (views: ...)"
     )

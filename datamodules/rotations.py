@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ai_wam.errors import InvalidValue
 from ai_wam.poses import quaternion_from_rotation, rotation_from_vector
 
 Rotation = Literal["quaternion_xyzw", "quaternion_wxyz", "euler_xyz", "rotation_vector", "matrix"]
@@ -28,7 +29,7 @@ def to_quaternion(
     """
     width = _WIDTH[written_as]
     if values.shape[1] != width:
-        raise ValueError(
+        raise InvalidValue(
             f"{at}: {values.shape[1]} numbers per rotation, {written_as} has {width}; correct it"
         )
     if written_as in ("quaternion_xyzw", "quaternion_wxyz"):
@@ -58,7 +59,7 @@ def _unit(quaternions: Float[np.ndarray, "t 4"], at: str) -> Float[np.ndarray, "
     lengths = np.linalg.norm(quaternions, axis=1)
     if np.abs(lengths - 1).max() > 1e-2:
         row = int(np.abs(lengths - 1).argmax())
-        raise ValueError(
+        raise InvalidValue(
             f"{at}, frame {row}: quaternion {quaternions[row].tolist()} has length {lengths[row]:.6g}, "
             "expected 1; is this how the rotation is written?"
         )
@@ -70,7 +71,7 @@ def _proper(matrices: Float[np.ndarray, "t 3 3"], at: str) -> Float[np.ndarray, 
     bad = (off > 1e-2) | (np.linalg.det(matrices) < 0)
     if bad.any():
         row = int(bad.argmax())
-        raise ValueError(
+        raise InvalidValue(
             f"{at}, frame {row}: {matrices[row].tolist()} is no rotation; is it written row by row?"
         )
     return matrices

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 
 _Globals: TypeAlias = Mapping[tuple[str, str], Any]
@@ -47,17 +48,17 @@ def load_pickle(path: AnyPath, shells: _Globals | None = None) -> Any:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error}); copy the recording again") from error
+        raise InvalidValue(f"{path} cannot be read ({error}); copy the recording again") from error
     try:
         return _Restricted(io.BytesIO(data), {**_NUMPY, **(shells or {})}).load()
     except _UnknownGlobal as error:
-        raise ValueError(
+        raise InvalidValue(
             f"{path} asks for the global {error}, which is unknown here and will not be called; expected "
             f"{', '.join(sorted(shell.__name__ for shell in (shells or {}).values())) or 'plain values'} and "
             "NumPy arrays. Save the data again without it, or do not trust the file."
         ) from error
     except Exception as error:  # a damaged pickle fails in whatever it happens to say
-        raise ValueError(
+        raise InvalidValue(
             f"{path} is no readable pickle ({type(error).__name__}: {error}); copy the recording again"
         ) from error
 

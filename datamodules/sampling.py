@@ -13,6 +13,8 @@ from jaxtyping import Float64, Int64, Integer
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from ai_wam.errors import InvalidValue
+
 _GOLDEN = (1 + 5**0.5) / 2
 
 
@@ -56,13 +58,13 @@ class EpochPlan:
         total = int(self.windows.sum())
         shares = np.asarray(weights if weights is not None else windows, dtype=np.float64)
         if total < 1 or (shares <= 0).any() or not np.isfinite(shares).all():
-            raise ValueError(
+            raise InvalidValue(
                 f"folders with {list(windows)} windows and weights {weights}: all must be above 0"
             )
         self.size = total if epoch_size is None else epoch_size
         self.counts = _apportion(shares / shares.sum(), self.size)
         if (self.counts < 1).any():
-            raise ValueError(
+            raise InvalidValue(
                 f"epoch_size {self.size} gives folders of weights {shares.tolist()} {self.counts.tolist()} "
                 "samples; each needs at least 1: raise epoch_size or drop the folder"
             )
@@ -119,7 +121,7 @@ class EpochSampler(DistributedSampler[Any]):
         self._resumed = False
         self.steps = plan.size // (batch_size * ranks)
         if self.steps < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"an epoch of {plan.size} samples does not fill one batch of {batch_size} on {ranks} "
                 "rank(s); lower batch_size, raise epoch_size or record more episodes"
             )
@@ -197,7 +199,7 @@ class FixedSampler(DistributedSampler[Any]):
         self._order = np.arange(len(dataset)) if order is None else order
         self._count = len(dataset) // ranks
         if self._count < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"{len(dataset)} validation windows are too few for {ranks} ranks; record more episodes"
             )
 

@@ -5,12 +5,13 @@ shard-000000.tar     episodes; per episode `<key>.json`, `<key>.actions.npy`, `<
 `<key>.<view>.mp4` shard-000000.json    that shard: size, checksum, and where each member of each episode lies
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ai_wam import documents
+from ai_wam.errors import InvalidValue, UserError
 from ai_wam.files import AnyPath, write_json
 
 SCHEMA = 1
@@ -18,7 +19,7 @@ INDEX = "index.json"
 META, ACTIONS, CAMERAS, LABELS = "json", "actions.npy", "cameras.npz", "labels.npz"
 
 
-class ShardError(RuntimeError):
+class ShardError(UserError, RuntimeError):
     """A folder of shards that is missing, unfinished, foreign or damaged; says where and what to do."""
 
 
@@ -179,9 +180,6 @@ def read_json(path: AnyPath) -> dict[str, Any]:
         ShardError: unreadable.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ShardError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ShardError(f"{path} holds a {type(data).__name__}, expected a JSON object")
-    return data
+        return documents.read_json(path)
+    except InvalidValue as error:
+        raise ShardError(str(error)) from error

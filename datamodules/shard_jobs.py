@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from ai_wam.cluster import ray_cluster
+from ai_wam.errors import CannotContinue, InvalidType, InvalidValue
 from ai_wam.files import AnyPath
+from ai_wam.numbers import check_numbers
 from datamodules.shard_format import shard_name
 from datamodules.shard_writer import Made, remove_unfinished, write_shard
 
@@ -45,7 +47,8 @@ class Workers:
 
     def __post_init__(self) -> None:
         if min(self.processes, self.ray, self.gpus) < 0:
-            raise ValueError(f"{self}: processes, ray and gpus must be at least 0")
+            raise InvalidValue(f"{self}: processes, ray and gpus must be at least 0")
+        check_numbers("Workers", gpus=self.gpus)
 
 
 def write_missing(make: Make, folder: AnyPath, missing: list[int], workers: Workers, bar: Any) -> None:
@@ -98,7 +101,7 @@ def _write_parallel(make: Make, folder: AnyPath, missing: list[int], workers: in
     _check_pickles(make)
     job = _Job(make, folder, context.Value("q", 0), context.Event())
     with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(job,)) as pool:
-        with _one_thread():
+        with _one_thread(), _without_interrupts():
             pending: set[Future[None]] = {pool.submit(_write_in_worker, number) for number in missing}
         try:
             while pending:
@@ -107,7 +110,7 @@ def _write_parallel(make: Make, folder: AnyPath, missing: list[int], workers: in
                 for future in done:
                     future.result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise CannotContinue(
                 f"a worker process died while writing into {folder}. Finished shards are kept: run it "
                 "again to go on; with 0 worker processes the cause shows in this process."
             ) from error
@@ -146,7 +149,7 @@ def _check_pickles(make: Make) -> None:
         pickle.dumps(make)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         kind = type(getattr(make, "source", make)).__name__
-        raise TypeError(
+        raise InvalidType(
             f"{kind} cannot be sent to worker processes: {error}. Open "
             "files and simulators on first use instead of in __init__, or pass workers=0."
         ) from error
@@ -166,9 +169,18 @@ def _one_thread() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Children started meanwhile never see Ctrl-C: this process does, and asks them for a clean stop."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(job: _Job) -> None:
     global _job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and asks for a clean stop
     torch.set_num_threads(1)
     Thread(target=_end_with_parent, daemon=True).start()
     _job = job

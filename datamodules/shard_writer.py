@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 from webdataset import TarWriter
 
+from ai_wam.errors import InvalidValue
 from ai_wam.files import PARTIAL, AnyPath, as_path, publish, write_json
 from ai_wam.types import Episode, SourceCard
 from ai_wam.video import VideoEncoding
@@ -67,7 +68,7 @@ class ShardFile:
             ShardError: the disk is full or gone.
         """
         if members.key in self._episodes:
-            raise ValueError(
+            raise InvalidValue(
                 f"episode {members.key!r} comes twice in {self._file}; keys must be unique in a source"
             )
         with self._writing(f"episode {members.key!r}"):
@@ -154,7 +155,7 @@ class ShardWriter:
             ShardError: the folder holds another recording, or a finished one.
         """
         if episodes_per_shard < 1:
-            raise ValueError(f"episodes_per_shard is {episodes_per_shard}, must be at least 1")
+            raise InvalidValue(f"episodes_per_shard is {episodes_per_shard}, must be at least 1")
         self.folder, self._encoding = as_path(folder), encoding or VideoEncoding()
         self._per_shard, self._card = episodes_per_shard, card or SourceCard()
         self._settings = recording_settings(settings or {}, episodes_per_shard, self._encoding)

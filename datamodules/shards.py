@@ -1,5 +1,7 @@
 """Batches from folders of shards, for Lightning."""
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -9,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from ai_wam.errors import InvalidValue
 from ai_wam.types import Batch, Clip, ClipEncoder
 from datamodules.clip_dataset import ClipDataset, Collate, Decode, OnError
 from datamodules.coverage import FolderCoverage, cover
@@ -89,7 +92,7 @@ class ShardDataModule(lightning.LightningDataModule):
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
             self.predict_dataloader = super().predict_dataloader  # type: ignore[method-assign]
         if batch_size < 1 or window_every < 1 or workers < 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"batch_size {batch_size} and window_every {window_every} must be at least 1, "
                 f"workers {workers} at least 0"
             )
@@ -99,11 +102,13 @@ class ShardDataModule(lightning.LightningDataModule):
 
         Raises:
             ShardError: a folder that is missing, unfinished, of another schema or damaged.
-            ValueError: recordings that do not fit the clip, or a test without test folders.
+            ValueError: recordings that do not fit the clip, a batch that does not fit the memory, or a test
+                without test folders.
         """
+        _check_memory(self.clip, self.batch_size, self.decode)
         if stage == "test":
             if not self.test:
-                raise ValueError("`ai-wam test` judges the shards that data.test names: give a folder")
+                raise InvalidValue("`ai-wam test` judges the shards that data.test names: give a folder")
             self._test = self._dataset(self.test, dense=False)
             return
         if stage == "fit" and self._train is None:
@@ -112,8 +117,14 @@ class ShardDataModule(lightning.LightningDataModule):
             self._val = self._dataset(self.val, dense=False)
 
     def train_dataset(self, cached: bool = False) -> ClipDataset:
-        """The windows trained on, with their caches if asked."""
-        return self._dataset(self._train_folders(), dense=True, cached=cached)
+        """The windows trained on, with their caches if asked.
+
+        Raises:
+            ValueError: a view of the clip that no training episode has.
+        """
+        dataset = self._dataset(self._train_folders(), dense=True, cached=cached)
+        _check_views(dataset.sets, self.clip)
+        return dataset
 
     def captions(self, episodes: int = 2000) -> list[str]:
         """Phrasings of the training episodes, of so many of them at most, evenly spread over each folder."""
@@ -288,6 +299,28 @@ class ShardDataModule(lightning.LightningDataModule):
         return cast("DataLoader[Batch]", loader)
 
 
+def _check_memory(clip: Clip, batch_size: int, decode: Decode) -> None:
+    """A batch that cannot be held would end in a process killed by the system, or in hours of swapping."""
+    frames = 1 if decode == "first" else clip.frames
+    wanted = 4 * 3 * batch_size * len(clip.views) * frames * math.prod(clip.size)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if wanted > memory:
+        raise InvalidValue(
+            f"one batch of {batch_size} clips of {frames} frames takes {wanted / 1e9:.3g} GB of video, this "
+            f"machine has {memory / 1e9:.3g} GB of memory; lower data.batch_size, clip.frames or clip.size"
+        )
+
+
+def _check_views(sets: Sequence[ShardSet], clip: Clip) -> None:
+    """Some episodes may lack a view; one that all of them lack is a misspelt name."""
+    recorded = {view for source in sets for entry, _ in source.episodes.alike() for view in entry.views}
+    if unknown := [view for view in clip.views if view not in recorded]:
+        raise InvalidValue(
+            f"clip.views asks for {', '.join(map(repr, unknown))}, which no episode of the training folders "
+            f"{[str(source.folder) for source in sets]} has; the recorded views are {sorted(recorded)}"
+        )
+
+
 def _limits(trainer: lightning.Trainer) -> dict[str, Any]:
     """What of a trainer decides where an epoch ends."""
     return {name: getattr(trainer, name) for name in ("limit_train_batches", "overfit_batches")}
@@ -296,7 +329,7 @@ def _limits(trainer: lightning.Trainer) -> dict[str, Any]:
 def _check_same_stream(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     if different := differences(saved, asked):
         lines = "\n  ".join(different)
-        raise ValueError(
+        raise InvalidValue(
             "the checkpoint was trained on another stream of batches; in the checkpoint != asked for:"
             f"\n  {lines}\nGo on with the same settings and shards; or begin anew from its weights: `ai-wam "
             "export-checkpoint`, then `ai-wam fit` with that backbone and without --ckpt_path."

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from ai_wam.errors import FileTrouble, InvalidValue, MissingPackage
 from datamodules.calibration import Calibration
 
 _WIDTH, _PATCH = 518, 14  # pixels: what VGGT was trained with
@@ -33,7 +34,7 @@ class Vggt:
             ModuleNotFoundError: the package is not installed.
         """
         if find_spec("vggt") is None:
-            raise ModuleNotFoundError(
+            raise MissingPackage(
                 "estimating cameras needs the package vggt, which is not installed: pip install "
                 "'ai-wam[vggt]', or calibrate the cameras and give a camera file (docs/predict.md)"
             )
@@ -49,7 +50,9 @@ class Vggt:
         """
         sizes = {view: (picture.shape[0], picture.shape[1]) for view, picture in pictures.items()}
         if len(pictures) < 2 or len(set(sizes.values())) > 1:
-            raise ValueError(f"vggt needs two pictures or more, all of one size; got {sizes} (height, width)")
+            raise InvalidValue(
+                f"vggt needs two pictures or more, all of one size; got {sizes} (height, width)"
+            )
         stack = torch.stack([_resized(picture) for picture in pictures.values()])
         device = "cuda" if torch.cuda.is_available() else "cpu"
         intrinsics, camera_from_world = self._run(stack.to(device))
@@ -75,7 +78,7 @@ class Vggt:
         try:
             return import_module("vggt.models.vggt").VGGT.from_pretrained(self.weights)
         except (OSError, ValueError) as error:
-            raise OSError(
+            raise FileTrouble(
                 f"VGGT's weights cannot be loaded from {self.weights!r}: {error}. Give vggt a folder with "
                 "config.json and model.safetensors, or a hub id such as facebook/VGGT-1B"
             ) from error

@@ -9,6 +9,7 @@ import numpy as np
 from av.error import FFmpegError
 from jaxtyping import UInt8
 
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 from ai_wam.video import VideoTable, iterate_video
 
@@ -43,7 +44,7 @@ class VideoFile:
             state = path.stat()
             table = _table(path, state.st_size, state.st_mtime_ns, hz)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: {error}; copy it again, or leave the view out") from error
+            raise InvalidValue(f"{path}: {error}; copy it again, or leave the view out") from error
         return cls(path, *table)
 
     def images(
@@ -67,11 +68,11 @@ class VideoFile:
                     yield image
                     given += 1
         except FFmpegError as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"{self.path}: picture {given} of {wanted} cannot be decoded ({error}); copy the file again"
             ) from error
         if given < wanted:
-            raise ValueError(f"{self.path} ends after {given} of {wanted} pictures; copy the file again")
+            raise InvalidValue(f"{self.path} ends after {given} of {wanted} pictures; copy the file again")
 
 
 @lru_cache(maxsize=64)  # LeRobot packs hundreds of episodes into one file

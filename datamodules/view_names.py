@@ -6,6 +6,7 @@ A mixture of data sets trains on one set of names, so a source can give its layo
 from collections.abc import Mapping
 from typing import TypeAlias
 
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 
 Views: TypeAlias = list[str] | dict[str, str] | None
@@ -28,12 +29,12 @@ def chosen_views(views: Views, there: Mapping[str, str], at: str | AnyPath) -> d
     else:
         chosen = {name: there.get(name, name) for name in views}
     if not chosen or not set(chosen) <= set(there):
-        raise ValueError(
+        raise InvalidValue(
             f"{at} has the views {list(there)}, `views` asks for {list(chosen)}; change it, or copy the "
             "recording again"
         )
     if len(set(chosen.values())) < len(chosen):
-        raise ValueError(f"{at}: views are called {chosen}; give each a name of its own")
+        raise InvalidValue(f"{at}: views are called {chosen}; give each a name of its own")
     return chosen
 
 

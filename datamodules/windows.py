@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
+from ai_wam.errors import InvalidValue
 from ai_wam.types import Clip
 from datamodules.shard_format import EpisodeEntry
 
@@ -41,7 +42,7 @@ class Windows:
         if step < 1 or abs(exact - step) > _STEP_TOLERANCE * step:
             rate = 1 / self.clip.seconds_per_frame
             fitting = ", ".join(f"{k * rate:g}" for k in range(1, 7))
-            raise ValueError(
+            raise InvalidValue(
                 f"episode {entry.key!r} is recorded at {entry.hz:g} Hz, a clip of stride {self.clip.stride} "
                 f"at {self.clip.control_hz:g} Hz needs a frame every {self.clip.seconds_per_frame:g} s: "
                 f"every {exact:g}-th recorded frame. Recordings at {fitting} ... Hz fit; change clip.stride "

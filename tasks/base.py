@@ -11,6 +11,8 @@ from torch import Tensor, distributed
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.canvas import Canvas, Kind, Plan, blank, joined, plan
+from ai_wam.errors import InvalidValue
+from ai_wam.numbers import check_numbers
 from ai_wam.samplers import Solver
 from ai_wam.seeds import named_generator
 from ai_wam.types import ActionChunk, Batch, Clip
@@ -110,6 +112,9 @@ class WorldActionTask(WorldActionModel):
             give_committed=give_committed,
         )
         self.plans = mixture(plans)
+        check_numbers("a task", at_least=0, learning_rate=learning_rate, weight_decay=weight_decay)
+        check_numbers("a task", at_least=0, warmup_steps=warmup_steps, prompt_dropout=prompt_dropout)
+        check_numbers("a task", at_most=1, prompt_dropout=prompt_dropout)
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.schedule, self.schedule_steps = warmup_steps, schedule, schedule_steps
         check_dropin(prefix_dropin, backbone.spec, clip.frames)
@@ -122,7 +127,7 @@ class WorldActionTask(WorldActionModel):
         self._begun: dict[str, Any] | None = None  # settings of the optimizer of a run that is resumed
         self.freeze_backbone = freeze_backbone
         if freeze_backbone and action_head is None:
-            raise ValueError("freeze_backbone needs an action_head, or nothing is trained; set one")
+            raise InvalidValue("freeze_backbone needs an action_head, or nothing is trained; set one")
         if freeze_backbone:
             backbone.requires_grad_(False)
         self._sharded = False
@@ -258,7 +263,7 @@ class WorldActionTask(WorldActionModel):
         """Shard the backbone where the strategy has a mesh (Lightning's ModelParallelStrategy)."""
         if self.device_mesh is not None and not self._sharded:
             if self.action_head is not None:
-                raise ValueError(
+                raise InvalidValue(
                     "an action_head is not trained or run sharded; take it off (action_head: null) and train "
                     "it on the trained weights afterwards, or use --trainer.strategy ddp"
                 )

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ai_wam.canvas import Plan
+from ai_wam.errors import InvalidValue
 from ai_wam.types import Batch, LatentSpec, Observation
 
 
@@ -35,7 +36,7 @@ def committed_prefix(
     step, count = spec.frame_multiple, actions.shape[1]
     if count % step or not 0 < count < frames - 1:
         possible = list(range(step, frames - 1, step))
-        raise ValueError(
+        raise InvalidValue(
             f"a prefix of {count} committed actions does not fit this model: its latent frames hold {step} "
             f"actions at a time and its clip has {frames - 1}, so protocol.prefix may be one of {possible}; "
             "give_committed: false plans without them"
@@ -52,10 +53,10 @@ def check_dropin(share: float, spec: LatentSpec, frames: int) -> None:
         ValueError: no share, or a clip too short to give some actions and generate others.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"prefix_dropin must lie between 0 and 1, got {share}")
+        raise InvalidValue(f"prefix_dropin must lie between 0 and 1, got {share}")
     step = spec.frame_multiple
     if share and frames - 1 <= step:
-        raise ValueError(
+        raise InvalidValue(
             f"prefix_dropin {share}: a clip of {frames} frames has {frames - 1} actions, and {step} are "
             f"given at least; set clip.frames to {2 * step + 1} or more, or prefix_dropin to 0"
         )

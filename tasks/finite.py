@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ai_wam.errors import InvalidValue
+
 
 @dataclass(frozen=True)
 class SeenBatch:
@@ -52,7 +54,7 @@ class FiniteSteps:
         bad = [each for each in batches if not each.loss.isfinite()]
         what = "loss" if bad else "gradient"
         rows = "; ".join(map(str, bad or batches))
-        raise ValueError(
+        raise InvalidValue(
             f"the {what} of optimizer step {step + 1} is not finite, so training ends before the weights "
             f"change. The rows: {rows}. Look at these recordings with `ai-wam inspect`, or lower "
             "learning_rate; the last checkpoint is as it was"

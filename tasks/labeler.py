@@ -14,6 +14,7 @@ from torch import Tensor
 from ai_wam.action_images import tool_points
 from ai_wam.cameras import Cameras, CropResize
 from ai_wam.canvas import Kind, plan
+from ai_wam.errors import InvalidValue
 from ai_wam.labels import Labels
 from ai_wam.types import Batch, Clip, Episode, EpisodeSource, View
 from tasks.base import WorldActionTask
@@ -59,13 +60,13 @@ class LabeledSource(EpisodeSource):
     ) -> None:
         trained = [each.name for each, _ in task.plans]
         if PLAN not in trained:
-            raise ValueError(
+            raise InvalidValue(
                 f"the checkpoint was trained on the plans {', '.join(trained)}, labeling videos without a "
                 f"known first action needs {PLAN!r}; train with --model.plans.{PLAN} 0.1"
             )
         for name, value in (("min_confidence", min_confidence), ("min_share", min_share)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {value}")
+                raise InvalidValue(f"{name} must lie in [0, 1], got {value}")
         self.checkpoint, self.min_confidence, self.min_share = dict(checkpoint), min_confidence, min_share
         self._source, self._task, self._rows, self._device = source, task.eval(), batch_size, device
 
@@ -96,7 +97,7 @@ class LabeledSource(EpisodeSource):
                 for seen, values in zip(window, read, strict=True):
                     found.setdefault(seen.number, values)  # frames past the end repeat the last one
         if not found:
-            raise ValueError(f"episode {episode.key!r} has no frames")
+            raise InvalidValue(f"episode {episode.key!r} has no frames")
         columns = zip(*(found[number] for number in range(len(found))), strict=True)
         actions, valid, confidence, disagreement = (np.stack(column) for column in columns)
         return actions, Labels(valid, confidence, disagreement)
@@ -157,12 +158,12 @@ def _fitted(episode: Episode, clip: Clip) -> Iterator[_Seen]:
         there = [name in frame.views for name in clip.views]
         first = there if first is None else first
         if not any(there):
-            raise ValueError(
+            raise InvalidValue(
                 f"episode {episode.key!r} has views {sorted(frame.views)}, the model knows "
                 f"{list(clip.views)}; name the recording's cameras as the model's"
             )
         if there != first:
-            raise ValueError(
+            raise InvalidValue(
                 f"episode {episode.key!r}, frame {number} has views {sorted(frame.views)}, other ones than "
                 "frame 0; leave out those that come and go"
             )
@@ -188,7 +189,7 @@ def _step(episode: Episode, clip: Clip) -> int:
     """Recorded frames from one frame of the clip to the next."""
     step = episode.hz * clip.seconds_per_frame
     if abs(step - round(step)) > 1e-3 or round(step) < 1:
-        raise ValueError(
+        raise InvalidValue(
             f"episode {episode.key!r} has {episode.hz:g} frames a second, the model's clip "
             f"{1 / clip.seconds_per_frame:g}; the former must be a multiple of the latter: resample it"
         )

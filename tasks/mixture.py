@@ -8,6 +8,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ai_wam.canvas import Plan, plan
+from ai_wam.errors import InvalidValue
+from ai_wam.numbers import check_numbers
 from ai_wam.types import Batch, Clip
 
 Lengths = tuple[str | None, ...]  # of the segments of a plan
@@ -20,9 +22,11 @@ def mixture(shares: Mapping[str, float]) -> list[tuple[Plan, float]]:
     Raises:
         ValueError: an unknown name, or nothing with a positive share.
     """
+    for name, share in shares.items():
+        check_numbers("plans", at_least=0, **{name: share})
     plans = [(plan(name), share) for name, share in shares.items() if share > 0]
     if not plans:
-        raise ValueError(f"plans must name at least one plan with a positive share, got {dict(shares)}")
+        raise InvalidValue(f"plans must name at least one plan with a positive share, got {dict(shares)}")
     return plans
 
 
@@ -70,7 +74,7 @@ def check_clip(batch: Batch, clip: Clip) -> None:
     """
     found, wanted = tuple(batch.video.shape[-2:]), tuple(clip.size)
     if found != wanted or batch.video.shape[1] > len(clip.views):
-        raise ValueError(
+        raise InvalidValue(
             f"the data gives {batch.video.shape[1]} views of {found} pixels, the model's clip has "
             f"{len(clip.views)} views of {wanted}; give both the same clip"
         )
@@ -87,7 +91,7 @@ def check_video(batch: Batch, chosen: Plan) -> None:
     known = _video_known(batch).tolist()
     missing = [key for key, valid in zip(batch.keys, known, strict=True) if not valid]
     if missing:
-        raise ValueError(
+        raise InvalidValue(
             f"plan {chosen.name!r} needs all frames of the observation video, which {missing[0]!r} "
             "lacks; set `decode: all` in the data's configuration"
         )

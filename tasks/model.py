@@ -2,8 +2,9 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, Kind, Plan, build_canvas
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
+from ai_wam.numbers import check_numbers
 from ai_wam.samplers import Solver
 from ai_wam.seeds import named_generator
 from ai_wam.types import ActionChunk, Batch, Clip, Encoded, Observation, Policy
+from ai_wam.weights import check_finite, load_weights
 from backbones.base import VideoBackbone
 from backbones.prompts import Context
 from tasks.action_head import ActionHead
@@ -54,23 +58,37 @@ class WorldActionModel(LightningModule):
         self.control_plan = control_plan
         self.latent_frames = backbone.spec.latent_frames(clip.frames)
         backbone.spec.grid(clip.size)
+        check_numbers("a task", at_least=1, sampling_steps=sampling_steps)
+        check_numbers("a task", at_least=0, guidance=guidance)
         self.sampling_steps, self.guidance, self.solver, self.seed = sampling_steps, guidance, solver, seed
         if decoded_frames is not None and not 2 <= decoded_frames <= clip.frames:
-            raise ValueError(
+            raise InvalidValue(
                 f"decoded_frames must lie between 2 and the clip's {clip.frames} frames, got {decoded_frames}"
             )
         self.decoded_frames, self.give_committed = decoded_frames, give_committed
         self.action_head, self.ladder = action_head, ladder(action_head)
         self.decoder = decoder or ("whole" if action_head is None else "head")
         if self.decoder not in self.ladder:
-            raise ValueError(
+            raise InvalidValue(
                 f"decoder {decoder!r} is none of {', '.join(self.ladder)}; choose one of them, or give an "
                 "action_head for 'head'"
             )
         if action_head is not None:
             action_head.fit_to(backbone.spec.channels)
+        self.register_load_state_dict_pre_hook(_refuse_broken)
         self.register_load_state_dict_pre_hook(_drop_head)
         self.register_load_state_dict_post_hook(_forgive_head)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Take weights over.
+
+        Raises:
+            ValueError: those of another model.
+        """
+        load = partial(super().load_state_dict, strict=strict, assign=assign)
+        return load_weights(load, state_dict, type(self).__name__)
 
     # ------------------------------------------------------------------ canvases
 
@@ -307,6 +325,12 @@ class WorldActionModel(LightningModule):
 
 
 _HEAD = "action_head."  # what a learned decoder adds to a checkpoint
+
+
+def _refuse_broken(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Lightning reads checkpoints itself; what it loads passes here."""
+    for name, value in state.items():
+        check_finite(value, name, "the checkpoint")
 
 
 def _drop_head(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from ai_wam.errors import InvalidValue
+
 Schedule = Literal["cosine", "constant"]
 
 
@@ -48,7 +50,7 @@ def schedule_end(schedule: Schedule, asked: int | None, steps: int | float) -> i
     if schedule == "constant":
         return None
     if asked is None and math.isinf(steps):
-        raise ValueError(
+        raise InvalidValue(
             "schedule: cosine needs an end: set schedule_steps, trainer.max_steps or trainer.max_epochs; or "
             "set schedule: constant"
         )

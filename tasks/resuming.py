@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from ai_wam.errors import InvalidValue
 from tasks.optimization import rate
 
 
@@ -39,7 +40,7 @@ def check_same_optimizer(
         rank_zero_warn(jump.replace("would be", "is"))
         return
     kept = " ".join(f"--model.{name} {old}" for name, (old, _) in differing.items())
-    raise ValueError(
+    raise InvalidValue(
         f"--ckpt_path resumes a run with its optimizer, but {jump}. Keep the run's own settings ({kept}); "
         "accept a jump of the schedule by setting its end (--model.schedule_steps); or begin a new run from "
         "these weights (--weights in the place of --ckpt_path)"
@@ -60,7 +61,7 @@ def check_same_names(path: str | Path, own: Iterable[str]) -> None:
     problems = {"lacks": sorted(set(own) - held), "holds unknown": sorted(held - set(own))}
     listed = "; ".join(f"it {what} {', '.join(names[:5])}" for what, names in problems.items() if names)
     if listed:
-        raise ValueError(
+        raise InvalidValue(
             f"the weights in {str(path)!r} are not those of this model: {listed}; resume with the settings "
             "it was trained with"
         )

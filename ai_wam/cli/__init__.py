@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ai_wam.cli.errors import one_sentence
+from ai_wam.cli.signals import interruptible
+from ai_wam.errors import InvalidValue
 
 _LIGHTNING = {
     "fit": "train a model",
@@ -30,6 +32,18 @@ _MODULES = {
     "rlbench-doctor": "rlbench_doctor",
 }
 _POSITIONAL = ("compare", "inspect")  # arguments by their order; elsewhere it would break nested YAML files
+_SHARDS = "finished shards are kept, and the same command resumes after them"
+_KEPT = {  # by an interrupted command
+    "quickstart": "the same command resumes with the step that was not finished",
+    "collect": _SHARDS,
+    "convert": _SHARDS,
+    "cache": _SHARDS,
+    "label": _SHARDS,
+    "test": "finished trials are kept in the folder of --data.out, and the same command resumes after them",
+    "export": "nothing is kept",
+    "export-checkpoint": "nothing is kept",
+    "convert-checkpoint": "nothing is kept",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         return
-    with one_sentence(words[0]):
+    with interruptible(), one_sentence(words[0], _KEPT.get(words[0], "")):
         _run(words[0], words[1:])
 
 
@@ -53,13 +67,20 @@ def _run(command: str, rest: Sequence[str]) -> None:
         from jsonargparse import auto_cli
 
         from ai_wam.cli.configs import resolved
+        from ai_wam.cli.parsing import CommandParser
 
         name = _MODULES.get(command, command).replace("-", "_")
         module = import_module(f"ai_wam.cli.{name}")
         positional, prog = command in _POSITIONAL, f"ai-wam {command}"
-        auto_cli(getattr(module, name), args=resolved(rest), as_positional=positional, prog=prog)
+        auto_cli(
+            getattr(module, name),
+            args=resolved(rest),
+            as_positional=positional,
+            parser_class=CommandParser,
+            prog=prog,
+        )
     else:
-        sys.exit(f"ai-wam: unknown command {command!r}\n\n{_usage()}")
+        raise InvalidValue(f"unknown command {command!r}\n\n{_usage()}")
 
 
 def _usage() -> str:

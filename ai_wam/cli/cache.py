@@ -1,13 +1,14 @@
 """`ai-wam cache`: what a training's frozen encoders make of its recordings, kept beside the shards."""
 
-import argparse
 from collections.abc import Sequence
 
 import torch
 from lightning import LightningModule
 
 from ai_wam.cli.configs import instantiate
+from ai_wam.cli.parsing import WordParser
 from ai_wam.cli.training import settings_of_fit
+from ai_wam.errors import InvalidValue
 from ai_wam.types import ClipEncoder
 from datamodules.cache_writer import Caching, write_cache
 from datamodules.latent_cache import CACHES, PROMPTS, cache_settings
@@ -20,7 +21,7 @@ The words of the `ai-wam fit` that is to use the cache, such as --config and --d
 
 def main(words: Sequence[str]) -> None:
     """Encode every training window of every folder once; the same `ai-wam fit` then finds the latents."""
-    parser = argparse.ArgumentParser(prog="ai-wam cache", description=_HELP, allow_abbrev=False)
+    parser = WordParser(prog="ai-wam cache", description=_HELP, allow_abbrev=False)
     parser.add_argument("--actions", action="store_true", help="action images too, if no camera moves")
     parser.add_argument("--precision", choices=("float16", "float32"), default="float16")
     parser.add_argument("--batch_size", type=int, default=8, help="windows encoded at a time")
@@ -36,7 +37,7 @@ def main(words: Sequence[str]) -> None:
     model = instantiate(settings["model"], LightningModule)
     data = instantiate(settings["data"], ShardDataModule)
     if not isinstance(model, ClipEncoder):
-        raise SystemExit(f"ai-wam cache: {type(model).__name__} has no frozen encoders to cache")
+        raise InvalidValue(f"{type(model).__name__} has no frozen encoders to cache")
     on_gpu = known.gpus > 0 if known.ray else torch.cuda.is_available()
     workers = Workers(0, known.ray, known.gpus)
     encoders, dataset = model.encoders(), data.train_dataset()

@@ -7,6 +7,7 @@ from lightning import LightningModule
 
 from ai_wam.cli.checks import check_plans, hyperparameters, state_dict
 from ai_wam.cli.configs import instantiate
+from ai_wam.errors import InvalidType
 from tasks.base import WorldActionTask
 
 
@@ -26,7 +27,7 @@ def load_task(path: str, *changes: str, plan: str | None = None) -> WorldActionT
         check_plans(model, [plan])
     task = instantiate(model, LightningModule, *changes)
     if not isinstance(task, WorldActionTask):
-        raise TypeError(f"{path!r} holds a {model['class_path']}, which is no world action model")
+        raise InvalidType(f"{path!r} holds a {model['class_path']}, which is no world action model")
     task.load_state_dict(state_dict(path))
     return task.eval()
 

@@ -15,6 +15,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from ai_wam.cli.configs import instantiate
+from ai_wam.cli.resuming import named_file
+from ai_wam.errors import InvalidType, InvalidValue
+from ai_wam.types import Clip
+from ai_wam.weights import check_weights, read_torch
 from backbones.base import VideoBackbone
 from backbones.parts import without_weights
 from tasks.base import WorldActionTask
@@ -27,17 +31,16 @@ _EARLY = (
 def hyperparameters(path: str) -> dict[str, Any]:
     """Class path and arguments of the model a checkpoint was made by."""
     if not Path(path).is_file():
-        raise SystemExit(
-            f"ai-wam: there is no checkpoint {path!r}; --ckpt_path takes a .ckpt file written by `ai-wam fit`"
+        raise InvalidValue(
+            f"there is no checkpoint {path!r}; --ckpt_path takes a .ckpt file written by `ai-wam fit`"
         )
-    # Tensors are mapped, not read: only the hyperparameters are wanted here.
-    saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
-    arguments = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
-    if "_class_path" not in saved:
-        raise SystemExit(
-            f"ai-wam: {path!r} does not say which model it belongs to; only checkpoints written by "
+    saved = read_torch(path).get("hyper_parameters", {})
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("_class_path"), str):
+        raise InvalidValue(
+            f"{path!r} does not say which model it belongs to; only checkpoints written by "
             "`ai-wam fit` do. In Python, build the task yourself and load the file's state_dict."
         )
+    arguments = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
     if arguments.pop("decode_observation", True) is False and arguments.get("decoder") is None:
         arguments["decoder"] = (
             "head" if arguments.get("action_head") else "geometric"
@@ -45,18 +48,25 @@ def hyperparameters(path: str) -> dict[str, Any]:
     return {"class_path": saved["_class_path"], "init_args": arguments}
 
 
+def trained_backbone(path: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Class path and arguments of the backbone in a checkpoint's model."""
+    backbone = model["init_args"].get("backbone")
+    if not isinstance(backbone, dict) or not isinstance(backbone.get("init_args"), dict):
+        raise InvalidValue(f"{path!r} holds a {model['class_path']}, which has no backbone to write")
+    return backbone
+
+
 def state_dict(path: str) -> dict[str, Tensor]:
     """The weights of a checkpoint; averaged ones where the run kept some."""
-    saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    return dict(saved["state_dict"])
+    return check_weights(read_torch(path).get("state_dict"), f"the state_dict of {path!r}")
 
 
 def named_checkpoint(command: str, asked: Namespace) -> str | None:
     """The checkpoint that a command begins with."""
-    weights, checkpoint = asked.get("weights"), asked.get("ckpt_path")
+    weights, checkpoint = asked.get("weights"), named_file(asked)
     if weights is not None and (command != "fit" or checkpoint is not None):
-        raise SystemExit(
-            f"ai-wam: weights is {weights!r}, which begins a new run: it is for `ai-wam fit` without "
+        raise InvalidValue(
+            f"weights is {weights!r}, which begins a new run: it is for `ai-wam fit` without "
             "ckpt_path; `--ckpt_path` goes on with a run, and is what the other commands take"
         )
     return weights if checkpoint is None else checkpoint
@@ -71,6 +81,7 @@ def check_request(command: str, asked: Namespace, saved: Mapping[str, Any] | Non
         saved: the checkpoint's model; None without one.
     """
     kind = _class(asked.model.class_path)
+    _check_every_trial(command, asked)
     if not issubclass(kind, WorldActionTask):
         return  # a policy without weights
     settings = settings_of(bare(asked.model))
@@ -87,8 +98,8 @@ def check_plans(saved: Mapping[str, Any], asked: Sequence[str]) -> None:
     """Refuse to use a checkpoint by a plan that it was never trained on."""
     trained = trained_plans(settings_of(saved))
     if foreign := [name for name in asked if name not in trained]:
-        raise SystemExit(
-            f"ai-wam: the checkpoint was trained on the plans {trained}, not on {foreign[0]!r}, by which it "
+        raise InvalidValue(
+            f"the checkpoint was trained on the plans {trained}, not on {foreign[0]!r}, by which it "
             "would be used here. Leave --model out to use the checkpoint's own, set --model.control_plan (to "
             "act), --model.test_plans or --model.plans (to judge) to plans it knows, or train it on this "
             "one; `ai-wam label` is what reads actions off videos."
@@ -103,25 +114,40 @@ def trained_plans(settings: Mapping[str, Any]) -> list[str]:
 def settings_of(model: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a task by name: those given, and the defaults of the others."""
     kind = _class(model["class_path"])
+    if not issubclass(kind, WorldActionTask):
+        raise InvalidType(f"{model['class_path']} is no world action model; give a checkpoint of one")
     settings = _defaults(model["class_path"]) | model.get("init_args", {})
     control = kind.acts_by or settings["control_plan"]
     return settings | {"plans": settings.get("plans") or kind.default_plans, "control_plan": control}
 
 
 def _plans_asked(command: str, asked: Namespace, settings: Mapping[str, Any]) -> list[str]:
-    trials = "benchmark" in asked.data.get("init_args", {})
-    if command == "predict" or (command == "test" and trials):
+    if command == "predict" or (command == "test" and _has_trials(asked)):
         return [settings["control_plan"]]
     if command == "test" and settings.get("test_plans"):
         return list(settings["test_plans"])
     return trained_plans(settings)
 
 
+def _check_every_trial(command: str, asked: Namespace) -> None:
+    limit = asked.trainer.get("limit_test_batches")
+    every = limit is None or (isinstance(limit, float) and limit == 1)  # the share; the number 1 is one batch
+    if command == "test" and _has_trials(asked) and not every:
+        raise InvalidValue(
+            f"--trainer.limit_test_batches {limit} would leave trials out, and a result needs every trial of "
+            "its protocol; to run fewer, lower the protocol's trials_per_task, or name some: --trial ID"
+        )
+
+
+def _has_trials(asked: Namespace) -> bool:
+    return "benchmark" in asked.data.get("init_args", {})
+
+
 def _check_random(command: str, asked: Namespace, settings: Mapping[str, Any]) -> None:
     backbone = bare(asked.model.init_args.backbone)
     if command != "fit" and asked.get("ckpt_path") is None and _pretrained(backbone) is None:
-        raise SystemExit(
-            f"ai-wam {command}: there is no --ckpt_path, and the backbone has no pretrained weights, so "
+        raise InvalidValue(
+            "there is no --ckpt_path, and the backbone has no pretrained weights, so "
             "random ones would answer; give a checkpoint written by `ai-wam fit`"
         )
 
@@ -136,8 +162,8 @@ def _check_resumed(asked: Namespace, saved: Mapping[str, Any], settings: Mapping
     for name in ("action_head", "freeze_backbone"):
         pair = [bool(each.get(name)) for each in (before, settings)]
         if asked.get("ckpt_path") is not None and pair[0] != pair[1]:
-            raise SystemExit(
-                f"ai-wam: --ckpt_path goes on with a run made with {name} {'on' if pair[0] else 'off'}, and "
+            raise InvalidValue(
+                f"--ckpt_path goes on with a run made with {name} {'on' if pair[0] else 'off'}, and "
                 "its optimizer knows no other parameters; to begin a new run from these weights, say "
                 f"--weights {asked.ckpt_path} instead"
             )
@@ -145,8 +171,8 @@ def _check_resumed(asked: Namespace, saved: Mapping[str, Any], settings: Mapping
 
 def _check_guidance(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     if settings["guidance"] != 1 and not settings_of(saved)["prompt_dropout"]:
-        raise SystemExit(
-            f"ai-wam: guidance is {settings['guidance']}, but the checkpoint was trained with prompt_dropout "
+        raise InvalidValue(
+            f"guidance is {settings['guidance']}, but the checkpoint was trained with prompt_dropout "
             "0 and has never seen the empty prompt that guidance leads away from; leave --model.guidance at "
             "1, or train with prompt_dropout 0.05"
         )
@@ -154,7 +180,10 @@ def _check_guidance(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> No
 
 def _class(path: str) -> Any:
     module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidValue(f"there is no class {path!r} to import ({error}); correct its path") from error
 
 
 def check_fits(arguments: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> None:
@@ -168,6 +197,8 @@ def check_fits(arguments: Mapping[str, Any], data: Mapping[str, Any] | None = No
         ValueError: the clip's frames or size, with what would fit; a caption.
     """
     backbone, clip = arguments.get("backbone"), arguments.get("clip")
+    if clip is not None:
+        Clip(**{**clip, "size": tuple(clip["size"]), "views": tuple(clip["views"])})  # refuses absurd values
     if backbone is None or clip is None or not backbone.get("init_args", {}).get("pretrained"):
         return
     with without_weights():
@@ -199,8 +230,8 @@ def check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
             pairs[name] = (_identity(name, ours.get(name)), _identity(name, theirs.get(name)))
     differing = [f"  {name}: checkpoint {a!r}, asked for {b!r}" for name, (a, b) in pairs.items() if a != b]
     if differing:
-        raise SystemExit(
-            f"ai-wam: the checkpoint {path!r} holds the weights of another backbone:\n"
+        raise InvalidValue(
+            f"the checkpoint {path!r} holds the weights of another backbone:\n"
             + "\n".join(differing)
             + "\nLeave --model.backbone out to use the checkpoint's own, or give a checkpoint of this one."
         )

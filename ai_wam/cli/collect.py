@@ -36,11 +36,8 @@ def collect(
             them at the end, in index.json and in README.md.
     """
     encoding = VideoEncoding(lossless=lossless, gop=gop)
-    try:
-        makers = Workers(workers, ray)
-        index = write_shards(source, out, episodes_per_shard, makers, encoding, card=card, on_error=on_error)
-    except KeyboardInterrupt:
-        raise SystemExit(f"{out}: interrupted. Finished shards are kept; the same command goes on.") from None
+    makers = Workers(workers, ray)
+    index = write_shards(source, out, episodes_per_shard, makers, encoding, card=card, on_error=on_error)
     total = (
         f"{out}: {index['episodes']} episodes, {index['frames']} frames, {index['bytes'] / 1e6:.1f} MB "
         f"in {len(index['shards'])} shards"

@@ -11,7 +11,4 @@ def compare(first: str, second: str) -> None:
         first: a results.json, and
         second: another of the same protocol.
     """
-    try:
-        print(comparison_table(read_results(first), read_results(second)))
-    except ValueError as error:
-        raise SystemExit(f"ai-wam compare: {error}") from None
+    print(comparison_table(read_results(first), read_results(second)))

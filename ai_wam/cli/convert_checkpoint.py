@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 import yaml
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from ai_wam.errors import ExistingFile, MissingFile
+from ai_wam.weights import read_safetensors
 from backbones.folders import ADAPTER, new_folder, write_denoiser
 from backbones.released import from_released, read_checkpoint, to_released
 
@@ -30,15 +31,12 @@ def convert_checkpoint(
         base_model: hub id or folder of the model that gives video autoencoder and text encoder.
         head_width: channels of an attention head, which no weight tells.
     """
-    try:
-        if Path(source).is_dir():
-            _back(Path(source) / "transformer", Path(out))
-        elif Path(source).is_file():
-            _convert(Path(source), Path(out), base_model, head_width)
-        else:
-            raise FileNotFoundError(f"there is no file or folder {source!r}")
-    except (ValueError, OSError, SafetensorError) as error:
-        raise SystemExit(f"ai-wam convert-checkpoint: {error}") from error
+    if Path(source).is_dir():
+        _back(Path(source) / "transformer", Path(out))
+    elif Path(source).is_file():
+        _convert(Path(source), Path(out), base_model, head_width)
+    else:
+        raise MissingFile(f"there is no file or folder {source!r}")
 
 
 def _convert(source: Path, out: Path, base_model: str, head_width: int) -> None:
@@ -62,13 +60,13 @@ def _convert(source: Path, out: Path, base_model: str, head_width: int) -> None:
 
 def _back(folder: Path, out: Path) -> None:
     if out.suffix not in (".ckpt", ".safetensors") or out.exists():
-        raise FileExistsError(f"{out} is already there, or is neither .ckpt nor .safetensors; name another")
+        raise ExistingFile(f"{out} is already there, or is neither .ckpt nor .safetensors; name another")
     if not (folder / ADAPTER).is_file():
-        raise FileNotFoundError(f"{folder} holds no {ADAPTER}; give a folder that ai-wam wrote")
+        raise MissingFile(f"{folder} holds no {ADAPTER}; give a folder that ai-wam wrote")
     weights = {}
     for part in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
-        weights.update(load_file(part))
-    state = to_released(weights, load_file(folder / ADAPTER))
+        weights.update(read_safetensors(part))
+    state = to_released(weights, read_safetensors(folder / ADAPTER))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         file = Path(temporary) / out.name
         if out.suffix == ".ckpt":

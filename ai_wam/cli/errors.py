@@ -1,54 +1,148 @@
-"""Bad input ends in one sentence; what nobody expected keeps its traceback.
+"""How a command ends that cannot be finished: one sentence and an exit status.
 
-An error that this project's own code raised on purpose says all there is to know: what, its value, the limit
-and the way out. With AI_WAM_TRACEBACK=1 in the environment its traceback is shown too.
+Shown as a sentence is what a person or a machine causes: an `ai_wam.errors.UserError`, an error of the
+operating system, memory that is used up, Ctrl-C. Any other exception is a fault of this project and keeps its
+traceback; with AI_WAM_TRACEBACK=1 in the environment every traceback is shown.
 """
 
+import errno
 import os
+import re
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dis import opmap
-from types import TracebackType
+from contextlib import contextmanager, suppress
+
+from ai_wam.cli.signals import Terminated, was_interrupted
+from ai_wam.errors import UserError
 
 SWITCH = "AI_WAM_TRACEBACK"
-_EXPECTED = (ValueError, TypeError, OSError, ImportError)
-_OURS = ("ai_wam", "backbones", "tasks", "datamodules", "benchmarks")
+_FAILED, _USAGE, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143  # the last two: 128 and the signal's number
+_MAKE_ROOM = "make room and run the same command again"
+_ANOTHER = "name a place where you may read and write"
+_WAYS_OUT = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EFBIG: _MAKE_ROOM,
+    errno.EACCES: _ANOTHER,
+    errno.EPERM: _ANOTHER,
+    errno.EROFS: _ANOTHER,
+    errno.ENOTDIR: "a file stands where a folder is expected; name another place",
+    errno.EISDIR: "this is a folder; name a file",
+    errno.EMFILE: "raise the number of open files with `ulimit -n`, or use fewer workers",
+}
+# Errors of libraries that say what is wrong with their input, by module and name: looked at, never imported.
+_FOREIGN = {
+    "argparse.ArgumentError",
+    "httpx.HTTPError",
+    "huggingface_hub.errors.HfHubHTTPError",
+    "lightning.fabric.utilities.exceptions.MisconfigurationException",
+    "requests.exceptions.RequestException",
+    "safetensors_rust.SafetensorError",
+    "yaml.error.YAMLError",
+}
+_IN_WORKER = re.compile(r"Caught \w+ in [^\n]+\nOriginal Traceback")  # torch's text of a data worker's error
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch's RuntimeError
+_NUMBER = re.compile(r"^\[Errno \d+\] ")
+
+
+class UsageError(UserError):
+    """Words of a command line, or settings in its YAML files, that no parser accepts."""
+
+
+class Ended(SystemExit):
+    """The end of a command, whose message was printed.
+
+    Args:
+        message: as it was printed.
+        status: of the process.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.code = status
 
 
 @contextmanager
-def one_sentence(command: str) -> Iterator[None]:
-    """Turn an error raised on purpose into the process's last words.
+def one_sentence(command: str, kept: str = "") -> Iterator[None]:
+    """Turn an error that is no fault of this project into the last line of the process.
 
     Args:
-        command: of `ai-wam`, which the sentence begins with.
+        command: of `ai-wam`, with which the sentence begins.
+        kept: what of an interrupted command is kept and how it is resumed.
 
     Raises:
-        SystemExit: in its place.
+        SystemExit: in place of the error.
     """
     try:
         yield
-    except Exception as error:
-        found = raised_on_purpose(error)
+    except BaseException as error:
+        if was_interrupted(error):
+            status = _TERMINATED if isinstance(error, Terminated) else _INTERRUPTED
+            found: str | None = "; ".join(filter(None, ["interrupted", kept]))
+        elif isinstance(error, UsageError):
+            status, found = _USAGE, f"{error} (`ai-wam {command} --help` lists the options)"
+        elif isinstance(error, Exception):
+            status, found = _FAILED, sentence(error)
+        else:
+            raise
         if found is None or os.environ.get(SWITCH):
             raise
-        raise SystemExit(f"ai-wam {command}: {found}") from None
+        message = f"ai-wam {command}: {found}"
+        with suppress(OSError):  # of a closed or full stderr; the status is left to say it
+            print(message, file=sys.stderr)
+        raise Ended(message, status) from None
 
 
-def raised_on_purpose(error: BaseException | None) -> BaseException | None:
-    """The error, or what it was raised from, if one of them comes from a `raise` of this project."""
+def sentence(error: BaseException) -> str | None:
+    """What to say of an error, or of what it was raised from; None of a fault of this project."""
+    found = (_of_machine(each) or _of_library(each) for each in _chain(error))
+    return refusal(error) or next(filter(None, found), None)
+
+
+def refusal(error: BaseException | None) -> str | None:
+    """The message of the first `UserError` among an error and what it was raised from."""
+    return next((_text(each) for each in _chain(error) if isinstance(each, UserError)), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from, on another machine too (Ray keeps the original as `cause`)."""
     while error is not None:
-        if isinstance(error, _EXPECTED) and _is_ours(error.__traceback__):
-            return error
-        error = error.__cause__
-    return None
+        yield error
+        original = getattr(error, "cause", None)
+        error = error.__cause__ or (original if isinstance(original, BaseException) else None)
 
 
-def _is_ours(trace: TracebackType | None) -> bool:
-    """Whether the innermost frame is ours, and stopped at a `raise`."""
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    frame = trace.tb_frame
-    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-    return package in _OURS and frame.f_code.co_code[trace.tb_lasti] == opmap["RAISE_VARARGS"]
+def _of_machine(error: BaseException) -> str | None:
+    """Words for what the operating system refuses, or memory that is used up."""
+    text = _text(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY in text:
+        return f"out of memory ({text.splitlines()[0] if text else 'no more is free'}); use smaller sizes"
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
+        return f"{' '.join(text.split())} (often out of memory: use fewer data workers or smaller batches)"
+    if not isinstance(error, OSError):
+        return None
+    if error.errno is None:
+        return text if _IN_WORKER.match(str(error)) else None
+    return text if error.filename is not None or error.errno in _WAYS_OUT else None
+
+
+def _of_library(error: BaseException) -> str | None:
+    """Words of libraries that refuse their input."""
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    return " ".join(_text(error).split()) if names & _FOREIGN else None
+
+
+def _text(error: BaseException) -> str:
+    """The message, as it was before torch put a worker's traceback before it, without error numbers."""
+    if isinstance(error, OSError) and error.errno is not None:
+        words = str(error.strerror or os.strerror(error.errno))
+        place = "" if error.filename is None else f": {os.fspath(error.filename)!r}"
+        way = "" if isinstance(error, UserError) else _WAYS_OUT.get(error.errno, "")
+        return words + place + (f"; {way}" if way else "")
+    text = str(error)
+    if _IN_WORKER.match(text):
+        for name in (f"{type(error).__module__}.{type(error).__qualname__}", type(error).__name__):
+            before, found, after = text.rpartition(f"\n{name}: ")
+            if found and before:
+                return _NUMBER.sub("", after.strip())
+    return text

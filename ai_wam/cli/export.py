@@ -10,6 +10,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from tqdm import tqdm
 
+from ai_wam.errors import ExistingFile
 from ai_wam.files import PARTIAL, AnyPath, as_path, unwritten
 from ai_wam.types import Episode
 from ai_wam.video import VideoEncoding
@@ -45,7 +46,7 @@ def export(shards: str, out: str, to: Layout, lossless: bool = False, browser: b
     """
     place = as_path(out)
     if place.exists():
-        raise SystemExit(f"{out} exists; export into a new folder, or delete this one")
+        raise ExistingFile(f"{out} exists; export into a new folder, or delete this one")
     episodes = ShardSet(shards)
     encoding = VideoEncoding(lossless=lossless, browser=browser, gop=_GOP[to])
     with _whole_folder(place) as folder:

@@ -1,7 +1,6 @@
 """`ai-wam export-checkpoint`: the backbone of a trained checkpoint as a folder of its own, or on the hub."""
 
 import copy
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,11 @@ import torch
 import yaml
 from huggingface_hub import HfApi
 
-from ai_wam.cli.checks import hyperparameters
+from ai_wam.cli.checks import hyperparameters, state_dict, trained_backbone
 from ai_wam.cli.configs import instantiate
+from ai_wam.documents import read_json
+from ai_wam.errors import InvalidValue
+from ai_wam.weights import load_weights, read_torch
 from backbones.base import VideoBackbone
 from backbones.folders import diffusers_class, new_folder, split_weights, write_denoiser
 from backbones.lora import merge_lora
@@ -44,11 +46,8 @@ def export_checkpoint(
         metrics: a results.json of `ai-wam test`, to be shown in the model card.
     """
     if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
-        raise SystemExit(f"ai-wam export-checkpoint: push must be user/repository, got {push!r}")
-    try:
-        _export(ckpt_path, Path(out), push, license, base_model, metrics)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"ai-wam export-checkpoint: {error}") from error
+        raise InvalidValue(f"push must be user/repository, got {push!r}")
+    _export(ckpt_path, Path(out), push, license, base_model, metrics)
     print(f"{out}: written")
     if push is not None:
         api = HfApi()
@@ -61,14 +60,16 @@ def _export(
     ckpt_path: str, out: Path, push: str | None, license: str, base_model: str | None, metrics: str | None
 ) -> None:
     model = hyperparameters(ckpt_path)
-    described = model["init_args"]["backbone"]
+    described = trained_backbone(ckpt_path, model)
     results = None if metrics is None else _results(Path(metrics))
     with new_folder(out) as folder:
-        saved = torch.load(ckpt_path, weights_only=True, map_location="cpu", mmap=True)
-        backbone = _trained(described, saved["state_dict"])
+        saved = read_torch(ckpt_path)
+        backbone = _trained(described, state_dict(ckpt_path))
         base = base_model or backbone.base_model
         if push is not None and base is not None and Path(base).exists():
-            raise ValueError(f"it was trained from {base!r} on this machine; name its hub id by --base_model")
+            raise InvalidValue(
+                f"it was trained from {base!r} on this machine; name its hub id by --base_model"
+            )
         write_backbone(backbone, folder, base)
         # What is replaced is named, since YAML files are laid over one another.
         arguments = {**described["init_args"], "pretrained": push or str(out), "architecture": None}
@@ -102,7 +103,7 @@ def write_backbone(backbone: VideoBackbone, folder: Path, base_model: str | None
 def _trained(described: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> VideoBackbone:
     backbone = instantiate(described, VideoBackbone)  # type: ignore[type-abstract]  # an interface is asked for
     own = {name.removeprefix("backbone."): state[name] for name in state if name.startswith("backbone.")}
-    backbone.load_state_dict(own)
+    load_weights(backbone.load_state_dict, own, type(backbone).__name__)
     return backbone
 
 
@@ -113,12 +114,12 @@ def _results(file: Path) -> str:
         ValueError: a file that `ai-wam test` did not write.
     """
     try:
-        tasks = json.loads(file.read_text())["tasks"]
+        tasks = read_json(file)["tasks"]
         rows = [
             f"| {task} | {' | '.join(_rate(row.get(arm)) for arm in _ARMS)} |" for task, row in tasks.items()
         ]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is no results.json of `ai-wam test` ({error!r})") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InvalidValue(f"{file} is no results.json of `ai-wam test` ({error!r})") from error
     head = f"| task | {' | '.join(_ARMS)} |\n|{'---|' * (1 + len(_ARMS))}"
     return "\n".join(["## Results", "", "Successes with 95 % Wilson intervals.", "", head, *rows, ""])
 
@@ -151,7 +152,8 @@ def _card(
 The video backbone of a world action model trained with ai-wam. It loads with
 
     from ai_wam.cli.configs import instantiate
-    from backbones.base import VideoBackbone
+    from ai_wam.weights import load_weights, read_torch
+from backbones.base import VideoBackbone
 
     backbone = instantiate("backbone.yaml", VideoBackbone)
 

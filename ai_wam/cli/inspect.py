@@ -7,7 +7,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.files import AnyPath, as_path, write_json
+from ai_wam.numbers import check_numbers
 from datamodules.camera_check import camera_check as check_cameras
 from datamodules.contact_sheet import write_contact_sheet
 from datamodules.inspection import EpisodeReport, Limits, inspect_episodes
@@ -45,14 +47,13 @@ def inspect(
             is seen; the distances to the projected ones are printed.
         max_pixels: largest median distance of a view, in pixels of its recording, that passes.
     """
+    check_numbers("inspect", at_least=1, size=size)
+    check_numbers("inspect", at_least=0, max_pixels=max_pixels)
     place = as_path(out) if out is not None else as_path(shards) / "inspection"
     if camera_check:
         _print_camera_check(shards, place, seen, max_pixels)
         return
-    try:
-        folder = ShardSet(shards)
-    except ShardError as error:
-        raise SystemExit(f"ai-wam inspect: {error}") from error
+    folder = ShardSet(shards)
     tokenizer = ActionImageTokenizer()
     found = inspect_episodes(folder, tokenizer, (size, size), samples, limits)
     reports = list(tqdm(found, total=len(folder), unit="episode", leave=False))
@@ -64,7 +65,7 @@ def inspect(
         write_contact_sheet(place / "contact_sheet.png", folder, good, tokenizer)
     print(f"pictures and details: {place}")
     if bad:
-        raise SystemExit(_violations(bad))
+        raise CannotContinue(_violations(bad))
 
 
 def summary(name: str, reports: Sequence[EpisodeReport]) -> list[str]:
@@ -152,8 +153,8 @@ def _print_camera_check(recordings: str, place: AnyPath, seen: str | None, max_p
     try:
         residuals = check_cameras(recordings, place, seen)
     except (ValueError, ShardError) as error:
-        raise SystemExit(
-            f"ai-wam inspect: {error}\nCameras are checked in folders of shards and of plain recordings "
+        raise InvalidValue(
+            f"{error}\nCameras are checked in folders of shards and of plain recordings "
             "(docs/shards.md); bring other layouts into shards first: ai-wam convert"
         ) from error
     print(f"overlays: {place}; the cross has to lie on the tool's tip")
@@ -164,7 +165,7 @@ def _print_camera_check(recordings: str, place: AnyPath, seen: str | None, max_p
         )
     bad = [view for view, distances in residuals.items() if np.median(distances) > max_pixels]
     if bad:
-        raise SystemExit(
+        raise CannotContinue(
             f"cameras of {', '.join(bad)} miss the tool by more than {max_pixels:g} pixels in the median: "
             "check K and the picture size it belongs to, which way the pose maps, the axes (OpenCV's), metres"
         )

@@ -1,6 +1,5 @@
 """`ai-wam label`: recordings without actions into shards with actions, read off their videos by a model."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 
 from ai_wam.cli.checkpoints import digest, load_task
+from ai_wam.errors import InvalidValue
 from ai_wam.files import as_path, write_json
 from ai_wam.types import EpisodeSource
 from ai_wam.video import VideoEncoding
@@ -57,7 +57,7 @@ def label(
         on_error: "skip" leaves out episodes that cannot be read or are malformed, and lists them at the end.
     """
     if (shards is None) == (source is None):
-        sys.exit("ai-wam label: give either --shards FOLDER or --source; one of them, not both")
+        raise InvalidValue("give either --shards FOLDER or --source; one of them, not both")
     recordings = ShardSet(shards) if shards is not None else source
     assert recordings is not None
     changes = [] if sampling_steps is None else [f"sampling_steps={sampling_steps}"]

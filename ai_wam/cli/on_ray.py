@@ -5,14 +5,15 @@ the command needs: the package, the checkpoint's file and the simulator. With RA
 cluster, otherwise on this machine.
 """
 
-import argparse
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ai_wam.cli.parsing import WordParser
 from ai_wam.cluster import ray_cluster
+from ai_wam.errors import CannotContinue, InvalidValue
 from benchmarks.base import Trial
 from benchmarks.journal import Results
 from benchmarks.results import assemble
@@ -24,7 +25,7 @@ _Share = tuple[list[Trial], Results, dict[str, Any]]
 
 def main(words: Sequence[str]) -> None:
     """`--ray N` is taken out of the words, the rest is the worker's command."""
-    parser = argparse.ArgumentParser(prog="ai-wam test", add_help=False, allow_abbrev=False)
+    parser = WordParser(prog="ai-wam test", add_help=False, allow_abbrev=False)
     parser.add_argument("--ray", type=int, required=True)
     parser.add_argument("--data.out", dest="out")
     known, rest = parser.parse_known_args(list(words))
@@ -44,7 +45,7 @@ def share_out(words: Sequence[str], workers: int, out: str | None) -> None:
         RuntimeError: the workers together did not run every trial exactly once.
     """
     if workers < 1 or out is None:
-        raise SystemExit(
+        raise InvalidValue(
             f"ai-wam test --ray {workers}: give at least one worker, and --data.out for the results' folder"
         )
     folder = str(Path(out).resolve() / "shares")
@@ -83,7 +84,7 @@ def merge(shares: Sequence[_Share], out: Path) -> None:
         for arm, results in found.items():
             known = arms.setdefault(arm, {})
             if twice := sorted(known.keys() & results.keys()):
-                raise RuntimeError(f"{arm}: trials {twice[:3]} ({len(twice)}) were run by two workers")
+                raise CannotContinue(f"{arm}: trials {twice[:3]} ({len(twice)}) were run by two workers")
             known.update(results)
     world = first["versions"].get("world")
     results = assemble(trials, arms, first["protocol"], first["protocol_hash"], first["policy"], world)

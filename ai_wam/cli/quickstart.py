@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from ai_wam.errors import CannotContinue, InvalidValue
+from ai_wam.weights import read_torch
 
 _SPLITS = {"train": 1.0, "val": 0.02}  # share of `episodes`
 _SAVED_EVERY = 500  # steps, as in configs/quickstart.yaml
@@ -50,9 +51,7 @@ def quickstart(
         backbone: another backbone's YAML, such as configs/backbone/cogvideox-tiny.yaml.
     """
     if steps % _SAVED_EVERY:
-        sys.exit(
-            f"ai-wam quickstart: --steps {steps} must be a multiple of {_SAVED_EVERY}: models are saved there"
-        )
+        raise InvalidValue(f"--steps {steps} must be a multiple of {_SAVED_EVERY}: models are saved there")
     folder, began = Path(out), time.monotonic()
     for split, share in _SPLITS.items():
         count = ["--source.init_args.episodes_per_task", str(max(8, round(share * episodes)))]
@@ -63,7 +62,7 @@ def quickstart(
     checkpoint = run / "fit" / "checkpoints" / "last.ckpt"
     done = _steps_done(checkpoint)
     if done > steps:
-        sys.exit(f"ai-wam quickstart: {checkpoint} has {done} steps, not {steps}; delete it or raise --steps")
+        raise InvalidValue(f"{checkpoint} has {done} steps, not {steps}; delete it or raise --steps")
     if done < steps:
         words = ["--trainer.max_steps", str(steps), "--seed_everything", str(seed), "--model.seed", str(seed)]
         places = ["--data.train", str(folder / "data" / "train"), "--data.val", str(folder / "data" / "val")]
@@ -83,7 +82,10 @@ def _steps_done(checkpoint: Path) -> int:
     """Optimizer steps behind a checkpoint; 0 if there is none."""
     if not checkpoint.is_file():
         return 0
-    return int(torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)["global_step"])
+    steps = read_torch(checkpoint).get("global_step")
+    if not isinstance(steps, int):
+        raise InvalidValue(f"{checkpoint} says no global_step; delete it to train anew")
+    return steps
 
 
 def _run(*words: str, threads: int = 1) -> None:
@@ -94,9 +96,8 @@ def _run(*words: str, threads: int = 1) -> None:
     program = "from ai_wam.cli import main; main()"
     done = subprocess.run([sys.executable, "-P", "-c", program, *words], env=environment, check=False)
     if done.returncode:
-        sys.exit(
-            f"ai-wam quickstart: the command above ended with code {done.returncode}; "
-            "run it alone to look closer"
+        raise CannotContinue(
+            f"the command above ended with code {done.returncode}; run it alone to look closer"
         )
 
 

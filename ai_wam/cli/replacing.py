@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ai_wam.documents import read_yaml
+from ai_wam.errors import InvalidValue
 from backbones.base import VideoBackbone
 
 _FILES = (".yaml", ".yml")
@@ -63,7 +63,7 @@ def _has_backbone(model: Any) -> bool:
 def _content(file: Path) -> dict[str, Any]:
     """A YAML file's mapping; of a file that is none, nothing, since the parser will say what is wrong."""
     try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = read_yaml(file)
+    except InvalidValue:
         return {}
     return content if isinstance(content, dict) else {}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ai_wam.errors import CannotContinue
 from benchmarks.base import SimulatorCrash, Trial
 from benchmarks.remote import EnvironmentServerError
 from benchmarks.rlbench import PYTHON, RLBench, environment, interpreter
@@ -88,7 +89,7 @@ def rlbench_doctor(
             break
     missing = [check.name for check in checks if not check.good]
     if missing:
-        raise SystemExit(f"RLBench does not run here yet: {', '.join(missing)}")
+        raise CannotContinue(f"RLBench does not run here yet: {', '.join(missing)}")
     print("RLBench runs here.")
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 
 from ai_wam.checkpoint_io import remove_partial
 from ai_wam.cli.configs import instantiate
+from ai_wam.errors import CannotContinue, InvalidValue
 from datamodules.folder_lock import lock_folder, unlock_folder
 from datamodules.shard_format import ShardError
 
@@ -28,7 +29,7 @@ class RunFolder(SaveConfigCallback):
         """Claim the folder for a training, then write the configuration, once.
 
         Raises:
-            SystemExit: another process trains there.
+            RuntimeError: another process trains there.
         """
         if stage == "fit" and trainer.is_global_zero:
             _claim(actual_folder(trainer))
@@ -83,15 +84,15 @@ def check_free(folder: Path | None, ckpt_path: str | None) -> None:
         ckpt_path: the checkpoint that the run resumes.
 
     Raises:
-        SystemExit: names both ways out.
+        ValueError: names both ways out.
     """
     held = sorted(folder.glob("*.ckpt")) if folder is not None else []
     resumed = None if ckpt_path is None else Path(ckpt_path).resolve()
     if not held or (resumed is not None and resumed.parent == held[0].resolve().parent):
         return
     last = next((file for file in held if file.name == "last.ckpt"), held[-1])
-    raise SystemExit(
-        f"ai-wam fit: {folder} holds the checkpoints of an earlier run, which a new run would replace. "
+    raise InvalidValue(
+        f"{folder} holds the checkpoints of an earlier run, which a new run would replace. "
         f"Continue that run with --ckpt_path {last}, or give this one a folder of its own with {_OTHER}"
     )
 
@@ -104,8 +105,8 @@ def _claim(folder: Path | None) -> None:
     try:
         lock_folder(folder)
     except ShardError as error:
-        raise SystemExit(
-            f"ai-wam fit: another training writes its checkpoints into {folder} now. Wait for it or stop it, "
+        raise CannotContinue(
+            f"another training writes its checkpoints into {folder} now. Wait for it or stop it, "
             f"or give this one a folder of its own with {_OTHER}"
         ) from error
     os.register_at_fork(

@@ -1,13 +1,14 @@
-"""Ctrl-C and SIGTERM: training finishes its step, saves it and says how to continue; all else ends at once.
+"""A signal during training: the optimizer step is finished and saved, and the last words say how to continue.
 
-The exit status is the shell's convention, 128 plus the signal's number: 130 and 143.
+Before and after training, and in every other command, signals end the process at once (`ai_wam.cli.signals`).
+The exit status is 128 plus the signal's number in both cases: 130 and 143.
 """
 
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,29 +19,28 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from ai_wam.cli.errors import Ended
+
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _REPLACED = ("--ckpt_path", "--weights")  # by the checkpoint that a continued run begins with
 
 
 class Stopped(BaseException):
-    """A signal ended a command. No `Exception`, so that no library takes it for a failure of its own.
+    """Training ended because of a signal. No `Exception`, so that no library takes it for a failure.
 
-    Attributes:
+    Args:
         signum: the signal.
-        step: optimizer steps that were saved; None where there was nothing to save.
-        file: where.
+        step: optimizer steps so far.
+        file: where they are saved; None without a ModelCheckpoint.
     """
 
-    def __init__(self, signum: int, step: int | None = None, file: str | None = None) -> None:
+    def __init__(self, signum: int, step: int, file: str | None) -> None:
         super().__init__(signum, step, file)
         self.signum, self.step, self.file = signum, step, file
 
     def sentence(self, words: Sequence[str]) -> str:
         """What happened, and how to continue a command of these words."""
         begin = f"ai-wam {words[0]}: stopped by {_NAMES[signal.Signals(self.signum)]}"
-        if self.step is None:
-            return begin
         if self.file is None:
             return f"{begin} after step {self.step}; the trainer has no ModelCheckpoint, so nothing was saved"
         again = shlex.join(["ai-wam", *_without(words, _REPLACED), "--ckpt_path", self.file])
@@ -61,7 +61,7 @@ def _without(words: Sequence[str], options: Sequence[str]) -> list[str]:
 
 @contextmanager
 def stopping(words: Sequence[str]) -> Iterator[None]:
-    """Inside, a signal raises `Stopped`, unless training handles it; the process then ends with one sentence.
+    """End the process where `SavesWhenStopped` ended the training.
 
     Args:
         words: of the command; the sentence repeats them.
@@ -69,27 +69,13 @@ def stopping(words: Sequence[str]) -> Iterator[None]:
     Raises:
         SystemExit: of 128 plus the signal's number; of 0 on ranks other than the first, which speaks for all.
     """
-    before = {each: signal.getsignal(each) for each in _SIGNALS}
     try:
-        _handle(_stop_now)
         yield
     except Stopped as stop:
         if rank():
             raise SystemExit(0) from None
         print(f"\n{stop.sentence(words)}", file=sys.stderr, flush=True)
-        raise SystemExit(128 + stop.signum) from None
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def _handle(handler: Callable[[int, FrameType | None], Any]) -> None:
-    for each in _SIGNALS:
-        signal.signal(each, handler)
-
-
-def _stop_now(signum: int, _: FrameType | None) -> None:
-    raise Stopped(signum)
+        raise Ended(stop.sentence(words), 128 + stop.signum) from None
 
 
 class SavesWhenStopped(Callback):
@@ -106,18 +92,22 @@ class SavesWhenStopped(Callback):
         self._asked: int | None = None
         self._saved: str | None = None
         self._whole = 0  # optimizer steps that were finished
-        self._kept: int | None = None  # step of the checkpoint with which training began
+        self._begun = 0  # step of the checkpoint with which training began
+        self._before: dict[int, Any] = {}  # handlers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there is something to save; Lightning has installed handlers of its own before."""
-        self._whole = self._kept = trainer.global_step
-        _handle(self._note)
+        """From here on there is something to save. An ignored signal stays ignored, as `nohup` wants it."""
+        self._whole = self._begun = trainer.global_step
+        found = {number: signal.getsignal(number) for number in _NAMES}
+        self._before = {number: old for number, old in found.items() if old is not signal.SIG_IGN}
+        for number in self._before:
+            signal.signal(number, self._note)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save if asked to, once gradients are not being accumulated."""
         if trainer.global_step > self._whole:
             self._whole = trainer.global_step
-            if self._all_asked(trainer):
+            if self._any_asked(trainer):
                 self._save(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -135,7 +125,7 @@ class SavesWhenStopped(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Leave a validation between two batches: every step before it is whole."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self._all_asked(trainer):
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self._any_asked(trainer):
             # The resumed run does not continue this validation, so it must not find its counts.
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
             self._save(trainer)
@@ -143,17 +133,21 @@ class SavesWhenStopped(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was trained since the last checkpoint."""
-        _handle(_stop_now)
+        self._restore_handlers()
         saver = _saver(trainer)
-        if saver is None or not saver.save_last or trainer.global_step == self._kept:
+        if saver is None or not saver.save_last or trainer.global_step == self._begun:
             return
         if saver._last_global_step_saved != trainer.global_step and self._saved is None:
             trainer.save_checkpoint(_last(saver))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Processes that Lightning started would wait for this one."""
-        if isinstance(exception, Stopped) and exception.step is None:
-            self._end_others(trainer)
+        """What follows is no training."""
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     def _note(self, signum: int, _: FrameType | None) -> None:
         if self._asked is not None:
@@ -164,12 +158,12 @@ class SavesWhenStopped(Callback):
             name = _NAMES[signal.Signals(signum)]
             print(f"\nai-wam fit: {name}: finishing this step, then saving it", file=sys.stderr, flush=True)
 
-    def _all_asked(self, trainer: Trainer) -> bool:
+    def _any_asked(self, trainer: Trainer) -> bool:
         """Whether any process was asked to stop."""
         asked = self._asked is not None
-        if trainer.world_size > 1:
-            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        return asked
+        return (
+            asked if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(asked, all=False)
+        )
 
     def _save(self, trainer: Trainer) -> None:
         saver = _saver(trainer)
@@ -180,12 +174,6 @@ class SavesWhenStopped(Callback):
     def _stop_if_saved(self) -> None:
         if self._saved is not None:
             raise Stopped(self._asked or signal.SIGTERM, self._whole, self._saved or None)
-
-    @staticmethod
-    def _end_others(trainer: Trainer) -> None:
-        launcher: Any = trainer.strategy.launcher
-        if hasattr(launcher, "kill"):
-            launcher.kill(signal.SIGKILL)
 
 
 def rank() -> int:

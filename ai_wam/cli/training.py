@@ -26,9 +26,12 @@ from ai_wam.checkpoint_io import WholeCheckpointIO
 from ai_wam.cli import checks
 from ai_wam.cli.checks import bare, hyperparameters
 from ai_wam.cli.configs import resolved
+from ai_wam.cli.parsing import InOneSentence
 from ai_wam.cli.replacing import replacing
+from ai_wam.cli.resuming import check_resumable
 from ai_wam.cli.run_folder import RunFolder, actual_folder, check_free, planned_folder
 from ai_wam.cli.stopping import SavesWhenStopped, rank, stopping
+from ai_wam.errors import InvalidValue
 from backbones.deferred import deferred_weights
 from datamodules.coverage import CoverageReport
 from datamodules.images import ImagesDataModule
@@ -48,6 +51,12 @@ _FOREIGN = (  # warnings of libraries that a user can do nothing about
     (r"Mismatch dtype between input and weight.*", UserWarning),  # norms stay float32 under autocast
     (r".*does not have many workers.*", UserWarning),  # trials are no data to load; training sets its workers
 )
+
+
+class _Parser(InOneSentence, LightningArgumentParser):
+    """Of Lightning's four commands."""
+
+
 _SETTINGS: dict[str, Any] = {
     "model_class": LightningModule,
     "datamodule_class": LightningDataModule,
@@ -55,6 +64,7 @@ _SETTINGS: dict[str, Any] = {
     "subclass_mode_data": True,
     "save_config_callback": RunFolder,
     "save_config_kwargs": {"overwrite": True},
+    "parser_class": _Parser,
     "parser_kwargs": {"prog": "ai-wam"},
 }
 _KEYWORDS = ("best", "last", "hpc")  # what Lightning takes instead of a path
@@ -62,6 +72,12 @@ _KEYWORDS = ("best", "last", "hpc")  # what Lightning takes instead of a path
 
 class _CLI(LightningCLI):
     """The Lightning CLI with the project's precedence, and one clip for model and data."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The command that runs alone: building the parsers of the others takes a third of a second."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in sys.argv[1:2] if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Data and benchmarks follow the model's clip."""
@@ -81,6 +97,9 @@ class _CLI(LightningCLI):
                 checkpoint = named
                 model = self._parse_over(parser, args, checkpoint)
             asked = self.config[words[0]]
+            if asked.get("ckpt_path") is not None:  # "last" has become a file
+                asked.ckpt_path = named
+                check_resumable(words[0], named)
         if model is not None:
             checks.check_backbone(str(checkpoint), model, asked.model)
         checks.check_request(words[0], asked, model)
@@ -114,8 +133,15 @@ class _CLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Checkpoints are written by `ai_wam.checkpoint_io`, unless a plug-in for that is given."""
-        trainer = super().instantiate_trainer(**kwargs)
+        """Checkpoints are written by `ai_wam.checkpoint_io`, unless a plug-in for that is given.
+
+        Raises:
+            ValueError: settings that Lightning's trainer refuses.
+        """
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:
+            raise InvalidValue(f"the trainer cannot be set up: {' '.join(str(error).split())}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
@@ -147,6 +173,13 @@ class _CLI(LightningCLI):
         callbacks.append(ActionWriter(folder))
         if isinstance(self.datamodule, ImagesDataModule):
             callbacks.append(SampleWriter(folder))
+
+    def _set_seed(self) -> None:
+        """A seed that NumPy does not take is a person's."""
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise InvalidValue(f"seed_everything: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would lay the checkpoint's hyperparameters over YAML and command line here."""

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, condition_channels, plan
 from ai_wam.cli.configs import config_path, instantiate
+from ai_wam.errors import CannotContinue
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
@@ -167,7 +168,7 @@ def print_twins(steps: int) -> None:
         command = [sys.executable, "-m", "benchmarks.speed.backbones", f"--only={name}", f"--steps={steps}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+            raise CannotContinue(f"{name}: {done.stderr[-2000:]}")
         found = json.loads(done.stdout.strip().splitlines()[-1])
         print(
             f"  {name:<24}{found['parameters']:>10.2f} M{found['step']:>13.0f} ms{found['chunk']:>12.0f} ms"

@@ -13,6 +13,7 @@ from itertools import product
 import torch
 from jsonargparse import auto_cli
 
+from ai_wam.errors import CannotContinue
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
@@ -51,7 +52,7 @@ def measure(data: ShardDataModule, samples: int) -> Rates:
         count = sum(len(batch.keys) for batch in loader)
         rates.append((count / (time.perf_counter() - begin), count / (time.process_time() - busy)))
         if count != samples:
-            raise RuntimeError(
+            raise CannotContinue(
                 f"an epoch gave {count} samples, expected {samples}: choose a multiple of {_BATCH}"
             )
     return Rates(rates[0][0], *max(rates[1:]))

@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 
+from ai_wam.errors import CannotContinue
 from backbones.codec import PatchCodec
 from backbones.deferred import deferred_weights
 from backbones.prompts import HashedWords
@@ -74,7 +75,7 @@ def _private() -> float:
     """Private memory of this process in MB."""
     found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if found is None:
-        raise RuntimeError("/proc/self/status has no RssAnon; this needs Linux")
+        raise CannotContinue("/proc/self/status has no RssAnon; this needs Linux")
     return int(found[1]) / 1e3
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ai_wam.errors import InvalidValue
 from backbones.base import VideoBackbone
 from backbones.cogvideox import CogVideoX, CogVideoXVAE
 from backbones.cosmos import Cosmos
@@ -145,5 +146,5 @@ def build(name: str, **options: Any) -> VideoBackbone:
         ValueError: a name that is not listed.
     """
     if name not in SIZES:
-        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(SIZES)}")
+        raise InvalidValue(f"unknown model {name!r}; choose one of {', '.join(SIZES)}")
     return SIZES[name](**options)

@@ -73,6 +73,8 @@ if "MUJOCO_GL" not in os.environ and "mujoco" not in sys.modules and _headless_l
 
 import mujoco  # noqa: E402  (the variable above must be set first)
 
+from ai_wam.errors import CannotContinue  # noqa: E402
+
 
 class Pictures:
     """Draws a model's cameras off screen. Belongs to the thread that made it.
@@ -83,13 +85,13 @@ class Pictures:
 
     def __init__(self, model: "mujoco.MjModel", size: tuple[int, int], shadows: bool) -> None:
         if os.environ.get("MUJOCO_GL", "").lower() in _DISABLED:
-            raise RuntimeError(NO_GRAPHICS)
+            raise CannotContinue(NO_GRAPHICS)
         h, w = size
         try:
             self._renderer: mujoco.Renderer | None = mujoco.Renderer(model, h, w, max_geom=model.ngeom + 20)
         except (mujoco.FatalError, ImportError) as error:
             platform = os.environ.get("MUJOCO_GL", "unset")
-            raise RuntimeError(
+            raise CannotContinue(
                 f"MuJoCo cannot draw with MUJOCO_GL {platform}: {error}. Set MUJOCO_GL=egl (Debian: libegl1 "
                 f"libegl-mesa0) or MUJOCO_GL=osmesa (libosmesa6), or leave it unset and import "
                 f"benchmarks.tabletop before mujoco, which reads it only once"

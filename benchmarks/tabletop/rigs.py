@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.errors import InvalidValue
+
 VIEWS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
 RIGS = ("wide", "framed")
 _MARGIN = 1.06  # framed pictures are this much wider than what they must show
@@ -117,7 +119,7 @@ def mounts(rig: str, workspace: Workspace) -> dict[str, Mount]:
         centre = np.mean([workspace.low, workspace.high], axis=0)
         fixed = {name: _frame(centre + direction, points) for name, direction in _DIRECTIONS.items()}
         return {**fixed, "wrist": _WRIST}
-    raise ValueError(f"rig {rig!r} is unknown; choose one of {list(RIGS)}")
+    raise InvalidValue(f"rig {rig!r} is unknown; choose one of {list(RIGS)}")
 
 
 def framed_points(workspace: Workspace) -> Float[np.ndarray, "n 3"]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.errors import InvalidValue
 from ai_wam.types import Frame, View
 from benchmarks.base import StepResult, Trial, checked_action, fingerprint
 from benchmarks.tabletop import panda, rigs, scene, tasks
@@ -100,7 +101,7 @@ class Tabletop:
         """
         task = self._task(trial.task)
         if not 0 <= trial.variation < task.variations:
-            raise ValueError(
+            raise InvalidValue(
                 f"variation {trial.variation} of task {trial.task!r} is unknown: "
                 f"it has 0 to {task.variations - 1}"
             )
@@ -190,7 +191,7 @@ class Tabletop:
         }
         broken = [rule for rule, kept in rules.items() if not kept]
         if broken:
-            raise ValueError("Tabletop: " + "; ".join(broken))
+            raise InvalidValue("Tabletop: " + "; ".join(broken))
         _check_views(self.views)
 
     def _forget(self) -> None:
@@ -267,4 +268,4 @@ def _fingerprint(world: World) -> str:
 def _check_views(views: Sequence[str]) -> None:
     unknown = [view for view in views if view not in rigs.VIEWS]
     if unknown:
-        raise ValueError(f"Tabletop: views {unknown} are unknown; the cameras are {list(rigs.VIEWS)}")
+        raise InvalidValue(f"Tabletop: views {unknown} are unknown; the cameras are {list(rigs.VIEWS)}")

@@ -19,7 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.functional.image import lpips
 
+from ai_wam.errors import InvalidValue, MissingFile
 from ai_wam.types import Clip
+from ai_wam.weights import check_weights, read_torch
 from tasks.metrics.video import square_clips
 
 _PERCEPTUAL = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
@@ -35,7 +37,7 @@ def check_names(networks: Mapping[str, str]) -> None:
     """
     for name in networks:
         if name not in _PERCEPTUAL and not re.fullmatch(r"fvd_\w+", name):
-            raise ValueError(
+            raise InvalidValue(
                 f"test_networks: unknown metric {name!r}; choose {', '.join(_PERCEPTUAL)} or fvd_NAME, where "
                 "NAME says which extractor the file holds"
             )
@@ -61,7 +63,7 @@ def load_networks(networks: Mapping[str, str], clip: Clip) -> dict[str, nn.Modul
     """
     for name, file in networks.items():
         if not Path(file).is_file():
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"test_networks: {name} is to be read from {file!r}, which is no file; nothing is downloaded "
                 "for a metric. Give the path, or leave the metric out"
             )
@@ -83,14 +85,14 @@ class Perceptual(nn.Module):
         super().__init__()
         # The public class would download the convolutions; with pnet_rand the file below fills them.
         self.net = lpips._NoTrainLpips(net=network, pnet_rand=True)  # type: ignore[arg-type]
-        given = torch.load(file, map_location="cpu", weights_only=True)
+        given = check_weights(read_torch(file), file)
         wanted = self.net.net.state_dict()  # slice2.3.weight is the file's features.3.weight
         names = {name: re.sub(r"^slice\d+", "features", name) for name in wanted}
         missing = [
             name for own, name in names.items() if name not in given or given[name].shape != wanted[own].shape
         ]
         if missing:
-            raise ValueError(f"{file}: no weights of torchvision's {network}: {missing[0]} does not fit")
+            raise InvalidValue(f"{file}: no weights of torchvision's {network}: {missing[0]} does not fit")
         self.net.net.load_state_dict({own: given[name] for own, name in names.items()})
 
     def forward(self, video: Float[Tensor, "n 3 h w"], truth: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n"]:
@@ -117,13 +119,17 @@ class Extractor(nn.Module):
         super().__init__()
         with warnings.catch_warnings():  # the format that the field compares by, deprecated or not
             warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated")
-            self.script = torch.jit.load(file, map_location="cpu").eval()
+            try:
+                self.script = torch.jit.load(file, map_location="cpu").eval()
+            except RuntimeError as error:
+                said = str(error).splitlines()[0]
+                raise InvalidValue(f"{file}: no TorchScript program, or damaged: {said}") from error
         known = {argument.name for argument in self.script.forward.schema.arguments}
         self.arguments = {name: value for name, value in _FORWARD.items() if name in known}
         try:
             self.features = self(torch.zeros(1, 3, clip.frames, *clip.size)).shape[1]
         except (RuntimeError, torch.jit.Error) as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"{file}: the program does not take clips of {clip.frames} frames: {error}"
             ) from error
 

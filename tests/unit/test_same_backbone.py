@@ -59,7 +59,7 @@ def test_where_and_how_parts_run_is_free(name: str, value: str, capsys: pytest.C
     [("prompts.length", 226), ("prompts.padding", "states"), ("prediction", "clean"), ("codec", None)],
 )
 def test_what_they_compute_is_not(name: str, value: Any):
-    with pytest.raises(SystemExit, match=rf"another backbone:\n  {name.split('.')[0]}: checkpoint"):
+    with pytest.raises(ValueError, match=rf"another backbone:\n  {name.split('.')[0]}: checkpoint"):
         check({name: value})
 
 

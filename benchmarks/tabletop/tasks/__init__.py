@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 
+from ai_wam.errors import InvalidValue
 from benchmarks.tabletop.rigs import Workspace
 from benchmarks.tabletop.tasks.base import TabletopTask
 
@@ -19,7 +20,7 @@ def load(name: str, workspace: Workspace) -> TabletopTask:
         ValueError: unknown task; the message lists the known ones.
     """
     if name not in names():
-        raise ValueError(f"task {name!r} is unknown to the tabletop suite; known: {list(names())}")
+        raise InvalidValue(f"task {name!r} is unknown to the tabletop suite; known: {list(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     task: TabletopTask = getattr(module, name.title().replace("_", ""))(workspace)
     return task

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.errors import CannotContinue
 from benchmarks.tabletop import motion
 from benchmarks.tabletop.kinematics import Pose
 from benchmarks.tabletop.rigs import Workspace
@@ -84,7 +85,7 @@ def draw(sample: Callable[[], T], accept: Callable[[T], bool], what: str) -> T:
         value = sample()
         if accept(value):
             return value
-    raise RuntimeError(
+    raise CannotContinue(
         f"no {what} found in {_ATTEMPTS} draws: the workspace is too small for the task's objects"
     )
 

@@ -1,0 +1,80 @@
+"""Which file a run is resumed from, and whether a run can be resumed from it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from ai_wam.errors import InvalidValue
+from ai_wam.weights import read_torch, tensors_by_name
+
+_READ = {"callbacks", "epoch", "global_step", "loops", "lr_schedulers", "optimizer_states", "state_dict"}
+_WHY = {  # Lightning's keywords that name no file
+    "best": "is known only inside the process that trained",
+    "hpc": "stands for what Lightning's own requeueing on SLURM saved",
+    "registry": "stands for a model of a registry that is not part of this project",
+}
+
+
+def named_file(asked: Namespace) -> str | None:
+    """The checkpoint that a command names; `last` is looked up where its logger and callbacks save.
+
+    Args:
+        asked: settings of the command.
+
+    Raises:
+        ValueError: `last` where nothing was saved, another keyword of Lightning's.
+    """
+    path = asked.get("ckpt_path")
+    if path is None or Path(path).is_file():
+        return path
+    word = str(path).partition(":")[0]
+    if word in _WHY:
+        raise InvalidValue(
+            f"--ckpt_path {path} {_WHY[word]}; name a .ckpt file of the folder `checkpoints` of a run"
+        )
+    return _last(asked) if path == "last" else path
+
+
+def check_resumable(command: str, path: str) -> None:
+    """Refuse a file that lacks what Lightning reads of it.
+
+    Raises:
+        ValueError: with the names of what it lacks.
+    """
+    wanted = _READ if command == "fit" else {"state_dict"}
+    saved = read_torch(path)
+    if lacking := sorted(wanted - saved.keys()):
+        raise InvalidValue(
+            f"{path!r} lacks {', '.join(lacking)}; give a checkpoint as `ai-wam fit` wrote it"
+            + ("; its weights alone begin a new run: --weights" if command == "fit" else "")
+        )
+    tensors_by_name(saved["state_dict"], f"the state_dict of {path!r}")
+
+
+def _last(asked: Namespace) -> str:
+    folders = list(dict.fromkeys(_folders(asked.trainer)))
+    found = [file for folder in folders for file in folder.glob("last*.ckpt")]
+    if not found:
+        raise InvalidValue(
+            f"--ckpt_path last: there is no last*.ckpt in {', '.join(map(str, folders))}; name the file, or "
+            "leave --ckpt_path out to begin a new run"
+        )
+    return str(max(found, key=lambda file: file.stat().st_mtime))
+
+
+def _folders(trainer: Namespace) -> Iterator[Path]:
+    """Where the trainer's callbacks save: in a folder of their own, the logger's or the trainer's root."""
+    callbacks: Any = trainer.get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        if folder := (callback.get("init_args") or {}).get("dirpath"):
+            yield Path(folder)
+    loggers: Any = trainer.get("logger")
+    loggers = loggers if isinstance(loggers, list) else [loggers]
+    for settings in [each.get("init_args") or {} for each in loggers if isinstance(each, Namespace)]:
+        version = settings.get("version")
+        parts = [settings.get("name"), f"version_{version}" if isinstance(version, int) else version]
+        yield Path(settings.get("save_dir") or ".", *(part for part in parts if part), "checkpoints")
+    if not any(isinstance(each, Namespace) for each in loggers):
+        yield Path(trainer.get("default_root_dir") or ".") / "checkpoints"
