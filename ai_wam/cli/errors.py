@@ -37,6 +37,7 @@ _FOREIGN = {
     "huggingface_hub.errors.HfHubHTTPError",
     "lightning.fabric.utilities.exceptions.MisconfigurationException",
     "requests.exceptions.RequestException",
+    "safetensors._safetensors_rust.SafetensorError",
     "safetensors_rust.SafetensorError",
     "yaml.error.YAMLError",
 }
@@ -105,11 +106,12 @@ def refusal(error: BaseException | None) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from, on another machine too (Ray keeps the original as `cause`)."""
+    """The error and what it was raised from; Ray's copy of a worker's error has the original as `cause`."""
     while error is not None:
-        yield error
         original = getattr(error, "cause", None)
-        error = error.__cause__ or (original if isinstance(original, BaseException) else None)
+        error = original if isinstance(original, BaseException) else error
+        yield error
+        error = error.__cause__
 
 
 def _of_machine(error: BaseException) -> str | None:
