@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ai_wam.cli.signals import Terminated, was_interrupted
+from ai_wam.cli.signals import received
 from ai_wam.errors import UserError
 
 SWITCH = "AI_WAM_TRACEBACK"
-_FAILED, _USAGE, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143  # the last two: 128 and the signal's number
+_FAILED, _USAGE = 1, 2
 _MAKE_ROOM = "make room and run the same command again"
 _ANOTHER = "name a place where you may read and write"
 _WAYS_OUT = {
@@ -77,8 +77,8 @@ def one_sentence(command: str, kept: str = "") -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if was_interrupted(error):
-            status = _TERMINATED if isinstance(error, Terminated) else _INTERRUPTED
+        if (number := received(error)) is not None:
+            status = 128 + number  # as shells report it
             found: str | None = "; ".join(filter(None, ["interrupted", kept]))
         elif isinstance(error, UsageError):
             status, found = _USAGE, f"{error} (`ai-wam {command} --help` lists the options)"
