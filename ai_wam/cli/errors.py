@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ai_wam.cli.signals import Terminated, was_interrupted
+from ai_wam.cli.signals import received
 from ai_wam.errors import UserError
 
 SWITCH = "AI_WAM_TRACEBACK"
-_FAILED, _USAGE, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143  # the last two: 128 and the signal's number
+_FAILED, _USAGE = 1, 2
 _MAKE_ROOM = "make room and run the same command again"
 _ANOTHER = "name a place where you may read and write"
 _WAYS_OUT = {
@@ -37,6 +37,7 @@ _FOREIGN = {
     "huggingface_hub.errors.HfHubHTTPError",
     "lightning.fabric.utilities.exceptions.MisconfigurationException",
     "requests.exceptions.RequestException",
+    "safetensors._safetensors_rust.SafetensorError",
     "safetensors_rust.SafetensorError",
     "yaml.error.YAMLError",
 }
@@ -76,8 +77,8 @@ def one_sentence(command: str, kept: str = "") -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if was_interrupted(error):
-            status = _TERMINATED if isinstance(error, Terminated) else _INTERRUPTED
+        if (number := received(error)) is not None:
+            status = 128 + number  # as shells report it
             found: str | None = "; ".join(filter(None, ["interrupted", kept]))
         elif isinstance(error, UsageError):
             status, found = _USAGE, f"{error} (`ai-wam {command} --help` lists the options)"
@@ -105,11 +106,12 @@ def refusal(error: BaseException | None) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from, on another machine too (Ray keeps the original as `cause`)."""
+    """The error and what it was raised from; Ray's copy of a worker's error has the original as `cause`."""
     while error is not None:
-        yield error
         original = getattr(error, "cause", None)
-        error = error.__cause__ or (original if isinstance(original, BaseException) else None)
+        error = original if isinstance(original, BaseException) else error
+        yield error
+        error = error.__cause__
 
 
 def _of_machine(error: BaseException) -> str | None:

@@ -1,6 +1,5 @@
 """`ai-wam quickstart`: the whole line on this machine, each step the command one would type."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any
 
 from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.weights import read_torch
+from benchmarks.results import read_results
 
 _SPLITS = {"train": 1.0, "val": 0.02}  # share of `episodes`
 _SAVED_EVERY = 500  # steps, as in configs/quickstart.yaml
@@ -94,18 +94,25 @@ def _run(*words: str, threads: int = 1) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **_KEEP_MEMORY}
     # -P keeps the working folder off the import path: a stranger's `tasks` folder there must not hide ours.
     program = "from ai_wam.cli import main; main()"
-    done = subprocess.run([sys.executable, "-P", "-c", program, *words], env=environment, check=False)
-    if done.returncode:
-        raise CannotContinue(
-            f"the command above ended with code {done.returncode}; run it alone to look closer"
-        )
+    with subprocess.Popen([sys.executable, "-P", "-c", program, *words], env=environment) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the step got Ctrl-C too, and saves what it keeps
+            process.wait()
+            raise
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if code:
+        raise CannotContinue(f"the command above ended with code {code}; run it alone to look closer")
 
 
 def _summary(run: Path, seconds: float) -> None:
     """What one wants to know, in a few lines."""
     print(f"\nquickstart: {seconds / 60:.1f} minutes")
     for mode in _MODES:
-        results: dict[str, Any] = json.loads((run / mode / "results.json").read_text())
+        results: dict[str, Any] = read_results(run / mode / "results.json")
         for task, row in results["tasks"].items():
             rates = "   ".join(f"{who} {_rate(row[who])}" for who in ("policy", "ceiling", "floor"))
             print(f"{task}, {mode}: {rates}")

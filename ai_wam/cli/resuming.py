@@ -1,6 +1,6 @@
 """Which file a run is resumed from, and whether a run can be resumed from it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,16 @@ from jsonargparse import Namespace
 from ai_wam.errors import InvalidValue
 from ai_wam.weights import read_torch, tensors_by_name
 
-_READ = {"callbacks", "epoch", "global_step", "loops", "lr_schedulers", "optimizer_states", "state_dict"}
+_KINDS: dict[str, type] = {  # what Lightning reads of a checkpoint
+    "state_dict": Mapping,
+    "loops": Mapping,
+    "epoch": int,
+    "global_step": int,
+    "callbacks": Mapping,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
+_READ = {"fit": tuple(_KINDS)}  # by command; the others read less
 _WHY = {  # Lightning's keywords that name no file
     "best": "is known only inside the process that trained",
     "hpc": "stands for what Lightning's own requeueing on SLURM saved",
@@ -43,14 +52,20 @@ def check_resumable(command: str, path: str) -> None:
     Raises:
         ValueError: with the names of what it lacks.
     """
-    wanted = _READ if command == "fit" else {"state_dict"}
-    saved = read_torch(path)
-    if lacking := sorted(wanted - saved.keys()):
+    saved, wanted = read_torch(path), _READ.get(command, ("state_dict",))
+    lacking = [name for name in wanted if not isinstance(saved.get(name), _KINDS[name])]
+    if saved.get("loops") is not None and not isinstance(_loop(saved["loops"], command), Mapping):
+        lacking.append(f"loops.{command}_loop")
+    if lacking:
         raise InvalidValue(
             f"{path!r} lacks {', '.join(lacking)}; give a checkpoint as `ai-wam fit` wrote it"
             + ("; its weights alone begin a new run: --weights" if command == "fit" else "")
         )
     tensors_by_name(saved["state_dict"], f"the state_dict of {path!r}")
+
+
+def _loop(loops: Any, command: str) -> Any:
+    return loops.get(f"{command}_loop") if isinstance(loops, Mapping) else None
 
 
 def _last(asked: Namespace) -> str:

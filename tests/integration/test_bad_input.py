@@ -46,7 +46,8 @@ class Place:
             "hyper_parameters": known,
             "epoch": 0,
             "global_step": 1,
-            **{name: {} for name in ("loops", "callbacks")},
+            "loops": {f"{command}_loop": {} for command in _LIGHTNING},
+            "callbacks": {},
             **{name: [] for name in ("optimizer_states", "lr_schedulers")},
             "pytorch-lightning_version": "2.6.0",
         }
@@ -163,13 +164,16 @@ def test_checkpoints(place: Place, refused: Callable[..., str], tmp_path: Path, 
     assert not Path("EXECUTED").exists()
 
 
-def test_a_checkpoint_without_its_optimizer_resumes_nothing(
-    place: Place, refused: Callable[..., str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "value", "lacking"),
+    [("optimizer_states", None, "optimizer_states"), ("loops", {}, "loops.fit_loop")],
+)
+def test_a_checkpoint_that_no_run_is_resumed_from(
+    place: Place, refused: Callable[..., str], tmp_path: Path, name: str, value: Any, lacking: str
 ):
-    del (saved := dict(place.saved))["optimizer_states"]
-    torch.save(saved, tmp_path / "bad.ckpt")
+    torch.save({**place.saved, name: value}, tmp_path / "bad.ckpt")
     words = TAKE_CHECKPOINTS["fit"](tmp_path / "bad.ckpt", place)
-    assert "lacks optimizer_states" in refused("fit", *words)
+    assert f"lacks {lacking}" in refused("fit", *words)
 
 
 @pytest.mark.parametrize("word", ["best", "hpc", "registry:model", "last"])

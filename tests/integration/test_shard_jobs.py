@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from ai_wam.cli import main
+from ai_wam.cli.errors import sentence
+from ai_wam.errors import InvalidValue
 from ai_wam.files import as_path
 from ai_wam.types import Clip, Episode
 from benchmarks.speed.data import MovingSquares
@@ -75,10 +77,11 @@ def test_an_error_on_a_worker_is_the_users_error(cluster: str, tmp_path: Path):
     @dataclass(frozen=True)
     class Wrong(MovingSquares):
         def __getitem__(self, index: int) -> Episode:
-            raise ValueError(f"episode {index} cannot be read")
+            raise InvalidValue(f"episode {index} cannot be read")
 
-    with pytest.raises(ValueError, match="episode 0 cannot be read"):
+    with pytest.raises(ValueError, match="episode 0 cannot be read") as caught:
         write_shards(Wrong(2, 10), tmp_path / "wrong", 2, Workers(ray=1), progress=False)
+    assert sentence(caught.value) == "episode 0 cannot be read"
     assert [path.name for path in (tmp_path / "wrong").iterdir()] == ["index.json"]
 
 

@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader, Dataset
 from upath import UPath
+from yaml import YAMLError
 
 from ai_wam.cli import main
 from ai_wam.cli.checks import hyperparameters
 from ai_wam.cli.errors import SWITCH, one_sentence
+from ai_wam.cli.signals import Terminated
 from ai_wam.types import Clip
 from benchmarks.speed.data import MovingSquares
 from datamodules.recording import write_shards
@@ -36,6 +41,63 @@ def test_a_switch_shows_the_traceback(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(SWITCH, "1")
     with pytest.raises(ShardError, match="nowhere"), one_sentence("inspect"):
         ShardSet("nowhere")
+
+
+class Unreadable(Dataset):
+    """A data set whose only sample raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ShardError("shard 3 is damaged\nin two lines"), "shard 3 is damaged\nin two lines"),
+        (FileNotFoundError(2, "No such file or directory", "a.tar"), "No such file or directory: 'a.tar'"),
+    ],
+)
+def test_errors_of_data_workers_are_the_same_sentence(error: Exception, said: str):
+    with pytest.raises(SystemExit) as stop, one_sentence("fit"):
+        next(iter(DataLoader(Unreadable(error), num_workers=1)))
+    assert str(stop.value) == f"ai-wam fit: {said}"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device; make room and run the same"),
+        (
+            PermissionError(13, "Permission denied", "/x"),
+            "Permission denied: '/x'; name a place where",
+        ),
+        (NotADirectoryError(20, "Not a directory", "/x/y"), "a file stands where a folder is expected"),
+        (MemoryError("Unable to allocate 9 TiB"), r"out of memory \(Unable to allocate 9 TiB\)"),
+        (RuntimeError("[x] . DefaultCPUAllocator: can't allocate memory: 9"), "out of memory"),
+        (RuntimeError("DataLoader worker (pid(s) 3) exited unexpectedly"), "use fewer data workers"),
+        (SafetensorError("header too large"), "header too large"),
+        (YAMLError("while parsing\n  a block"), "while parsing a block"),
+        (MisconfigurationException("no such device"), "no such device"),
+    ],
+)
+def test_what_the_machine_and_libraries_refuse(error: Exception, said: str):
+    with pytest.raises(SystemExit, match=f"^ai-wam fit: .*{said}") as stop, one_sentence("fit"):
+        raise error
+    assert stop.value.code == 1
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (Terminated(), 143)])
+def test_an_interruption_says_what_is_kept(error: BaseException, status: int):
+    with pytest.raises(SystemExit) as stop, one_sentence("fit", "all is kept"):
+        raise error
+    assert stop.value.code == status
+    assert str(stop.value) == "ai-wam fit: interrupted; all is kept"
 
 
 @pytest.mark.parametrize("wrong", [lambda: int("x"), lambda: (1).missing, lambda: [].index(1)])

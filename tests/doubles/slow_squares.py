@@ -1,0 +1,22 @@
+"""A source that takes its time, and one of whose episodes cannot be read."""
+
+import time
+from dataclasses import dataclass
+
+from ai_wam.errors import InvalidValue
+from ai_wam.types import Episode
+from benchmarks.speed.data import MovingSquares
+
+
+@dataclass(frozen=True)
+class SlowSquares(MovingSquares):
+    """Squares of which every episode takes `seconds`, and episode `broken` is refused."""
+
+    seconds: float = 0.0
+    broken: int = -1
+
+    def __getitem__(self, index: int) -> Episode:
+        time.sleep(self.seconds)
+        if index == self.broken:
+            raise InvalidValue(f"episode {index} is broken; record it again")
+        return super().__getitem__(index)
