@@ -100,9 +100,15 @@ def sentence(error: BaseException) -> str | None:
     return refusal(error) or next(filter(None, found), None)
 
 
+def raised_on_purpose(error: BaseException | None) -> UserError | None:
+    """The first `UserError` among an error and what it was raised from."""
+    return next((each for each in _chain(error) if isinstance(each, UserError)), None)
+
+
 def refusal(error: BaseException | None) -> str | None:
-    """The message of the first `UserError` among an error and what it was raised from."""
-    return next((_text(each) for each in _chain(error) if isinstance(each, UserError)), None)
+    """The message of what was raised on purpose."""
+    found = raised_on_purpose(error)
+    return None if found is None else _text(found)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
