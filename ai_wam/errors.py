@@ -34,7 +34,7 @@ class FileTrouble(UserError, OSError):
     """A file that the operating system or a store does not read or write."""
 
 
-class MissingPackage(UserError, ImportError):
+class MissingPackage(UserError, ModuleNotFoundError):
     """An optional package that is not installed."""
 
 

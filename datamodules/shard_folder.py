@@ -84,6 +84,13 @@ class _RemoteFile:
         return bytes(self._path.fs.cat_file(self._path.path, start=offset, end=offset + size))
 
 
+_LINE = {"file": str, "sha256": str, "bytes": int}  # what an index must say of a shard
+
+
+def _is_line(line: object) -> bool:
+    return isinstance(line, dict) and all(isinstance(line.get(name), kind) for name, kind in _LINE.items())
+
+
 class ShardFolder:
     """The index of a finished folder, and its members' bytes.
 
@@ -142,6 +149,8 @@ class ShardFolder:
             ShardError: the shard is damaged.
         """
         entry = self.episodes[index]
+        if name not in entry.members:
+            raise self.damaged(entry, name, "the index does not know where it lies")
         member = entry.members[name]
         data = self.bytes(entry, member.offset, member.size)
         if len(data) != member.size or zlib.crc32(data) != member.crc32:
@@ -173,6 +182,11 @@ class ShardFolder:
             raise ShardError(
                 f"{folder} is unfinished ({done} shards so far); run the same {again} again, it goes on there"
             )
+        lines = index.get("shards")
+        known = isinstance(lines, list) and all(map(_is_line, lines))
+        if not known or not isinstance(index.get("settings"), dict):
+            what = f"settings, or {', '.join(_LINE)} of a shard"
+            raise ShardError(f"{path} lacks {what}; copy it again, or write it anew: {again}")
         return index
 
     def _check_shard(self, shard: ShardEntry, line: Mapping[str, Any], verify: bool) -> None:

@@ -5,8 +5,10 @@ shard-000000.tar     episodes; per episode `<key>.json`, `<key>.actions.npy`, `<
 `<key>.<view>.mp4` shard-000000.json    that shard: size, checksum, and where each member of each episode lies
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,15 +65,26 @@ class EpisodeEntry:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], file: str) -> "EpisodeEntry":
-        """The inverse of `to_json`."""
-        return cls(
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: values of another kind, or out of range.
+        """
+        entry = cls(
             key=data["key"],
             file=file,
-            frames=data["frames"],
+            frames=index(data["frames"]),
             hz=float(data["hz"]),
             views={name: (int(h), int(w)) for name, (h, w) in data["views"].items()},
-            members={name: Member(*where) for name, where in data["members"].items()},
+            members={name: Member(*map(index, where)) for name, where in data["members"].items()},
         )
+        sizes = [side for size in entry.views.values() for side in size]
+        places = [number for member in entry.members.values() for number in member]
+        if not isinstance(entry.key, str) or not isinstance(file, str):
+            raise InvalidValue(f"the key {entry.key!r} and the file {file!r} must be names")
+        if min([entry.frames, *sizes]) < 1 or min(places, default=0) < 0 or not 0 < entry.hz < math.inf:
+            raise InvalidValue(f"episode {entry.key!r}: frames, rate, sizes or places are out of range")
+        return entry
 
 
 @dataclass(frozen=True)
@@ -146,7 +159,7 @@ class ShardEntry:
             episodes = tuple(EpisodeEntry.from_json(episode, data["file"]) for episode in data["episodes"])
             left_out = tuple(LeftOut(**each) for each in data.get("left_out", []))
             return cls(data["file"], data["bytes"], data["sha256"], episodes, left_out)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ShardError(f"{path} is no shard index ({error!r}); collect into a new folder") from error
 
 

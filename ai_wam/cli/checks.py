@@ -198,7 +198,10 @@ def check_fits(arguments: Mapping[str, Any], data: Mapping[str, Any] | None = No
     """
     backbone, clip = arguments.get("backbone"), arguments.get("clip")
     if clip is not None:
-        Clip(**{**clip, "size": tuple(clip["size"]), "views": tuple(clip["views"])})  # refuses absurd values
+        plain: dict[str, Any] = dict(clip)
+        for name in plain.keys() & {"size", "views"}:
+            plain[name] = tuple(plain[name])
+        Clip(**plain)  # refuses absurd values
     if backbone is None or clip is None or not backbone.get("init_args", {}).get("pretrained"):
         return
     with without_weights():

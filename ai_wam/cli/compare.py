@@ -1,5 +1,6 @@
 """`ai-wam compare`: two results of one protocol, trial by trial."""
 
+from ai_wam.errors import InvalidValue
 from benchmarks.comparison import comparison_table
 from benchmarks.results import read_results
 
@@ -11,4 +12,11 @@ def compare(first: str, second: str) -> None:
         first: a results.json, and
         second: another of the same protocol.
     """
-    print(comparison_table(read_results(first), read_results(second)))
+    pair = read_results(first), read_results(second)
+    try:
+        print(comparison_table(*pair))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InvalidValue(
+            f"{first} or {second} is not as `ai-wam test` wrote it ({error!r}); give the original files, "
+            "or test again"
+        ) from error

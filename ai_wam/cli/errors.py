@@ -100,9 +100,15 @@ def sentence(error: BaseException) -> str | None:
     return refusal(error) or next(filter(None, found), None)
 
 
+def raised_on_purpose(error: BaseException | None) -> UserError | None:
+    """The first `UserError` among an error and what it was raised from."""
+    return next((each for each in _chain(error) if isinstance(each, UserError)), None)
+
+
 def refusal(error: BaseException | None) -> str | None:
-    """The message of the first `UserError` among an error and what it was raised from."""
-    return next((_text(each) for each in _chain(error) if isinstance(each, UserError)), None)
+    """The message of what was raised on purpose."""
+    found = raised_on_purpose(error)
+    return None if found is None else _text(found)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -131,14 +137,18 @@ def _of_machine(error: BaseException) -> str | None:
 def _of_library(error: BaseException) -> str | None:
     """Words of libraries that refuse their input."""
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
-    return " ".join(_text(error).split()) if names & _FOREIGN else None
+    if not names & _FOREIGN:
+        return None
+    text = " ".join(_text(error).split())
+    return f"{text}; {_MAKE_ROOM}" if os.strerror(errno.ENOSPC) in text else text
 
 
 def _text(error: BaseException) -> str:
     """The message, as it was before torch put a worker's traceback before it, without error numbers."""
     if isinstance(error, OSError) and error.errno is not None:
         words = str(error.strerror or os.strerror(error.errno))
-        place = "" if error.filename is None else f": {os.fspath(error.filename)!r}"
+        named = error.filename if error.filename2 is None else error.filename2  # of a copy, where it goes
+        place = "" if named is None else f": {named!r}"
         way = "" if isinstance(error, UserError) else _WAYS_OUT.get(error.errno, "")
         return words + place + (f"; {way}" if way else "")
     text = str(error)

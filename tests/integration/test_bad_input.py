@@ -1,5 +1,6 @@
 """Every command with every kind of broken input: one sentence, no traceback, a status that is not 0."""
 
+import json
 import pickle
 import shutil
 import sys
@@ -146,6 +147,10 @@ TAKE_CHECKPOINTS: dict[str, Callable[[Path, Place], list[object]]] = {
     "validate": lambda file, place: [
         "--data=configs/data/shards.yaml", *place.data,
         "--data.workers=0", "--trainer.logger=false", f"--ckpt_path={file}",
+    ],
+    "predict": lambda file, place: [
+        "--data=configs/data/shards.yaml", *place.data, "--data.workers=0", "--trainer.logger=false",
+        f"--ckpt_path={file}",
     ],
     "test": lambda file, place: [*TRIALS, "--trainer.logger=false", "--data.out=out", f"--ckpt_path={file}"],
     "export-checkpoint": lambda file, place: [f"--ckpt_path={file}", "--out=out"],
@@ -410,6 +415,27 @@ def test_results(place: Place, refused: Callable[..., str], tmp_path: Path, text
     (tmp_path / "results.json").write_bytes(text.encode("latin-1"))
     refused("compare", "results.json", "results.json")
     refused("export-checkpoint", f"--ckpt_path={place.checkpoint}", "--out=out", "--metrics=results.json")
+
+
+INDEX = [
+    ("index.json", "shards", 3),
+    ("index.json", "settings", None),
+    ("index.json", "shards", [{"file": 3}]),
+    ("shard-000000.json", "episodes", None),
+    ("shard-000000.json", "episodes", [{"key": "a", "frames": -1, "hz": 1, "views": {}, "members": {}}]),
+    ("shard-000000.json", "file", None),
+    ("shard-000000.json", "sha256", None),
+]
+
+
+@pytest.mark.parametrize(("file", "name", "value"), INDEX)
+def test_values_of_an_index(
+    place: Place, refused: Callable[..., str], tmp_path: Path, file: str, name: str, value: object
+):
+    shutil.copytree(place.shards, tmp_path / "bad")
+    content = json.loads((tmp_path / "bad" / file).read_text())
+    (tmp_path / "bad" / file).write_text(json.dumps({**content, name: value}))
+    assert str(tmp_path / "bad") in refused("inspect", tmp_path / "bad", "--out=out")
 
 
 def test_an_unknown_command(refused: Callable[..., str]):

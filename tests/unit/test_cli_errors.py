@@ -1,9 +1,12 @@
 """One sentence for what was refused on purpose, the traceback for everything else."""
 
+import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
@@ -13,6 +16,7 @@ from yaml import YAMLError
 from ai_wam.cli import main
 from ai_wam.cli.checks import hyperparameters
 from ai_wam.cli.errors import SWITCH, one_sentence
+from ai_wam.cli.resuming import named_file
 from ai_wam.cli.signals import Terminated
 from ai_wam.types import Clip
 from benchmarks.speed.data import MovingSquares
@@ -138,3 +142,16 @@ def test_an_export_that_a_store_does_not_take_leaves_nothing(tmp_path: Path, mon
         main(["export", *words])
     assert sent
     assert not place.exists()
+
+
+def test_last_is_the_newest_file_where_the_logger_saves(tmp_path: Path):
+    logger = Namespace(init_args=Namespace(save_dir=str(tmp_path), name="run", version=3))
+    asked = Namespace(ckpt_path="last", trainer=Namespace(logger=logger, callbacks=[]))
+    folder = tmp_path / "run" / "version_3" / "checkpoints"
+    with pytest.raises(ValueError, match=re.escape(f"there is no last*.ckpt in {folder}")):
+        named_file(asked)
+    folder.mkdir(parents=True)
+    for number, name in enumerate(("last.ckpt", "last-v1.ckpt", "best.ckpt")):
+        (folder / name).write_text("x")
+        os.utime(folder / name, (number, number))
+    assert named_file(asked) == str(folder / "last-v1.ckpt")

@@ -182,13 +182,18 @@ def test_validation_draws_the_views_of_an_episode_once(folder):
     assert {windows[0] for seed in range(4) for windows in views(seed).values()} == {False, True}
 
 
-def test_missing_views_and_actions_are_masked(tmp_path):
+def test_missing_views_and_actions_are_masked(tmp_path, folder):
     front = record(replace(SOURCE, views=("front",), actions=False), tmp_path / "front")
-    batch = next(iter(module(front).train_dataloader()))
-    assert batch.view_mask.tolist() == [[True, False]] * 4
-    assert not batch.video[:, 1].any()
-    assert not batch.action_valid.any()
-    assert not batch.actions.any()
+    seen = []
+    for batch in module([front, folder]).train_dataloader():
+        for row, mask in enumerate(batch.view_mask.tolist()):
+            seen.append(tuple(mask))
+            assert bool(batch.action_valid[row].any()) == mask[1]  # what lacks the view lacks actions too
+            assert bool(batch.actions[row].any()) == mask[1]
+            assert bool(batch.video[row, 1].any()) == mask[1]
+    assert set(seen) == {(True, True), (True, False)}
+    with pytest.raises(ValueError, match=r"'wrist', which no episode .* the recorded views are \['front'\]"):
+        module(front)
     with pytest.raises(ValueError, match=r"has views \['front'\], the clip wants \['overhead'\]"):
         module(front, replace(CLIP, views=("overhead",)))
     with pytest.raises(ValueError, match=r"views_per_sample is 3, the clip has 2 views"):
