@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ai_wam.cli.errors import Ended
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_SAME = 1.0  # seconds within which signals are one
 _REPLACED = ("--ckpt_path", "--weights")  # by the checkpoint that a continued run begins with
 
 
@@ -83,13 +85,15 @@ class SavesWhenStopped(Callback):
 
     It saves where a step is whole, since a resumed run begins with the batch after it, and raises `Stopped`
     at the next hook, when the step has been logged. A validation that is interrupted is not repeated. All
-    processes stop at the same step if one of them is asked to. A second signal ends the process at once.
+    processes stop at the same step if one of them is asked to. A second signal, a second later or more since
+    `timeout` and others send it twice, ends the process at once.
 
     A training that ends by itself between two of ModelCheckpoint's saves is saved, too.
     """
 
     def __init__(self) -> None:
         self._asked: int | None = None
+        self._asked_at = 0.0
         self._saved: str | None = None
         self._whole = 0  # optimizer steps that were finished
         self._begun = 0  # step of the checkpoint with which training began
@@ -102,6 +106,7 @@ class SavesWhenStopped(Callback):
         self._before = {number: old for number, old in found.items() if old is not signal.SIG_IGN}
         for number in self._before:
             signal.signal(number, self._note)
+        os.register_at_fork(after_in_child=self._block)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save if asked to, once gradients are not being accumulated."""
@@ -144,6 +149,11 @@ class SavesWhenStopped(Callback):
         """What follows is no training."""
         self._restore_handlers()
 
+    def _block(self) -> None:
+        """In a loader's worker that has just been forked: signals wait until it handles them itself."""
+        if self._before:
+            signal.pthread_sigmask(signal.SIG_BLOCK, self._before.keys())
+
     def _restore_handlers(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -151,9 +161,11 @@ class SavesWhenStopped(Callback):
 
     def _note(self, signum: int, _: FrameType | None) -> None:
         if self._asked is not None:
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
-        self._asked = signum
+            if time.monotonic() - self._asked_at > _SAME:
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
+            return
+        self._asked, self._asked_at = signum, time.monotonic()
         if not rank():
             name = _NAMES[signal.Signals(signum)]
             print(f"\nai-wam fit: {name}: finishing this step, then saving it", file=sys.stderr, flush=True)

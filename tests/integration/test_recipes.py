@@ -12,11 +12,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_release import save_wan22
 
 from ai_wam.cli import main
 from ai_wam.cli.configs import config_path
 from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.recipes import write_release
 from datamodules.recording import write_shards
 
 RECIPES = sorted(file.stem for file in config_path("configs/recipes").glob("*.yaml"))
@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for split in (name, f"{name}_val"):
             squares = MovingSquares(2, 9, hz=hz, views=views)
             write_shards(squares, folder / "data" / split, 2, workers=0, progress=False)
-    save_wan22(folder / "wan")
+    write_release(folder / "wan", tiny=True)
     return folder
 
 
