@@ -258,7 +258,7 @@ def test_mujoco_imported_too_early_is_told():
         "from benchmarks.tabletop.graphics import Pictures\n"
         "Pictures(mujoco.MjModel.from_xml_string('<mujoco/>'), (8, 8), False)\n"
     )
-    assert "RuntimeError: MuJoCo cannot draw with MUJOCO_GL unset" in done.stderr
+    assert "CannotContinue: MuJoCo cannot draw with MUJOCO_GL unset" in done.stderr
     assert "import benchmarks.tabletop before mujoco" in done.stderr
 
 
