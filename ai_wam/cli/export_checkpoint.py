@@ -82,21 +82,22 @@ def _export(
 
 
 def write_backbone(backbone: VideoBackbone, folder: Path, base_model: str | None) -> None:
-    """Write a backbone's denoiser and adapter into a folder.
+    """Write a backbone's networks and their adapters into a folder.
 
     Args:
         backbone: which stays as it is; of one with low-rank adapters, a copy is merged.
-        folder: in which the denoiser gets a folder of its own.
+        folder: in which every network gets a folder of its own.
         base_model: where codec, prompt and image encoder come from.
     """
-    denoiser: Any = backbone.denoiser
-    if backbone.lora is not None:
-        denoiser = copy.deepcopy(denoiser)
-        merge_lora(denoiser)
-    weights, adapter = split_weights(denoiser, backbone.input_projection, backbone.released_names)
-    kind = diffusers_class(denoiser)
     known = (base_model, backbone.trained_as())
-    write_denoiser(folder / backbone.folder, kind, denoiser.config, weights, adapter, *known)
+    for name, network in backbone.networks().items():
+        denoiser: Any = network
+        if backbone.lora is not None:
+            denoiser = copy.deepcopy(network)
+            merge_lora(denoiser)
+        weights, adapter = split_weights(denoiser, backbone.input_projection, backbone.released_names)
+        kind = diffusers_class(denoiser)
+        write_denoiser(folder / name, kind, denoiser.config, weights, adapter, *known)
 
 
 def _trained(described: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> VideoBackbone:
