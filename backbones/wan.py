@@ -214,9 +214,9 @@ class Wan(VideoBackbone):
         return {"camera_encoders": CameraEncoders(width, blocks) if self.camera_encoders else None}
 
     def trained_as(self) -> dict[str, Any]:
-        """Who looks at whom, and where two experts meet."""
-        meeting = {} if self.boundary is None else {"boundary": self.boundary}
-        return {**super().trained_as(), "given_attention": self.given_attention, **meeting}
+        """The attention of given tokens, and the boundary of two experts, too."""
+        shared = {} if self.boundary is None else {"boundary": self.boundary}
+        return {**super().trained_as(), "given_attention": self.given_attention, **shared}
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -297,14 +297,14 @@ class Wan(VideoBackbone):
     def prepare(self, canvas: Canvas, context: Context) -> Context:
         """What cameras say; keys and values of the given tokens, where they may be remembered.
 
-        Two experts remember each their own.
+        Of two experts, each has its own.
 
         Raises:
             ValueError: one expert of two, which knows a part of the noise levels only.
         """
         if self.boundary is not None and self.expert != "both":
             raise ValueError(
-                f"Wan: expert: {self.expert} alone cannot sample: it does not know the noise levels "
+                f"Wan: expert: {self.expert} alone cannot sample: it is not for the noise levels "
                 f"{'below' if self.expert == 'high' else 'from'} {self.boundary}. Load both (expert: both) "
                 "from a folder that has transformer and transformer_2; train one with "
                 "--trainer.limit_val_batches 0"
@@ -315,7 +315,7 @@ class Wan(VideoBackbone):
         return replace(context, memory=found if len(found) > 1 else found[self.folder])
 
     def _memory(self, network: Any, canvas: Canvas, context: Context) -> "Memory | None":
-        """What one network remembers of a canvas; None for nothing."""
+        """What of a canvas is computed once for one network; None for nothing."""
         given, offsets = self._given(canvas), self._offsets(network, canvas)
         if not self.cache_given or not bool((given == given[:1]).all()) or not bool(given.any()):
             return None if offsets is None else Memory(offsets=offsets)
