@@ -29,12 +29,14 @@ class TimeSampling:
         std: of the logit.
         shift: u -> shift u / (1 + (shift - 1) u), as resolution shifts of flow models do.
         pure_noise: share of samples at u = 1 exactly, where a sampler starts.
+        within: the levels that are drawn, relatively as often as if all were; for networks that share a path.
     """
 
     mean: float = 0.0
     std: float = 1.0
     shift: float = 1.0
     pure_noise: float = 0.0
+    within: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         check_numbers("TimeSampling", mean=self.mean)
@@ -45,10 +47,21 @@ class TimeSampling:
     def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:
         """Noise levels of n samples, on the generator's device."""
         device = generator.device
-        logit = torch.randn(n, generator=generator, device=device) * self.std + self.mean
-        u = shifted(logit.sigmoid(), self.shift)
+        normal = torch.randn(n, generator=generator, device=device)
+        if self.within != (0.0, 1.0):
+            normal = self._squeezed(normal)
+        u = shifted((normal * self.std + self.mean).sigmoid(), self.shift).clamp(*self.within)
+        if self.within[1] < 1:
+            return u
         pure = torch.rand(n, generator=generator, device=device) < self.pure_noise
         return torch.where(pure, 1.0, u)
+
+    def _squeezed(self, normal: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Normal numbers as they are distributed where u lies within the bounds, by their quantiles."""
+        bounds = shifted(torch.tensor(self.within, dtype=torch.float64), 1 / self.shift).logit()
+        low, high = torch.special.ndtr((bounds - self.mean) / self.std).tolist()
+        quantile = low + (high - low) * torch.special.ndtr(normal.double())
+        return torch.special.ndtri(quantile).to(normal)
 
 
 @dataclass(frozen=True)

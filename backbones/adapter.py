@@ -64,6 +64,21 @@ class ConditionedInput(nn.Module):
         return (tokens * (1 + scale) + shift).type_as(plain)
 
 
+def adapt_input(network: nn.Module, projection: str, condition: int, pooled: int, patch: int) -> None:
+    """Put the adapter around a network's input projection, in place.
+
+    Args:
+        network: a released denoiser.
+        projection: dotted name of its input projection.
+        condition: channels of the canvas condition.
+        pooled: width of the pooled prompt; 0 leaves it out.
+        patch: positions per patch of a linear projection.
+    """
+    parent, _, name = projection.rpartition(".")
+    owner = network.get_submodule(parent)
+    setattr(owner, name, ConditionedInput(getattr(owner, name), condition, pooled, patch))
+
+
 def conditioned(
     own: Float[Tensor, "b c *n"], condition: Float[Tensor, "b k *n"], pooled: Float[Tensor, "b d"] | None
 ) -> Float[Tensor, "b e *n"]:

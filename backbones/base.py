@@ -7,24 +7,30 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from ai_wam.cameras import Cameras
-from ai_wam.canvas import Canvas, Kind, condition_channels
+from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.errors import InvalidValue
 from ai_wam.noise import NoisePath
-from ai_wam.precision import full_precision
 from ai_wam.types import LatentSpec
-from backbones.adapter import ADDED, ConditionedInput, conditioned
+from backbones.adapter import ADDED, adapt_input, conditioned
 from backbones.block_inputs import BlockConditions, ToldBlocks, tell
 from backbones.codec import LatentCodec
 from backbones.deferred import empty_denoiser, read_weights, weights_are_deferred
-from backbones.diffusion import CanvasDiffusion, Prediction
-from backbones.folders import base_model, check_trained_as, load_adapter, released_name, split_weights
+from backbones.diffusion import Prediction
+from backbones.encoding import EncodingDiffusion
+from backbones.folders import (
+    base_model,
+    check_parts,
+    check_trained_as,
+    load_adapter,
+    released_name,
+    split_weights,
+)
 from backbones.images import ImageEncoder
 from backbones.loading import load_part, new_denoiser, one_source, or_released, survey
 from backbones.lora import LoRA, add_lora, start_lora
@@ -36,7 +42,7 @@ from backbones.saving import drop_released, forgive_released
 Time = Literal["shared", "per_frame", "per_token"]
 
 
-class VideoBackbone(CanvasDiffusion):
+class VideoBackbone(EncodingDiffusion):
     """A latent video diffusion model that denoises a canvas.
 
     A subclass names its network and writes a few hooks and `predict`; everything else is generic. The hooks
@@ -82,7 +88,7 @@ class VideoBackbone(CanvasDiffusion):
     """
 
     Denoiser: ClassVar[Any]
-    folder: ClassVar[str] = "transformer"
+    folder: str = "transformer"
     input_projection: ClassVar[str]
     blocks: ClassVar[tuple[str, ...]]
     times: ClassVar[tuple[Time, ...]] = ("shared",)
@@ -111,9 +117,12 @@ class VideoBackbone(CanvasDiffusion):
         self.pretrained, self.base_model = pretrained, base_model(pretrained, self.folder)
         self.path, self.prediction = path or self.released_path(), prediction
         config, self.codec, self.prompts, self.images = survey(self, codec, prompts, images)
+        if pretrained is not None:
+            check_parts(pretrained, self.parts, type(self).__name__)
         if config is None:
-            network = new_denoiser(self.Denoiser, architecture, self.widths(architecture or {}))
-            config = network.config
+            size = self.widths(architecture or {})
+            made = [new_denoiser(self.Denoiser, architecture, size) for _ in self.folders]
+            config = made[0].config
         self.spec = replace(
             self.describe(config),
             time=self._time(time),
@@ -129,29 +138,24 @@ class VideoBackbone(CanvasDiffusion):
             self.codec = or_released(codec, "codec", self.base_model, self.released_codec)
             self.weights_dtype = getattr(torch, dtype)
             load = empty_denoiser if weights_are_deferred() else load_part
-            network = load(self.Denoiser, pretrained, self.folder, self.weights_dtype)
-        self.denoiser = network
-        self.released_names = frozenset(self.denoiser.state_dict())
+            made = [load(self.Denoiser, pretrained, name, self.weights_dtype) for name in self.folders]
+        self.denoiser = made[0] if len(made) == 1 else self.combined(made)
+        self.released_names = frozenset(made[0].state_dict())
         self.prompt_modulation, self.lora = prompt_modulation, lora
-        self._adapt_input()
-        for name, module in self.extras(self.denoiser.config).items():
-            setattr(self.denoiser, name, module)
-        if block_rank:
-            self._tell_blocks(block_rank)
-        for module in self.islands().values():
-            keep_precise(module)
-        if pretrained is not None:
-            check_trained_as(pretrained, self.folder, self.trained_as())
-            load_adapter(pretrained, self.folder, self.denoiser, self.input_projection, self.released_names)
-        if lora is not None:
-            add_lora(self.denoiser, lora, self._added())
-            if weights_are_deferred():
-                start_lora(self.denoiser)
+        for folder, network in self.networks().items():
+            self._adapt(network, block_rank)
+            if pretrained is not None:
+                check_trained_as(pretrained, folder, self.trained_as())
+                load_adapter(pretrained, folder, network, self.input_projection, self.released_names)
+            if lora is not None:
+                add_lora(network, lora, self._added(network))
+                if weights_are_deferred():
+                    start_lora(network)
+            if gradient_checkpointing:
+                network.enable_gradient_checkpointing()
         if compile_blocks:
             for block in self.units():
                 block.compile()
-        if gradient_checkpointing:
-            self.denoiser.enable_gradient_checkpointing()
         for part in self._frozen():
             part.requires_grad_(False).eval()
         self.register_state_dict_post_hook(drop_released)
@@ -227,7 +231,29 @@ class VideoBackbone(CanvasDiffusion):
         """
         return None
 
+    def combined(self, networks: Sequence[Any]) -> Any:
+        """One module of several networks, for releases that have more than one of a kind.
+
+        It has the first one's `config`, and `networks` finds them in it again.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is one network, got {len(networks)}")
+
     # ------------------------------------------------------------------ what is written once
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Where a checkpoint keeps the networks that are loaded."""
+        return (self.folder,)
+
+    @property
+    def parts(self) -> set[str]:
+        """Parts of a release that are known here."""
+        images = () if self.images is None else ("image_encoder",)
+        return {*self.folders, "vae", "text_encoder", *images}
+
+    def networks(self) -> dict[str, Any]:
+        """The loaded networks, all of one size, by where a checkpoint keeps them."""
+        return {self.folder: self.denoiser}
 
     def train(self, mode: bool = True) -> "VideoBackbone":
         """Switch the denoiser's mode; the frozen parts stay in evaluation mode."""
@@ -238,7 +264,10 @@ class VideoBackbone(CanvasDiffusion):
 
     def units(self) -> list[nn.Module]:
         """The repeated blocks: what is sharded, and compiled, one by one."""
-        return [block for name in self.blocks for block in self.denoiser.get_submodule(name).children()]
+        networks = self.networks().values()
+        return [
+            block for one in networks for name in self.blocks for block in one.get_submodule(name).children()
+        ]
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Shard the denoiser over a mesh (FSDP2): every block a unit, the rest one more.
@@ -260,14 +289,18 @@ class VideoBackbone(CanvasDiffusion):
         """Read the released weights that wait to be read, if any do; what is not sharded goes to `device`."""
         waiting = any(value.is_meta for value in self.denoiser.state_dict().values())
         if self.pretrained is not None and waiting:
-            files = weight_files(self.pretrained, self.folder)[0]
             released = partial(released_name, projection=self.input_projection)
-            read_weights(self.denoiser, files, released, device)
+            for folder, network in self.networks().items():
+                read_weights(network, weight_files(self.pretrained, folder)[0], released, device)
 
-    def islands(self) -> dict[str, nn.Module]:
-        """The denoiser's modules that compute in full precision, by name: time, and what ours adds."""
+    def islands(self, network: Any = None) -> dict[str, nn.Module]:
+        """Modules that compute in full precision, by name: time, and what ours adds.
+
+        Args:
+            network: which one's; the denoiser's, if left out.
+        """
         kept = self.Denoiser._keep_in_fp32_modules or ()
-        return islands(self.denoiser, {*kept, *self.precise, *ADDED})
+        return islands(self.denoiser if network is None else network, {*kept, *self.precise, *ADDED})
 
     def unsaved(self) -> set[str]:
         """Names of what a checkpoint leaves out, since it comes from the released one and never changes."""
@@ -280,10 +313,10 @@ class VideoBackbone(CanvasDiffusion):
             names.update(frozen)
         return names
 
-    def _added(self) -> list[nn.Parameter]:
-        """What the network has beyond the released one."""
-        added = split_weights(self.denoiser, self.input_projection, self.released_names)[1]
-        return [parameter for name, parameter in self.denoiser.named_parameters() if name in added]
+    def _added(self, network: Any) -> list[nn.Parameter]:
+        """What a network has beyond the released one."""
+        added = split_weights(network, self.input_projection, self.released_names)[1]
+        return [parameter for name, parameter in network.named_parameters() if name in added]
 
     def _frozen(self) -> list[nn.Module]:
         return [part for part in (self.codec, self.prompts, self.images) if part is not None]
@@ -304,27 +337,27 @@ class VideoBackbone(CanvasDiffusion):
             )
         return asked
 
-    def _adapt_input(self) -> None:
-        """Put the condition adapter around the input projection."""
-        parent, _, name = self.input_projection.rpartition(".")
-        owner = self.denoiser.get_submodule(parent)
+    def _adapt(self, network: Any, rank: int) -> None:
+        """Put into a released network what ours adds; all of it starts silent."""
         pooled = self.prompts.width if self.prompt_modulation else 0
         volume = self.spec.patch**2 * self.spec.patch_time
-        adapted = ConditionedInput(getattr(owner, name), condition_channels(self.spec), pooled, volume)
-        setattr(owner, name, adapted)
-
-    def _tell_blocks(self, rank: int) -> None:
-        """Let the blocks be told the condition."""
-        if len(self.blocks) != 1:
-            raise InvalidValue(
-                f"{type(self).__name__}: block_rank {rank} needs blocks of one size, but this network's "
-                f"({', '.join(self.blocks)}) work at several; leave block_rank at 0"
-            )
-        patch = (self.spec.patch_time, self.spec.patch, self.spec.patch)
-        width = self.denoiser.get_submodule(self.input_projection).width
-        sizes = (condition_channels(self.spec), patch, rank, width, len(self.units()))
-        self.denoiser.block_conditions = BlockConditions(*sizes)
-        tell(self.denoiser.get_submodule(self.blocks[0]), self.denoiser.block_conditions)
+        channels = condition_channels(self.spec)
+        adapt_input(network, self.input_projection, channels, pooled, volume)
+        for name, module in self.extras(network.config).items():
+            setattr(network, name, module)
+        if rank:
+            if len(self.blocks) != 1:
+                raise InvalidValue(
+                    f"{type(self).__name__}: block_rank {rank} needs blocks of one size, but this network's "
+                    f"({', '.join(self.blocks)}) work at several; leave block_rank at 0"
+                )
+            patch = (self.spec.patch_time, self.spec.patch, self.spec.patch)
+            width = network.get_submodule(self.input_projection).width
+            blocks = network.get_submodule(self.blocks[0])
+            network.block_conditions = BlockConditions(channels, patch, rank, width, len(blocks))
+            tell(blocks, network.block_conditions)
+        for module in self.islands(network).values():
+            keep_precise(module)
 
     def network_input(
         self,
@@ -333,6 +366,7 @@ class VideoBackbone(CanvasDiffusion):
         context: Context,
         native: Float[Tensor, "b n f h w"] | None = None,
         chosen: Int[Tensor, "q"] | None = None,
+        network: Any = None,
     ) -> Float[Tensor, "b d f h w"]:
         """What the adapted input projection takes; the blocks of the next forward are told the condition.
 
@@ -342,79 +376,10 @@ class VideoBackbone(CanvasDiffusion):
             context: the pooled prompt.
             native: channels that the released model concatenates.
             chosen: the tokens that the forward computes; all, if left out.
+            network: whose forward it is, where there are several.
         """
-        blocks = self.denoiser.get_submodule(self.blocks[0])
+        blocks = (self.denoiser if network is None else network).get_submodule(self.blocks[0])
         if isinstance(blocks, ToldBlocks):
             blocks.tell(canvas.condition, chosen)
         own = noisy if native is None else torch.cat([noisy, native.to(noisy)], dim=1)
         return conditioned(own, canvas.condition, context.pooled if self.prompt_modulation else None)
-
-    def encode(self, video: Float[Tensor, "b v 3 t h w"]) -> Float[Tensor, "b v c tl lh lw"]:
-        """Latents of every view's clip, each encoded on its own."""
-        clips = rearrange(video, "b v c t h w -> (b v) c t h w")
-        with full_precision(video.device):  # one codec for training and testing
-            latents: Tensor = self.codec.encode(clips.float()).float()
-        return rearrange(latents, "(b v) c t h w -> b v c t h w", b=video.shape[0])
-
-    def decode(
-        self, latents: Float[Tensor, "b v c tl lh lw"], frames: int | None = None
-    ) -> Float[Tensor, "b v 3 t h w"]:
-        """Video in [-1, 1] of every view's latents.
-
-        Args:
-            latents: of whole clips.
-            frames: how many frames from the first on are wanted; all, if left out. A codec that does not look
-                ahead decodes no more than it must, with the same result.
-        """
-        if frames is not None and self.codec.causal != "encoder":
-            blocks = -(-(frames - 1) // self.spec.frame_multiple)  # ceiling
-            blocks = max(blocks, int(self.codec.causal == "blocks"))  # a first frame alone is no block
-            latents = latents[:, :, :, : self.spec.latent_frames(blocks * self.spec.frame_multiple + 1)]
-        parts = rearrange(latents, "b v c t h w -> (b v) c t h w")
-        with full_precision(latents.device):
-            video: Tensor = self.codec.decode(parts.float()).float()
-        return rearrange(video[:, :, :frames], "(b v) c t h w -> b v c t h w", b=latents.shape[0])
-
-    def hold(self, canvas: Canvas) -> Canvas:
-        """The canvas, knowing what it would be if nothing moved, for networks that predict the change."""
-        if self.prediction != "change":
-            return canvas
-        parts, stride = [], self.spec.spatial_stride
-        for segment, part in zip(canvas.segments, canvas.unpack(canvas.clean), strict=True):
-            frames, (rows, columns) = (segment.length - 1) * self.spec.temporal_stride + 1, part.shape[-2:]
-            if segment.kind is Kind.VIDEO:
-                now = self.decode(part[:, None, :, :1])
-            else:  # black, for all rows alike
-                now = part.new_full((1, 1, 3, 1, rows * stride, columns * stride), -1)
-            held = self.encode(now.expand(-1, -1, -1, frames, -1, -1))[:, 0]
-            parts.append(held.expand_as(part))
-        return replace(canvas, held=canvas.packed(parts))
-
-    def encode_images(self, now: Float[Tensor, "b v 3 1 h w"]) -> Float[Tensor, "b v k d"] | None:
-        """Tokens of observed pictures, for networks that are told of them; else None."""
-        if self.images is None:
-            return None
-        with full_precision(now.device):
-            tokens = self.images.encode(rearrange(now.float(), "b v c 1 h w -> (b v) c h w"))
-        return rearrange(tokens, "(b v) k d -> b v k d", b=len(now))
-
-    def encode_context(
-        self,
-        prompts: Sequence[str],
-        now: Float[Tensor, "b v 3 1 h w"],
-        view_mask: Bool[Tensor, "b v"],
-        images: Float[Tensor, "b v k d"] | None = None,
-    ) -> Context:
-        """What the network is told of prompts and observed pictures; missing views are zeros.
-
-        Args:
-            prompts: one per row.
-            now: the pictures; not looked at where their tokens are given.
-            view_mask: False where a view is missing.
-            images: what `encode_images` made of the pictures, where it is known already.
-        """
-        context = self.prompts.encode(prompts, now.device)
-        tokens = self.encode_images(now) if images is None else images
-        if tokens is None:
-            return context
-        return replace(context, images=(tokens * view_mask[:, :, None, None]).flatten(1, 2))

@@ -45,6 +45,10 @@ class CanvasDiffusion(nn.Module, ABC):
         """Compute once what does not change while a canvas is sampled, and keep it in `Context.memory`."""
         return context
 
+    def guidance_at(self, u: Float[Tensor, "b"], guidance: float) -> float | Float[Tensor, "b 1 1 1 1"]:
+        """The scale of classifier-free guidance at noise levels; one for all, unless a model has several."""
+        return guidance
+
     def network_time(self, u: Float[Tensor, "b"], canvas: Canvas) -> Float[Tensor, "b *n"]:
         """The network's time argument: per row, frame or token, as the spec says."""
         time = self.path.model_time(u).float()
@@ -137,7 +141,8 @@ class CanvasDiffusion(nn.Module, ABC):
                 return self.denoise(z, u, seen, told)
             both = self.denoise(_twice(z), _twice(u), seen, told)
             (clean, null_clean), (eps, null_eps) = (part.chunk(2) for part in both)
-            return null_clean + guidance * (clean - null_clean), null_eps + guidance * (eps - null_eps)
+            scale = self.guidance_at(u, guidance)
+            return null_clean + scale * (clean - null_clean), null_eps + scale * (eps - null_eps)
 
         def hold(z: Tensor) -> Tensor:
             return torch.where(canvas.given, canvas.clean, z)

@@ -30,6 +30,8 @@ from ai_wam.weights import check_weights, read_safetensors, whole_weights
 from backbones.parts import MissingPart, find
 
 ADAPTER = "adapter.safetensors"
+# Entries of model_index.json that are no networks of the model itself.
+_NO_NETWORKS = ("scheduler", "tokenizer", "feature_extractor", "image_processor", "safety_checker")
 _NAMED = "_adapter"  # in config.json; diffusers passes over names that begin so
 
 
@@ -116,6 +118,41 @@ def adapter_file(pretrained: str, folder: str) -> Path | None:
     return file
 
 
+def model_index(pretrained: str) -> Mapping[str, Any]:
+    """A release's model_index.json, which names its parts; empty where there is none, as in our folders."""
+    if Path(pretrained).is_dir():
+        file = Path(pretrained) / "model_index.json"
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
+    try:
+        return dict(json.loads(Path(hf_hub_download(pretrained, "model_index.json")).read_text()))
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return {}
+
+
+def check_parts(pretrained: str, used: Collection[str], backbone: str) -> None:
+    """Refuse a release with parts that a backbone would pass over.
+
+    Args:
+        pretrained: a local folder or hub id.
+        used: names of the parts that the backbone knows.
+        backbone: its name.
+
+    Raises:
+        ValueError: further networks in its model_index.json.
+    """
+    parts = {name: part for name, part in model_index(pretrained).items() if isinstance(part, list)}
+    known = {*used, *_NO_NETWORKS}
+    unused = [
+        f"{name} ({part[1]})" for name, part in parts.items() if part[0] is not None and name not in known
+    ]
+    if unused:
+        raise InvalidValue(
+            f"{pretrained!r} has parts that {backbone} does not use, so it would not compute what was "
+            f"released: {_listed(unused)}; its parts here are {', '.join(sorted(used))}. Use a release "
+            "without them, or remove the entries from its model_index.json if it works without"
+        )
+
+
 def base_model(pretrained: str | None, folder: str) -> str | None:
     """Where the other parts of a pretrained denoiser are: in what it was trained from, or beside it."""
     file = None if pretrained is None else adapter_file(pretrained, folder)
@@ -124,14 +161,19 @@ def base_model(pretrained: str | None, folder: str) -> str | None:
     return _metadata(file).get("base_model", pretrained)
 
 
+def trained_as(pretrained: str, folder: str) -> Mapping[str, Any]:
+    """Options that `write_denoiser` noted; empty for released networks."""
+    file = adapter_file(pretrained, folder)
+    return {} if file is None else _trained_as(file)
+
+
 def check_trained_as(pretrained: str, folder: str, asked: Mapping[str, Any]) -> None:
     """Refuse to use a trained denoiser in another way than it was trained.
 
     Raises:
         ValueError: options that differ, with the values of both.
     """
-    file = adapter_file(pretrained, folder)
-    trained = {} if file is None else _trained_as(file)
+    trained = trained_as(pretrained, folder)
     clash = [
         f"{name}: {value!r}, not {asked[name]!r}"
         for name, value in trained.items()

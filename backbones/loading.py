@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,7 +161,12 @@ def survey(
     def denoiser() -> tuple[Mapping[str, Any] | None, Any]:
         if base is None:
             return None, images
-        config = _described(backbone.Denoiser, backbone.pretrained, backbone.folder).config
+        described = together(
+            *(partial(_described, backbone.Denoiser, backbone.pretrained, name) for name in backbone.folders)
+        )
+        config, *others = (network.config for network in described)
+        for name, other in zip(backbone.folders[1:], others, strict=True):
+            _check_sizes(config, other, f"{backbone.folder!r} and {name!r} of {backbone.pretrained!r}")
         return config, backbone.released_images(base, config) if images is None else images
 
     with without_weights():
@@ -239,6 +245,17 @@ def saved_config(kind: Any, pretrained: str, subfolder: str) -> Mapping[str, Any
         f"{pretrained!r} holds a checkpoint of another family ({found}): {way}, or give a checkpoint "
         f"({wanted}) for {ours}"
     )
+
+
+def _check_sizes(one: Mapping[str, Any], other: Mapping[str, Any], where: str) -> None:
+    """Refuse networks of one release that are not of one size."""
+    differing = [
+        f"{key}: {one.get(key)} and {other.get(key)}"
+        for key in sorted({*one, *other})
+        if not key.startswith("_") and one.get(key) != other.get(key)
+    ]
+    if differing:
+        raise InvalidValue(f"{where} are not of one size: {'; '.join(differing)}; take both from one release")
 
 
 def _check_shapes(network: torch.nn.Module, pretrained: str, subfolder: str) -> None:

@@ -131,7 +131,7 @@ def _told(place: str, parts: Mapping[str, str]) -> str:
     told = (
         f"cannot load {names} of the pretrained model {place!r}: {'; '.join(dict.fromkeys(parts.values()))}."
     )
-    wanted = " ".join(f"--include '{part}/*'" for part in parts)
+    wanted = " ".join([*(f"--include '{part}/*'" for part in parts), "--include model_index.json"])
     if Path(place).is_dir():
         return (
             f"{told} Download it again: hf download HUB_ID --local-dir {place} {wanted}; or pass the hub id."

@@ -1,18 +1,17 @@
 """Wan (arXiv 2503.20314) through diffusers: WanTransformer3DModel, AutoencoderKLWan and UMT5, or a tiny twin.
 
-Reading order: the video autoencoder, the network, the backbone.
+Reading order: the video autoencoder, the backbone; the network is in `backbones.wan_network`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional
 
 from ai_wam.cameras import Cameras
@@ -23,11 +22,13 @@ from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
 from backbones.block_inputs import CameraEncoders, ray_videos
 from backbones.codec import LatentCodec
+from backbones.experts import FOLDERS, Expert, Experts, boundary_of, chosen_expert, share_of
 from backbones.images import CLIPImages, ImageEncoder
 from backbones.loading import load_codec
 from backbones.prompts import Context, PromptEncoder
 from backbones.t5 import T5Prompts
-from backbones.wan_attention import Guide, GuidedAttention
+from backbones.wan_attention import GuidedAttention
+from backbones.wan_network import GuidedWan
 
 
 class WanVAE(LatentCodec):
@@ -77,112 +78,12 @@ class WanVAE(LatentCodec):
         return video.float().clamp(-1, 1)
 
 
-class GuidedWan(WanTransformer3DModel):
-    """diffusers' Wan with a forward that may be told what is given, and compute some of the tokens only.
-
-    Attributes:
-        camera_encoders: maps of camera latents; None if cameras are told by their rays alone.
-    """
-
-    camera_encoders: CameraEncoders | None
-
-    ROWS = 8  # of each of the two times
-
-    def forward(
-        self,
-        latents: Float[Tensor, "b e f h w"],
-        time: Float[Tensor, "b *two"],
-        text: Float[Tensor, "b l d"],
-        images: Float[Tensor, "b m k"] | None = None,
-        clean: Bool[Tensor, "b n"] | None = None,
-        mask: Bool[Tensor, "b 1 q k"] | None = None,
-        chosen: Int[Tensor, "q"] | None = None,
-        past: list[tuple[Tensor, Tensor]] | None = None,
-        record: list[tuple[Tensor, Tensor]] | None = None,
-        offsets: Float[Tensor, "blocks b f width"] | None = None,
-    ) -> Float[Tensor, "b c f h w"]:
-        """The network's prediction.
-
-        Args:
-            latents: input channels of the widened projection.
-            time: 1000 times the noise level, per row; with `clean`, of noisy tokens and of clean ones.
-            text: prompt embeddings.
-            images: image embeddings of image-to-video networks.
-            clean: which tokens have the second time.
-            mask: which keys a query may look at.
-            chosen: tokens to compute; the prediction is zero elsewhere.
-            past: keys and values of the other tokens, block by block.
-            record: receives keys and values of the computed tokens, block by block.
-            offsets: what is added to the input of self-attention, block by block, frame by frame.
-        """
-        cos, sin = self.rope(latents)
-        tokens = self.patch_embedding(latents)
-        grid = tokens.shape[2:]
-        tokens = tokens.flatten(2).transpose(1, 2).contiguous()
-        if chosen is not None:
-            tokens, cos, sin = tokens[:, chosen], cos[:, chosen], sin[:, chosen]
-            clean = None if clean is None else clean[:, chosen]
-        embedded, modulation = self._timed(time, clean)
-        text = self.condition_embedder.text_embedder(text)
-        if images is not None:
-            text = torch.cat([self.condition_embedder.image_embedder(images), text], dim=1)
-        for index, block in enumerate(self.blocks):
-            offset = None if offsets is None else offsets[index].repeat_interleave(grid[1] * grid[2], dim=1)
-            offset = offset if offset is None or chosen is None else offset[:, chosen]
-            told_back: list[tuple[Tensor, Tensor]] | None = None if record is None else []
-            guide = Guide(cos, sin, mask, None if past is None else past[index], told_back, offset)
-            arguments = (tokens, text, modulation, guide)
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, *arguments)
-            else:
-                tokens = block(*arguments)
-            if record is not None and told_back is not None:
-                record += told_back
-        table = self.scale_shift_table.to(embedded.device)
-        shift, scale = (table + embedded.unsqueeze(-2)).chunk(2, dim=-2)
-        if clean is not None:
-            shift, scale = shift.squeeze(-2), scale.squeeze(-2)
-        tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
-        return self._unpatched(self.proj_out(tokens), grid, chosen)
-
-    def _timed(
-        self, time: Float[Tensor, "b *two"], clean: Bool[Tensor, "b n"] | None
-    ) -> tuple[Float[Tensor, "b *n d"], Float[Tensor, "b *n 6 d"]]:
-        """Embedded time and the blocks' modulation: of the two times of a row, then told to every token.
-
-        Each is embedded several times over, or matrix products would take ways of their own for so few rows
-        and be a last bit off those of all tokens.
-        """
-        embedder = self.condition_embedder
-        if clean is not None:
-            time = time.repeat_interleave(self.ROWS, dim=1)
-        waves = embedder.timesteps_proj(time.flatten()).unflatten(0, time.shape)
-        embedded = embedder.time_embedder(waves).to(embedder.time_proj.weight.dtype)
-        modulation = embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1))
-        if clean is None:
-            return embedded, modulation
-        return (
-            torch.where(clean[:, :, None], embedded[:, -1:], embedded[:, :1]),
-            torch.where(clean[:, :, None, None], modulation[:, -1:], modulation[:, :1]),
-        )
-
-    def _unpatched(
-        self, tokens: Float[Tensor, "b q d"], grid: torch.Size, chosen: Int[Tensor, "q"] | None
-    ) -> Float[Tensor, "b c f h w"]:
-        """Tokens as latents, zero where none was computed."""
-        if chosen is not None:
-            whole = tokens.new_zeros(len(tokens), grid.numel(), tokens.shape[2])
-            whole[:, chosen] = tokens
-            tokens = whole
-        f, h, w = grid
-        _, p, q = self.config.patch_size
-        return rearrange(
-            tokens, "b (f h w) (p q c) -> b c f (h p) (w q)", f=f, h=h, w=w, p=p, q=q
-        ).contiguous()
-
-
 class Wan(VideoBackbone):
-    """A Wan denoiser on the canvas: text to video (2.1), image to video (2.1) or both (2.2 TI2V).
+    """A Wan denoiser on the canvas: text to video (2.1), image to video (2.1), both (2.2 TI2V), or 2.2 A14B.
+
+    A14B, from text or from a picture, is two networks: one for noise levels from `boundary` on, one for those
+    below (`backbones.experts`). Each is as large as Wan 2.1 14B, so both in float32 are 114 GB of weights, 57
+    GB in bfloat16; one expert can be trained at a time, acting needs both.
 
     An image-to-video network sees, beside the noisy latents, which frames are given (one channel per video
     frame of a latent frame) and the latents of a clip whose later frames are grey; given frames stand there
@@ -196,10 +97,15 @@ class Wan(VideoBackbone):
         cache_given: compute given tokens once per sample instead of in every step; the result is the same.
             Needs one-way attention and per-token time; rows with different views missing are not cached.
         camera_encoders: tell every block the cameras as the released Action Images checkpoint does.
+        expert: of a release of two networks, which ones are loaded and trained: "high", "low" or "both";
+            both, if left out. One alone is trained on its share of the noise levels, and cannot sample.
+        boundary: the noise level from which on the expert "high" computes; the released one if left out. With
+            an `architecture` it makes two networks.
+        low_guidance: guidance scale of the expert "low", where samples are guided; the same if left out.
         options: the other arguments of `backbones.base.VideoBackbone`.
 
     Raises:
-        ValueError: a cache that would not be exact.
+        ValueError: a cache that would not be exact; experts of a release that has one network.
     """
 
     Denoiser = GuidedWan
@@ -217,13 +123,28 @@ class Wan(VideoBackbone):
         given_attention: Literal["full", "one_way"] = "full",
         cache_given: bool = False,
         camera_encoders: bool = False,
+        expert: Expert | None = None,
+        boundary: float | None = None,
+        low_guidance: float | None = None,
         **options: Any,
     ) -> None:
+        self.boundary = boundary_of(pretrained, boundary, FOLDERS)
+        self.expert = chosen_expert(expert, self.boundary, pretrained)
+        if self.expert == "low":
+            self.folder = FOLDERS[1]
+        if low_guidance is not None and self.expert != "both":
+            raise InvalidValue(
+                f"low_guidance {low_guidance} needs expert: both, got {self.expert}; leave it out"
+            )
+        self.low_guidance = low_guidance
         self.camera_encoders = camera_encoders  # what `extras` asks
         self.given_attention, self.cache_given = given_attention, cache_given  # what `trained_as` says
         super().__init__(pretrained, **options)
-        for block in self.denoiser.blocks:
-            block.attn1.set_processor(GuidedAttention())
+        if self.boundary is not None:
+            self.path = share_of(self.path, self.expert, self.boundary)
+        for network in self.networks().values():
+            for block in network.blocks:
+                block.attn1.set_processor(GuidedAttention())
         if cache_given and (given_attention, self.spec.time) != ("one_way", "per_token"):
             raise InvalidValue(
                 f"cache_given needs given_attention: one_way and time: per_token, got {given_attention} and "
@@ -294,8 +215,50 @@ class Wan(VideoBackbone):
         return {"camera_encoders": CameraEncoders(width, blocks) if self.camera_encoders else None}
 
     def trained_as(self) -> dict[str, Any]:
-        """Who looks at whom, too."""
-        return {**super().trained_as(), "given_attention": self.given_attention}
+        """The attention of given tokens, and the boundary of two experts, too."""
+        shared = {} if self.boundary is None else {"boundary": self.boundary}
+        return {**super().trained_as(), "given_attention": self.given_attention, **shared}
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Of one network, or of both experts."""
+        return FOLDERS if self.expert == "both" else (self.folder,)
+
+    @property
+    def parts(self) -> set[str]:
+        """Of a release of two experts, the one that is not loaded, too."""
+        return super().parts if self.boundary is None else {*super().parts, *FOLDERS}
+
+    def combined(self, networks: Sequence[Any]) -> Experts:
+        """Both experts."""
+        assert self.boundary is not None
+        high, low = networks
+        return Experts(high, low, self.boundary)
+
+    def networks(self) -> dict[str, Any]:
+        """One network, or both experts."""
+        if isinstance(self.denoiser, Experts):
+            return dict(zip(FOLDERS, (self.denoiser.high, self.denoiser.low), strict=True))
+        return super().networks()
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Shard one network over a mesh.
+
+        Raises:
+            ValueError: two experts, of which processes would wait for one another's.
+        """
+        if isinstance(self.denoiser, Experts):
+            raise InvalidValue(
+                "Wan: two experts are not sharded together, as processes draw noise levels of different "
+                "ones; shard one at a time (expert: high, then expert: low), or train without sharding"
+            )
+        super().shard(mesh)
+
+    def guidance_at(self, u: Float[Tensor, "b"], guidance: float) -> float | Float[Tensor, "b 1 1 1 1"]:
+        """The scale, or that of the expert for low noise."""
+        if self.low_guidance is None or self.boundary is None:
+            return guidance
+        return torch.where(u >= self.boundary, guidance, self.low_guidance).view(-1, 1, 1, 1, 1)
 
     def encode_cameras(
         self, cameras: Cameras, size: tuple[int, int], frames: int
@@ -308,8 +271,21 @@ class Wan(VideoBackbone):
     def predict(
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
     ) -> Float[Tensor, "b c f h w"]:
-        """One forward of the transformer, without what `prepare` remembered."""
-        memory = context.memory or Memory(offsets=self._offsets(canvas))
+        """One forward of the transformer, or of the experts for the rows' noise levels."""
+        if isinstance(self.denoiser, Experts):
+            return self.denoiser.predict(self._predict, noisy, u, canvas, context)
+        return self._predict(self.denoiser, noisy, u, canvas, context)
+
+    def _predict(
+        self,
+        network: Any,
+        noisy: Float[Tensor, "b c f h w"],
+        u: Float[Tensor, "b"],
+        canvas: Canvas,
+        context: Context,
+    ) -> Float[Tensor, "b c f h w"]:
+        """One forward of one network, without what `prepare` remembered."""
+        memory = context.memory or Memory(offsets=self._offsets(network, canvas))
         told: dict[str, Any] = {"chosen": memory.generated, "past": memory.past, "offsets": memory.offsets}
         if memory.past is None and self.given_attention == "one_way":
             told["mask"] = _one_way(self._given(canvas))
@@ -317,22 +293,42 @@ class Wan(VideoBackbone):
         if self.spec.time == "per_token":
             told["clean"] = self._given(canvas)
             time = torch.stack([time, self.path.model_time(torch.zeros_like(u)).float()], dim=1)
-        return self._forward(noisy, time, canvas, context, **told)
+        return self._forward(network, noisy, time, canvas, context, **told)
 
     def prepare(self, canvas: Canvas, context: Context) -> Context:
-        """What cameras say; keys and values of the given tokens, where they may be remembered."""
-        given, offsets = self._given(canvas), self._offsets(canvas)
+        """What cameras say; keys and values of the given tokens, where they may be remembered.
+
+        Of two experts, each has its own.
+
+        Raises:
+            ValueError: one expert of two, which knows a part of the noise levels only.
+        """
+        if self.boundary is not None and self.expert != "both":
+            raise InvalidValue(
+                f"Wan: expert: {self.expert} alone cannot sample: it is not for the noise levels "
+                f"{'below' if self.expert == 'high' else 'from'} {self.boundary}. Load both (expert: both) "
+                "from a folder that has transformer and transformer_2; train one with "
+                "--trainer.limit_val_batches 0"
+            )
+        found = {name: self._memory(one, canvas, context) for name, one in self.networks().items()}
+        if not any(found.values()):
+            return context
+        return replace(context, memory=found if len(found) > 1 else found[self.folder])
+
+    def _memory(self, network: Any, canvas: Canvas, context: Context) -> "Memory | None":
+        """What of a canvas is computed once for one network; None for nothing."""
+        given, offsets = self._given(canvas), self._offsets(network, canvas)
         if not self.cache_given or not bool((given == given[:1]).all()) or not bool(given.any()):
-            return context if offsets is None else replace(context, memory=Memory(offsets=offsets))
+            return None if offsets is None else Memory(offsets=offsets)
         record: list[tuple[Tensor, Tensor]] = []
         clean = torch.zeros(len(given), device=given.device)
         indices = (given[0].nonzero()[:, 0], (~given[0]).nonzero()[:, 0])
         told = {"record": record, "offsets": offsets}
-        self._forward(canvas.clean, clean, canvas, context, chosen=indices[0], **told)
-        return replace(context, memory=Memory(indices[1], record, offsets))
+        self._forward(network, canvas.clean, clean, canvas, context, chosen=indices[0], **told)
+        return Memory(indices[1], record, offsets)
 
-    def _offsets(self, canvas: Canvas) -> Float[Tensor, "blocks b f width"] | None:
-        return self.denoiser.camera_encoders(canvas.camera_latents) if self.camera_encoders else None
+    def _offsets(self, network: Any, canvas: Canvas) -> Float[Tensor, "blocks b f width"] | None:
+        return network.camera_encoders(canvas.camera_latents) if self.camera_encoders else None
 
     def _given(self, canvas: Canvas) -> Bool[Tensor, "b n"]:
         p = self.spec.patch
@@ -340,6 +336,7 @@ class Wan(VideoBackbone):
 
     def _forward(
         self,
+        network: Any,
         noisy: Float[Tensor, "b c f h w"],
         time: Float[Tensor, "b *two"],
         canvas: Canvas,
@@ -354,8 +351,9 @@ class Wan(VideoBackbone):
             native = torch.cat([given, image], dim=1)
         if images is not None:
             text = functional.pad(text, (0, 0, 0, self.TEXT_LENGTH - text.shape[1]))
-        seen = self.network_input(noisy, canvas, context, native, tokens.get("chosen"))
-        return self.denoiser(seen, time, text, images, **tokens)
+        seen = self.network_input(noisy, canvas, context, native, tokens.get("chosen"), network)
+        prediction: Tensor = network(seen, time, text, images, **tokens)
+        return prediction
 
 
 class Memory(NamedTuple):

@@ -10,6 +10,7 @@ from diffusers import (
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
     WanTransformer3DModel,
 )
 from PIL import Image
@@ -17,8 +18,10 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
+from ai_wam.noise import FlowMatching, NoisePath
 from backbones.base import VideoBackbone
 from backbones.prompts import Context
+from backbones.wan import Wan
 
 PROMPT = "reach the red ball"
 
@@ -121,3 +124,21 @@ def saved(pipeline: Any, folder: Path) -> str:
     """The pipeline's folder, written by diffusers."""
     pipeline.save_pretrained(folder)
     return str(folder)
+
+
+class OurLevels(FlowMatchEulerDiscreteScheduler):
+    """Euler steps between given noise levels: Wan's released solver, UniPC, is not among ours."""
+
+    path: NoisePath = FlowMatching(sampler_shift=5.0)
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        super().set_timesteps(sigmas=self.path.grid(num_inference_steps)[:-1].tolist(), device=device)
+
+
+class ShownWan(Wan):
+    """Wan whose canvas gives nothing, but shows the first frame as given, as the pipeline does."""
+
+    def predict(self, noisy: torch.Tensor, u: torch.Tensor, canvas: Canvas, context: Context) -> torch.Tensor:
+        given = torch.zeros_like(canvas.given)
+        given[:, :, 0] = True
+        return super().predict(noisy, u, replace(canvas, given=given), context)

@@ -216,7 +216,7 @@ def check_fits(arguments: Mapping[str, Any], data: Mapping[str, Any] | None = No
 
 
 # Where weights lie, their precision, and what a step costs may change, what they compute may not.
-_FREE = ("pretrained", "dtype", "gradient_checkpointing", "compile_blocks", "cache_given")
+_FREE = ("pretrained", "dtype", "gradient_checkpointing", "compile_blocks", "cache_given", "low_guidance")
 _FREE_INSIDE = ("pretrained", "dtype", "device", "cache", "decode_chunk")  # of codec, prompts and images
 
 

@@ -1,11 +1,12 @@
 """Which file a run is resumed from, and whether a run can be resumed from it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
+from ai_wam.cli.run_folder import saved_folders
 from ai_wam.errors import InvalidValue
 from ai_wam.weights import read_torch, tensors_by_name
 
@@ -69,7 +70,7 @@ def _loop(loops: Any, command: str) -> Any:
 
 
 def _last(asked: Namespace) -> str:
-    folders = list(dict.fromkeys(_folders(asked.trainer)))
+    folders = saved_folders(asked.trainer.as_dict())
     found = [file for folder in folders for file in folder.glob("last*.ckpt")]
     if not found:
         raise InvalidValue(
@@ -77,19 +78,3 @@ def _last(asked: Namespace) -> str:
             "leave --ckpt_path out to begin a new run"
         )
     return str(max(found, key=lambda file: file.stat().st_mtime))
-
-
-def _folders(trainer: Namespace) -> Iterator[Path]:
-    """Where the trainer's callbacks save: in a folder of their own, the logger's or the trainer's root."""
-    callbacks: Any = trainer.get("callbacks") or []
-    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-        if folder := (callback.get("init_args") or {}).get("dirpath"):
-            yield Path(folder)
-    loggers: Any = trainer.get("logger")
-    loggers = loggers if isinstance(loggers, list) else [loggers]
-    for settings in [each.get("init_args") or {} for each in loggers if isinstance(each, Namespace)]:
-        version = settings.get("version")
-        parts = [settings.get("name"), f"version_{version}" if isinstance(version, int) else version]
-        yield Path(settings.get("save_dir") or ".", *(part for part in parts if part), "checkpoints")
-    if not any(isinstance(each, Namespace) for each in loggers):
-        yield Path(trainer.get("default_root_dir") or ".") / "checkpoints"

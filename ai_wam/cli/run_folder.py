@@ -64,6 +64,19 @@ def planned_folder(settings: Mapping[str, Any]) -> Path | None:
     return _beside(instantiate(logger, Logger))  # type: ignore[type-abstract]  # an interface is asked for
 
 
+def saved_folders(settings: Mapping[str, Any]) -> list[Path]:
+    """Where runs of these trainer settings keep their checkpoints: one folder, or one of every version.
+
+    Args:
+        settings: the trainer's, as plain values.
+    """
+    folder = planned_folder(settings)
+    if folder is None:
+        folder = Path(settings.get("default_root_dir") or ".", "lightning_logs", "version_0", "checkpoints")
+    versions = folder.parent.parent.glob("version_*/checkpoints") if not folder.exists() else ()
+    return sorted(versions) or [folder]
+
+
 def actual_folder(trainer: Trainer) -> Path | None:
     """Where a trainer keeps its checkpoints; None where it keeps none, or in a store."""
     saver = trainer.checkpoint_callback

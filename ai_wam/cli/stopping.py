@@ -75,7 +75,7 @@ def stopping(words: Sequence[str]) -> Iterator[None]:
         yield
     except Stopped as stop:
         if rank():
-            raise SystemExit(0) from None
+            raise Ended("", 0) from None
         print(f"\n{stop.sentence(words)}", file=sys.stderr, flush=True)
         raise Ended(stop.sentence(words), 128 + stop.signum) from None
 

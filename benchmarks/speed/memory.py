@@ -9,6 +9,7 @@ activations: leave 3 to 4 GB.
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,14 +24,21 @@ from backbones.lora import LoRA
 from benchmarks.speed.backbones import canvas_of
 from benchmarks.speed.sizes import build
 
-_NAMES = {"Wan-AI/Wan2.2-TI2V-5B-Diffusers": "wan2.2-5b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan2.1-1.3b"}
-_LAYERS = {"wan2.2-5b": 30, "wan2.1-1.3b": 30}
+_TWO_EXPERTS = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
+_NAMES = {
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "wan2.2-5b",
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan2.1-1.3b",
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": "wan2.1-14b",
+    _TWO_EXPERTS: "wan2.1-14b",  # the size of one of them
+}
+_LAYERS = {"wan2.2-5b": 30, "wan2.1-1.3b": 30, "wan2.1-14b": 40}
 
 
 def main(recipes: list[str]) -> None:
     """Print a budget per recipe."""
     for recipe in recipes:
-        rows = budget(yaml.safe_load(config_path(recipe).read_text()))
+        own = Path(recipe)  # or one of those that are shipped
+        rows = budget(yaml.safe_load((own if own.is_file() else config_path(recipe)).read_text()))
         print(f"{recipe}: {sum(rows.values()):.1f} GB per GPU (computed, nothing was run)")
         for what, size in rows.items():
             print(f"  {size:6.1f} GB  {what}")
@@ -51,7 +59,8 @@ def budget(recipe: dict[str, Any]) -> dict[str, float]:
     with torch.device("meta"):
         model = build(name, lora=lora)
     released = 2 if options.get("dtype") == "bfloat16" else 4
-    trained, frozen = (_count(model.denoiser, asked) for asked in (True, False))
+    both = options["pretrained"] == _TWO_EXPERTS and options.get("expert", "both") == "both"
+    trained, frozen = ((1 + both) * _count(model.denoiser, asked) for asked in (True, False))
     block = sum(p.numel() for p in model.units()[0].parameters())
     kept, working = _activations(name, lora, released, clip, recipe["data"]["init_args"]["batch_size"])
     if not options.get("gradient_checkpointing"):
@@ -98,7 +107,8 @@ def _activations(
     for layers in (1, 2):
         with torch.device("meta"):
             spec = build(name, layers=1).spec
-        codec = PatchCodec(spec.channels, spec.spatial_stride, spec.temporal_stride)
+        channels = spec.channels + -spec.channels % 3  # a channel or two more enter; blocks are as they are
+        codec = PatchCodec(channels, spec.spatial_stride, spec.temporal_stride)
         model = build(name, lora=lora, layers=layers, codec=codec)
         for parameter in model.denoiser.parameters():
             if released == 2 and not parameter.requires_grad:

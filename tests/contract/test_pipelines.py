@@ -16,7 +16,6 @@ from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
     WanImageToVideoPipeline,
@@ -24,6 +23,8 @@ from diffusers import (
 )
 from released_twins import (
     PROMPT,
+    OurLevels,
+    ShownWan,
     clip,
     clip_of,
     cogvideox_network,
@@ -38,8 +39,7 @@ from released_twins import (
 )
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from ai_wam.canvas import Canvas
-from ai_wam.noise import FlowMatching, NoisePath, VariancePreserving
+from ai_wam.noise import VariancePreserving
 from backbones.cogvideox import CogVideoX
 from backbones.prompts import Context, HashedWords
 from backbones.svd import SVD
@@ -47,24 +47,6 @@ from backbones.wan import Wan
 
 STEPS, SIZE = 4, 32
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-
-
-class OurLevels(FlowMatchEulerDiscreteScheduler):
-    """Euler steps between given noise levels: Wan's released solver, UniPC, is not among ours."""
-
-    path: NoisePath = FlowMatching(sampler_shift=5.0)
-
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        super().set_timesteps(sigmas=self.path.grid(num_inference_steps)[:-1].tolist(), device=device)
-
-
-class ShownWan(Wan):
-    """Wan whose canvas gives nothing, but shows the first frame as given, as the pipeline does."""
-
-    def predict(self, noisy: torch.Tensor, u: torch.Tensor, canvas: Canvas, context: Context) -> torch.Tensor:
-        given = torch.zeros_like(canvas.given)
-        given[:, :, 0] = True
-        return super().predict(noisy, u, replace(canvas, given=given), context)
 
 
 def quiet(pipeline: Any) -> Any:

@@ -145,7 +145,8 @@ def test_an_export_that_a_store_does_not_take_leaves_nothing(tmp_path: Path, mon
 
 
 def test_last_is_the_newest_file_where_the_logger_saves(tmp_path: Path):
-    logger = Namespace(init_args=Namespace(save_dir=str(tmp_path), name="run", version=3))
+    arguments = Namespace(save_dir=str(tmp_path), name="run", version=3)
+    logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=arguments)
     asked = Namespace(ckpt_path="last", trainer=Namespace(logger=logger, callbacks=[]))
     folder = tmp_path / "run" / "version_3" / "checkpoints"
     with pytest.raises(ValueError, match=re.escape(f"there is no last*.ckpt in {folder}")):
@@ -155,3 +156,8 @@ def test_last_is_the_newest_file_where_the_logger_saves(tmp_path: Path):
         (folder / name).write_text("x")
         os.utime(folder / name, (number, number))
     assert named_file(asked) == str(folder / "last-v1.ckpt")
+    arguments.version = None  # each run begins a new one
+    later = folder.parent.with_name("version_10") / "checkpoints"
+    later.mkdir(parents=True)
+    (later / "last.ckpt").write_text("x")
+    assert named_file(asked) == str(later / "last.ckpt")

@@ -268,6 +268,36 @@ def test_low_rank_adapters_are_merged_into_a_copy(tmp_path: Path, monkeypatch: p
     assert not torch.allclose(predicted(instantiate(content, VideoBackbone)), wanted, atol=1e-2)
 
 
+@pytest.mark.parametrize("what", ["both", "merged", "adapters"])
+def test_what_is_written_of_low_rank_adapters_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+):
+    _, file = trained("wan", tmp_path)
+    with pytest.raises(SystemExit, match=r"last\.ckpt has no low-rank adapters; leave --what out"):
+        run(monkeypatch, f"--ckpt_path={file}", f"--out={tmp_path / 'base'}", "--what=adapters")
+    run(monkeypatch, f"--ckpt_path={file}", f"--out={tmp_path / 'base'}")
+    assert "base: written, transformer in float32\n" in capsys.readouterr().out
+    content = yaml.safe_load((tmp_path / "base" / "backbone.yaml").read_text())
+    content["init_args"].update(lora={"rank": 2}, dtype="bfloat16")
+    adapted = instantiate(content, VideoBackbone)
+    saved = torch.load(file, weights_only=True)
+    saved["state_dict"] = {f"backbone.{key}": value for key, value in adapted.state_dict().items()}
+    saved["hyper_parameters"]["backbone"] = content
+    torch.save(saved, file)
+    out = tmp_path / "mine"
+    run(monkeypatch, f"--ckpt_path={file}", f"--out={out}", f"--what={what}")
+    merged = ["low-rank adapters merged into transformer in float32"] * (what != "adapters")
+    alone = ["low-rank adapters alone in float32: pytorch_lora_weights.safetensors"] * (what != "merged")
+    said = "; ".join(merged + alone)
+    assert f"mine: written, {said}\n" in capsys.readouterr().out
+    assert f"Written: {said}." in (out / "README.md").read_text()
+    names = ["README.md", *["backbone.yaml", "task.yaml", "transformer"] * len(merged)]
+    names += ["pytorch_lora_weights.safetensors"] * len(alone)
+    assert sorted(part.name for part in out.iterdir()) == sorted(names)
+    if merged:
+        assert yaml.safe_load((out / "backbone.yaml").read_text())["init_args"]["dtype"] == "float32"
+
+
 def test_pushing_asks_the_hub_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The client's arguments only: nothing was ever uploaded by a test."""
     _, file = trained("cogvideox", tmp_path)

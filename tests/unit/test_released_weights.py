@@ -1,17 +1,27 @@
 """The loading code for released weights, on tiny checkpoints saved in the genuine format."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLWan,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    Cosmos2VideoToWorldPipeline,
     FlowMatchEulerDiscreteScheduler,
+    LTXConditionPipeline,
+    LTXPipeline,
+    MochiPipeline,
+    StableVideoDiffusionPipeline,
     WanImageToVideoPipeline,
+    WanPipeline,
     WanTransformer3DModel,
 )
 from released_twins import PROMPT, clip, cogvideox_network, saved, shot, told, wan_network, wan_vae
@@ -30,6 +40,7 @@ from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
 from backbones.cogvideox import CogVideoX
 from backbones.deferred import deferred_weights
+from backbones.folders import check_parts
 from backbones.images import Thumbnails
 from backbones.prompts import Context, HashedWords
 from backbones.t5 import T5Prompts
@@ -354,3 +365,34 @@ def test_cogvideox_draws_noise_levels_uniformly(cogvideox_folder: Path):
     u = CogVideoX(str(cogvideox_folder)).path.draw(100_000, torch.Generator().manual_seed(0))
     shares = torch.histc(u, bins=10, min=0, max=1) / len(u)
     assert (shares.cumsum(0) - torch.linspace(0.1, 1, 10)).abs().max() < 0.012
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "used"),
+    [
+        (WanPipeline, {"transformer", "transformer_2"}),
+        (WanImageToVideoPipeline, {"transformer", "transformer_2", "image_encoder"}),
+        (CogVideoXPipeline, {"transformer"}),
+        (CogVideoXImageToVideoPipeline, {"transformer"}),
+        (StableVideoDiffusionPipeline, {"unet", "image_encoder"}),
+        (LTXPipeline, {"transformer"}),
+        (LTXConditionPipeline, {"transformer"}),
+        (Cosmos2VideoToWorldPipeline, {"transformer"}),
+        (MochiPipeline, {"transformer"}),
+    ],
+)
+def test_whole_releases_of_every_family_are_taken(pipeline: Any, used: set[str], tmp_path: Path):
+    """The parts that the genuine pipelines have, all of them there; one more is refused."""
+    settings = {"boundary_ratio", "expand_timesteps", "force_zeros_for_empty_prompt"}
+    parts = [
+        name for name in inspect.signature(pipeline.__init__).parameters if name not in {"self", *settings}
+    ]
+    index: dict[str, Any] = {
+        "_class_name": pipeline.__name__,
+        **{name: ["library", "Kind"] for name in parts},
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    check_parts(str(tmp_path), {*used, "vae", "text_encoder"}, "Any")
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "upsampler": ["diffusers", "Upsampler"]}))
+    with pytest.raises(ValueError, match=r"parts that Any does not use.*: upsampler \(Upsampler\)"):
+        check_parts(str(tmp_path), {*used, "vae", "text_encoder"}, "Any")

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from ai_wam.cli.configs import config_path
+from benchmarks.speed import memory
 from benchmarks.speed.memory import budget, text_encoder
 
 
@@ -20,6 +21,18 @@ def test_budget_of_adapters_on_24_gigabytes():
     assert rows["gradients and two moments, float32"] == 3 * rows["trained weights, float32"]
     assert rows["what the forward pass keeps"] > 2e-9 * blocks * tokens * width  # tokens between blocks
     assert 20 > sum(rows.values()) > 12
+
+
+def test_both_experts_are_twice_the_weights_of_one(monkeypatch: pytest.MonkeyPatch):
+    recipe = yaml.safe_load(config_path("configs/recipes/lora_24gb.yaml").read_text())
+    options = recipe["model"]["init_args"]["backbone"]["init_args"]
+    options["pretrained"] = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
+    monkeypatch.setattr(memory, "_activations", lambda *_: (1e9, 1e9))  # of one expert, as only one computes
+    both, one = (budget(recipe) for options["expert"] in ("both", "high"))
+    weights = ("frozen weights", "trained weights, float32", "gradients and two moments, float32")
+    for row, size in both.items():
+        assert size == pytest.approx((2 if row in weights or "averages" in row else 1) * one[row])
+    assert both["frozen weights"] == pytest.approx(2e-9 * 2 * 14.289e9, rel=0.001)
 
 
 @pytest.mark.slow  # traces a forward pass that keeps everything

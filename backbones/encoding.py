@@ -1,0 +1,100 @@
+"""How pixels and words reach a network, written once for all backbones: codec, prompts and image encoder."""
+
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import replace
+
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ai_wam.canvas import Canvas, Kind
+from ai_wam.precision import full_precision
+from backbones.codec import LatentCodec
+from backbones.diffusion import CanvasDiffusion
+from backbones.images import ImageEncoder
+from backbones.prompts import Context, PromptEncoder
+
+
+class EncodingDiffusion(CanvasDiffusion, ABC):
+    """A diffusion model on latents, with the frozen encoders around it.
+
+    Attributes:
+        codec: video autoencoder.
+        prompts: prompt encoder.
+        images: image encoder; None for networks that are told of no pictures.
+    """
+
+    codec: LatentCodec
+    prompts: PromptEncoder
+    images: ImageEncoder | None
+
+    def encode(self, video: Float[Tensor, "b v 3 t h w"]) -> Float[Tensor, "b v c tl lh lw"]:
+        """Latents of every view's clip, each encoded on its own."""
+        clips = rearrange(video, "b v c t h w -> (b v) c t h w")
+        with full_precision(video.device):  # one codec for training and testing
+            latents: Tensor = self.codec.encode(clips.float()).float()
+        return rearrange(latents, "(b v) c t h w -> b v c t h w", b=video.shape[0])
+
+    def decode(
+        self, latents: Float[Tensor, "b v c tl lh lw"], frames: int | None = None
+    ) -> Float[Tensor, "b v 3 t h w"]:
+        """Video in [-1, 1] of every view's latents.
+
+        Args:
+            latents: of whole clips.
+            frames: how many frames from the first on are wanted; all, if left out. A codec that does not look
+                ahead decodes no more than it must, with the same result.
+        """
+        if frames is not None and self.codec.causal != "encoder":
+            blocks = -(-(frames - 1) // self.spec.frame_multiple)  # ceiling
+            blocks = max(blocks, int(self.codec.causal == "blocks"))  # a first frame alone is no block
+            latents = latents[:, :, :, : self.spec.latent_frames(blocks * self.spec.frame_multiple + 1)]
+        parts = rearrange(latents, "b v c t h w -> (b v) c t h w")
+        with full_precision(latents.device):
+            video: Tensor = self.codec.decode(parts.float()).float()
+        return rearrange(video[:, :, :frames], "(b v) c t h w -> b v c t h w", b=latents.shape[0])
+
+    def hold(self, canvas: Canvas) -> Canvas:
+        """The canvas, knowing what it would be if nothing moved, for networks that predict the change."""
+        if self.prediction != "change":
+            return canvas
+        parts, stride = [], self.spec.spatial_stride
+        for segment, part in zip(canvas.segments, canvas.unpack(canvas.clean), strict=True):
+            frames, (rows, columns) = (segment.length - 1) * self.spec.temporal_stride + 1, part.shape[-2:]
+            if segment.kind is Kind.VIDEO:
+                now = self.decode(part[:, None, :, :1])
+            else:  # black, for all rows alike
+                now = part.new_full((1, 1, 3, 1, rows * stride, columns * stride), -1)
+            held = self.encode(now.expand(-1, -1, -1, frames, -1, -1))[:, 0]
+            parts.append(held.expand_as(part))
+        return replace(canvas, held=canvas.packed(parts))
+
+    def encode_images(self, now: Float[Tensor, "b v 3 1 h w"]) -> Float[Tensor, "b v k d"] | None:
+        """Tokens of observed pictures, for networks that are told of them; else None."""
+        if self.images is None:
+            return None
+        with full_precision(now.device):
+            tokens = self.images.encode(rearrange(now.float(), "b v c 1 h w -> (b v) c h w"))
+        return rearrange(tokens, "(b v) k d -> b v k d", b=len(now))
+
+    def encode_context(
+        self,
+        prompts: Sequence[str],
+        now: Float[Tensor, "b v 3 1 h w"],
+        view_mask: Bool[Tensor, "b v"],
+        images: Float[Tensor, "b v k d"] | None = None,
+    ) -> Context:
+        """What the network is told of prompts and observed pictures; missing views are zeros.
+
+        Args:
+            prompts: one per row.
+            now: the pictures; not looked at where their tokens are given.
+            view_mask: False where a view is missing.
+            images: what `encode_images` made of the pictures, where it is known already.
+        """
+        context = self.prompts.encode(prompts, now.device)
+        tokens = self.encode_images(now) if images is None else images
+        if tokens is None:
+            return context
+        return replace(context, images=(tokens * view_mask[:, :, None, None]).flatten(1, 2))
