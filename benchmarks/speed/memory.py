@@ -38,9 +38,10 @@ def main(recipes: list[str]) -> None:
     """Print a budget per recipe."""
     for recipe in recipes:
         own = Path(recipe)  # or one of those that are shipped
-        rows = budget(yaml.safe_load((own if own.is_file() else config_path(recipe)).read_text()))
+        settings = yaml.safe_load((own if own.is_file() else config_path(recipe)).read_text())
+        rows = budget(settings)
         print(f"{recipe}: {sum(rows.values()):.1f} GB per GPU (computed, nothing was run)")
-        for what, size in rows.items():
+        for what, size in (rows | saving(settings)).items():
             print(f"  {size:6.1f} GB  {what}")
 
 
@@ -77,6 +78,31 @@ def budget(recipe: dict[str, Any]) -> dict[str, float]:
         "one block computed again": working,
     }
     return {what: size / 1e9 for what, size in rows.items() if size}
+
+
+def saving(recipe: dict[str, Any]) -> dict[str, float]:
+    """Gigabytes that a recipe's checkpoints take on disk and, while one is written, in the host's memory.
+
+    A checkpoint holds weights, averages and two moments of all that is trained, in float32. One process of a
+    sharded run gathers it, with a second copy of the weights; others write it tensor by tensor.
+
+    Args:
+        recipe: its content; its ModelCheckpoint keeps all files, as those of the shipped recipes do.
+    """
+    options, trainer = recipe["model"]["init_args"]["backbone"]["init_args"], recipe["trainer"]
+    lora = LoRA(**options["lora"]) if "lora" in options else None
+    with torch.device("meta"):
+        trained = _count(build(_NAMES[options["pretrained"]], lora=lora).denoiser, True) * 4e-9
+    averaged = any("AveragedWeights" in callback["class_path"] for callback in trainer["callbacks"])
+    saver = next(
+        each["init_args"] for each in trainer["callbacks"] if "ModelCheckpoint" in each["class_path"]
+    )
+    file, files = (3 + averaged) * trained, trainer["max_steps"] // saver["every_n_train_steps"]
+    return {
+        "on disk, one checkpoint": file,
+        f"on disk, {files} checkpoints, the last again, and one more while it is written": (files + 2) * file,
+        "host memory of the process that saves": file + trained if "strategy" in trainer else 0.0,
+    }
 
 
 def text_encoder(prompts: dict[str, Any] | None) -> float:

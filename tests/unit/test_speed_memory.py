@@ -7,7 +7,7 @@ import yaml
 
 from ai_wam.cli.configs import config_path
 from benchmarks.speed import memory
-from benchmarks.speed.memory import budget, text_encoder
+from benchmarks.speed.memory import budget, saving, text_encoder
 
 
 def test_budget_of_adapters_on_24_gigabytes():
@@ -21,6 +21,14 @@ def test_budget_of_adapters_on_24_gigabytes():
     assert rows["gradients and two moments, float32"] == 3 * rows["trained weights, float32"]
     assert rows["what the forward pass keeps"] > 2e-9 * blocks * tokens * width  # tokens between blocks
     assert 20 > sum(rows.values()) > 12
+
+
+def test_disk_of_the_full_recipe():
+    recipe = yaml.safe_load(config_path("configs/recipes/full_8x80gb.yaml").read_text())
+    file, disk, memory_of_host = saving(recipe).values()
+    assert file == pytest.approx(4 * 4e-9 * 5.0e9, rel=0.01)  # weights, averages, two moments
+    assert disk == pytest.approx(22 * file)
+    assert memory_of_host == pytest.approx(1.25 * file)
 
 
 def test_both_experts_are_twice_the_weights_of_one(monkeypatch: pytest.MonkeyPatch):
