@@ -102,6 +102,8 @@ def check_finite(value: Tensor, name: str, where: str) -> None:
     if not value.is_floating_point() or not value.numel() or value.is_meta:
         return
     local = value.to_local() if isinstance(value, DTensor) else value  # of a sharded one, the part held here
+    if not local.numel():  # fewer rows than processes
+        return
     plain = local.detach().float() if value.element_size() == 1 else local.detach()  # float8 has no order
     if not torch.stack(torch.aminmax(plain)).isfinite().all():
         raise InvalidValue(

@@ -1,6 +1,9 @@
 """The default run is offline and uses one thread per process."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub client is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)

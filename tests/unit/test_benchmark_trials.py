@@ -269,10 +269,11 @@ def test_rollouts_use_the_averaged_weights_and_give_them_back(tmp_path):
     callback = RolloutCallback(Benchmark(SIMULATOR, rules), every_n_epochs=1)
     module = Learner(CLIP)
     fit(module, tmp_path, AveragedWeights(decay=0.5), callback, max_epochs=2)
-    weights, average = [1 - 0.5**step for step in range(1, 9)], None
+    weights, average = [1 - 0.5**step for step in range(1, 9)], 0.0
     averages = []
-    for weight in weights:
-        average = weight if average is None else (average + weight) / 2
+    for updates, weight in enumerate(weights):
+        kept = (1 + updates) / (10 + updates) if updates else 0.0  # below the decay in every step
+        average = kept * average + (1 - kept) * weight
         averages.append(average)
     assert [call[2] for call in module.seen] == pytest.approx([averages[3], averages[7]])
 
