@@ -42,9 +42,19 @@ class AveragedWeights(Callback):
         self._updated = 0  # optimizer steps at the last update
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier fit."""
-        if stage == "fit":
-            self._averages, self._swapped, self._updated = None, False, 0
+        """Forget an earlier fit.
+
+        Raises:
+            ValueError: a ModelCheckpoint that would save the weights in the place of their averages.
+        """
+        if stage != "fit":
+            return
+        if any(getattr(each, "save_weights_only", False) for each in trainer.checkpoint_callbacks):
+            raise InvalidValue(
+                "ModelCheckpoint: save_weights_only leaves the averages out; set it to false, or leave out "
+                "AveragedWeights"
+            )
+        self._averages, self._swapped, self._updated = None, False, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with the weights as they are, unless a checkpoint brought averages."""

@@ -175,7 +175,8 @@ def spread(folders: Sequence[Int64[np.ndarray, "_"]]) -> Int64[np.ndarray, "n"]:
         episodes = np.arange(len(counts))
         of = np.repeat(episodes, counts)
         here = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
-        turn.append(_ranks(_GOLDEN * episodes % 1)[of])
+        turns = np.where(counts > 0, _GOLDEN * episodes % 1, np.inf)  # episodes without windows take none
+        turn.append(_ranks(turns)[of])
         within = np.lexsort((_GOLDEN * (here + of) % 1, of))
         place.append(here[np.argsort(within, kind="stable")])
     return np.lexsort((folder, np.concatenate(turn), np.concatenate(place)))

@@ -213,7 +213,7 @@ class WorldActionTask(WorldActionModel):
 
     def on_train_start(self) -> None:
         """Refuse a checkpoint of a run with another optimizer, or with other weights."""
-        if self._begun is not None:
+        if self._begun is not None and self.trainer.ckpt_path is not None:
             asked, free = self.optimizer_settings(), self.schedule_steps is not None
             check_same_optimizer(self._begun, asked, self.trainer.global_step, free)
         if self._sharded and self.trainer.ckpt_path is not None:
@@ -230,7 +230,7 @@ class WorldActionTask(WorldActionModel):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note the gradients before they are clipped, and end where one is not finite."""
         norm, scaled = self.monitor.gradients(self), self.trainer.precision == "16-mixed"
-        self._steps.check(None if scaled else norm, self.trainer.global_step)
+        self._steps.check(None if scaled else norm, self.trainer.global_step, self.trainer.strategy)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log what the steps told, as often as the trainer logs."""

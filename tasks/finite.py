@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor
 
 from ai_wam.errors import InvalidValue
@@ -35,13 +36,14 @@ class FiniteSteps:
         """Take in a batch; nothing waits for the device."""
         self._batches.append(batch)
 
-    def check(self, gradient_norm: Tensor | None, step: int) -> None:
-        """Look at all batches of a step at once, before its gradients are used.
+    def check(self, gradient_norm: Tensor | None, step: int, strategy: Strategy | None = None) -> None:
+        """Look at all batches of a step at once, before its gradients are used; all processes agree.
 
         Args:
             gradient_norm: of the gradients that the optimizer is about to use; None where a loss scaler skips
                 steps whose gradients overflow.
             step: optimizer steps so far.
+            strategy: of the trainer, where there are several processes.
 
         Raises:
             ValueError: a loss or the gradient is not finite; names the step, and keys and plans of the rows.
@@ -49,9 +51,17 @@ class FiniteSteps:
         batches, self._batches = self._batches, []
         values = [each.loss.detach().float() for each in batches]
         values += [] if gradient_norm is None else [gradient_norm.detach().float()]
-        if bool(torch.stack(values).isfinite().all()):
+        fine, several = bool(torch.stack(values).isfinite().all()), False
+        if isinstance(strategy, ParallelStrategy):
+            fine, several = strategy.reduce_boolean_decision(fine, all=True), strategy.world_size > 1
+        if fine:
             return
         bad = [each for each in batches if not each.loss.isfinite()]
+        if several and not bad:
+            raise InvalidValue(
+                f"a loss or the gradient of optimizer step {step + 1} is not finite on another process, "
+                "which names its rows, so training ends; the last checkpoint is as it was"
+            )
         what = "loss" if bad else "gradient"
         rows = "; ".join(map(str, bad or batches))
         raise InvalidValue(

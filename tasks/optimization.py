@@ -49,7 +49,11 @@ def schedule_end(schedule: Schedule, asked: int | None, steps: int | float) -> i
     """
     if schedule == "constant":
         return None
-    if asked is None and math.isinf(steps):
+    if asked is not None and asked < 1:
+        raise InvalidValue(
+            f"schedule_steps must be 1 or more, got {asked}; leave it out for the trainer's last"
+        )
+    if asked is None and (math.isinf(steps) or steps < 1):  # Lightning's -1: a data set without an end
         raise InvalidValue(
             "schedule: cosine needs an end: set schedule_steps, trainer.max_steps or trainer.max_epochs; or "
             "set schedule: constant"

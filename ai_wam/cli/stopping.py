@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,8 +20,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from ai_wam.cli.errors import Ended
+from ai_wam.cli.run_folder import savers
+from datamodules.shards import ShardDataModule
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_LAST = f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}{ModelCheckpoint.FILE_EXTENSION}"
 _SAME = 1.0  # seconds within which signals are one
 _REPLACED = ("--ckpt_path", "--weights")  # by the checkpoint that a continued run begins with
 
@@ -96,24 +98,31 @@ class SavesWhenStopped(Callback):
         self._asked_at = 0.0
         self._saved: str | None = None
         self._whole = 0  # optimizer steps that were finished
-        self._begun = 0  # step of the checkpoint with which training began
+        self._kept: int | None = None  # the step that `_save` saved, or with which training began
         self._before: dict[int, Any] = {}  # handlers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to save. An ignored signal stays ignored, as `nohup` wants it."""
-        self._whole = self._begun = trainer.global_step
+        self._whole = self._kept = trainer.global_step
+        if _leaves_nothing(trainer):
+            for saver in savers(trainer):
+                saver.save_last = False
         found = {number: signal.getsignal(number) for number in _NAMES}
         self._before = {number: old for number, old in found.items() if old is not signal.SIG_IGN}
         for number in self._before:
             signal.signal(number, self._note)
-        os.register_at_fork(after_in_child=self._block)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # untyped in Lightning
+        if isinstance(data, ShardDataModule):  # whose workers handle signals themselves
+            os.register_at_fork(after_in_child=self._block)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save if asked to, once gradients are not being accumulated."""
+        """Save if asked to, or at the last step, once gradients are not being accumulated."""
         if trainer.global_step > self._whole:
             self._whole = trainer.global_step
             if self._any_asked(trainer):
-                self._save(trainer)
+                self._saved = self._save(trainer)
+            elif trainer.global_step == trainer.max_steps:
+                self._save(trainer)  # now, as at the end Lightning takes the epoch for a whole one
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """End where the last step was saved."""
@@ -133,21 +142,20 @@ class SavesWhenStopped(Callback):
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self._any_asked(trainer):
             # The resumed run does not continue this validation, so it must not find its counts.
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
-            self._save(trainer)
+            self._saved = self._save(trainer)
             self._stop_if_saved()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was trained since the last checkpoint."""
+        """Save what was trained since the last checkpoint, where the last epoch is whole."""
         self._restore_handlers()
-        saver = _saver(trainer)
-        if saver is None or not saver.save_last or trainer.global_step == self._begun:
-            return
-        if saver._last_global_step_saved != trainer.global_step and self._saved is None:
-            trainer.save_checkpoint(_last(saver))
+        self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """What follows is no training."""
+        """What follows is no training; other processes that Lightning started would wait for this one."""
         self._restore_handlers()
+        launcher: Any = trainer.strategy.launcher
+        if not isinstance(exception, Stopped) and trainer.is_global_zero and hasattr(launcher, "kill"):
+            launcher.kill(signal.SIGKILL)
 
     def _block(self) -> None:
         """In a loader's worker that has just been forked: signals wait until it handles them itself."""
@@ -177,28 +185,29 @@ class SavesWhenStopped(Callback):
             asked if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(asked, all=False)
         )
 
-    def _save(self, trainer: Trainer) -> None:
-        saver = _saver(trainer)
-        if saver is not None:
-            trainer.save_checkpoint(_last(saver))
-        self._saved = "" if saver is None else _last(saver)
+    def _save(self, trainer: Trainer) -> str:
+        """The file that holds this step, written unless ModelCheckpoint has done it; "" without one."""
+        saver = next(iter(savers(trainer)), None)
+        if saver is None or _leaves_nothing(trainer):
+            return ""
+        file = saver.last_model_path or os.path.join(str(saver.dirpath), _LAST)
+        by_saver = saver._last_global_step_saved if saver.last_model_path else None
+        wanted = self._asked is not None or saver.save_last
+        if wanted and trainer.global_step not in (by_saver, self._kept):
+            trainer.save_checkpoint(file)
+            self._kept = trainer.global_step
+            saver.last_model_path = saver._last_checkpoint_saved = file  # or it would begin a last-v1.ckpt
+        return file
 
     def _stop_if_saved(self) -> None:
         if self._saved is not None:
             raise Stopped(self._asked or signal.SIGTERM, self._whole, self._saved or None)
 
 
+def _leaves_nothing(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # its connector sets it
+
+
 def rank() -> int:
     """Of this process, also before there is a trainer."""
     return int(getattr(rank_zero_only, "rank", 0))
-
-
-def _saver(trainer: Trainer) -> ModelCheckpoint | None:
-    found = trainer.checkpoint_callback
-    return found if isinstance(found, ModelCheckpoint) else None
-
-
-def _last(saver: ModelCheckpoint) -> str:
-    """The file that ModelCheckpoint keeps the last state in, or would."""
-    name = f"{saver.CHECKPOINT_NAME_LAST}{saver.FILE_EXTENSION}"
-    return saver.last_model_path or str(Path(str(saver.dirpath)) / name)

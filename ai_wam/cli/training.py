@@ -29,8 +29,8 @@ from ai_wam.cli.configs import resolved
 from ai_wam.cli.parsing import InOneSentence
 from ai_wam.cli.replacing import replacing
 from ai_wam.cli.resuming import check_resumable
-from ai_wam.cli.run_folder import RunFolder, actual_folder, check_free, planned_folder
-from ai_wam.cli.stopping import SavesWhenStopped, rank, stopping
+from ai_wam.cli.run_folder import RunFolder, check_free, planned_folder
+from ai_wam.cli.stopping import SavesWhenStopped, stopping
 from ai_wam.errors import InvalidValue
 from backbones.deferred import deferred_weights
 from datamodules.coverage import CoverageReport
@@ -126,7 +126,7 @@ class _CLI(LightningCLI):
         """Refuse a clip that does not fit before weights are read; a model to be sharded reads them then."""
         asked = self.config[self.config.subcommand]
         data = bare(asked.data) if self.config.subcommand == "fit" and asked.get("data") else None
-        if self.config.subcommand == "fit" and not rank():
+        if self.config.subcommand == "fit" and not asked.trainer.get("fast_dev_run"):
             check_free(planned_folder(bare(asked.trainer)), asked.get("ckpt_path"))
         checks.check_fits(bare(asked.model.get("init_args", Namespace())), data)
         with deferred_weights() if checks.shards_weights(asked) else nullcontext():
@@ -154,9 +154,7 @@ class _CLI(LightningCLI):
         self.model.save_hyperparameters({**known, **arguments}, logger=False)
 
     def before_fit(self) -> None:
-        """Begin with the weights asked for, in a folder that holds no other run."""
-        if self.trainer.is_global_zero:
-            check_free(actual_folder(self.trainer), self.config.fit.get("ckpt_path"))
+        """Begin with the weights asked for."""
         if (weights := self.config.fit.get("weights")) is not None:
             self.model.load_state_dict(checks.state_dict(weights))
         if isinstance(self.model, WorldActionTask):

@@ -253,6 +253,35 @@ def test_a_second_run_does_not_replace_the_first(begun: Path, monkeypatch: pytes
     assert (begun / "other" / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_an_older_file_does_not_replace_the_end(begun: Path, monkeypatch: pytest.MonkeyPatch):
+    good, first = checkpoint(begun).read_bytes(), checkpoint(begun, 1)
+    with pytest.raises(SystemExit, match=r"step=1\.ckpt is of step 1.*would replace .*last\.ckpt of step 3"):
+        fit(monkeypatch, str(begun), *LONGER, f"--ckpt_path={first}")
+    assert checkpoint(begun).read_bytes() == good
+
+
+def test_the_end_between_two_checkpoints_resumes_exactly(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """It lies within an epoch, where Lightning's own last file begins another one."""
+    monkeypatch.chdir(place)
+    ends = ["--trainer.max_steps=6", "--model.schedule_steps=9", "--data.workers=0"]
+    fit(monkeypatch, "ended", *ends, "--trainer.callbacks.every_n_train_steps=100")
+    assert [file.name for file in checkpoint(Path("ended")).parent.iterdir()] == ["last.ckpt"]
+    fit(monkeypatch, "ended-again", f"--ckpt_path={checkpoint(Path('ended'))}", "--data.workers=0")
+    expected = {number: loss for number, loss in losses(Path("whole")).items() if number >= 6}
+    assert losses(Path("ended-again")) == expected
+    assert_equal_ends(Path("whole"), Path("ended-again"))
+
+
+def test_a_trial_run_leaves_nothing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = f"--config={place / 'config.yaml'}"
+    monkeypatch.setattr(
+        sys, "argv", ["ai-wam", "fit", config, "--trainer.fast_dev_run=1", "--data.workers=0"]
+    )
+    main()
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_two_trainings_do_not_share_a_folder(begun: Path, monkeypatch: pytest.MonkeyPatch):
     hold = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), 2); print(flush=True)"
     folder = begun / "fit" / "checkpoints"
@@ -344,6 +373,28 @@ def test_two_ranks_go_on_exactly(place: Path, monkeypatch: pytest.MonkeyPatch):
     assert losses(Path("ranks-again")) == expected
     assert len(expected) == STEPS - 5
     assert_equal_ends(Path("ranks"), Path("ranks-again"))
+
+
+@pytest.mark.slow  # starts four more processes
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_stops_all(place: Path, monkeypatch: pytest.MonkeyPatch, rank: int):
+    monkeypatch.chdir(place)
+    ranks = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=1", "--data.workers=1"]
+    line = command(place, *words(f"one-{rank}", *ranks, "--trainer.max_steps=100000"))
+    running = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline, file = time.monotonic() + 300, checkpoint(Path(f"one-{rank}"))
+    while not file.is_file():
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    second = next(pid for pid in children if b"ai-wam" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(int(second) if rank else running.pid, signal.SIGTERM)
+    said = running.communicate(timeout=100)[1]
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    saved = torch.load(file, weights_only=True)["global_step"]
+    assert f"all {saved} steps are saved" in said
 
 
 def test_another_stream_is_refused_with_what_differs(place: Path, monkeypatch: pytest.MonkeyPatch):

@@ -269,6 +269,8 @@ def test_any_beginning_of_a_validation_is_spread(task_of):
         tasks = np.bincount([task_of(episode) for episode in here.tolist()], minlength=3)
         assert tasks.min() >= 1
         assert tasks.max() - tasks.min() <= 3
+    empty = np.where(np.arange(1000) % 50 == 0, 1, 0)  # most episodes are too short for a window
+    assert np.bincount((spread([empty, np.full(100, 3)])[:32] >= 20).astype(int)).tolist() == [16, 16]
     later = (order - begins[episodes])[:48]
     assert len(set(later.tolist())) > 3  # not the beginnings of the episodes alone
 
