@@ -64,6 +64,7 @@ def tiny(name: str, steps: int, place: Path) -> list[str]:
         *short(name, steps),
         *(f"{init}.pretrained={release}", f"{init}.prompts.init_args.pretrained={release}"),
         *("--model.clip.frames=5", "--model.clip.size=[64,64]", "--data.val=data/train", "--data.workers=1"),
+        "--data.batch_size=1",
     ]
 
 
@@ -123,7 +124,7 @@ def test_a_recipe_trains_validates_saves_and_resumes(
         (
             "quickstart_joint",
             [
-                *("--data=configs/data/mixture.yaml", "--data.epoch_size=64", "--data.batch_size=4"),
+                *("--data=configs/data/mixture.yaml", "--data.epoch_size=16", "--data.batch_size=2"),
                 *("--model.clip.views=[front,side,wrist]", "--trainer.precision=bf16-mixed"),
             ],
         ),
