@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ai_wam.errors import InvalidType, InvalidValue
 from ai_wam.files import PARTIAL, as_path, unwritten, whole_file
+from ai_wam.weights import is_finite
 
 _WEIGHTS = ("state_dict", "current_model_state")  # the averages, where a run keeps some, and the weights
 
@@ -59,7 +60,7 @@ def check_finite(checkpoint: Mapping[str, Any], path: str) -> None:
         name
         for part in _WEIGHTS
         for name, value in checkpoint.get(part, {}).items()
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
+        if isinstance(value, Tensor) and not is_finite(value)
     ]
     if bad:
         raise InvalidValue(

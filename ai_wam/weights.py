@@ -94,22 +94,28 @@ def tensors_by_name(weights: object, where: str) -> dict[str, Tensor]:
 def check_finite(value: Tensor, name: str, where: str) -> None:
     """Refuse NaN and infinity, which would spread to everything a network computes.
 
-    Smallest and largest value come from one pass over the memory; `isfinite` would write a mask as large.
-
     Raises:
         ValueError: with the tensor's name.
     """
-    if not value.is_floating_point() or not value.numel() or value.is_meta:
-        return
-    local = value.to_local() if isinstance(value, DTensor) else value  # of a sharded one, the part held here
-    if not local.numel():  # fewer rows than processes
-        return
-    plain = local.detach().float() if value.element_size() == 1 else local.detach()  # float8 has no order
-    if not torch.stack(torch.aminmax(plain)).isfinite().all():
+    if not is_finite(value):
         raise InvalidValue(
             f"{where}: {name} holds NaN or infinity; the file is damaged, or the training that wrote it "
             "diverged: take an earlier checkpoint, or download it again"
         )
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; of a sharded one, the part that this process holds.
+
+    Smallest and largest value come from one pass over the memory; `isfinite` would write a mask as large.
+    """
+    if not value.is_floating_point() or not value.numel() or value.is_meta:
+        return True
+    local = value.to_local() if isinstance(value, DTensor) else value
+    if not local.numel():  # fewer rows than processes
+        return True
+    plain = local.detach().float() if value.element_size() == 1 else local.detach()  # float8 has no order
+    return bool(torch.stack(torch.aminmax(plain)).isfinite().all())
 
 
 def load_weights(load: Callable[[Any], Any], weights: Mapping[str, Any], kind: str) -> Any:
