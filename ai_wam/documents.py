@@ -1,6 +1,8 @@
-"""JSON and YAML files of people: read as what is expected, or refused with the file's name."""
+"""Text, JSON and YAML files of people: read as what is expected, or refused with the file's name."""
 
+import codecs
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +14,74 @@ from ai_wam.files import AnyPath
 _MOST = 100_000  # values of one YAML text, those behind aliases counted each time; ours have a few hundred
 _DEEPEST = 100  # nested levels; ours have at most a dozen
 _SHORT = 100  # characters of a text that cannot be too deep
+_LARGEST = 2**63  # integers of JSON beyond it fit no array
+_DIGITS = 20  # shown of an integer that is too large
+_WIDE = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # first bytes of other encodings
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_text(path: AnyPath) -> str:
+    """A text file in UTF-8; a byte-order mark is no part of the text.
+
+    Raises:
+        ValueError: unreadable, or in another encoding.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidValue(f"{path} cannot be read: {error}") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        other = _WIDE.get(data[:2])
+        what = f"is {other}" if other else f"is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x})"
+        raise InvalidValue(f"{path} {what}; save it as UTF-8") from error
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ValueError: unreadable, or no object.
+        ValueError: unreadable, no object, or one that has a key twice.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidValue(f"{path} cannot be read as JSON: {error}") from error
-    except RecursionError as error:
-        raise InvalidValue(f"{path} cannot be read as JSON: it is nested too deeply") from error
+    data = parse_json(read_text(path), str(path))
     if not isinstance(data, dict):
         raise InvalidValue(f"{path} holds a {type(data).__name__}, expected a JSON object")
     return data
+
+
+def parse_json(text: str, at: str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: what was read.
+        at: where it was read, for the error.
+
+    Raises:
+        ValueError: no JSON, nested too deeply, an object with a key twice, or an integer of 64 bits or more.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
+    except ValueError as error:
+        raise InvalidValue(f"{at} cannot be read as JSON: {error}") from error
+    except RecursionError as error:
+        raise InvalidValue(f"{at} cannot be read as JSON: it is nested too deeply") from error
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InvalidValue(f"the key {twice!r} stands twice in one object; which one counts is unknown")
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _DIGITS or not -_LARGEST <= int(digits) < _LARGEST:
+        raise InvalidValue(f"the integer {digits[:_DIGITS]}... has more than 63 bits")
+    return int(digits)
 
 
 def read_yaml(path: Path) -> Any:
@@ -39,11 +90,11 @@ def read_yaml(path: Path) -> Any:
     Raises:
         ValueError: unreadable, or too much.
     """
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
         check_yaml(text)
         return yaml.load(text, Loader=_Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
         raise InvalidValue(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
