@@ -1,4 +1,4 @@
-"""Videos as bytes, read frame by frame or whole, and pictures composed of them.
+"""Videos as bytes, written frame by frame or whole, and pictures composed of them; read: `video_reading`.
 
 H.264 in MP4, one thread, no B-frames: the bytes depend on the frames alone. The default keeps full colour
 resolution (4:4:4); `lossless` is exact; `browser` is the 4:2:0 that web pages play. Colours are stored as
@@ -6,28 +6,37 @@ BT.601 in limited range, and say so in the file, so that every player converts t
 """
 
 import io
-from bisect import bisect_left, bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
-from itertools import groupby
 from math import ceil, sqrt
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import av
 import numpy as np
 import torch
-from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ai_wam.errors import InvalidIndex, InvalidValue
+from ai_wam.errors import InvalidValue
+from ai_wam.video_reading import FrameDecoder, OpenFile, VideoTable, decode_frames, iterate_video
 
-_CODECS_KEPT = 16
-_RATE_TOLERANCE = 0.01  # 29.97 frames a second are called 30
+__all__ = [
+    "FrameDecoder",
+    "OpenFile",
+    "VideoEncoding",
+    "VideoTable",
+    "VideoWriter",
+    "decode_frames",
+    "grid",
+    "iterate_video",
+    "overlay",
+    "to_uint8",
+    "triptych",
+    "write_video",
+]
+
 _PEDESTAL = 0.25  # an action image's blue background reaches this level without any point there
 
 
@@ -148,199 +157,6 @@ def write_video(frames: Iterable[np.ndarray], hz: float, encoding: VideoEncoding
     return writer.finish()
 
 
-@runtime_checkable
-class OpenFile(Protocol):
-    """What FFmpeg needs of an open file, on this machine or in a store."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """So many bytes; all that are left for -1."""
-        ...
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Go to a place."""
-        ...
-
-    def tell(self) -> int:
-        """The place."""
-        ...
-
-
-def iterate_video(source: bytes | str | OpenFile, begin: float = 0.0) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Every RGB frame of a video file (bytes, a path, or an open file), in order, from `begin` seconds on."""
-    with av.open(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
-        reformatter = VideoReformatter()
-        first = begin - 0.5 / float(stream.average_rate or 1)  # times are rounded to the file's clock
-        if begin and stream.time_base is not None:
-            container.seek(int(begin / stream.time_base), stream=stream)  # to the key frame before it
-        for frame in container.decode(stream):
-            if not begin or frame.time >= first:
-                yield _rgb(frame, reformatter)
-
-
-@dataclass(frozen=True)
-class VideoTable:
-    """Where each frame's packet lies in a video file, in decoding order.
-
-    Attributes:
-        codec: FFmpeg's name of the decoder.
-        extradata: the stream's headers.
-        size: height and width.
-        offsets: first byte of each packet.
-        sizes: length of each packet in bytes.
-        times: presentation time of each packet; frame i is the i-th smallest.
-        keys: positions of the key frames, in decoding order.
-        tick: seconds per unit of `times`.
-    """
-
-    codec: str
-    extradata: bytes
-    size: tuple[int, int]
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    times: tuple[int, ...]
-    keys: tuple[int, ...]
-    tick: float
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    @cached_property
-    def shown(self) -> list[int]:
-        """Presentation times, rising: entry i belongs to frame i."""
-        return sorted(self.times)
-
-    @cached_property
-    def key_before(self) -> list[int]:
-        """Position of the packet to start decoding at, for each frame."""
-        positions = sorted(self.keys, key=lambda position: self.times[position]) or [0]
-        key_times = [self.times[position] for position in positions]
-        return [positions[max(0, bisect_right(key_times, time) - 1)] for time in self.shown]
-
-    def check_times(self, hz: float | None = None) -> None:
-        """Frames must follow one another evenly, so that frame i is what was seen at i / hz.
-
-        Args:
-            hz: frames per second; whatever the video says if left out.
-
-        Raises:
-            ValueError: a frame that is missing or comes twice, or another rate.
-        """
-        if len(self) < 2:
-            return
-        steps = np.diff(self.shown) * self.tick
-        usual = float(np.median(steps))
-        uneven = np.flatnonzero(np.abs(steps - usual) > 0.5 * usual + self.tick)  # times are whole ticks
-        if len(uneven) or not usual:
-            frame = int(uneven[0]) if len(uneven) else 0
-            raise InvalidValue(
-                f"frame {frame + 1} is shown {steps[frame]:.4g} s after frame {frame}, others follow after "
-                f"{usual:.4g} s: frames are missing, or the rate varies; write the video again at one rate"
-            )
-        rate = len(steps) / float(steps.sum())
-        if hz is not None and abs(rate / hz - 1) > _RATE_TOLERANCE:
-            raise InvalidValue(
-                f"frames are shown at {rate:.4g} a second, but the recording is said to have {hz:g}; "
-                "correct that number, or write the video again at this rate"
-            )
-
-    @classmethod
-    def of(cls, data: bytes) -> "VideoTable":
-        """The table of a file.
-
-        Raises:
-            ValueError: no readable video in it.
-        """
-        try:
-            with av.open(io.BytesIO(data)) as container:
-                stream = container.streams.video[0]
-                context = stream.codec_context
-                if context is None:  # the header breaks off before it says how to decode
-                    raise InvalidValue("its header is damaged")
-                packets = [packet for packet in container.demux(stream) if packet.size]
-                if not packets or any(packet.pts is None for packet in packets):
-                    raise InvalidValue(f"{len(packets)} frames are there, not all with a time")
-                if len(packets) < stream.frames:  # the header's count, 0 where it gives none
-                    raise InvalidValue(
-                        f"{len(packets)} frames are there, its header promises {stream.frames}"
-                    )
-                return cls(
-                    codec=context.name,
-                    extradata=bytes(context.extradata or b""),
-                    size=(context.height, context.width),
-                    offsets=tuple(int(packet.pos) for packet in packets),
-                    sizes=tuple(packet.size for packet in packets),
-                    times=tuple(int(packet.pts) for packet in packets),
-                    keys=tuple(i for i, packet in enumerate(packets) if packet.is_keyframe),
-                    tick=float(stream.time_base or 0),
-                )
-        except (FFmpegError, IndexError, ValueError) as error:
-            raise InvalidValue(f"no readable video in {len(data)} bytes: {error}") from error
-
-
-class FrameDecoder:
-    """Decodes chosen frames of many videos.
-
-    One codec is kept per kind of stream, as opening one costs more than decoding a frame. Not to be shared
-    between threads.
-    """
-
-    def __init__(self) -> None:
-        self._codecs: OrderedDict[tuple[str, bytes], Any] = OrderedDict()
-        self._reformatter = VideoReformatter()
-
-    def decode(
-        self, table: VideoTable, read: Callable[[int, int], bytes], indices: Sequence[int]
-    ) -> UInt8[np.ndarray, "n h w 3"]:
-        """RGB frames of a video; only the packets from the key frame before them are read.
-
-        Args:
-            table: where the packets are.
-            read: gives so many bytes from such an offset of the file.
-            indices: frame numbers from 0, in any order, repeats allowed.
-
-        Raises:
-            IndexError: a frame the video does not have.
-            ValueError: packets that cannot be decoded.
-        """
-        wanted = sorted(set(indices))
-        if not wanted or wanted[0] < 0 or wanted[-1] >= len(table):
-            raise InvalidIndex(
-                f"frames {list(indices)} asked of a video of {len(table)} frames (0..{len(table) - 1})"
-            )
-        codec = self._codec(table)
-        try:
-            pictures = {i: _rgb(f, self._reformatter) for i, f in _decode_sorted(codec, table, read, wanted)}
-        except FFmpegError as error:
-            raise InvalidValue(f"frames {wanted} cannot be decoded: {error}") from error
-        finally:
-            codec.flush_buffers()
-        missing = [i for i in wanted if i not in pictures]
-        if missing:
-            raise InvalidValue(f"frames {missing} are missing from the video's packets")
-        return np.stack([pictures[i] for i in indices])
-
-    def _codec(self, table: VideoTable) -> Any:
-        key = (table.codec, table.extradata)
-        if key not in self._codecs:
-            codec: Any = av.CodecContext.create(table.codec, "r")
-            codec.extradata = table.extradata or None
-            codec.thread_count = 1
-            self._codecs[key] = codec
-            if len(self._codecs) > _CODECS_KEPT:
-                self._codecs.popitem(last=False)
-        self._codecs.move_to_end(key)
-        return self._codecs[key]
-
-
-def decode_frames(data: bytes, indices: Sequence[int] | None = None) -> UInt8[np.ndarray, "n h w 3"]:
-    """RGB frames of a video file, all if `indices` is left out; errors as in `FrameDecoder.decode`."""
-    table = VideoTable.of(data)
-    chosen = range(len(table)) if indices is None else indices
-    return FrameDecoder().decode(table, lambda offset, size: data[offset : offset + size], chosen)
-
-
 def to_uint8(video: Float[Tensor, "*n 3 h w"]) -> UInt8[np.ndarray, "*n h w 3"]:
     """Video in [-1, 1] as pictures, channels last; values outside are clipped."""
     levels = (video.detach().float().cpu() + 1) * 127.5
@@ -395,35 +211,3 @@ def grid(videos: Sequence[np.ndarray], columns: int | None = None) -> UInt8[np.n
     held += [np.zeros_like(held[0])] * (-len(held) % columns)
     rows = [np.concatenate(held[i : i + columns], axis=2) for i in range(0, len(held), columns)]
     return np.concatenate(rows, axis=1)
-
-
-def _decode_sorted(
-    codec: Any, table: VideoTable, read: Callable[[int, int], bytes], wanted: Sequence[int]
-) -> Iterator[tuple[int, Any]]:
-    """Frame number and decoded frame of each wanted number, rising; one run per key frame needed."""
-    for key, run in groupby(wanted, key=table.key_before.__getitem__):
-        yield from _decode_run(codec, table, read, key, set(run))
-        codec.flush_buffers()
-
-
-def _decode_run(
-    codec: Any, table: VideoTable, read: Callable[[int, int], bytes], position: int, left: set[int]
-) -> Iterator[tuple[int, Any]]:
-    """Decode from the packet at `position` until the frames `left` have appeared."""
-    while left:
-        packet: Any = None  # an empty packet drains what the codec still holds
-        if position < len(table):
-            packet = av.Packet(read(table.offsets[position], table.sizes[position]))
-            packet.pts = table.times[position]
-        for frame in codec.decode(packet):
-            index = bisect_left(table.shown, frame.pts)
-            if index in left:
-                left.discard(index)
-                yield index, frame
-        if packet is None:
-            return
-        position += 1
-
-
-def _rgb(frame: Any, reformatter: Any) -> UInt8[np.ndarray, "h w 3"]:
-    return np.asarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())

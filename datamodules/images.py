@@ -1,6 +1,7 @@
 """A person's own pictures as the input of `ai-wam predict`; docs/predict.md is the same for humans."""
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -8,6 +9,7 @@ from typing import Any, cast
 import lightning
 import numpy as np
 import torch
+from av.error import FFmpegError
 from jaxtyping import Float, UInt8
 from torch.utils.data import DataLoader
 
@@ -15,7 +17,7 @@ from ai_wam.action_images import ActionImageTokenizer, DecodeStatus
 from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
 from ai_wam.types import Batch, Clip, Frame, Observation, View
-from ai_wam.video import FrameDecoder, VideoTable
+from ai_wam.video import iterate_video
 from datamodules.calibration import Calibration
 from datamodules.camera_files import read_cameras
 from datamodules.reading import read_picture
@@ -171,15 +173,14 @@ def _picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     """A picture, or the last frame of a video."""
     if file.suffix.lower() not in _VIDEOS:
         return read_picture(file)
-    data = file.read_bytes()
     try:
-        table = VideoTable.of(data)
-    except ValueError as error:
+        with file.open("rb") as stream:
+            last = deque(iterate_video(stream), maxlen=1)
+    except (OSError, ValueError, FFmpegError) as error:
         raise InvalidValue(f"{file}: {error}; give a video with at least one frame, or a picture") from error
-    if not len(table):
+    if not last:
         raise InvalidValue(f"{file} is a video without frames; give one with at least one, or a picture")
-    last = FrameDecoder().decode(table, lambda offset, size: data[offset : offset + size], [len(table) - 1])
-    return np.asarray(last[0])
+    return last[0]
 
 
 def _rig(calibrations: dict[str, Calibration], baseline: float | None) -> dict[str, Calibration]:

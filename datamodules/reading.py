@@ -1,23 +1,25 @@
 """What readers of foreign files share: pictures, the order of numbered names, checks of numbers."""
 
 import re
+import struct
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 
 HAND = re.compile(r"wrist|hand|gripper|ego", re.IGNORECASE)  # names of cameras that move with the tool
+_UNDECODABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)  # Pillow's own
 _STILL = 1e-6  # metres: less than this is the noise of float32, not a motion
 _MOVED = 0.01  # metres that a tool must travel before its camera is expected to have followed
 
 
 def read_picture(path: AnyPath) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture as it was saved, colours untouched.
+    """A picture as viewers show it: turned upright as its EXIF orientation says, colours untouched.
 
     Raises:
         ValueError: it is missing, cannot be decoded, or is not in RGB.
@@ -29,9 +31,11 @@ def read_picture(path: AnyPath) -> UInt8[np.ndarray, "h w 3"]:
                     f"{path} has colours {image.mode!r}, expected RGB; save it without "
                     "transparency or palette, or copy the file again"
                 )
-            return np.array(image)
-    except OSError as error:
-        raise InvalidValue(f"{path} cannot be decoded ({error}); copy the episode again") from error
+            return np.array(ImageOps.exif_transpose(image))
+    except InvalidValue:
+        raise
+    except _UNDECODABLE as error:
+        raise InvalidValue(f"{path} cannot be decoded ({error}); copy or save the file again") from error
 
 
 def numbered(path: AnyPath) -> list[Any]:

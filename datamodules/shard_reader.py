@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from zipfile import BadZipFile
 
@@ -87,7 +88,8 @@ class ShardSet(ShardFolder):
         entry = self.episodes[index]
         name = f"{view}.mp4"
         try:
-            table = self._tables.get((index, view), lambda: VideoTable.of(self.read(index, name)))
+            data = partial(self.read, index, name)
+            table = self._tables.get((index, view), lambda: VideoTable.of(data(), upright=True))
             start = entry.members[name].offset
             return self._decoder.decode(table, lambda at, size: self.bytes(entry, start + at, size), frames)
         except (ValueError, IndexError) as error:

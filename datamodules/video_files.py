@@ -67,7 +67,7 @@ class VideoFile:
                 for image in islice(iterate_video(stream, begin), 0, wanted * stride, stride):
                     yield image
                     given += 1
-        except FFmpegError as error:
+        except (FFmpegError, OSError, ValueError) as error:
             raise InvalidValue(
                 f"{self.path}: picture {given} of {wanted} cannot be decoded ({error}); copy the file again"
             ) from error
