@@ -176,8 +176,9 @@ def _frames(
 ) -> Iterator[Frame]:
     lost = (np.full((3, 3), np.nan), np.full((4, 4), np.nan))
     for number in numbers:
-        views = {
-            name: View(read_picture(files[number]), *(cameras[name].at(number) if name in cameras else lost))
-            for name, files in pictures.items()
-        }
+        views = {}
+        for name, files in pictures.items():
+            picture = read_picture(files[number])
+            known = cameras.get(name)
+            views[name] = View(picture, *lost) if known is None else known.view(picture, number)
         yield Frame(views, actions[number], number / HZ)

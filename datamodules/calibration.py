@@ -3,20 +3,28 @@
     {"front": {"K": 3x3, "size": [height, width], "camera_to_world": 4x4}, ...}
 
 Exactly one of `camera_to_world` and `world_to_camera` (OpenCV axes, metres); matrices may be lists with one
-entry per frame where the camera moves.
+entry per frame where the camera moves. `distortion` holds OpenCV's coefficients, of its pinhole model or,
+with `"model": "fisheye"`, of its fisheye model; action images are drawn without, so such a camera also says
+`"undistort": true`: its pictures are undistorted when they are read, and K stays.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
+from ai_wam.types import View
+from datamodules.lens import Lens
 
 _POSES = ("camera_to_world", "world_to_camera")
+_KEYS = ("K", "size", *_POSES, "distortion", "model", "undistort")
+_CENTRE = (0.3, 0.7)  # of a picture's side: where a principal point is believed to be
+_ASPECT = (0.5, 2.0)  # fx / fy of any camera
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,13 @@ class Calibration:
         intrinsics: K in pixels of pictures of `size`.
         world_from_camera: OpenCV axes, metres.
         size: height and width of the pictures that K is for.
+        lens: its distortion; None for pictures without.
     """
 
     intrinsics: Float[np.ndarray, "_ 3 3"]
     world_from_camera: Float[np.ndarray, "_ 4 4"]
     size: tuple[int, int]
+    lens: Lens | None = None
 
     @classmethod
     def read(cls, entry: Any, at: str) -> "Calibration":
@@ -48,6 +58,7 @@ class Calibration:
             raise InvalidValue(
                 f'{at}: expected an object with "K", "size" and one of {_POSES}, got {entry!r}'
             )
+        _check_keys(entry, at)
         given = [key for key in _POSES if key in entry]
         if len(given) != 1:
             raise InvalidValue(
@@ -58,21 +69,31 @@ class Calibration:
         for name, stack in (("K", k), (given[0], poses)):
             _check_finite(stack, f"{at}, {name}")
         poses = poses if given[0] == "camera_to_world" else _inverse(poses, at)
-        found = cls(k, poses, _size(entry["size"], at))
+        found = cls(k, poses, _size(entry["size"], at), _lens(entry, at))
+        if found.lens is not None and len(k) > 1:
+            raise InvalidValue(
+                f"{at}: distortion goes with one K, not with {len(k)}; undistort the pictures first"
+            )
         found.check(at)
         return found
+
+    def view(self, picture: UInt8[np.ndarray, "h w 3"], number: int) -> View:
+        """A frame's picture, without distortion, and its camera."""
+        k, pose = self.at(number)
+        return View(picture if self.lens is None else self.lens.undistort(picture, k), k, pose)
 
     def check_size(self, video: str, size: tuple[int, int], at: str) -> None:
         """K must belong to the pictures as they are.
 
         Raises:
-            ValueError: the video has another size.
+            ValueError: the video has another size, or K belongs to another one.
         """
         if size != self.size:
             raise InvalidValue(
                 f"{at}: size {list(self.size)} (height, width), but {video} has {list(size)}; "
                 "K must be given for the pictures as they are in the video"
             )
+        check_intrinsics(self.intrinsics, self.size, at)
 
     def scaled(self, size: tuple[int, int], at: str) -> "Calibration":
         """The same camera for pictures of `size`, where they were made smaller or larger as a whole.
@@ -132,8 +153,59 @@ class Calibration:
         return np.asarray(k[number if len(k) > 1 else 0]), np.asarray(poses[number if len(poses) > 1 else 0])
 
 
+def check_intrinsics(k: Float[np.ndarray, "_ 3 3"], size: tuple[int, int], at: str) -> None:
+    """K must be one for pictures of this size.
+
+    Args:
+        k: in pixels.
+        size: height and width of the pictures.
+        at: file and camera, for the error.
+
+    Raises:
+        ValueError: a principal point far from the middle, or pixels far from square.
+    """
+    low, high = _CENTRE
+    shares = k[:, [0, 1], 2] / np.array(size[::-1])
+    aspect = k[:, 0, 0] / k[:, 1, 1]
+    bad = ~((shares >= low) & (shares <= high)).all(axis=1)
+    if bad.any():
+        x, y = k[int(bad.argmax()), [0, 1], 2]
+        raise InvalidValue(
+            f"{at}: the principal point of K, ({x:.1f}, {y:.1f}), lies far from the middle of a picture of "
+            f"{size[1]} x {size[0]} pixels (width x height), so K belongs to pictures of another size or to "
+            "uncropped ones; give K for the pictures as they are, or the pictures that K was made for"
+        )
+    if not ((aspect > _ASPECT[0]) & (aspect < _ASPECT[1])).all():
+        raise InvalidValue(
+            f"{at}: fx and fy of K are {k[0, 0, 0]:.4g} and {k[0, 1, 1]:.4g}: pixels far from "
+            "square, so the picture was stretched or K is not its own; give K for the pictures as they are"
+        )
+
+
+def _check_keys(entry: Mapping[str, Any], at: str) -> None:
+    if unknown := sorted(set(entry) - set(_KEYS)):
+        raise InvalidValue(
+            f"{at}: the keys {unknown} are not known; known are {', '.join(_KEYS)}. Lens distortion is "
+            'written as "distortion": [k1, k2, p1, p2, k3] in the order of OpenCV, with "model": "fisheye" '
+            "for its fisheye model; take out what is not meant for AI-WAM"
+        )
+
+
+def _lens(entry: Mapping[str, Any], at: str) -> Lens | None:
+    if "distortion" not in entry and str(entry.get("model", "opencv")).lower() in ("opencv", "pinhole"):
+        return None
+    lens = Lens.read(entry.get("distortion"), entry.get("model", "opencv"), at)
+    if lens is not None and entry.get("undistort") is not True:
+        raise InvalidValue(
+            f"{at}: the lens bends the picture ({lens.model} distortion {list(lens.coefficients)}), and action "
+            'images are drawn for one that does not. Add "undistort": true to have its pictures undistorted '
+            "as they are read (K stays, what then lies outside is cut off), or give undistorted ones and their K"
+        )
+    return lens
+
+
 def _size(value: Any, at: str) -> tuple[int, int]:
-    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(side, int) for side in value):
+    if not isinstance(value, list) or len(value) != 2 or not all(type(side) is int for side in value):
         raise InvalidValue(f"{at}: size is {value!r}, expected [height, width] in pixels")
     return value[0], value[1]
 
@@ -142,7 +214,7 @@ def _matrices(value: Any, size: int, at: str) -> Float[np.ndarray, "_ n n"]:
     """One matrix or one per frame, as a stack."""
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidValue(f"{at}: {error}") from error
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[1:] != (size, size):

@@ -15,6 +15,7 @@ from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue
 from datamodules.calibration import Calibration
 from datamodules.colmap import read_colmap
+from datamodules.reading import is_turned
 from datamodules.rlbench_demos import opencv_cameras
 
 _RLBENCH = ("_camera_intrinsics", "_camera_extrinsics")
@@ -34,6 +35,8 @@ def read_cameras(
         ValueError: a file that cannot be read, has other views, belongs to pictures of another shape, or
             holds what is no camera.
     """
+    if path.is_dir():
+        check_not_turned(files)
     found = read_colmap(path, files) if path.is_dir() else _json(path, files, sizes)
     checked = {}
     for view, calibration in found.items():
@@ -41,6 +44,21 @@ def read_cameras(
         calibration.check(at)
         checked[view] = calibration.scaled(sizes[view], at)
     return checked
+
+
+def check_not_turned(files: Mapping[str, Path]) -> None:
+    """COLMAP's cameras belong to pictures as they are stored, a viewer may turn them.
+
+    Raises:
+        ValueError: a picture with an EXIF orientation.
+    """
+    for view, file in files.items():
+        if is_turned(file):
+            raise InvalidValue(
+                f"view {view!r}: {file} has an EXIF orientation, which COLMAP ignores: its camera is that "
+                "of the picture as stored. Save the pictures upright without it (mogrify -auto-orient) and "
+                "reconstruct again"
+            )
 
 
 def _json(

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
-from ai_wam.types import Episode, Frame, View
+from ai_wam.types import Episode, Frame
 from datamodules.calibration import Calibration
 from datamodules.reading import check_hands
 from datamodules.video_files import VideoFile
@@ -171,7 +171,7 @@ def _frames(
     videos = [camera.video.images() for camera in cameras.values()]
     for number, images in enumerate(zip(*videos, strict=True)):
         views = {
-            name: View(image, *camera.calibration.at(number))
+            name: camera.calibration.view(image, number)
             for (name, camera), image in zip(cameras.items(), images, strict=True)
         }
         yield Frame(views, None if actions is None else actions[number], number / hz)

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from ai_wam.action_images import ActionImageTokenizer, DecodeStatus
 from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
-from ai_wam.types import Batch, Clip, Frame, Observation, View
+from ai_wam.types import Batch, Clip, Frame, Observation
 from ai_wam.video import iterate_video
-from datamodules.calibration import Calibration
+from datamodules.calibration import Calibration, check_intrinsics
 from datamodules.camera_files import read_cameras
 from datamodules.reading import read_picture
 from datamodules.rotations import to_quaternion
@@ -26,7 +26,6 @@ from datamodules.uncalibrated import Vggt
 
 Points = dict[str, list[list[float] | None]]  # three pixels [x, y] per view, null for hidden ones
 _BEYOND = 0.25  # of a picture's side: how far outside of it a gripper is believed to be
-_CENTRE = (0.3, 0.7)  # of a picture's side: where a principal point is believed to be
 _VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
 _REASONS = {
     DecodeStatus.OFFSCREEN: "each of the three points must be given in two views at least",
@@ -69,7 +68,8 @@ class ImagesDataModule(lightning.LightningDataModule):
                 point, the point `axis_length` along the tool's x axis, the one as far against its z axis.
             openness: of the gripper, 0 to 1, where `points` are given.
             axis_length: metres from the tool centre point to the other two points.
-            baseline: metres between the first two views' cameras; scales a world of another unit (COLMAP).
+            baseline: metres between the first two views' cameras; scales a world of another unit, which
+                COLMAP's and VGGT's are.
             vggt: instead of `cameras`, a folder or hub id of VGGT's weights that estimate them. The world is
                 then the first view's camera frame, its unit set by `baseline`.
             name: of the sample; its folder's name, and the seed of what the model draws.
@@ -91,15 +91,14 @@ class ImagesDataModule(lightning.LightningDataModule):
         else:
             sizes = {view: (picture.shape[0], picture.shape[1]) for view, picture in pictures.items()}
             calibrations = read_cameras(Path(cameras), files, sizes)
-        rig = _rig(calibrations, baseline)
-        _check_centred(rig)
+        own_unit = cameras is not None and Path(cameras).is_dir()
+        rig = _rig(calibrations, baseline, own_unit)
+        for view, each in rig.items():
+            check_intrinsics(each.intrinsics, each.size, f"view {view!r}")
         if action is None:
             action = _clicked(points or {}, rig, openness, axis_length)
         _check_in_sight(action, rig)
-        views = {
-            view: View(pictures[view], each.intrinsics[0], each.world_from_camera[0])
-            for view, each in rig.items()
-        }
+        views = {view: each.view(pictures[view], 0) for view, each in rig.items()}
         keys = [name] if len(prompts) == 1 else [f"{name}-{number}" for number in range(len(prompts))]
         frames = [Frame(views, action, 0.0)] * len(prompts)
         self.batch = _batch(Observation.from_frames(frames, prompts, keys, clip), clip)
@@ -183,16 +182,24 @@ def _picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     return last[0]
 
 
-def _rig(calibrations: dict[str, Calibration], baseline: float | None) -> dict[str, Calibration]:
-    """The cameras, in metres."""
-    if baseline is None:
+def _rig(
+    calibrations: dict[str, Calibration], baseline: float | None, own_unit: bool
+) -> dict[str, Calibration]:
+    """The cameras, in metres; `own_unit` says that they come in a unit of their own."""
+    if baseline is None and not own_unit:
         return calibrations
     if len(calibrations) < 2:
         raise InvalidValue(
-            f"baseline {baseline} m lies between two cameras; there is only {list(calibrations)}"
+            f"baseline ({baseline} m) is the distance between two cameras; there is only {list(calibrations)}"
         )
     first, second = [each.world_from_camera[0, :3, 3] for each in list(calibrations.values())[:2]]
     distance = float(np.linalg.norm(second - first))
+    if baseline is None:
+        raise InvalidValue(
+            f"COLMAP's models have a unit of length of their own; in this one the cameras of "
+            f"{list(calibrations)[:2]} are {distance:.6g} apart. Measure their distance in metres and "
+            "give it as baseline (that number itself, where the model is known to be in metres)"
+        )
     if distance < 1e-9:
         raise InvalidValue(
             f"the cameras {list(calibrations)[:2]} stand in one place: no baseline scales them"
@@ -229,7 +236,7 @@ def _clicked(
             f"points are given for views {sorted(points)}; a pose needs at least two of the views {list(rig)}"
         )
     views = [view for view in rig if view in points]
-    pixels = np.stack([_pixels(view, points[view]) for view in views])
+    pixels = np.stack([_straight(_pixels(view, points[view]), rig[view]) for view in views])
     used = Cameras(*(_stack(rig, views, part) for part in ("intrinsics", "world_from_camera")))
     size = min((rig[view].size for view in views), key=min)
     tokenizer = ActionImageTokenizer(axis_length=axis_length)
@@ -257,6 +264,11 @@ def _pixels(view: str, points: list[list[float] | None]) -> Float[np.ndarray, "3
     return np.array(filled, dtype=np.float64)
 
 
+def _straight(pixels: Float[np.ndarray, "3 2"], camera: Calibration) -> Float[np.ndarray, "3 2"]:
+    """Where pixels of the picture as it is lie without the lens's distortion."""
+    return pixels if camera.lens is None else camera.lens.straighten(pixels, camera.intrinsics[0])
+
+
 def _stack(rig: dict[str, Calibration], views: list[str], part: str) -> Float[torch.Tensor, "v n n"]:
     return torch.from_numpy(np.stack([getattr(rig[view], part)[0] for view in views]))
 
@@ -276,19 +288,6 @@ def _check_in_sight(action: Float[np.ndarray, "8"], rig: dict[str, Calibration])
                 f"{y:.0f}) of {w} x {h}, {float(seen.depth):.2f} m in front of the camera, far outside "
                 "of the picture. Give pose and cameras in one world frame, in metres, check the direction of "
                 "this camera's matrix, or leave the view out"
-            )
-
-
-def _check_centred(rig: dict[str, Calibration]) -> None:
-    """A principal point far from the middle belongs to a picture of another resolution or a crop."""
-    for view, each in rig.items():
-        h, w = each.size
-        x, y = float(each.intrinsics[0, 0, 2]), float(each.intrinsics[0, 1, 2])
-        if not (_CENTRE[0] * w <= x <= _CENTRE[1] * w and _CENTRE[0] * h <= y <= _CENTRE[1] * h):
-            raise InvalidValue(
-                f"view {view!r}: the principal point of K, ({x:.1f}, {y:.1f}), lies far from the middle of a "
-                f"picture of {w} x {h} pixels, so K belongs to another resolution; set the camera file's "
-                "`size` to the height and width that K was made for, or give the picture uncropped"
             )
 
 

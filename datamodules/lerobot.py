@@ -23,7 +23,7 @@ from jaxtyping import Float
 from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue, MissingPackage
 from ai_wam.files import AnyPath, as_path
-from ai_wam.types import Episode, Frame, View
+from ai_wam.types import Episode, Frame
 from datamodules.calibration import Calibration
 from datamodules.reading import check_finite, check_hands, check_stride
 from datamodules.rotations import Rotation, to_quaternion
@@ -362,7 +362,7 @@ def _frames(
     videos = [track.video.images(len(numbers), stride, track.begin) for track in tracks.values()]
     for number, images in zip(numbers, zip(*videos, strict=True), strict=True):
         views = {
-            name: View(image, *track.calibration.at(number))
+            name: track.calibration.view(image, number)
             for (name, track), image in zip(tracks.items(), images, strict=True)
         }
         yield Frame(views, None if actions is None else actions[number], number / hz)

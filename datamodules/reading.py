@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
@@ -36,6 +36,15 @@ def read_picture(path: AnyPath) -> UInt8[np.ndarray, "h w 3"]:
         raise
     except _UNDECODABLE as error:
         raise InvalidValue(f"{path} cannot be decoded ({error}); copy or save the file again") from error
+
+
+def is_turned(path: AnyPath) -> bool:
+    """Whether a picture's EXIF orientation turns it; False for what is no picture."""
+    try:
+        with path.open("rb") as stream, Image.open(stream) as image:
+            return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
+    except _UNDECODABLE:
+        return False
 
 
 def numbered(path: AnyPath) -> list[Any]:

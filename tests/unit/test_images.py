@@ -237,8 +237,8 @@ def test_a_camera_file_of_another_kind_says_what_it_lacks(place: Path):
     (place / "misc.json").write_text(json.dumps({"front_camera_intrinsics": K.tolist()}))
     with pytest.raises(ValueError, match=r"lacks 'front_camera_extrinsics'; it has"):
         read(place, cameras=str(place / "misc.json"))
-    with pytest.raises(ValueError, match=r"camera 7 has the model OPENCV; PINHOLE"):
-        read(place, cameras=write_colmap(place, "OPENCV"))
+    with pytest.raises(ValueError, match=r"camera 7 has the model FOV; known are SIMPLE_PINHOLE"):
+        read(place, cameras=write_colmap(place, "FOV"))
     (place / "images.txt").write_text("")
     with pytest.raises(ValueError, match=r"no picture named 'front\.png'"):
         read(place, cameras=str(place))
