@@ -30,6 +30,7 @@ from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from ai_wam.video import VideoEncoding, VideoWriter
+from datamodules.calibration import check_intrinsics
 from datamodules.episode_members import npy
 from datamodules.reading import check_finite, check_stride, numbered
 from datamodules.rlbench_demos import opencv_cameras, read_phrasings
@@ -134,7 +135,9 @@ class _Track:
                 f"{video.path} has {video.frames} pictures, one for every {every} actions, but actions.npy "
                 f"has only {steps}; copy the episode again or correct `every`"
             )
-        return cls(video, _read_cameras(folder / _CAMERAS, video.frames, steps, every), every)
+        cameras = _read_cameras(folder / _CAMERAS, video.frames, steps, every)
+        check_intrinsics(cameras.intrinsics.numpy(), video.size, str(folder / _CAMERAS))
+        return cls(video, cameras, every)
 
 
 def _rate(video: VideoFile, steps: int) -> int:

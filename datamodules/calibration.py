@@ -197,9 +197,9 @@ def _lens(entry: Mapping[str, Any], at: str) -> Lens | None:
     lens = Lens.read(entry.get("distortion"), entry.get("model", "opencv"), at)
     if lens is not None and entry.get("undistort") is not True:
         raise InvalidValue(
-            f"{at}: the lens bends the picture ({lens.model} distortion {list(lens.coefficients)}), and action "
+            f"{at}: its lens bends the picture ({lens.model} distortion {list(lens.coefficients)}); action "
             'images are drawn for one that does not. Add "undistort": true to have its pictures undistorted '
-            "as they are read (K stays, what then lies outside is cut off), or give undistorted ones and their K"
+            "as they are read (K stays, the rest is cut off), or give undistorted pictures and their K"
         )
     return lens
 

@@ -24,6 +24,7 @@ from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue, MissingPackage
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
+from datamodules.calibration import check_intrinsics
 from datamodules.droid_calibration import (
     Limits,
     Verdict,
@@ -206,7 +207,9 @@ class Droid:
                 f"{video.path} has pictures of {video.size}, the intrinsics are for {tuple(size)}, of "
                 "another shape; correct intrinsics_size"
             )
-        return np.diag([scale[1], scale[0], 1.0]) @ k
+        fitted = np.diag([scale[1], scale[0], 1.0]) @ k
+        check_intrinsics(fitted[None], video.size, f"{video.path}, intrinsics of {name}")
+        return np.asarray(fitted)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ai_wam.errors import InvalidValue
 from ai_wam.labels import Labels
 from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from ai_wam.video import VideoTable
+from datamodules.calibration import check_intrinsics
 from datamodules.episode_members import checked_action
 from datamodules.reading import HAND
 from datamodules.shard_format import ACTIONS, META, ShardError
@@ -190,7 +191,7 @@ def _inspect(
         violations += [
             *_videos(shards, index),
             *_actions(header, entry.frames),
-            *_matrices(header, entry.frames),
+            *_matrices(header, entry.frames, entry.views),
         ]
         notes += _lost_calibrations(header)
         if header.labels is not None:
@@ -290,7 +291,7 @@ def _actions(header: EpisodeHeader, frames: int) -> list[str]:
     return []
 
 
-def _matrices(header: EpisodeHeader, frames: int) -> list[str]:
+def _matrices(header: EpisodeHeader, frames: int, views: Mapping[str, tuple[int, int]]) -> list[str]:
     found = [] if header.instructions else [f"member {META!r} has no instruction"]
     for view, k in header.intrinsics.items():
         e = header.world_from_camera[view]
@@ -299,8 +300,10 @@ def _matrices(header: EpisodeHeader, frames: int) -> list[str]:
             continue
         if (k[:, [0, 1], [0, 1]] <= 0).any():
             found.append(f"view {view!r} has a focal length that is not above 0; convert the source again")
+        known = np.isfinite(k).all((1, 2))
         try:
             Cameras(torch.from_numpy(k), torch.from_numpy(e))
+            check_intrinsics(k[known], views[view], f"view {view!r}")
         except ValueError as error:
             found.append(f"view {view!r}: {error}")
     return found

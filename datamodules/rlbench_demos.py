@@ -29,6 +29,7 @@ from datamodules.safe_pickle import Shell, load_pickle
 from datamodules.view_names import Views, as_called, chosen_views
 
 VIEWS = ("left_shoulder", "right_shoulder", "overhead", "wrist", "front")
+_OFF_CENTRE = 2.0  # pixels between twice the principal point and a picture's side
 _DEMO, _NUMBER, _DESCRIPTIONS = "low_dim_obs.pkl", "variation_number.pkl", "variation_descriptions.pkl"
 
 
@@ -148,6 +149,8 @@ class _Steps:
         if "wrist" in cameras:
             at = f"{path}, misc['wrist_camera_extrinsics']"
             check_follows(cameras["wrist"].world_from_camera.numpy(), actions[:, :3], at)
+        for name in views:
+            _check_centre(cameras[name], folder / f"{name}_rgb" / "0.png", path)
         planes = {name: _planes(observations, name, path) for name in views} if depth else {}
         return cls(folder, views, actions, cameras, planes)
 
@@ -221,11 +224,29 @@ def _entry(step: Any, name: str, path: AnyPath, number: int) -> Any:
     return value
 
 
+def _check_centre(cameras: Cameras, picture: AnyPath, path: AnyPath) -> None:
+    """RLBench's principal point is the middle of the picture, so it gives the size that K belongs to."""
+    h, w = read_picture(picture).shape[:2]
+    x, y = (2 * cameras.intrinsics[0, [0, 1], 2]).tolist()
+    if abs(x - w) > _OFF_CENTRE or abs(y - h) > _OFF_CENTRE:
+        raise InvalidValue(
+            f"{path}: K of {picture.parent.name} belongs to pictures of {x:g} x {y:g} pixels (width x "
+            f"height), {picture.name} has {w} x {h}: it was resized or cropped. Save pictures as they were "
+            "rendered, or record the episode again at this size"
+        )
+
+
 def _planes(observations: Sequence[Any], name: str, path: AnyPath) -> Float[np.ndarray, "t 2"]:
     keys = [f"{name}_camera_{plane}" for plane in ("near", "far")]
     values = [[(getattr(step, "misc", None) or {}).get(key, np.nan) for key in keys] for step in observations]
     planes = np.array(values, dtype=np.float64)
     check_finite(planes, f"{path}, misc{keys}")
+    if not ((planes[:, 0] > 0) & (planes[:, 0] < planes[:, 1])).all():
+        step = int((~((planes[:, 0] > 0) & (planes[:, 0] < planes[:, 1]))).argmax())
+        raise InvalidValue(
+            f"{path}, step {step}: misc{keys} are {planes[step].tolist()} metres, expected 0 < near < far; "
+            "record the episode again, or leave depth out (depth: false)"
+        )
     return planes
 
 

@@ -59,6 +59,12 @@ def test_the_golden_front_camera(root):
             step["misc"]["front_camera_extrinsics"] = np.array(GOLDEN_POSE, dtype=float)
 
     rewrite(root / FIRST, golden)
+    with pytest.raises(
+        ValueError, match=r"K of front_rgb belongs to pictures of 128 x 128 .* 0.png has 64 x 48"
+    ):
+        RLBenchDemos(str(root), views=["front"])[0]
+    for picture in (root / FIRST / "front_rgb").glob("*.png"):
+        Image.new("RGB", (128, 128)).save(picture)
     view = next(iter(RLBenchDemos(str(root), views=["front"])[0].frames)).views["front"]
     assert view.intrinsics[0, 0] == pytest.approx(175.83856040078922)
     right, down, forward = view.world_from_camera[:3, :3].T
@@ -72,6 +78,14 @@ def test_episodes_come_in_the_order_of_their_numbers(root):
         shutil.copytree(root / FIRST, root / FIRST.with_name(f"episode{number}"))
     keys = [RLBenchDemos(str(root), tasks=["reach_target"])[i].key for i in range(3)]
     assert [key.rpartition("-")[2] for key in keys] == ["episode0", "episode9", "episode10"]
+
+
+@pytest.mark.parametrize(("near", "far"), [(3.2, 0.01), (0.0, 1.0), (1.0, 1.0)])
+def test_planes_in_the_wrong_order_are_refused(root, near, far):
+    planes = {"front_camera_near": near, "front_camera_far": far}
+    rewrite(root / FIRST, lambda steps: [step["misc"].update(planes) for step in steps])
+    with pytest.raises(ValueError, match=r"low_dim_obs.pkl, step 0: .* expected 0 < near < far"):
+        RLBenchDemos(str(root), views=["front"], depth=True)[0]
 
 
 def matrices(name, value):
