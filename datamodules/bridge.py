@@ -155,7 +155,7 @@ def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"]:
             "openness; copy the trajectory again"
         )
     check_finite(states, f"{path}, 'full_state'")
-    rotations = (euler_xyz(states[:, 3:6]) @ _DOWN).reshape(-1, 9)
+    rotations = (euler_xyz(states[:, 3:6], f"{path}, 'full_state'") @ _DOWN).reshape(-1, 9)
     openness = states[:, 6:].clip(0, 1)  # the gripper's sensor reaches a little beyond its stops
     return np.concatenate([states[:, :3], to_quaternion(rotations, "matrix", str(path)), openness], axis=1)
 

@@ -42,6 +42,8 @@ from datamodules.view_names import Views, as_called, chosen_views
 VIEWS = ("wrist", "ext1", "ext2")
 HZ = 15.0
 _STATE = "observation/robot_state"
+_CLOCK = "observation/timestamp/control/step_start"  # milliseconds
+_REACH = 0.05  # of the gripper's range, by which its sensor may go beyond
 
 
 def h5() -> Any:
@@ -80,6 +82,8 @@ class Droid:
         tool_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
         intrinsics_size: tuple[int, int] = (720, 1280),
         limits: Limits | None = None,
+        closed_and_open: tuple[float, float] = (1.0, 0.0),
+        longest_gap: float = 1.0,
         slack: int = 0,
         stride: int = 1,
     ) -> None:
@@ -95,6 +99,9 @@ class Droid:
             intrinsics_size: height and width that published intrinsics are for.
             limits: when a calibration is believed. Where it is not, the view keeps its pictures and its pose
                 is NaN; the verdict is kept in the provenance.
+            closed_and_open: what gripper_position is for a closed and an open gripper; [0, 0.085] where it is
+                the opening in metres.
+            longest_gap: seconds from one step to the next, by the recorded clock, that are accepted.
             slack: pictures by which a video may be longer or shorter than the trajectory; the end is cut.
             stride: take every n-th frame.
 
@@ -107,6 +114,12 @@ class Droid:
         self.path, self.annotations, self.views, self.stride = path, annotations, views, stride
         self.outcomes, self.tool_offset, self.slack = tuple(outcomes), tuple(tool_offset), slack
         self.intrinsics_size, self.limits = tuple(intrinsics_size), limits or Limits()
+        self.closed_and_open, self.longest_gap = tuple(closed_and_open), longest_gap
+        if closed_and_open[0] == closed_and_open[1] or not longest_gap > 0:
+            raise InvalidValue(
+                f"closed_and_open is {closed_and_open} and longest_gap {longest_gap}: the first two must "
+                "differ, the gap be above 0 seconds"
+            )
         if views is not None and (not views or not set(views) <= set(VIEWS)):
             raise InvalidValue(f"views is {list(views)}; choose of {list(VIEWS)}")
         self._annotations = None if annotations is None else as_path(annotations)
@@ -128,13 +141,14 @@ class Droid:
         there = _serials(folder, metadata)
         names = chosen_views(self.views, as_called(list(there)), folder / "recordings" / "MP4")
         trajectory = _Trajectory.read(folder / "trajectory.h5", {name: there[name] for name in names})
-        tool = pose_from_xyz_euler(trajectory.arm)
+        tool = pose_from_xyz_euler(trajectory.arm, f"{trajectory.path}, cartesian_position")
         tool[:, :3, 3] += tool[:, :3, :3] @ np.array(self.tool_offset)
         tracks = {
             names[name]: self._track(name, serial, folder, uuid, trajectory, tool)
             for name, serial in trajectory.serials.items()
         }
-        actions = _actions(trajectory, tool)
+        _check_clock(trajectory, self.longest_gap)
+        actions = _actions(trajectory, tool, self.closed_and_open)
         length = min([len(actions), *(track.video.frames for track in tracks.values())])
         verdicts = {name: track.verdict.to_json() for name, track in tracks.items()}
         provenance = {key: metadata.get(key) for key in ("uuid", "lab", "building", "scene_id", "success")}
@@ -172,7 +186,7 @@ class Droid:
         published = self._published(uuid, serial)
         if published is not None and name != "wrist":  # the hand's pose is one per step
             pose, source = np.tile(np.array(published[0]), (steps, 1)), published[1]
-        poses = pose_from_xyz_euler(pose)
+        poses = pose_from_xyz_euler(pose, f"{folder / source}, {name}")
         cameras = Cameras(
             torch.from_numpy(self._intrinsics(name, uuid, serial, video, trajectory)).expand(steps, 3, 3),
             torch.from_numpy(poses),
@@ -223,6 +237,7 @@ class _Trajectory:
         closed: how far the gripper is closed.
         extrinsics: x y z, roll pitch yaw of each view's camera per step.
         intrinsics: K of the views that have one recorded.
+        clock: milliseconds at which the steps began; None where not recorded.
     """
 
     path: AnyPath
@@ -231,6 +246,7 @@ class _Trajectory:
     closed: Float[np.ndarray, "t"]
     extrinsics: Mapping[str, np.ndarray]
     intrinsics: Mapping[str, np.ndarray]
+    clock: Float[np.ndarray, "t"] | None
 
     @classmethod
     def read(cls, path: AnyPath, serials: Mapping[str, str]) -> "_Trajectory":
@@ -246,9 +262,10 @@ class _Trajectory:
                     for name, key in keys.items()
                     if key in file
                 }
+                clock = _dataset(file, path, _CLOCK, 1, len(arm))[:, 0] if _CLOCK in file else None
         except OSError as error:
             raise InvalidValue(f"{path} cannot be read ({error}); copy the recording again") from error
-        return cls(path, serials, arm, closed, extrinsics, intrinsics)
+        return cls(path, serials, arm, closed, extrinsics, intrinsics, clock)
 
 
 @dataclass(frozen=True)
@@ -287,9 +304,32 @@ def _read_metadata(path: AnyPath) -> dict[str, Any]:
     return metadata
 
 
-def _actions(trajectory: _Trajectory, tool: Float[np.ndarray, "t 4 4"]) -> Float[np.ndarray, "t 8"]:
+def _check_clock(trajectory: _Trajectory, longest: float) -> None:
+    """Steps must follow one another, so that step i is what was seen at i / 15 s."""
+    seconds = np.diff(trajectory.clock) / 1000 if trajectory.clock is not None else np.ones(0)
+    bad = (seconds < 0) | (seconds > longest)
+    if bad.any():
+        step = int(bad.argmax())
+        raise InvalidValue(
+            f"{trajectory.path}, {_CLOCK}: step {step + 1} begins {seconds[step]:.3g} s after step {step}, "
+            f"expected {1 / HZ:.3f}, at most {longest:g}: the recording paused or was put together. "
+            "Leave it out (on_error: skip), or accept such gaps (longest_gap: ...)"
+        )
+
+
+def _actions(
+    trajectory: _Trajectory, tool: Float[np.ndarray, "t 4 4"], closed_and_open: Sequence[float]
+) -> Float[np.ndarray, "t 8"]:
     quaternions = to_quaternion(trajectory.arm[:, 3:], "euler_xyz", str(trajectory.path))
-    openness = 1 - trajectory.closed[:, None].clip(0, 1)
+    closed, opened = closed_and_open
+    openness = (trajectory.closed[:, None] - closed) / (opened - closed)
+    if (np.abs(openness - 0.5) > 0.5 + _REACH).any():
+        low, high = trajectory.closed.min(), trajectory.closed.max()
+        raise InvalidValue(
+            f"{trajectory.path}: gripper_position lies between {low:.4g} and {high:.4g}, but closed_and_open "
+            f"is {list(closed_and_open)}; set it to what a closed and an open gripper read"
+        )
+    openness = openness.clip(0, 1)
     return np.concatenate([tool[:, :3, 3], quaternions, openness], axis=1)
 
 

@@ -73,34 +73,72 @@ def _table(path: AnyPath) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def _entry(path: AnyPath, uuid: str) -> Mapping[str, Any]:
+    """What a file of annotations says of an episode; empty where it says nothing."""
+    entry = _table(path).get(uuid, {})
+    if not isinstance(entry, dict):
+        raise InvalidValue(f"{path}, {uuid}: {entry!r} is no object; download the file again")
+    return entry
+
+
 def corrected_pose(folder: AnyPath, uuid: str, serial: str) -> tuple[list[float], str] | None:
-    """The published pose of a left camera (x y z, roll pitch yaw) and the file's name, if there is one."""
+    """The published pose of a left camera (x y z, roll pitch yaw) and the file's name, if there is one.
+
+    Raises:
+        ValueError: a pose that is not six finite numbers.
+    """
     for name in _EXTRINSICS:
-        entry = _table(folder / name).get(uuid, {})
+        entry = _entry(folder / name, uuid)
         for key in (f"{serial}_left", serial):
-            if isinstance(entry.get(key), list):
-                return entry[key], name
+            if entry.get(key) is not None:
+                return _finite(entry[key], 6, f"{folder / name}, {uuid}, {key}"), name
     return None
 
 
 def published_intrinsics(folder: AnyPath, uuid: str, serial: str) -> Float[np.ndarray, "3 3"] | None:
-    """K of a left camera from intrinsics.json, which lists fx, cx, fy, cy."""
-    entry = _table(folder / "intrinsics.json").get(uuid, {}).get(serial)
+    """K of a left camera from intrinsics.json, which lists fx, cx, fy, cy.
+
+    Raises:
+        ValueError: other numbers, or a lens that bends the picture.
+    """
+    path = folder / "intrinsics.json"
+    entry, at = _entry(path, uuid).get(serial), f"{path}, {uuid}, {serial}"
     if entry is None:
         return None
-    try:
-        fx, cx, fy, cy = (float(number) for number in entry["cameraMatrix"])
-    except (KeyError, TypeError, ValueError) as error:
+    if not isinstance(entry, dict):
+        raise InvalidValue(f"{at}: {entry!r} is no object; download the file again")
+    fx, cx, fy, cy = _finite(entry.get("cameraMatrix"), 4, f"{at}, cameraMatrix")
+    if np.asarray(entry.get("distCoeffs", 0.0), dtype=object).any():
         raise InvalidValue(
-            f"{folder / 'intrinsics.json'}, {uuid}, {serial}: cameraMatrix must be four numbers ({error!r})"
-        ) from error
+            f"{at}: distCoeffs are {entry['distCoeffs']}, so its pictures are distorted, which this source "
+            "does not mend; leave the view out (views: ...), or undistort its videos and set them to 0"
+        )
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
 
+def _finite(value: Any, count: int, at: str) -> list[float]:
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidValue(f"{at}: {value!r} holds no numbers; download the file again") from error
+    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        raise InvalidValue(f"{at}: {value!r}, expected {count} finite numbers; download the file again")
+    return numbers.tolist()
+
+
 def phrasings(folder: AnyPath, uuid: str) -> tuple[str, ...]:
-    """The annotations of an episode, in order."""
-    entry = _table(folder / "droid_language_annotations.json").get(uuid, {})
+    """The annotations of an episode, in order.
+
+    Raises:
+        ValueError: an annotation that is no text.
+    """
+    path = folder / "droid_language_annotations.json"
+    entry = _entry(path, uuid)
     texts = [entry[key] for key in sorted(entry) if key.startswith("language_instruction")]
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise InvalidValue(
+            f"{path}, {uuid}: the instruction {wrong[0]!r} is no text; download the file again"
+        )
     return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
 
 

@@ -17,6 +17,8 @@ FIRST = Path("raw", "CLVR", "success", "2023-05-09", "Tue_May__9_02:08:20_2023")
 MP4 = Path("recordings", "MP4")
 VIDEO = MP4 / f"{fixture.SERIALS['ext1']}.mp4"
 ARM = "observation/robot_state/cartesian_position"
+GRIPPER = "observation/robot_state/gripper_position"
+CLOCK = "observation/timestamp/control/step_start"
 EXT1 = f"observation/camera_extrinsics/{fixture.SERIALS['ext1']}_left"
 
 
@@ -151,12 +153,86 @@ def test_wrong_settings_are_named(words, message, root):
         source(root, **words)[0]
 
 
-def test_damaged_annotations_are_named(root):
-    path = root / "annotations" / "intrinsics.json"
+LENS = {"cameraMatrix": [120, 82.5, 120, 43]}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "intrinsics.json",
+            {"18026681": {"cameraMatrix": [1, 2]}},
+            r"18026681, cameraMatrix: \[1, 2\], expected 4",
+        ),
+        ("intrinsics.json", {"18026681": {}}, "cameraMatrix: None"),
+        ("intrinsics.json", {"18026681": [1, 2, 3, 4]}, "is no object"),
+        ("intrinsics.json", None, "None is no object"),
+        (
+            "intrinsics.json",
+            {"18026681": LENS | {"distCoeffs": [0.1, 0, 0, 0, 0]}},
+            "its pictures are distorted",
+        ),
+        (
+            "cam2base_extrinsic_superset.json",
+            {"22008760_left": [1, 2, 3, 4, 5]},
+            "22008760_left: .* expected 6",
+        ),
+        ("cam2base_extrinsic_superset.json", {"22008760_left": "no"}, "holds no numbers"),
+        ("cam2base_extrinsic_superset.json", [1], "is no object"),
+        ("droid_language_annotations.json", {"language_instruction1": 7}, "the instruction 7 is no text"),
+    ],
+)
+def test_damaged_annotations_are_named(root, name, value, message):
+    path = root / "annotations" / name
     content = json.loads(path.read_text())
-    next(iter(content.values()))[fixture.SERIALS["wrist"]]["cameraMatrix"] = [1, 2]
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"intrinsics\.json, CLVR.*18026681: cameraMatrix must be four"):
+    uuid = next(iter(json.loads((root / "annotations" / "intrinsics.json").read_text())))
+    path.write_text(json.dumps(content | {uuid: value}))
+    with pytest.raises(ValueError, match=rf"{name}, CLVR.*{message}"):
+        source(root)[0]
+
+
+def add(key, values):
+    def apply(folder):
+        with h5py.File(folder / "trajectory.h5", "a") as file:
+            file[key] = values
+
+    return apply
+
+
+def test_the_clock_of_the_steps_is_read(root):
+    clock = (np.arange(fixture.FRAMES) * 1000 / 15).astype(int) + 1_690_000_000_000
+    add(CLOCK, clock)(root / FIRST)
+    assert len(list(source(root)[0].frames)) == fixture.FRAMES
+    for change, said in (
+        (3000, "step 5 begins 3.07 s after step 4"),
+        (-500, "step 5 begins -0.433 s after step 4"),
+    ):
+        edit(CLOCK, lambda _, change=change: clock + change * (np.arange(len(clock)) > 4))(root / FIRST)
+        with pytest.raises(ValueError, match=rf"step_start: {said}.*longest_gap"):
+            source(root)[0]
+    edit(CLOCK, lambda _: clock + 3000 * (np.arange(len(clock)) > 4))(root / FIRST)
+    assert len(list(source(root, longest_gap=4.0)[0].frames)) == fixture.FRAMES
+
+
+def test_a_gripper_in_metres_is_read_or_refused(root):
+    before = [frame.action[7] for frame in source(root)[0].frames]
+    edit(GRIPPER, lambda closed: 0.085 * (1 - closed))(root / FIRST)
+    after = [frame.action[7] for frame in source(root, closed_and_open=(0.0, 0.085))[0].frames]
+    assert np.allclose(after, before)
+    edit(GRIPPER, lambda metres: 1000 * metres)(root / FIRST)
+    with pytest.raises(
+        ValueError, match=r"gripper_position lies between .* but closed_and_open is \[1.0, 0.0\]"
+    ):
+        source(root)[0]
+    with pytest.raises(ValueError, match="the first two must differ"):
+        source(root, closed_and_open=(1.0, 1.0))
+
+
+def test_angles_in_degrees_are_refused(root):
+    edit(ARM, lambda arm: np.column_stack([arm[:, :3], np.degrees(arm[:, 3:])]))(root / FIRST)
+    with pytest.raises(
+        ValueError, match=r"cartesian_position, frame 0: angles .* more than a turn in radians"
+    ):
         source(root)[0]
 
 
