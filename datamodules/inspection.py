@@ -21,6 +21,7 @@ from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from ai_wam.video import VideoTable
 from datamodules.calibration import check_intrinsics
 from datamodules.episode_members import checked_action
+from datamodules.plausibility import Bounds, implausible
 from datamodules.reading import HAND
 from datamodules.shard_format import ACTIONS, META, ShardError
 from datamodules.shard_reader import EpisodeHeader, ShardSet
@@ -34,17 +35,22 @@ class Limits:
 
     Attributes:
         off_screen: largest share of frames whose tool centre point no camera sees.
+        one_view: largest share of frames whose tool a single camera sees at most, though there are several.
         residual_mm: largest median distance between actions and what their action images decode to.
         unread: largest share, of the frames whose tool two cameras see, that cannot be read back.
     """
 
     off_screen: float = 0.5
+    one_view: float = 0.5
     residual_mm: float = 10.0
     unread: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (0 <= self.off_screen <= 1 and 0 <= self.unread <= 1 and self.residual_mm > 0):
-            raise InvalidValue(f"{self}: off_screen and unread must lie in [0, 1] and residual_mm above 0")
+        shares = (self.off_screen, self.one_view, self.unread)
+        if not (all(0 <= share <= 1 for share in shares) and self.residual_mm > 0):
+            raise InvalidValue(
+                f"{self}: off_screen, one_view and unread must lie in [0, 1] and residual_mm above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,12 @@ class EpisodeReport:
 
 
 def inspect_episodes(
-    shards: ShardSet, tokenizer: ActionImageTokenizer, size: tuple[int, int], samples: int, limits: Limits
+    shards: ShardSet,
+    tokenizer: ActionImageTokenizer,
+    size: tuple[int, int],
+    samples: int,
+    limits: Limits,
+    bounds: Bounds | None = None,
 ) -> Iterator[EpisodeReport]:
     """Look at every episode, one after the other.
 
@@ -147,11 +158,12 @@ def inspect_episodes(
         size: height and width of its action images.
         samples: frames of each episode that go through it, evenly spread.
         limits: when an episode is a violation.
+        bounds: what is believed of its numbers; the usual ones if left out.
     """
     if samples < 1:
         raise InvalidValue(f"samples is {samples}, must be at least 1")
     for index in range(len(shards)):
-        yield _inspect(shards, index, tokenizer, size, samples, limits)
+        yield _inspect(shards, index, tokenizer, size, samples, limits, bounds or Bounds())
 
 
 def chosen_frames(frames: int, count: int) -> list[int]:
@@ -179,6 +191,7 @@ def _inspect(
     size: tuple[int, int],
     samples: int,
     limits: Limits,
+    bounds: Bounds,
 ) -> EpisodeReport:
     entry = shards.episodes[index]
     violations: list[str] = []
@@ -202,13 +215,14 @@ def _inspect(
         elif not violations:
             low, high = (tuple(f(header.actions[:, [0, 1, 2, 7]], 0).tolist()) for f in (np.min, np.max))
             violations += _still_hands(header)
+            violations += [each.text for each in implausible(header, entry.hz, bounds)]
             frames = [f for f in chosen_frames(entry.frames, samples) if _calibrated(header, f)]
             if not frames:
                 notes.append("no view has a calibration: good for the video alone")
             else:
                 cameras = fitted_cameras(shards, index, size, frames)
                 trip = round_trip(torch.from_numpy(header.actions[frames]), cameras, tokenizer, size)
-                violations += _beyond(trip, limits)
+                violations += _beyond(trip, limits, len(cameras))
             if len(entry.views) == 1:
                 notes.append("one view only: action images of it cannot be read back")
     except (ShardError, ValueError, KeyError, OSError) as error:
@@ -342,8 +356,15 @@ def _still_hands(header: EpisodeHeader) -> list[str]:
     ]
 
 
-def _beyond(trip: RoundTrip, limits: Limits) -> list[str]:
+def _beyond(trip: RoundTrip, limits: Limits, views: int) -> list[str]:
     found = []
+    few = trip.off_screen + trip.one_view
+    if views > 1 and few > limits.one_view * trip.frames:
+        found.append(
+            f"one camera of {views} at most sees the tool in {few} of {trip.frames} frames (limit "
+            f"{limits.one_view:.0%}), so their action images cannot be read back; check each camera's "
+            "pose, or turn the cameras to where the tool works"
+        )
     if trip.off_screen > limits.off_screen * trip.frames:
         found.append(
             f"no camera sees the tool in {trip.off_screen} of {trip.frames} frames (limit "

@@ -2,8 +2,10 @@
 
 from ai_wam.types import EpisodeSource, SourceCard
 from ai_wam.video import VideoEncoding
+from datamodules.plausibility import Bounds, look_over
 from datamodules.recording import OnBadEpisode, left_out_lines, write_shards
 from datamodules.shard_jobs import Workers
+from datamodules.shard_reader import ShardSet
 
 
 def collect(
@@ -42,4 +44,5 @@ def collect(
         f"{out}: {index['episodes']} episodes, {index['frames']} frames, {index['bytes'] / 1e6:.1f} MB "
         f"in {len(index['shards'])} shards"
     )
-    print("\n".join([total, *left_out_lines(index)]))
+    warnings = look_over(ShardSet(out), Bounds())
+    print("\n".join([total, *left_out_lines(index), *warnings]))

@@ -13,6 +13,7 @@ from ai_wam.numbers import check_numbers
 from datamodules.camera_check import camera_check as check_cameras
 from datamodules.contact_sheet import write_contact_sheet
 from datamodules.inspection import EpisodeReport, Limits, inspect_episodes
+from datamodules.plausibility import Bounds, odd_gripper
 from datamodules.shard_format import ShardError
 from datamodules.shard_reader import ShardSet
 
@@ -25,6 +26,7 @@ def inspect(
     size: int = 128,
     samples: int = 16,
     limits: Limits = Limits(),  # noqa: B008  # frozen; jsonargparse shows its fields
+    bounds: Bounds = Bounds(),  # noqa: B008  # the same
     camera_check: bool = False,
     seen: str | None = None,
     max_pixels: float = 5.0,
@@ -41,6 +43,7 @@ def inspect(
         size: height and width of the action images, pixels.
         samples: frames of each episode that are drawn and read back, evenly spread.
         limits: when an episode counts as a violation.
+        bounds: what is believed of positions, cameras, speeds and openness; what lies beyond is a violation.
         camera_check: instead of all this, paint the recorded poses over the recorded pictures: the cross has
             to lie on the tool's tip.
         seen: for the camera check, a CSV with header key,view,frame,x,y: pixels where the tool centre point
@@ -57,7 +60,7 @@ def inspect(
     if not len(folder):
         raise InvalidValue(f"{shards} holds no episode: all of its source were left out; see its index.json")
     tokenizer = ActionImageTokenizer()
-    found = inspect_episodes(folder, tokenizer, (size, size), samples, limits)
+    found = inspect_episodes(folder, tokenizer, (size, size), samples, limits, bounds)
     reports = list(tqdm(found, total=len(folder), unit="episode", leave=False))
     print("\n".join(summary(shards, reports)))
     write_json(place / "inspection.json", {"episodes": [report.to_json() for report in reports]})
@@ -66,8 +69,20 @@ def inspect(
         good = [index for index, report in enumerate(reports) if not report.violations]
         write_contact_sheet(place / "contact_sheet.png", folder, good, tokenizer)
     print(f"pictures and details: {place}")
-    if bad:
-        raise CannotContinue(_violations(bad))
+    odd = _odd_gripper(folder, reports, bounds)
+    if bad or odd:
+        raise CannotContinue("\n".join([*([_violations(bad)] if bad else []), *odd]))
+
+
+def _odd_gripper(folder: ShardSet, reports: Sequence[EpisodeReport], bounds: Bounds) -> list[str]:
+    """A violation of the whole set: its gripper never opens, or never closes, by more than a tenth."""
+    ranges = {
+        i: (r.low[3], r.high[3]) for i, r in enumerate(reports) if r.low is not None and r.high is not None
+    }
+    if not ranges:
+        return []
+    source = str(folder.header(next(iter(ranges))).provenance.get("source", ""))
+    return [each.text for each in odd_gripper(ranges.values(), bounds, source)]
 
 
 def summary(name: str, reports: Sequence[EpisodeReport]) -> list[str]:

@@ -119,6 +119,42 @@ def test_focal_lengths_that_are_none(record):
     assert "view 'front' has a focal length that is not above 0" in violations(folder)
 
 
+def test_k_of_another_picture_is_a_violation(record):
+    folder = record(SOURCE)
+    change_cameras(folder, lambda arrays: arrays["front.intrinsics"].__imul__([[2], [2], [1]]))
+    assert "view 'front': the principal point of K, (64.0, 64.0), lies far from the middle" in violations(
+        folder
+    )
+
+
+def test_a_tool_that_one_camera_sees_is_a_violation(record):
+    """Action images of it cannot be read back; the other camera is turned away."""
+
+    def turn(arrays):
+        arrays["left_shoulder.world_from_camera"][..., :2, 3] += 5.0
+
+    folder = record(SOURCE)
+    change_cameras(folder, turn)
+    assert "one camera of 2 at most sees the tool in 16 of 16 frames (limit 50%)" in violations(folder)
+    main(["inspect", str(folder), "--limits.one_view=1"])
+
+
+def test_millimetres_are_a_violation_and_a_warning(record, tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = record(SOURCE)
+    change_cameras(folder, lambda arrays: arrays["front.world_from_camera"][..., :3, 3].__imul__(1000))
+    said = violations(folder, "--limits.one_view=1")
+    assert "camera 'front' is 1499 m from the tool, more than 10 m" in said
+    main(["inspect", str(folder), "--limits.one_view=1", "--bounds.camera=2000"])
+    source = tmp_path / "source.yaml"
+    init = {"episodes": 1, "frames": 12, "beside": 99.0}
+    source.write_text(json.dumps({"class_path": f"{__name__}.InView", "init_args": init}))
+    main(["convert", f"--source={source}", f"--out={tmp_path / 'converted'}", "--workers=0"])
+    said = capsys.readouterr().out
+    assert (
+        "warning: squares-0000: the tool is 99.06 m from the world's origin, more than 10 m (give the" in said
+    )
+
+
 def test_lost_calibrations_are_no_violation(record, capsys: pytest.CaptureFixture):
     """Video only: nobody can say whether the tool is in the picture."""
     folder = record(replace(SOURCE, episodes=2))

@@ -1,0 +1,231 @@
+"""Looks for numbers that are well-formed and cannot be meant: another unit, another convention, another rate.
+
+`ai-wam convert` warns of them, `ai-wam inspect` fails. Bounds are wide: what lies beyond is no usual arm at a
+usual table. What they cannot see is listed in docs/sources.md.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ai_wam.errors import InvalidValue
+from ai_wam.poses import geodesic_angle, rotation_from_quaternion
+from datamodules.shard_reader import EpisodeHeader, ShardSet
+
+_JUMP = 0.1  # metres between two frames, below which no speed is a fault
+_TURN = 1.6  # radians between two frames, about a quarter turn
+_MOVES = 0.01  # of the gripper's range: less is noise
+_SHOWN = 3  # episodes that are named
+_LOOKED = 2000  # episodes of a set, evenly spread: a tenth of a millisecond each
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is believed of a recording.
+
+    Attributes:
+        far: metres from the world's origin to the tool.
+        near: metres within which the tool stays around the origin; a robot's base or a table's middle is
+            there, and differences of positions stay small.
+        camera: metres from a camera to the tool, in the median.
+        behind: share of frames in which the tool lies behind a camera.
+        speed: metres per second of the tool.
+        turn: radians per second of the tool, counted where it turns by more than 1.6 between two frames.
+        gripper: openness, of a gripper that moves, that is exceeded somewhere in a set, or 1 less of it
+            somewhere undercut: fingers open by less than 0.1 m.
+    """
+
+    far: float = 10.0
+    near: float = 0.1
+    camera: float = 10.0
+    behind: float = 0.5
+    speed: float = 5.0
+    turn: float = 12.0
+    gripper: float = 0.1
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if not getattr(self, each.name) >= 0:
+                raise InvalidValue(f"{self}: {each.name} must be at least 0")
+
+    def of(self, source: str) -> "Bounds":
+        """Narrower ones where the robot is known; what was set by hand stays."""
+        usual, narrow = Bounds(), _ROBOTS.get(source, {})
+        chosen = {
+            each.name: narrow.get(each.name, getattr(usual, each.name))
+            if getattr(self, each.name) == getattr(usual, each.name)
+            else getattr(self, each.name)
+            for each in fields(self)
+        }
+        return Bounds(**chosen)
+
+
+# By the provenance's "source": the Franka reaches 0.9 m from its base, the WidowX 0.7 m; RLBench's table
+# stands within 1.5 m of its origin.
+_ROBOTS: Mapping[str, Mapping[str, float]] = {
+    "droid": {"far": 1.5, "camera": 5.0},
+    "bridge": {"far": 1.0, "camera": 5.0},
+    "rlbench": {"far": 3.0, "camera": 5.0},
+}
+_WAYS: Mapping[str, Mapping[str, str]] = {
+    "position": {
+        "lerobot": "name the absolute position by `position`, its unit by `metres_per_unit`",
+        "folder": "write x, y, z of actions.csv in metres, in the cameras' world",
+        "": "give the absolute position in metres, in the cameras' world",
+    },
+    "camera": {"": "write the camera's pose in metres, in the world of the actions"},
+    "axes": {"": "OpenCV's axes are x right, y down, z forward; turn y and z of an OpenGL camera"},
+    "rate": {
+        "lerobot": "correct fps in meta/info.json, `position` or `metres_per_unit`",
+        "folder": 'correct "hz" in meta.json or the unit of actions.csv',
+        "": "correct the recording's rate, or the unit of the positions",
+    },
+    "rotation": {
+        "lerobot": "set `rotation_as` to how it is written, and `rotation` to its columns",
+        "": "check how the rotation is written (order of numbers, radians)",
+    },
+    "gripper": {
+        "lerobot": "set `closed_and_open` to what a closed and an open gripper read",
+        "droid": "set `closed_and_open` to what a closed and an open gripper read",
+        "folder": "write openness of actions.csv from 0 (closed) to 1 (open)",
+        "": "scale the openness to 0 (closed) to 1 (open)",
+    },
+}
+
+
+class Finding(NamedTuple):
+    """Something that cannot be meant.
+
+    Attributes:
+        kind: which setting is wrong.
+        text: what was found, and the way out.
+    """
+
+    kind: str
+    text: str
+
+
+def implausible(header: EpisodeHeader, hz: float, bounds: Bounds) -> list[Finding]:
+    """What cannot be meant of one episode; nothing of one without actions."""
+    if header.actions is None:
+        return []
+    source = str(header.provenance.get("source", ""))
+    bounds, positions = bounds.of(source), header.actions[:, :3].astype(np.float64)
+    found = list(_place(positions, bounds, source))
+    if header.labels is None:  # of labels, uncertain frames may jump
+        found += _motion(header.actions, hz, bounds, source)
+    if not any(each.kind == "position" for each in found):
+        for view in header.intrinsics:
+            found += _camera(view, header.world_from_camera[view], positions, bounds, source)
+    return found
+
+
+def odd_gripper(ranges: Iterable[tuple[float, float]], bounds: Bounds, source: str) -> list[Finding]:
+    """What cannot be meant of a set's openness.
+
+    Args:
+        ranges: smallest and largest openness of each episode.
+        bounds: what is believed.
+        source: of the set, by its provenance.
+    """
+    lows, highs = zip(*ranges, strict=True)
+    low, high, limit = min(lows), max(highs), bounds.of(source).gripper
+    if high - low <= _MOVES or (high > limit and low < 1 - limit):
+        return []
+    return [
+        Finding(
+            "gripper",
+            f"the openness of all episodes lies between {low:.3g} and {high:.3g} of 0 to 1, "
+            f"as a width in metres would ({_way('gripper', source)})",
+        )
+    ]
+
+
+def look_over(shards: ShardSet, bounds: Bounds) -> list[str]:
+    """Warnings for the terminal of what cannot be meant in a set; looks at 2,000 of its episodes at most."""
+    found: list[tuple[str, Finding]] = []
+    ranges: list[tuple[float, float]] = []
+    source = ""
+    for index in range(0, len(shards), max(1, -(-len(shards) // _LOOKED))):
+        entry, header = shards.episodes[index], shards.header(index)
+        found += [(entry.key, each) for each in implausible(header, entry.hz, bounds)]
+        if header.actions is not None:
+            ranges.append((float(header.actions[:, 7].min()), float(header.actions[:, 7].max())))
+            source = str(header.provenance.get("source", ""))
+    if ranges:
+        found += [("the whole set", each) for each in odd_gripper(ranges, bounds, source)]
+    return list(warnings(found))
+
+
+def warnings(found: Iterable[tuple[str, Finding]]) -> Iterator[str]:
+    """A line for each kind of finding: how often, and what the first one says."""
+    by_kind: dict[str, list[tuple[str, Finding]]] = {}
+    for key, finding in found:
+        by_kind.setdefault(finding.kind, []).append((key, finding))
+    for each in by_kind.values():
+        keys = list(dict.fromkeys(key for key, _ in each))
+        more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+        yield f"warning: {', '.join(keys[:_SHOWN])}{more}: {each[0][1].text}"
+
+
+def _way(kind: str, source: str) -> str:
+    ways = _WAYS[kind]
+    return ways.get(source, ways[""])
+
+
+def _place(positions: Float[np.ndarray, "t 3"], bounds: Bounds, source: str) -> Iterator[Finding]:
+    distance = np.linalg.norm(positions, axis=1)
+    middle, largest = float(np.median(distance)), float(distance.max())
+    if not middle <= bounds.far:
+        what = f"the tool is {middle:.4g} m from the world's origin, more than {bounds.far:g} m"
+        yield Finding("position", f"{what} ({_way('position', source)})")
+    elif not largest >= bounds.near:
+        what = f"the tool never leaves {bounds.near:g} m around the world's origin, as differences would"
+        yield Finding("position", f"{what} ({_way('position', source)})")
+
+
+def _motion(actions: Float[np.ndarray, "t 8"], hz: float, bounds: Bounds, source: str) -> Iterator[Finding]:
+    if len(actions) < 2:
+        return
+    steps = np.linalg.norm(np.diff(actions[:, :3].astype(np.float64), axis=0), axis=1)
+    fast = (steps > _JUMP) & (steps * hz > bounds.speed)
+    if fast.any() and not np.median(np.linalg.norm(actions[:, :3], axis=1)) > bounds.far:
+        at = int(fast.argmax())
+        what = f"the tool moves {steps[at]:.3g} m from frame {at} to {at + 1}, {steps[at] * hz:.3g} m/s"
+        yield Finding("rate", f"{what}, more than {bounds.speed:g} m/s ({_way('rate', source)})")
+    turns = rotation_from_quaternion(torch.from_numpy(actions[:, 3:7].astype(np.float64)))
+    angles = geodesic_angle(turns[1:], turns[:-1]).numpy()
+    wild = (angles > _TURN) & (angles * hz > bounds.turn)
+    if wild.any():
+        at = int(wild.argmax())
+        what = f"the tool turns by {np.degrees(angles[at]):.0f} degrees from frame {at} to {at + 1}"
+        yield Finding("rotation", f"{what} ({_way('rotation', source)})")
+
+
+def _camera(
+    view: str,
+    poses: Float[np.ndarray, "_ 4 4"],
+    positions: Float[np.ndarray, "t 3"],
+    bounds: Bounds,
+    source: str,
+) -> Iterator[Finding]:
+    """A lost calibration says nothing."""
+    finite = np.isfinite(poses).all(axis=(1, 2))
+    if len(poses) not in (1, len(positions)) or not finite.any():
+        return
+    finite = finite if len(poses) > 1 else np.ones(len(positions), dtype=bool)
+    poses = (poses if len(poses) > 1 else np.broadcast_to(poses, (len(positions), 4, 4)))[finite]
+    apart = positions[finite] - poses[:, :3, 3]
+    distance = float(np.median(np.linalg.norm(apart, axis=1)))
+    if not distance <= bounds.camera:
+        what = f"camera {view!r} is {distance:.4g} m from the tool, more than {bounds.camera:g} m"
+        yield Finding("camera", f"{what} ({_way('camera', source)})")
+        return
+    behind = float(((apart * poses[:, :3, 2]).sum(axis=1) <= 0).mean())
+    if behind > bounds.behind:
+        what = f"the tool lies behind camera {view!r} in {behind:.0%} of the frames"
+        yield Finding("axes", f"{what} ({_way('axes', source)})")
