@@ -23,7 +23,7 @@ from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from datamodules.calibration import Calibration
-from datamodules.reading import by_numbers, check_finite, check_stride, numbered, read_picture
+from datamodules.reading import by_numbers, check_finite, check_stride, numbered, read_lines, read_picture
 from datamodules.rotations import euler_xyz, to_quaternion
 from datamodules.safe_pickle import load_pickle
 from datamodules.view_names import Views, as_called, chosen_views
@@ -164,7 +164,7 @@ def _instructions(path: AnyPath) -> tuple[str, ...]:
     """Phrasings; a trajectory without any has no file."""
     if not path.exists():
         return ("",)
-    lines = (line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    lines = (line.strip() for line in read_lines(path))
     return tuple(dict.fromkeys(line for line in lines if line and not line.startswith("confidence"))) or ("",)
 
 

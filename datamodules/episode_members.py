@@ -17,6 +17,7 @@ from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.depth import DepthWriter, depth_member
 from datamodules.label_members import label_arrays
+from datamodules.reading import not_finite
 from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, META, SCHEMA
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -235,6 +236,11 @@ def _stack_actions(actions: Float[np.ndarray, "t 8"], where: str) -> Float[np.nd
 def _meta(
     episode: Episode, frames: int, views: Mapping[str, tuple[int, int]], actions: bool, where: str
 ) -> bytes:
+    if (key := not_finite(episode.provenance)) is not None:
+        raise InvalidValue(
+            f"{where}: the value of {key!r} in its provenance is NaN or infinity, which JSON does not hold; "
+            "give a number, text or null"
+        )
     meta = {
         "schema": SCHEMA,
         "key": episode.key,

@@ -76,6 +76,10 @@ def cameras(change):
         (lambda f: save(f, [["a"]]), "'full_state' holds no numbers"),
         (lambda f: save(f, None), r"'full_state' has shape \(\)"),
         (lambda f: (f / "obs_dict.pkl").write_bytes(pickle.dumps(Path("x"))), "asks for the global pathlib"),
+        (
+            lambda f: (f / "lang.txt").write_bytes("Löffel".encode("latin-1")),
+            r"lang.txt is not UTF-8 \(byte 1 is 0xf6\); save it as UTF-8",
+        ),
         (lambda f: (f / "images0/im_3.jpg").unlink(), r"images0: picture im_3 is missing"),
         (lambda f: (f / "images0/im_5.jpg").unlink(), r"images0 has 5 pictures, obs_dict.pkl 6 states"),
         (lambda f: (f / "images1/im_5.jpg").write_bytes(b"none"), "im_5.jpg cannot be decoded"),
