@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from ai_wam.errors import InvalidValue
 from ai_wam.types import Episode, Frame
 from ai_wam.video import VideoEncoding, VideoWriter
-from datamodules.lerobot import parquet
+from datamodules.lerobot_tables import parquet
 
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

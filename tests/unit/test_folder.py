@@ -209,7 +209,7 @@ def write_bytes(name, data):
         (write("meta.json", '{"hz": 10, "source": "x"}'), r"the keys \['source'\] are written by the reader"),
         (
             edit_cameras(lambda c: c.update({"../wrist": c.pop("wrist")})),
-            r"camera '../wrist': the name of a camera is its video's file name",
+            r"view '../wrist' must be made of letters, .* by views, as in {'../wrist': wrist}",
         ),
         (
             lambda f: (f / "front.mp4").write_bytes(with_a_hole((f / "front.mp4").read_bytes())),
@@ -231,6 +231,13 @@ def test_errors_name_the_file(change, message, root):
     change(root / "squares-0000")
     with pytest.raises(ValueError, match=message):
         FolderSource(str(root))[0]
+
+
+def test_no_camera_is_read_from_outside_its_folder(root):
+    (root / "squares-0000" / "wrist.mp4").rename(root / "wrist.mp4")
+    edit_cameras(lambda c: c.update({"../wrist": c.pop("wrist")}))(root / "squares-0000")
+    with pytest.raises(ValueError, match=r"'../wrist': the name of a camera is its video's file name"):
+        FolderSource(str(root), views={"front": "front", "../wrist": "wrist"})[0]
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
