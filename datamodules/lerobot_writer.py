@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from ai_wam.errors import InvalidValue
 from ai_wam.types import Episode, Frame
 from ai_wam.video import VideoEncoding, VideoWriter
+from datamodules.lerobot_statistics import Numbers, Pictures
 from datamodules.lerobot_tables import parquet
 
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -28,39 +29,13 @@ NAMES = ("x", "y", "z", "qx", "qy", "qz", "qw", "openness")
 
 
 @dataclass
-class _Statistics:
-    """Running minimum, maximum, mean and deviation per number of a feature."""
-
-    count: int = 0
-    total: Any = 0.0
-    squares: Any = 0.0
-    low: Any = np.inf
-    high: Any = -np.inf
-
-    def add(self, values: Float[np.ndarray, "n d"], frames: int) -> None:
-        """Rows of one feature; `frames` of them count as recorded."""
-        self.count += frames
-        weight = frames / len(values)  # a picture's pixels share one frame's weight
-        self.total = self.total + values.sum(axis=0) * weight
-        self.squares = self.squares + (values**2).sum(axis=0) * weight
-        self.low = np.minimum(self.low, values.min(axis=0))
-        self.high = np.maximum(self.high, values.max(axis=0))
-
-    def to_json(self, shape: tuple[int, ...]) -> dict[str, Any]:
-        """The entry of meta/stats.json; a picture's numbers have the shape (3, 1, 1) there."""
-        mean = self.total / self.count
-        spread = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
-        numbers = {"min": self.low, "max": self.high, "mean": mean, "std": spread}
-        return {**{k: v.reshape(shape).tolist() for k, v in numbers.items()}, "count": [self.count]}
-
-
-@dataclass
 class _Rows:
     """What the whole set has gathered."""
 
     episodes: list[dict[str, Any]] = field(default_factory=list)
     tasks: dict[str, int] = field(default_factory=dict)
-    statistics: dict[str, _Statistics] = field(default_factory=dict)
+    numbers: dict[str, Numbers] = field(default_factory=dict)
+    pictures: dict[str, Pictures] = field(default_factory=dict)
     views: dict[str, tuple[int, int]] = field(default_factory=dict)
     hz: float = 0.0
     frames: int = 0
@@ -92,7 +67,7 @@ class LeRobotWriter:
                     videos[name] = VideoWriter(view.image.shape[:2], episode.hz, self.encoding)
                 videos[name].add(view.image)
                 matrices.setdefault(name, []).append((view.intrinsics, view.world_from_camera))
-                self._add_picture(name, view.image)
+                rows.pictures.setdefault(f"observation.images.{name}", Pictures()).add(view.image)
             actions += _action(frame)
         length = next(iter(videos.values())).frames
         self._check_alike(episode, {name: video.size for name, video in videos.items()}, bool(actions))
@@ -108,8 +83,8 @@ class LeRobotWriter:
         rows, meta = self._rows, self.folder / "meta"
         _write_table(_table_of(rows.episodes), self.folder / EPISODES)
         _write_table(_tasks(rows.tasks), meta / "tasks.parquet")
-        shapes = {f"observation.images.{name}": (3, 1, 1) for name in rows.views}
-        statistics = {key: s.to_json(shapes.get(key, (-1,))) for key, s in rows.statistics.items()}
+        statistics = {key: of.to_json() for key, of in rows.pictures.items()}
+        statistics |= {key: of.to_json() for key, of in rows.numbers.items()}
         (meta / "stats.json").write_text(json.dumps(statistics, indent=4))
         (meta / "info.json").write_text(json.dumps(_info(rows), indent=4))
 
@@ -123,10 +98,6 @@ class LeRobotWriter:
                 f"episode {episode.key!r} has rate, views and actions {found}, the first one {first}; a "
                 "LeRobot data set has one of each: export them into several"
             )
-
-    def _add_picture(self, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        pixels = image[::4, ::4].reshape(-1, 3) / 255.0  # statistics need no more
-        self._rows.statistics.setdefault(f"observation.images.{name}", _Statistics()).add(pixels, 1)
 
     def _write_files(
         self,
@@ -151,24 +122,23 @@ class LeRobotWriter:
 
         begin, task = self._rows.frames, episode.instructions[0]
         index = self._rows.tasks.setdefault(task, len(self._rows.tasks))
-        seconds = np.arange(length, dtype=np.float32) / np.float32(episode.hz)
-        columns = {}
+        columns: dict[str, np.ndarray] = {}
         if actions:
             state = np.stack(actions).astype(np.float32)
-            goal = np.concatenate([state[1:], state[-1:]])
-            confidence = _confidence(episode, length)
-            numbers = {"observation.state": state, "action": goal, "action.confidence": confidence[:, None]}
-            for key, values in numbers.items():
-                self._rows.statistics.setdefault(key, _Statistics()).add(values.astype(np.float64), length)
-            vector = pyarrow.list_(pyarrow.float32(), len(NAMES))
-            columns["observation.state"] = pyarrow.array(state.tolist(), vector)
-            columns["action"] = pyarrow.array(goal.tolist(), vector)
-            columns["action.confidence"] = pyarrow.array(confidence, pyarrow.float32())
-        columns["timestamp"] = pyarrow.array(seconds, pyarrow.float32())
-        whole = {"frame_index": range(length), "index": range(begin, begin + length)}
-        whole |= {"episode_index": [number] * length, "task_index": [index] * length}  # type: ignore[dict-item]
-        columns |= {key: pyarrow.array(list(value), pyarrow.int64()) for key, value in whole.items()}
-        return pyarrow.table(columns)
+            columns |= {"observation.state": state, "action": np.concatenate([state[1:], state[-1:]])}
+            columns["action.confidence"] = _confidence(episode, length)
+        columns["timestamp"] = np.arange(length, dtype=np.float32) / np.float32(episode.hz)
+        columns |= {"frame_index": np.arange(length), "index": np.arange(begin, begin + length)}
+        columns |= {"episode_index": np.full(length, number), "task_index": np.full(length, index)}
+        for key, values in columns.items():
+            self._rows.numbers.setdefault(key, Numbers()).add(values.reshape(length, -1))
+        vector = pyarrow.list_(pyarrow.float32(), len(NAMES))
+        return pyarrow.table(
+            {
+                key: pyarrow.array(values) if values.ndim == 1 else pyarrow.array(values.tolist(), vector)
+                for key, values in columns.items()
+            }
+        )
 
 
 def _action(frame: Frame) -> list[np.ndarray]:

@@ -271,6 +271,19 @@ def test_the_tables_are_lerobots(tmp_path):
     state = np.concatenate([table["observation.state"].to_pylist() for table in tables])
     assert np.allclose(statistics["observation.state"]["std"], state.std(axis=0), atol=1e-6)
     assert statistics["observation.state"]["count"] == [13]
+    assert set(statistics) == set(info["features"])
+    for key, entry in statistics.items():
+        assert list(entry) == ["min", "max", "mean", "std", "q01", "q10", "q50", "q90", "q99", "count"]
+        if info["features"][key]["dtype"] == "video":
+            assert {np.shape(entry[name]) for name in entry if name != "count"} == {(3, 1, 1)}
+            continue
+        column = np.concatenate([np.array(table[key].to_pylist()) for table in tables]).reshape(13, -1)
+        for name, share in (("q01", 0.01), ("q10", 0.1), ("q50", 0.5), ("q90", 0.9), ("q99", 0.99)):
+            wanted = np.quantile(column, share, axis=0, method="inverted_cdf")
+            assert np.allclose(entry[name], wanted), (key, name)
+    levels = np.concatenate(frames)[..., 0] / 255
+    top = np.quantile(levels, 0.99, method="inverted_cdf")
+    assert np.ravel(statistics["observation.images.front"]["q99"])[0] == pytest.approx(top, abs=0.1)
 
 
 @pytest.mark.parametrize(
