@@ -33,6 +33,7 @@ from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.episode_members import npy
 from datamodules.reading import check_finite, check_stride, numbered
 from datamodules.rlbench_demos import opencv_cameras, read_phrasings
+from datamodules.rotations import continuous_actions
 from datamodules.video_files import VideoFile
 from datamodules.view_names import Views, chosen_views
 
@@ -305,15 +306,21 @@ def _all_steps(episode: Episode, actions: Float[np.ndarray, "t 8"]) -> Float[np.
     """The actions at 20 Hz: the episode's own, or those that were kept with it."""
     steps = _kept_array(episode, _ACTIONS)
     if steps is None:
-        return actions.astype(np.float32)
-    every = round(HZ / episode.hz)
-    same = len(steps[::every]) == len(actions) and np.abs(steps[::every] - actions).max() < _SAME_ACTION
+        return continuous_actions(actions).astype(np.float32)
+    kept = steps[:: round(HZ / episode.hz)]
+    same = len(kept) == len(actions) and _distance(kept, actions) < _SAME_ACTION
     if not same:
         raise InvalidValue(
             f"episode {episode.key!r} has {episode.hz:g} Hz and other actions than those kept from its "
             f"release, so the steps at {HZ:g} Hz are unknown; export it to another layout (--to lerobot)"
         )
     return steps
+
+
+def _distance(a: Float[np.ndarray, "n 8"], b: Float[np.ndarray, "n 8"]) -> float:
+    """Largest difference of any number; both signs of a quaternion are one rotation."""
+    turned = b * np.array([1, 1, 1, -1, -1, -1, -1, 1])
+    return float(np.minimum(np.abs(a - b).max(axis=1), np.abs(a - turned).max(axis=1)).max())
 
 
 def _view_folders(episode: Episode, names: Sequence[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.depth import DepthWriter, depth_member
 from datamodules.label_members import label_arrays
 from datamodules.reading import not_finite
+from datamodules.rotations import continuous_actions
 from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, META, SCHEMA
 from datamodules.view_names import NAME
 
@@ -229,7 +230,7 @@ def _stack_actions(actions: Float[np.ndarray, "t 8"], where: str) -> Float[np.nd
         raise InvalidValue(
             f"{where}: frame {int(missing.argmax())} has no action, others have; give all of them or none"
         )
-    return actions.astype(np.float32)
+    return continuous_actions(actions).astype(np.float32)
 
 
 def _meta(

@@ -20,6 +20,7 @@ from ai_wam.types import Episode, Frame
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.lerobot_statistics import Numbers, Pictures
 from datamodules.lerobot_tables import parquet
+from datamodules.rotations import continuous_actions
 
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -124,7 +125,7 @@ class LeRobotWriter:
         index = self._rows.tasks.setdefault(task, len(self._rows.tasks))
         columns: dict[str, np.ndarray] = {}
         if actions:
-            state = np.stack(actions).astype(np.float32)
+            state = continuous_actions(np.stack(actions)).astype(np.float32)
             columns |= {"observation.state": state, "action": np.concatenate([state[1:], state[-1:]])}
             columns["action.confidence"] = _confidence(episode, length)
         columns["timestamp"] = np.arange(length, dtype=np.float32) / np.float32(episode.hz)

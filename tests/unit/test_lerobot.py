@@ -286,6 +286,17 @@ def test_the_tables_are_lerobots(tmp_path):
     assert np.ravel(statistics["observation.images.front"]["q99"])[0] == pytest.approx(top, abs=0.1)
 
 
+def test_signs_of_quaternions_do_not_jump_in_exports(tmp_path):
+    frames = list(MovingSquares(1, 8, (16, 16), hz=5.0)[0].frames)
+    half = 0.4 + np.arange(len(frames)) * 0.3
+    for frame, angle, sign in zip(frames, half, [1, -1] * 4, strict=True):
+        frame.action[3:7] = sign * np.array([np.sin(angle), 0, 0, np.cos(angle)])
+    writer = LeRobotWriter(tmp_path, VideoEncoding())
+    writer.write(Episode("turning", iter(frames), ("turn",), 5.0, {}))
+    states = np.array(pq.read_table(tmp_path / DATA).column("observation.state").to_pylist())
+    assert np.allclose(states[:, [3, 6]], np.stack([np.sin(half), np.cos(half)], axis=1), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [
