@@ -114,6 +114,8 @@ class ActionImagesLayout:
         """Folder of each camera by our name, in the order of the folders' numbers."""
         there = [view.name for view in sorted(folder.glob("view*"), key=numbered)]
         named = read_json(folder / _NAMES) if (folder / _NAMES).exists() else {}
+        if strange := {key: name for key, name in named.items() if key not in there or name != str(name)}:
+            raise InvalidValue(f"{folder / _NAMES}: {strange} names no folder of {there}; correct it")
         chosen = chosen_views(self.views, {name: named.get(name, name) for name in there}, folder)
         return {ours: folder / name for name, ours in chosen.items()}
 

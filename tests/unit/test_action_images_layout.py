@@ -82,6 +82,10 @@ def truncate(folder):
         (keys(lambda i, e: (str(i), {"intrinsics": e["intrinsics"]})), r"'extrinsics' must be a 4x4 matrix"),
         (keys(lambda i, e: (str(i), {**e, "intrinsics": [[1, 2]]})), r"'intrinsics' must be a 3x3 matrix"),
         (lambda f: (f.parents[1] / "variation_descriptions.pkl").unlink(), "descriptions.pkl cannot be read"),
+        (
+            lambda f: (f / "camera_names.json").write_text('{"view0": "front", "view7": "top"}'),
+            r"camera_names.json: {'view7': 'top'} names no folder of \['view0', 'view10'\]",
+        ),
     ],
 )
 def test_damage_is_named(change, message, root):
