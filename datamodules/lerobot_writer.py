@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ai_wam.errors import InvalidValue
+from ai_wam.files import file_name, whole_file, write_json
 from ai_wam.types import Episode, Frame
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.lerobot_statistics import Numbers, Pictures
@@ -65,6 +66,7 @@ class LeRobotWriter:
         for frame in episode.frames:
             for name, view in frame.views.items():
                 if name not in videos:
+                    file_name(name, f"episode {episode.key!r}: a view")
                     videos[name] = VideoWriter(view.image.shape[:2], episode.hz, self.encoding)
                 videos[name].add(view.image)
                 matrices.setdefault(name, []).append((view.intrinsics, view.world_from_camera))
@@ -73,7 +75,7 @@ class LeRobotWriter:
         length = next(iter(videos.values())).frames
         self._check_alike(episode, {name: video.size for name, video in videos.items()}, bool(actions))
         place = {"chunk_index": number // CHUNK, "file_index": number % CHUNK}
-        self._write_files(number, place, videos, matrices)
+        self._write_files(number, episode.key, place, videos, matrices)
         table = self._table(episode, number, length, actions)
         _write_table(table, self.folder / DATA.format(**place))
         rows.episodes.append(_episode_row(episode, number, length, rows.frames, place, list(videos)))
@@ -86,8 +88,8 @@ class LeRobotWriter:
         _write_table(_tasks(rows.tasks), meta / "tasks.parquet")
         statistics = {key: of.to_json() for key, of in rows.pictures.items()}
         statistics |= {key: of.to_json() for key, of in rows.numbers.items()}
-        (meta / "stats.json").write_text(json.dumps(statistics, indent=4))
-        (meta / "info.json").write_text(json.dumps(_info(rows), indent=4))
+        write_json(meta / "stats.json", statistics, indent=4)
+        write_json(meta / "info.json", _info(rows), indent=4)
 
     def _check_alike(self, episode: Episode, views: dict[str, tuple[int, int]], acts: bool) -> None:
         rows = self._rows
@@ -103,6 +105,7 @@ class LeRobotWriter:
     def _write_files(
         self,
         number: int,
+        key: str,
         place: Mapping[str, int],
         videos: Mapping[str, VideoWriter],
         matrices: Mapping[str, list[tuple[np.ndarray, np.ndarray]]],
@@ -111,12 +114,10 @@ class LeRobotWriter:
         cameras = {}
         for name, video in videos.items():
             path = self.folder / VIDEO.format(video_key=f"observation.images.{name}", **place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(video.finish())
-            cameras[name] = _calibration(matrices[name], video.size, f"episode {number}, view {name!r}")
-        side = self.folder / "meta" / "cameras" / f"episode_{number:06d}.json"
-        side.parent.mkdir(parents=True, exist_ok=True)
-        side.write_text(json.dumps(cameras))
+            with whole_file(path) as stream:
+                stream.write(video.finish())
+            cameras[name] = _calibration(matrices[name], video.size, f"episode {key!r}, view {name!r}")
+        write_json(self.folder / "meta" / "cameras" / f"episode_{number:06d}.json", cameras, indent=None)
 
     def _table(self, episode: Episode, number: int, length: int, actions: list[np.ndarray]) -> Any:
         import pyarrow
@@ -161,7 +162,10 @@ def _calibration(
     """An entry of the side file; one matrix where nothing moves."""
     stacks = [np.stack([np.asarray(pair[i], np.float64) for pair in matrices]) for i in (0, 1)]
     if not all(np.isfinite(stack).all() for stack in stacks):
-        raise InvalidValue(f"{at}: the calibration is lost (NaN), which JSON cannot say; leave the view out")
+        raise InvalidValue(
+            f"{at}: the calibration is lost (NaN), which JSON cannot say; export the other views (--views) "
+            "or the other episodes (--episodes)"
+        )
     k, pose = (stack[0] if (stack == stack[0]).all() else stack for stack in stacks)
     return {"K": k.tolist(), "size": list(size), "camera_to_world": pose.tolist()}
 
@@ -251,5 +255,5 @@ def _table_of(rows: list[dict[str, Any]]) -> Any:
 
 
 def _write_table(table: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet().write_table(table, path)
+    with whole_file(path) as stream:
+        parquet().write_table(table, stream)
