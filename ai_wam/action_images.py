@@ -37,9 +37,10 @@ class DecodedActions(Movable):
     """Actions read from action images, and how far to trust them.
 
     Attributes:
-        actions: metres, unit quaternion x y z w (w >= 0 where measured) and openness in [0, 1], float32. The
-            pose of an invalid step is interpolated between the clip's valid ones or held at its ends; NaN if
-            there are none. The openness is read wherever any view shows a blob, and held elsewhere.
+        actions: metres, unit quaternion x y z w (w >= 0 in the first step, then the sign nearest the step
+            before) and openness in [0, 1], float32. The pose of an invalid step is interpolated between the
+            clip's valid ones or held at its ends; NaN if there are none. The openness is read wherever any
+            view shows a blob, and held elsewhere.
         valid: whether the pose was measured.
         status: values of DecodeStatus.
         confidence: exp(-position_std / limit - rotation_std / limit) with the tokenizer's limits: 1 = exact,

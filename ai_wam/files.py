@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from upath import UPath
 
-from ai_wam.errors import FileTrouble
+from ai_wam.errors import FileTrouble, InvalidValue
 
 AnyPath: TypeAlias = Path | UPath  # UPath is pathlib's interface to s3://, gs:// and the rest of fsspec
 PARTIAL = ".partial"  # how names of unfinished files end
@@ -50,6 +50,24 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_name(name: str, what: str) -> str:
+    """The name, if a file or a folder of another folder can be called so.
+
+    Args:
+        name: what was given.
+        what: what it is the name of, for the error.
+
+    Raises:
+        ValueError: a path, which could lead out of the folder.
+    """
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise InvalidValue(
+            f"{what} is called {name!r}, which is a path; it becomes the name of a file: give it a name "
+            "without '/', '\\' and '..'"
+        )
+    return name
 
 
 @contextmanager

@@ -24,7 +24,13 @@ from ai_wam.pose_fit import (
     parallax,
     refine,
 )
-from ai_wam.poses import geodesic_angle, quaternion_from_rotation, rotation_from_quaternion, slerp
+from ai_wam.poses import (
+    continuous_quaternions,
+    geodesic_angle,
+    quaternion_from_rotation,
+    rotation_from_quaternion,
+    slerp,
+)
 
 _CAUCHY = 4.0  # standard deviations; costs 1 % of precision where the noise is normal
 _NORMAL_INFLUENCE = 0.95  # what the robust Hessian keeps of the information where the noise is normal
@@ -80,6 +86,7 @@ class Limits(NamedTuple):
 class PoseSequences(NamedTuple):
     """Per step of b clips: "b t 3", "b t 4" (x, y, z, w), a DecodeStatus, and standard deviations per axis.
 
+    Quaternions have the signs of `ai_wam.poses.continuous_quaternions`.
     `weight` "n v p" is 1 for the points that were used.
     """
 
@@ -121,7 +128,7 @@ def estimate_sequences(scene: Scene, clips: int, lost: Int[Tensor, "n"], limits:
     unknown = torch.full_like(estimate.position_std, torch.inf)
     return PoseSequences(
         position,
-        quaternion,
+        continuous_quaternions(quaternion),
         status.unflatten(0, (clips, -1)),
         torch.where(valid, estimate.position_std, unknown).unflatten(0, (clips, -1)),
         torch.where(valid, estimate.rotation_std, unknown).unflatten(0, (clips, -1)),

@@ -48,6 +48,23 @@ def quaternion_from_rotation(rotation: Float[Tensor, "*n 3 3"]) -> Float[Tensor,
     return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
 
 
+def continuous_quaternions(quaternion: Float[Tensor, "*n t 4"]) -> Float[Tensor, "*n t 4"]:
+    """The same rotations with signs that do not jump from frame to frame.
+
+    q and -q are one rotation, but their numbers differ: a mean, a standard deviation or a network's target
+    needs one of the two. The first frame has w >= 0, every other one the sign nearest the frame before it.
+    Frames without a direction (NaN or zeros, no pose) stay as they are and the next one looks beyond them.
+    """
+    known = quaternion.isfinite().all(dim=-1) & (quaternion != 0).any(dim=-1)
+    time = torch.arange(quaternion.shape[-2], device=quaternion.device).expand(known.shape)
+    latest = torch.where(known, time, -1).cummax(dim=-1).values
+    before = torch.cat([torch.full_like(latest[..., :1], -1), latest[..., :-1]], dim=-1)
+    last = quaternion.gather(-2, before.clamp(min=0)[..., None].expand_as(quaternion))
+    cosine = torch.where(before < 0, quaternion[..., 3], (quaternion * last).sum(dim=-1))
+    turns = torch.where(known & (cosine < 0), -1, 1).cumprod(dim=-1)
+    return torch.where((known & (turns < 0))[..., None], -quaternion, quaternion)
+
+
 def geodesic_angle(a: Float[Tensor, "*n 3 3"], b: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n"]:
     """Angle in radians of the rotation that leads from `a` to `b`, exact for small angles too."""
     half_sine = (a - b).flatten(-2).norm(dim=-1) / 8**0.5

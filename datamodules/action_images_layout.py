@@ -14,7 +14,6 @@ no place for, the actions between pictures, key frames and the folders' names, s
 
 import base64
 import io
-import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +26,14 @@ from jaxtyping import Float
 from ai_wam.cameras import Cameras
 from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath, as_path
+from ai_wam.files import AnyPath, as_path, file_name, whole_file, write_json
 from ai_wam.types import Episode, Frame, SourceCard, View
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.calibration import check_intrinsics
 from datamodules.episode_members import npy
 from datamodules.reading import check_finite, check_stride, numbered
 from datamodules.rlbench_demos import opencv_cameras, read_phrasings
+from datamodules.rotations import continuous_actions
 from datamodules.video_files import VideoFile
 from datamodules.view_names import Views, chosen_views
 
@@ -114,6 +114,8 @@ class ActionImagesLayout:
         """Folder of each camera by our name, in the order of the folders' numbers."""
         there = [view.name for view in sorted(folder.glob("view*"), key=numbered)]
         named = read_json(folder / _NAMES) if (folder / _NAMES).exists() else {}
+        if strange := {key: name for key, name in named.items() if key not in there or name != str(name)}:
+            raise InvalidValue(f"{folder / _NAMES}: {strange} names no folder of {there}; correct it")
         chosen = chosen_views(self.views, {name: named.get(name, name) for name in there}, folder)
         return {ours: folder / name for name, ours in chosen.items()}
 
@@ -261,14 +263,13 @@ class ActionImagesWriter:
         """Nothing is left to write."""
 
     def _variation(self, episode: Episode) -> AnyPath:
-        task = str(episode.provenance.get("task", "task"))
+        task = file_name(str(episode.provenance.get("task", "task")), f"episode {episode.key!r}: its task")
         used = {number for (name, _), number in self._variations.items() if name == task}
         own = episode.provenance.get("variation")
         free = own if isinstance(own, int) and own not in used else max(used, default=-1) + 1
         number = self._variations.setdefault((task, episode.instructions), free)
         folder = self.folder / task / f"variation{number}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _DESCRIPTIONS).write_bytes(pickle.dumps(list(episode.instructions), protocol=4))
+        _write(folder / _DESCRIPTIONS, pickle.dumps(list(episode.instructions), protocol=4))
         return folder
 
 
@@ -294,23 +295,27 @@ def _write_episode(folder: AnyPath, episode: Episode, encoding: VideoEncoding) -
     folders = _view_folders(episode, list(videos))
     for name, video in videos.items():
         place = folder / folders[name]
-        (place / _VIDEO).parent.mkdir(parents=True, exist_ok=True)
-        (place / _VIDEO).write_bytes(video.finish())
-        (place / _CAMERAS).write_text(json.dumps(cameras[name]))
-    (folder / _NAMES).write_text(json.dumps({folders[name]: name for name in videos}))
+        _write(place / _VIDEO, video.finish())
+        write_json(place / _CAMERAS, cameras[name], indent=None)
+    write_json(folder / _NAMES, {folders[name]: name for name in videos}, indent=None)
     steps, key_frames = _all_steps(episode, np.stack(actions)), _kept_array(episode, _KEY_FRAMES)
-    (folder / _ACTIONS).write_bytes(npy(steps))
+    _write(folder / _ACTIONS, npy(steps))
     key_frames = _key_frames(steps[:, 7].tolist()) if key_frames is None else key_frames
-    (folder / _KEY_FRAMES).write_bytes(npy(key_frames))
+    _write(folder / _KEY_FRAMES, npy(key_frames))
+
+
+def _write(path: AnyPath, content: bytes) -> None:
+    with whole_file(path) as stream:
+        stream.write(content)
 
 
 def _all_steps(episode: Episode, actions: Float[np.ndarray, "t 8"]) -> Float[np.ndarray, "n 8"]:
     """The actions at 20 Hz: the episode's own, or those that were kept with it."""
     steps = _kept_array(episode, _ACTIONS)
     if steps is None:
-        return actions.astype(np.float32)
-    every = round(HZ / episode.hz)
-    same = len(steps[::every]) == len(actions) and np.abs(steps[::every] - actions).max() < _SAME_ACTION
+        return continuous_actions(actions).astype(np.float32)
+    kept = steps[:: round(HZ / episode.hz)]
+    same = len(kept) == len(actions) and _distance(kept, actions) < _SAME_ACTION
     if not same:
         raise InvalidValue(
             f"episode {episode.key!r} has {episode.hz:g} Hz and other actions than those kept from its "
@@ -319,11 +324,18 @@ def _all_steps(episode: Episode, actions: Float[np.ndarray, "t 8"]) -> Float[np.
     return steps
 
 
+def _distance(a: Float[np.ndarray, "n 8"], b: Float[np.ndarray, "n 8"]) -> float:
+    """Largest difference of any number; both signs of a quaternion are one rotation."""
+    turned = b * np.array([1, 1, 1, -1, -1, -1, -1, 1])
+    return float(np.minimum(np.abs(a - b).max(axis=1), np.abs(a - turned).max(axis=1)).max())
+
+
 def _view_folders(episode: Episode, names: Sequence[str]) -> dict[str, str]:
     """Folder of each camera: the released one, else view0, view1 ... in order."""
     released = episode.provenance.get(RELEASED, {}).get("views", {})
     if set(names) <= set(released):
-        return {name: released[name] for name in names}
+        at = f"episode {episode.key!r}: the folder of view"
+        return {name: file_name(str(released[name]), f"{at} {name!r}") for name in names}
     return {name: f"view{index}" for index, name in enumerate(names)}
 
 

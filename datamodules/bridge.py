@@ -1,6 +1,6 @@
 """BridgeData V2's raw folders.
 
-    <path>/.../<date>/raw/traj_group0/traj0/obs_dict.pkl       full_state [t, 7] and more
+    <path>/.../<date>/raw/traj_group0/traj0/obs_dict.pkl       full_state [t, 7], time_stamp [t] and more
                                            /images0/im_0.jpg   one folder per camera
                                            /lang.txt           phrasings, and a line "confidence: ..."
                                            /cameras.json       ours, if somebody estimated the cameras
@@ -8,7 +8,7 @@
 The world is the robot's base. `full_state` is x y z, roll pitch yaw, openness (1 = open). Its angles are zero
 where the WidowX points down; the poses given here are those of the tool's own axes, x along the fingers. The
 data set has no calibration: without `cameras.json` (see `datamodules.calibration`) a view's matrices are NaN,
-a lost calibration.
+a lost calibration. `time_stamp`, where a recording has it, says when each step was taken, in seconds.
 """
 
 import hashlib
@@ -23,14 +23,16 @@ from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, SourceCard, View
 from datamodules.calibration import Calibration
-from datamodules.reading import by_numbers, check_finite, check_stride, numbered, read_picture
+from datamodules.reading import by_numbers, check_finite, check_stride, numbered, read_lines, read_picture
 from datamodules.rotations import euler_xyz, to_quaternion
 from datamodules.safe_pickle import load_pickle
 from datamodules.view_names import Views, as_called, chosen_views
 
 HZ = 5.0
 _DOWN = np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # the tool's axes where all angles are zero
-_STATES = "obs_dict.pkl"
+_STATES, _TIMES = "obs_dict.pkl", "time_stamp"
+_GAP = 2.5  # usual steps: a longer one lost a picture at least
+_RATE = 2.0  # the usual step may be so many times longer or shorter than 1 / HZ
 
 
 class Bridge:
@@ -51,6 +53,7 @@ class Bridge:
         cameras: str = "cameras.json",
         slack: int = 0,
         stride: int = 1,
+        gaps: bool = False,
     ) -> None:
         """List the trajectories; none is read yet.
 
@@ -61,12 +64,14 @@ class Bridge:
             cameras: name of the side file in a trajectory's folder.
             slack: pictures by which a view may have more or fewer than there are states; the end is cut.
             stride: take every n-th frame.
+            gaps: take recordings whose time stamps are not even as if they were; they are refused if false.
 
         Raises:
             ValueError: no trajectories, or a stride that is not above 0.
         """
         check_stride(stride, HZ)
         self.path, self.views, self.cameras, self.slack, self.stride = path, views, cameras, slack, stride
+        self.gaps = gaps
         self._root = as_path(path)
         found = (file.parent for file in self._root.glob(f"**/raw/traj_group*/traj*/{_STATES}"))
         self._folders: list[AnyPath] = sorted(
@@ -83,7 +88,10 @@ class Bridge:
     def __getitem__(self, index: int) -> Episode:
         folder = self._folders[index]
         place = "/".join(folder.parts[len(self._root.parts) :])
-        actions = _read_actions(folder / _STATES)
+        content = _read_content(folder / _STATES)
+        actions = _read_actions(content, folder / _STATES)
+        if not self.gaps:
+            _check_times(content, len(actions), folder / _STATES)
         views = self._views(folder)
         pictures = {ours: self._pictures(folder / name, len(actions)) for name, ours in views.items()}
         cameras = self._read_cameras(folder, views, pictures)
@@ -126,6 +134,12 @@ class Bridge:
         if not path.exists():
             return {}
         entries, found = read_json(path), {}
+        there = {view.name for view in folder.glob("images[0-9]*")}
+        if strange := sorted(set(entries) - there):
+            raise InvalidValue(
+                f"{path} has cameras {strange}, but the trajectory has the views {sorted(there)}; call each "
+                "camera as the folder of its pictures"
+            )
         for name, ours in views.items():
             if name not in entries:
                 continue
@@ -142,13 +156,51 @@ class Bridge:
         return found
 
 
-def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"]:
-    content: Any = load_pickle(path)
-    state = content.get("full_state") if isinstance(content, dict) else None
+def _read_content(path: AnyPath) -> dict[str, Any]:
+    content = load_pickle(path)
+    if not isinstance(content, dict):
+        raise InvalidValue(
+            f"{path} holds a {type(content).__name__}, expected a dictionary; copy the trajectory again"
+        )
+    return content
+
+
+def _numbers(content: Mapping[str, Any], key: str, path: AnyPath) -> np.ndarray:
     try:
-        states = np.asarray(state, dtype=np.float64)
+        return np.asarray(content.get(key), dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InvalidValue(f"{path}: 'full_state' holds no numbers ({error}); copy it again") from error
+        raise InvalidValue(f"{path}: {key!r} holds no numbers ({error}); copy it again") from error
+
+
+def _check_times(content: Mapping[str, Any], steps: int, path: AnyPath) -> None:
+    """Steps must follow one another evenly at about 5 Hz; recordings without time stamps pass."""
+    if content.get(_TIMES) is None:
+        return
+    times, way = _numbers(content, _TIMES, path), "leave the trajectory out, or take it as it is (gaps: true)"
+    if times.shape != (steps,) or not np.isfinite(times).all():
+        raise InvalidValue(
+            f"{path}: {_TIMES!r} has shape {times.shape}, expected {steps} finite seconds; {way}"
+        )
+    taken = np.diff(times)
+    if not len(taken):
+        return
+    usual = float(np.median(taken))
+    limit = _GAP * max(usual, 1 / HZ)
+    odd = np.flatnonzero((taken <= 0) | (taken > limit))
+    if len(odd):
+        step = int(odd[0])
+        raise InvalidValue(
+            f"{path}: step {step + 1} was taken {taken[step]:.3g} s after step {step}, expected more than 0 "
+            f"and at most {limit:.3g} s (others take {usual:.3g} s); {way}"
+        )
+    if not 1 / _RATE < usual * HZ < _RATE:
+        raise InvalidValue(
+            f"{path}: steps follow after {usual:.3g} s, but this source reads {HZ:g} steps per second; {way}"
+        )
+
+
+def _read_actions(content: Mapping[str, Any], path: AnyPath) -> Float[np.ndarray, "t 8"]:
+    states = _numbers(content, "full_state", path)
     if states.ndim != 2 or states.shape[1] != 7 or not len(states):
         raise InvalidValue(
             f"{path}: 'full_state' has shape {states.shape}, expected [t, 7]: x y z, roll pitch yaw, "
@@ -164,7 +216,7 @@ def _instructions(path: AnyPath) -> tuple[str, ...]:
     """Phrasings; a trajectory without any has no file."""
     if not path.exists():
         return ("",)
-    lines = (line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    lines = (line.strip() for line in read_lines(path))
     return tuple(dict.fromkeys(line for line in lines if line and not line.startswith("confidence"))) or ("",)
 
 

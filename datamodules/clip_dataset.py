@@ -16,6 +16,7 @@ from ai_wam.cameras import Cameras, CropResize
 from ai_wam.errors import InvalidValue
 from ai_wam.types import Batch, Encoded
 from datamodules.latent_cache import LatentCache
+from datamodules.rotations import continuous_actions
 from datamodules.sampling import Stream, generator
 from datamodules.shard_folder import Recent
 from datamodules.shard_format import EpisodeEntry, ShardError
@@ -150,7 +151,7 @@ class ClipDataset(Dataset["Sample | None"]):
             world_from_camera=poses,
             view_mask=torch.tensor([name is not None for name in names]),
             recorded=torch.tensor(self.windows.recorded(entry, here)),
-            actions=torch.from_numpy(actions),
+            actions=torch.from_numpy(continuous_actions(actions)),
             action_valid=header.actions is not None,
             prompt=prompt,
             key=f"{entry.key}@{frames[0]}",

@@ -1,7 +1,8 @@
 """COLMAP models in text form: the intrinsics of `cameras.txt`, the poses of `images.txt`."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from ai_wam.errors import InvalidValue
 from ai_wam.poses import rotation_from_quaternion
 from datamodules.calibration import Calibration
 from datamodules.lens import Lens
+from datamodules.reading import parse_number, read_lines
 from datamodules.rotations import to_quaternion
 
 # Of COLMAP's camera models: number of focal lengths, where the further numbers stand among the coefficients
@@ -34,23 +36,27 @@ def read_colmap(folder: Path, files: Mapping[str, Path]) -> dict[str, Calibratio
 
     Args:
         folder: holds cameras.txt and images.txt.
-        files: the picture of each view, known to the model by its name without folders.
+        files: the picture of each view. The model's picture is the one whose path has most parts in common
+            with the file's, counted from the end; at least the name.
 
     Raises:
-        ValueError: files that cannot be read, a picture the model lacks, an unknown camera model.
+        ValueError: files that cannot be read, a picture the model lacks or holds more than once, an unknown
+            camera model.
     """
-    lenses = {row[0]: row for row in _rows(folder / "cameras.txt", columns=5)}
-    images = {  # each picture's second line lists its points
-        Path(" ".join(row[9:])).name: row for row in _rows(folder / "images.txt", columns=10, every=2)
-    }
-    found = {}
+    lenses = _unique((row[0], row) for row in _rows(folder / "cameras.txt", columns=5))
+    images = _unique(  # each picture's second line lists its points
+        (" ".join(row[9:]), row) for row in _rows(folder / "images.txt", columns=10, every=2)
+    )
+    found, taken = {}, dict[str, str]()
     for view, file in files.items():
-        if file.name not in images:
+        name = _picture(file, view, list(images), folder / "images.txt")
+        if name in taken:
             raise InvalidValue(
-                f"{folder / 'images.txt'} has no picture named {file.name!r} (view {view!r}); it has "
-                f"{sorted(images)}"
+                f"{folder / 'images.txt'}: the pictures of views {taken[name]!r} and {view!r} ({file}) both "
+                f"fit {name!r}; keep the folders that the model names, or give them names of their own"
             )
-        row, at = images[file.name], f"{folder / 'images.txt'}, picture {file.name!r}"
+        taken[name] = view
+        row, at = images[name], f"{folder / 'images.txt'}, picture {name!r}"
         if row[8] not in lenses:
             raise InvalidValue(
                 f"{at}: camera {row[8]} is not in {folder / 'cameras.txt'}, which has {sorted(lenses)}"
@@ -60,15 +66,47 @@ def read_colmap(folder: Path, files: Mapping[str, Path]) -> dict[str, Calibratio
     return found
 
 
+def _unique(rows: Iterable[tuple[str, list[str]]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, row in rows:
+        if name in found:
+            raise InvalidValue(f"the COLMAP model holds {name!r} twice; export it again")
+        found[name] = row
+    return found
+
+
+def _picture(file: Path, view: str, names: list[str], at: Path) -> str:
+    """The model's name of a picture; of two that agree as far, one that agrees as a whole."""
+    parts = file.absolute().parts[::-1]
+    common = {name: _common(parts, PurePosixPath(name).parts[::-1]) for name in names}
+    most = max(common.values(), default=(0, False))
+    best = [name for name, found in common.items() if found == most]
+    if not most[0]:
+        raise InvalidValue(f"{at} has no picture named {file.name!r} (view {view!r}); it has {sorted(names)}")
+    if len(best) > 1:
+        raise InvalidValue(
+            f"{at}: the picture {file} (view {view!r}) may be any of {best}; keep the folders that the model "
+            "names, or give the pictures names of their own"
+        )
+    return best[0]
+
+
+def _common(file: Sequence[str], name: Sequence[str]) -> tuple[int, bool]:
+    """How many parts are equal from the start on, and whether those are all of the name."""
+    equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(file, name, strict=False)))
+    return equal, equal == len(name)
+
+
 def _rows(path: Path, columns: int, every: int = 1) -> list[list[str]]:
     """The words of every n-th line that is no comment, at least so many of them."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+        lines = read_lines(path)
+    except ValueError as error:
         raise InvalidValue(
-            f"{path} cannot be read: {error}; a COLMAP model must be in text form "
-            "(colmap model_converter --output_type TXT)"
+            f"{error}; a COLMAP model must be in text form (colmap model_converter --output_type TXT)"
         ) from error
+    while lines and not lines[-1].strip():
+        lines.pop()
     rows = [line.split() for line in lines if not line.startswith("#")][::every]  # empty lines count
     for row in rows:
         if len(row) < columns:
@@ -88,8 +126,10 @@ def _lens(row: list[str], path: Path) -> tuple[Float[np.ndarray, "3 3"], tuple[i
         )
     focals, places, model = _MODELS[kind]
     width, height, *numbers = _numbers(row[2:], at, 4 + focals + len(places))
-    if not (0 < width <= _WIDEST and 0 < height <= _WIDEST):
-        raise InvalidValue(f"{at}: a picture of {width:g} x {height:g} pixels; export the model again")
+    if min(width, height) < 1 or max(width, height) > _WIDEST or width % 1 or height % 1:
+        raise InvalidValue(
+            f"{at}: its size is {width:g} x {height:g} pixels, expected whole numbers from 1 to {_WIDEST}"
+        )
     fx, fy, (cx, cy) = numbers[0], numbers[focals - 1], numbers[focals : focals + 2]
     coefficients = np.zeros(max(places) + 1 if model == "opencv" and places else 4)
     coefficients[list(places)] = numbers[focals + 2 :]
@@ -115,9 +155,9 @@ def _colmap_pose(row: list[str], at: str) -> Float[np.ndarray, "4 4"]:
 
 def _numbers(words: list[str], at: str, count: int) -> list[float]:
     try:
-        numbers = [float(word) for word in words]
+        numbers = [parse_number(word) for word in words]
     except ValueError as error:
-        raise InvalidValue(f"{at}: {error}") from error
+        raise InvalidValue(f"{at}: {error}; export the model again") from error
     if len(numbers) != count:
         raise InvalidValue(f"{at}: expected {count} numbers, got {words}")
     return numbers

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,9 +16,11 @@ from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.depth import DepthWriter, depth_member
 from datamodules.label_members import label_arrays
+from datamodules.reading import not_finite
+from datamodules.rotations import continuous_actions
 from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, META, SCHEMA
+from datamodules.view_names import NAME
 
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST_NAME = 100  # of a member in a plain (USTAR) tar
 _QUATERNION_TOLERANCE = 1e-3
 _OPENNESS_TOLERANCE = 1e-3
@@ -155,7 +156,7 @@ def checked_action(action: Float[np.ndarray, "8"], at: str) -> Float[np.ndarray,
 
 
 def _check_head(episode: Episode, where: str) -> None:
-    if not _NAME.fullmatch(episode.key):
+    if not NAME.fullmatch(episode.key):
         raise InvalidValue(f"{where}: a key is made of letters, digits, '-' and '_' only")
     if not episode.hz > 0:
         raise InvalidValue(f"{where}: hz is {episode.hz}, must be above 0")
@@ -172,7 +173,7 @@ def _check_time(seconds: float, number: int, hz: float, at: str) -> None:
 
 
 def _open_track(name: str, view: View, hz: float, encoding: VideoEncoding, at: str) -> _Track:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise InvalidValue(f"{at}: view {name!r} must be made of letters, digits, '-' and '_' only")
     size = (view.image.shape[0], view.image.shape[1])
     depth = None if view.depth is None else DepthWriter(size)
@@ -229,12 +230,17 @@ def _stack_actions(actions: Float[np.ndarray, "t 8"], where: str) -> Float[np.nd
         raise InvalidValue(
             f"{where}: frame {int(missing.argmax())} has no action, others have; give all of them or none"
         )
-    return actions.astype(np.float32)
+    return continuous_actions(actions).astype(np.float32)
 
 
 def _meta(
     episode: Episode, frames: int, views: Mapping[str, tuple[int, int]], actions: bool, where: str
 ) -> bytes:
+    if (key := not_finite(episode.provenance)) is not None:
+        raise InvalidValue(
+            f"{where}: the value of {key!r} in its provenance is NaN or infinity, which JSON does not hold; "
+            "give a number, text or null"
+        )
     meta = {
         "schema": SCHEMA,
         "key": episode.key,

@@ -27,10 +27,11 @@ from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame
 from datamodules.calibration import Calibration
-from datamodules.reading import check_hands
+from datamodules.reading import check_hands, not_finite, parse_number, read_lines
 from datamodules.video_files import VideoFile
 from datamodules.view_names import Views, as_called, chosen_views
 
+_OWN = frozenset({"source", "episode"})  # keys of the provenance that say where it was read
 COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "openness")
 
 
@@ -63,13 +64,10 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Episode:
         folder = self._folders[index]
-        meta = read_json(folder / "meta.json")
-        hz = meta.pop("hz", None)
-        if isinstance(hz, bool) or not isinstance(hz, int | float) or not hz > 0:
-            raise InvalidValue(f'{folder / "meta.json"}: "hz" is {hz!r}, expected frames per second above 0')
+        hz, meta = _read_meta(folder / "meta.json")
         entries = read_json(folder / "cameras.json")
         names = chosen_views(self.views, as_called(list(entries)), folder / "cameras.json")
-        cameras = {ours: _Camera.read(name, folder, entries[name], float(hz)) for name, ours in names.items()}
+        cameras = {ours: _Camera.read(name, folder, entries[name], hz) for name, ours in names.items()}
         _check_videos(folder, entries)
         actions = _read_actions(folder / "actions.csv")
         _check_lengths(folder, cameras, actions)
@@ -79,11 +77,24 @@ class FolderSource:
         provenance = {**meta, "source": "folder", "episode": folder.name}
         return Episode(
             folder.name,
-            _frames(cameras, actions, float(hz)),
+            _frames(cameras, actions, hz),
             _instructions(folder),
-            float(hz),
+            hz,
             provenance,
         )
+
+
+def _read_meta(path: AnyPath) -> tuple[float, dict[str, Any]]:
+    """Frames per second, and the rest, which becomes provenance."""
+    meta = read_json(path)
+    if (key := not_finite(meta)) is not None:
+        raise InvalidValue(f"{path}: the value of {key!r} is NaN or infinity; give a number, text or null")
+    hz = meta.pop("hz", None)
+    if isinstance(hz, bool) or not isinstance(hz, int | float) or not hz > 0:
+        raise InvalidValue(f'{path}: "hz" is {hz!r}, expected frames per second above 0')
+    if taken := sorted(_OWN & set(meta)):
+        raise InvalidValue(f"{path}: the keys {taken} are written by the reader; give yours another name")
+    return float(hz), meta
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,8 @@ class _Camera:
     @classmethod
     def read(cls, name: str, folder: AnyPath, entry: Any, hz: float) -> "_Camera":
         at = f"{folder / 'cameras.json'}, camera {name!r}"
+        if not name or set(name) & set("/\\"):
+            raise InvalidValue(f"{at}: the name of a camera is its video's file name without .mp4, no path")
         video = folder / f"{name}.mp4"
         calibration = Calibration.read(entry, at)
         if not video.exists():
@@ -133,26 +146,33 @@ def _check_lengths(
 def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"] | None:
     if not path.exists():
         return None
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.reader(stream))
-    if not rows or tuple(cell.strip() for cell in rows[0]) != COLUMNS:
+    lines = read_lines(path)
+    while lines and not lines[-1].strip():  # editors end files with blank lines
+        lines.pop()
+    head = lines[0] if lines else ""
+    if tuple(_cells(head, f"{path}, line 1")) != COLUMNS:
+        raise InvalidValue(f"{path}: the first line must be {','.join(COLUMNS)}, got {head!r}")
+    rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(lines[1:], start=2)]
+    return np.array(rows, dtype=np.float64).reshape(-1, len(COLUMNS))
+
+
+def _cells(line: str, at: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]), [])]
+    except csv.Error as error:
+        raise InvalidValue(f"{at}: {error}; write the table again") from error
+
+
+def _row(line: str, at: str) -> list[float]:
+    cells = _cells(line, at)
+    if len(cells) != len(COLUMNS):
+        raise InvalidValue(f"{at}: {line!r} has {len(cells)} cells, expected the header's {len(COLUMNS)}")
+    try:
+        return [parse_number(cell) for cell in cells]
+    except ValueError as error:
         raise InvalidValue(
-            f"{path}: the first line must be {','.join(COLUMNS)}, got {','.join(rows[0]) if rows else ''!r}"
-        )
-    actions = np.empty((len(rows) - 1, len(COLUMNS)))
-    for number, row in enumerate(rows[1:]):
-        try:
-            actions[number] = [float(cell) for cell in row]
-        except ValueError as error:
-            raise InvalidValue(
-                f"{path}, line {number + 2}: expected {len(COLUMNS)} numbers, got {row}: {error}"
-            ) from error
-        if not np.isfinite(actions[number]).all():
-            raise InvalidValue(
-                f"{path}, line {number + 2}: {row} is not finite; correct the row, or leave the file out if "
-                "the actions were not recorded"
-            )
-    return actions
+            f"{at}: {error}; correct the row, or leave the file out if the actions were not recorded"
+        ) from error
 
 
 def _instructions(folder: AnyPath) -> tuple[str, ...]:
@@ -161,8 +181,7 @@ def _instructions(folder: AnyPath) -> tuple[str, ...]:
         raise InvalidValue(
             f"{path} is missing; write one phrasing per line, or an empty file where none is known"
         )
-    lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    return lines or ("",)
+    return tuple(line.strip() for line in read_lines(path) if line.strip()) or ("",)
 
 
 def _frames(

@@ -3,51 +3,41 @@
     <path>/meta/info.json                       version, rate, features, where data and videos lie
           /meta/episodes.jsonl, tasks.jsonl     version 2: one line each
           /meta/episodes/*/*.parquet            version 3: also which part of which file an episode is
+          /meta/tasks.parquet                   version 3
           /data/..., /videos/...                as info.json says
           /meta/cameras.json                    ours: cameras for all episodes, or, where they differ,
           /meta/cameras/episode_000000.json     for one (see `datamodules.calibration`)
 
+As in LeRobot itself, a frame's picture is the one that its video shows at the frame's timestamp (version 3:
+counted from the episode's `from_timestamp`), and its instruction is the one that its `task_index` names.
 The format knows no calibration and no kind of pose, so both are the caller's to name. Needs the extra
 `lerobot` (pyarrow).
 """
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, lru_cache
+from itertools import groupby
 
 import numpy as np
 from jaxtyping import Float
 
 from ai_wam.documents import read_json
-from ai_wam.errors import InvalidValue, MissingPackage
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
+from ai_wam.numbers import check_numbers
 from ai_wam.types import Episode, Frame
+from ai_wam.video import VideoTable
 from datamodules.calibration import Calibration
+from datamodules.lerobot_meta import Entry, Info, read_episodes, read_tasks, tasks_file
+from datamodules.lerobot_tables import Column, column_names, numbers, read_columns, whole_numbers
 from datamodules.reading import check_finite, check_hands, check_stride
 from datamodules.rotations import Rotation, to_quaternion
 from datamodules.video_files import VideoFile
-from datamodules.view_names import Views, chosen_views
+from datamodules.view_names import Views
 
-VERSIONS = ("v2.0", "v2.1", "v3.0")
-_COLUMN = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<first>\d+)(:(?P<stop>\d+))?\])?")
-_TIME_TOLERANCE = 0.5  # frames
-
-
-def parquet() -> Any:
-    """The module that reads and writes parquet.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingPackage(
-            "LeRobot data sets are parquet files, which need pyarrow: pip install 'ai-wam[lerobot]'"
-        ) from error
-    return pyarrow.parquet
+_TIME_TOLERANCE = 0.25  # frames
+_TASK = "task_index"
 
 
 class LeRobotSource:
@@ -64,13 +54,15 @@ class LeRobotSource:
         closed_and_open: tuple[float, float] = (0.0, 1.0),
         cameras: str = "meta/cameras.json",
         stride: int = 1,
+        split_tasks: bool = False,
     ) -> None:
         """Read the lists of episodes.
 
         Args:
             path: the folder that holds `meta`.
-            views: videos such as observation.images.top, called by the last part of their names, or names for
-                them, such as {observation.images.top: front}; others are left out. All if left out.
+            views: videos by key, such as observation.images.top, or by the last part of it, top; or names for
+                them, such as {observation.images.top: front}. Others are left out. All if left out, called by
+                the last part, or by as many parts as tell them apart.
             position: column of the tool's position in metres, such as action or observation.state[0:3]; null
                 where a data set has none: frames then carry no actions.
             rotation: column of its rotation.
@@ -80,6 +72,9 @@ class LeRobotSource:
             cameras: the side file, relative to `path`; its folder may hold `cameras/episode_000000.json` for
                 single episodes.
             stride: take every n-th frame.
+            split_tasks: make an episode of every run of frames with one task, episode_000000_task0 and so on,
+                where the task changes within an episode; such episodes are refused if false. Reads the column
+                `task_index` of the whole data set at the start.
 
         Raises:
             ValueError: no data set of a known version, or settings that do not fit it.
@@ -87,73 +82,103 @@ class LeRobotSource:
         """
         self.path, self.views, self.cameras, self.stride = path, views, cameras, stride
         self.position, self.rotation, self.rotation_as = position, rotation, rotation_as
-        self.openness, self.closed_and_open = openness, tuple(closed_and_open)
+        self.openness, self.closed_and_open, self.split_tasks = openness, tuple(closed_and_open), split_tasks
         root = self._root = as_path(path)
-        self._info = _read_info(root / "meta" / "info.json")
-        self._hz = float(self._info["fps"])
-        check_stride(stride, self._hz)
+        self._info = Info.read(root / "meta" / "info.json")
+        check_stride(stride, self._info.hz)
+        check_numbers("closed_and_open", closed=closed_and_open[0], open=closed_and_open[1])
         if closed_and_open[0] == closed_and_open[1]:
             raise InvalidValue(f"closed_and_open is {closed_and_open}: the two values must differ")
-        self._videos = _video_names(root / "meta" / "info.json", self._info, views)
-        reader = _episodes_3 if self._info["codebase_version"] == "v3.0" else _episodes_2
-        self._episodes = reader(root, self._info, list(self._videos))
+        self._videos = self._info.videos(views)
+        entries = read_episodes(self._info, list(self._videos))
+        self._parts = _split(entries) if split_tasks else [_Part(entry, 0, entry.length) for entry in entries]
 
     def __len__(self) -> int:
-        return len(self._episodes)
+        return len(self._parts)
 
     def __getitem__(self, index: int) -> Episode:
-        entry, hz = self._episodes[index], self._hz
-        table = self._table(entry)
+        part, hz = self._parts[index], self._info.hz
+        entry = part.entry
+        table, tasks = self._table(entry)
         actions = None if self.position is None else self._actions(table, entry)
-        tracks = {name: self._track(key, entry) for key, name in self._videos.items()}
+        seconds = table["timestamp"][:, 0]
+        tracks = {name: self._track(key, entry, seconds) for key, name in self._videos.items()}
         if actions is not None:
             poses = {name: track.calibration.world_from_camera for name, track in tracks.items()}
             check_hands(poses, actions[:, :3], f"cameras of {self.path}, episode {entry.number}")
         provenance = {
             "source": "lerobot",
-            "version": self._info["codebase_version"],
-            "robot": self._info.get("robot_type"),
+            "version": self._info.version,
+            "robot": self._info.robot,
             "episode": entry.number,
         }
+        if part.suffix:
+            provenance["frames"] = [part.first, part.stop]
         return Episode(
-            f"episode_{entry.number:06d}",
-            _frames(tracks, actions, entry.length, self.stride, hz),
-            entry.tasks or ("",),
+            f"episode_{entry.number:06d}{part.suffix}",
+            _frames(tracks, actions, range(part.first, part.stop, self.stride), hz),
+            (self._instruction(part, tasks),),
             hz / self.stride,
             provenance,
         )
 
-    def _table(self, entry: "_Entry") -> dict[str, np.ndarray]:
-        """The numeric columns of an episode, checked against its length."""
-        wanted = [text for text in (self.position, self.rotation, self.openness) if self.position is not None]
-        names = {_column(str(text))[0] for text in wanted} | {"timestamp"}
-        try:
-            with entry.data.open("rb") as stream:
-                there = set(parquet().read_schema(stream).names)
-            if missing := names - there:
+    @cached_property
+    def _tasks(self) -> dict[int, str]:
+        return read_tasks(self._info)
+
+    def _instruction(self, part: "_Part", tasks: list[int] | None) -> str:
+        """The task of a part's frames; a data set without the column has one per episode."""
+        entry, at = part.entry, f"{part.entry.data}, episode {part.entry.number}"
+        if tasks is None:
+            if len(set(entry.tasks)) > 1:
                 raise InvalidValue(
-                    f"it has no column {sorted(missing)}; set position, rotation and openness to columns of "
-                    f"{sorted(there)}, or position to null"
+                    f"{at}: meta says the tasks {list(entry.tasks)}, and without the column {_TASK!r} it is "
+                    "unknown which frame has which; copy the data set again"
                 )
-            filters = [("episode_index", "==", entry.number)]
-            with entry.data.open("rb") as stream:
-                table = parquet().read_table(stream, columns=sorted(names), filters=filters)
-        except (OSError, ValueError) as error:
-            raise InvalidValue(f"{entry.data}: {error}; or copy the file again") from error
+            return entry.tasks[0] if entry.tasks else ""
+        found = sorted(set(tasks[part.first : part.stop]))
+        if len(found) == len(entry.tasks) == 1 and not tasks_file(self._info).exists():
+            return entry.tasks[0]
+        if missing := [number for number in found if number not in self._tasks]:
+            raise InvalidValue(
+                f"{at}: {_TASK} {missing[0]} is not in the table of tasks, which has {sorted(self._tasks)}; "
+                "copy the data set again"
+            )
+        if len(found) > 1:
+            raise InvalidValue(
+                f"{at}: its frames have the tasks {[self._tasks[number] for number in found]}, an episode "
+                "here has one; make an episode of every run of frames with one task (split_tasks: true)"
+            )
+        return self._tasks[found[0]]
+
+    def _table(self, entry: Entry) -> tuple[dict[str, np.ndarray], list[int] | None]:
+        """The numeric columns of an episode, checked against its length, and the task of each frame."""
+        wanted = (self.position, self.rotation, self.openness) if self.position is not None else ()
+        names = {Column.parse(text).name for text in wanted} | {"timestamp"}
+        there = set(column_names(entry.data))
+        if missing := names - there:
+            raise InvalidValue(
+                f"{entry.data}: it has no column {sorted(missing)}; set position, rotation and openness to "
+                f"columns of {sorted(there)}, or position to null"
+            )
+        tasks = {_TASK} & there
+        filters = [("episode_index", "==", entry.number)]
+        table = read_columns(entry.data, sorted(names | tasks), filters=filters)
         if table.num_rows != entry.length:
             raise InvalidValue(
                 f"{entry.data} has {table.num_rows} rows of episode {entry.number}, meta says "
                 f"{entry.length}; copy the data set again"
             )
-        rows = {name: np.array(table.column(name).to_pylist(), dtype=np.float64) for name in sorted(names)}
-        _check_times(rows["timestamp"].reshape(-1), self._hz, entry)
-        return rows
+        at = f"{entry.data}, episode {entry.number}, column"
+        rows = {name: numbers(table.column(name), f"{at} {name!r}") for name in sorted(names)}
+        _check_times(rows["timestamp"], self._info.hz, entry)
+        return rows, whole_numbers(table.column(_TASK), f"{at} {_TASK!r}") if tasks else None
 
-    def _actions(self, table: Mapping[str, np.ndarray], entry: "_Entry") -> Float[np.ndarray, "t 8"]:
+    def _actions(self, table: Mapping[str, np.ndarray], entry: Entry) -> Float[np.ndarray, "t 8"]:
         at = f"{entry.data}, episode {entry.number}"
-        position = _select(table, str(self.position), 3, at)
-        rotation = _select(table, self.rotation, None, at)
-        gripper = _select(table, self.openness, 1, at)
+        position = Column.parse(str(self.position)).of(table, 3, at)
+        rotation = Column.parse(self.rotation).of(table, None, at)
+        gripper = Column.parse(self.openness).of(table, 1, at)
         for text, values in ((self.position, position), (self.rotation, rotation), (self.openness, gripper)):
             check_finite(values, f"{at}, {text}")
         closed, opened = self.closed_and_open
@@ -162,33 +187,32 @@ class LeRobotSource:
             [position, to_quaternion(rotation, self.rotation_as, f"{at}, {self.rotation}"), openness], axis=1
         )
 
-    def _track(self, key: str, entry: "_Entry") -> "_Track":
+    def _track(self, key: str, entry: Entry, seconds: Float[np.ndarray, "t"]) -> "_Track":
         path, begin = entry.videos[key]
-        video = VideoFile.open(path, self._hz)
-        if round(begin * self._hz) + entry.length > video.frames:
-            raise InvalidValue(
-                f"{path} has {video.frames} pictures, episode {entry.number} needs {entry.length} from "
-                f"{begin:g} s on; copy the data set again"
-            )
-        calibration = self._calibration(_short(key), entry)
-        calibration.check_size(path.name, video.size, f"cameras of episode {entry.number}, {_short(key)!r}")
-        return _Track(video, begin, calibration)
+        video = VideoFile.open(path, self._info.hz)
+        times = _picture_times(video, begin + seconds, self._info.hz, entry)
+        calibration = self._calibration(key, entry)
+        calibration.check_size(path.name, video.size, f"cameras of episode {entry.number}, {key!r}")
+        return _Track(video, times, calibration)
 
-    def _calibration(self, name: str, entry: "_Entry") -> Calibration:
-        """The camera in the episode's own side file, else in the common one; by its name by default."""
+    def _calibration(self, key: str, entry: Entry) -> Calibration:
+        """The camera in the episode's own side file, else in the common one."""
         side = self._root / self.cameras
         own = side.parent / "cameras" / f"episode_{entry.number:06d}.json"
         side = own if own.exists() else side
+        names = self._info.names_of(key)
         if not side.exists():
             raise InvalidValue(
                 f"{side} is missing: LeRobot data sets hold no calibration. Write it as docs/shards.md "
-                f"describes cameras.json, with {[_short(key) for key in self._videos]}, or name another file "
-                "by cameras"
+                f"describes cameras.json, with {[self._info.names_of(k)[-1] for k in self._videos]}, or name "
+                "another file by cameras"
             )
         cameras = read_json(side)
-        if name not in cameras:
+        name = next((name for name in names if name in cameras), None)
+        if name is None:
             raise InvalidValue(
-                f"{side} has cameras {sorted(cameras)} and not {name!r}; add it, or change views"
+                f"{side} has cameras {sorted(cameras)} and not {' or '.join(map(repr, names))}; add it, or "
+                "change views"
             )
         calibration = Calibration.read(cameras[name], f"{side}, camera {name!r}")
         for what, length in calibration.lengths(name).items():
@@ -201,168 +225,105 @@ class LeRobotSource:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """Where an episode lies.
+class _Part:
+    """Frames of an episode that become an episode here.
 
     Attributes:
-        number: its `episode_index`.
-        length: number of frames.
-        tasks: its instructions.
-        data: parquet file with its rows.
-        videos: file and first second by key.
+        entry: where the episode lies.
+        first: its first frame.
+        stop: one beyond the last one.
+        suffix: of the key.
     """
 
-    number: int
-    length: int
-    tasks: tuple[str, ...]
-    data: AnyPath
-    videos: Mapping[str, tuple[AnyPath, float]]
+    entry: Entry
+    first: int
+    stop: int
+    suffix: str = ""
 
 
 @dataclass(frozen=True)
 class _Track:
-    """One camera's pictures of an episode."""
+    """One camera's pictures of an episode, and when the video shows each."""
 
     video: VideoFile
-    begin: float
+    times: Float[np.ndarray, "t"]
     calibration: Calibration
 
 
-def _read_info(path: AnyPath) -> dict[str, Any]:
-    info = read_json(path)
-    version = info.get("codebase_version")
-    if version not in VERSIONS:
-        raise InvalidValue(
-            f"{path}: codebase_version is {version!r}, known are {', '.join(VERSIONS)}; convert the data set "
-            "with LeRobot's own script of that version first"
+def _split(entries: list[Entry]) -> list[_Part]:
+    """An episode of every run of frames with one task."""
+    parts = []
+    for file, group in groupby(entries, key=lambda entry: entry.data):
+        if _TASK not in column_names(file):
+            raise InvalidValue(f"{file} has no column {_TASK!r} to split by; set split_tasks to false")
+        table = read_columns(file, ["episode_index", _TASK])
+        episodes, tasks = (
+            np.array(whole_numbers(table.column(name), f"{file}, column {name!r}"))
+            for name in ("episode_index", _TASK)
         )
-    if missing := {"fps", "features", "data_path", "video_path"} - set(info):
-        raise InvalidValue(f"{path} lacks {sorted(missing)}; copy the data set again")
-    if not isinstance(info["fps"], int | float) or not isinstance(info["features"], dict):
-        raise InvalidValue(f"{path}: fps must be a number and features an object; copy the data set again")
-    return info
+        for entry in group:
+            own = tasks[episodes == entry.number]
+            edges = [0, *(np.flatnonzero(np.diff(own)) + 1).tolist(), entry.length]
+            suffixes = [f"_task{run}" for run in range(len(edges) - 1)] if len(edges) > 2 else [""]
+            runs = zip(edges, edges[1:], suffixes, strict=False)
+            parts += [_Part(entry, first, stop, suffix) for first, stop, suffix in runs]
+    return parts
 
 
-def _short(key: str) -> str:
-    """What a video is called by default, and in the side files: top of observation.images.top."""
-    return key.rpartition(".")[2]
-
-
-def _video_names(path: AnyPath, info: Mapping[str, Any], views: Views) -> dict[str, str]:
-    """Our name of every video that is read, by its key."""
-    kinds = {key: feature.get("dtype") for key, feature in info["features"].items()}
-    there = {key: _short(key) for key, kind in kinds.items() if kind == "video"}
-    try:
-        return chosen_views(views, there, path)
-    except ValueError as error:
-        pictures = [key for key, kind in kinds.items() if kind == "image"]
-        if not pictures:
-            raise
-        raise InvalidValue(
-            f"{error}. {pictures} are pictures inside parquet files, which are not read: encode them as "
-            "videos with LeRobot first"
-        ) from error
-
-
-def _episodes_2(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str]) -> list[_Entry]:
-    path, entries = root / "meta" / "episodes.jsonl", []
-    for number, line in enumerate(_lines(path)):
-        try:
-            index, length, tasks = int(line["episode_index"]), int(line["length"]), tuple(line["tasks"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidValue(f"{path}, line {number + 1}: {error!r}; copy the data set again") from error
-        where = {"episode_index": index, "episode_chunk": index // info.get("chunks_size", 1000)}
-        videos = {key: (root / info["video_path"].format(video_key=key, **where), 0.0) for key in keys}
-        entries.append(_Entry(index, length, tasks, root / info["data_path"].format(**where), videos))
-    return sorted(entries, key=lambda entry: entry.number)
-
-
-def _lines(path: AnyPath) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidValue(f"{path} cannot be read as lines of JSON: {error}") from error
-
-
-def _episodes_3(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str]) -> list[_Entry]:
-    files: list[AnyPath] = sorted((root / "meta" / "episodes").glob("*/*.parquet"), key=str)
-    entries = []
-    names = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
-    names += [
-        f"videos/{key}/{what}" for key in keys for what in ("chunk_index", "file_index", "from_timestamp")
-    ]
-    for file in files:
-        try:
-            with file.open("rb") as stream:
-                rows = parquet().read_table(stream, columns=names).to_pylist()
-        except (OSError, ValueError) as error:
-            raise InvalidValue(f"{file}: {error}; copy the data set again") from error
-        if rows and (missing := set(names) - set(rows[0])):
-            raise InvalidValue(f"{file} has no column {sorted(missing)}; copy the data set again")
-        entries += [_entry_3(root, info, keys, row) for row in rows]
-    if not entries:
-        raise InvalidValue(f"{root / 'meta' / 'episodes'} holds no episodes; copy the data set again")
-    return sorted(entries, key=lambda entry: entry.number)
-
-
-def _entry_3(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str], row: Mapping[str, Any]) -> _Entry:
-    def place(of: str) -> dict[str, int]:
-        return {"chunk_index": row[f"{of}/chunk_index"], "file_index": row[f"{of}/file_index"]}
-
-    videos = {
-        key: (
-            root / info["video_path"].format(video_key=key, **place(f"videos/{key}")),
-            float(row[f"videos/{key}/from_timestamp"]),
-        )
-        for key in keys
-    }
-    data = root / info["data_path"].format(**place("data"))
-    return _Entry(int(row["episode_index"]), int(row["length"]), tuple(row["tasks"]), data, videos)
-
-
-def _column(text: str) -> tuple[str, slice]:
-    """Name and part of a column: `action`, `action[7]` or `action[0:3]`."""
-    found = _COLUMN.fullmatch(text)
-    if found is None:
-        raise InvalidValue(f"column {text!r}: expected a name such as action, action[7] or action[0:3]")
-    if found["first"] is None:
-        return found["name"], slice(None)
-    first = int(found["first"])
-    return found["name"], slice(first, int(found["stop"]) if found["stop"] else first + 1)
-
-
-def _select(
-    table: Mapping[str, np.ndarray], text: str, width: int | None, at: str
-) -> Float[np.ndarray, "t n"]:
-    name, part = _column(text)
-    values = table[name].reshape(len(table[name]), -1)
-    chosen = values[:, part]
-    if (width is not None and chosen.shape[1] != width) or not chosen.shape[1]:
-        raise InvalidValue(
-            f"{at}: {text} gives {chosen.shape[1]} of {values.shape[1]} numbers per row, expected "
-            f"{width or 'some'}; correct the part in brackets"
-        )
-    return chosen
-
-
-def _check_times(seconds: Float[np.ndarray, "t"], fps: float, entry: _Entry) -> None:
+def _check_times(column: Float[np.ndarray, "t n"], fps: float, entry: Entry) -> None:
+    """Timestamps rise evenly; they may begin anywhere."""
+    at, seconds = f"{entry.data}, episode {entry.number}", column[:, 0]
+    if column.shape[1] != 1:
+        raise InvalidValue(f"{at}: timestamp has {column.shape[1]} numbers per frame, expected 1")
+    check_finite(column, f"{at}, timestamp")
     off = np.abs((seconds - seconds[0]) * fps - np.arange(len(seconds)))
     if off.max() > _TIME_TOLERANCE:
         frame = int(off.argmax())
         raise InvalidValue(
-            f"{entry.data}, episode {entry.number}, frame {frame}: timestamp {seconds[frame]:g} s does not "
-            f"fit {fps:g} frames per second; rows are missing, copy the data set again"
+            f"{at}, frame {frame}: timestamp {seconds[frame]:g} s does not fit {fps:g} frames per second "
+            f"from {seconds[0]:g} s on; rows are missing, copy the data set again"
         )
 
 
+def _picture_times(
+    video: VideoFile, seconds: Float[np.ndarray, "t"], hz: float, entry: Entry
+) -> Float[np.ndarray, "t"]:
+    """When the video shows each frame's picture: at the frame's time in the file, or near it."""
+    state = video.path.stat()
+    shown = _shown(video.path, state.st_size, state.st_mtime_ns)
+    nearest = np.searchsorted((shown[1:] + shown[:-1]) / 2, seconds)
+    if nearest[0] + len(seconds) > len(shown):
+        raise InvalidValue(
+            f"{video.path} has {len(shown)} pictures, episode {entry.number} needs {len(seconds)} from "
+            f"{seconds[0]:g} s on; copy the data set again"
+        )
+    off = np.abs(seconds - shown[nearest]) * hz
+    if off.max() > _TIME_TOLERANCE:
+        frame = int(off.argmax())
+        raise InvalidValue(
+            f"{video.path}: episode {entry.number}, frame {frame} belongs to {seconds[frame]:g} s of the "
+            f"video, the nearest picture is shown at {shown[nearest[frame]]:g} s; copy the data set again"
+        )
+    return shown[nearest]
+
+
+@lru_cache(maxsize=64)  # hundreds of episodes lie in one file
+def _shown(path: AnyPath, size: int, changed: int) -> Float[np.ndarray, "n"]:
+    """When each picture is shown, seconds; size and time of the last change keep the memory true."""
+    table = VideoTable.of(path.read_bytes())
+    return np.array(table.shown) * table.tick
+
+
 def _frames(
-    tracks: Mapping[str, _Track], actions: np.ndarray | None, length: int, stride: int, hz: float
+    tracks: Mapping[str, _Track], actions: np.ndarray | None, chosen: range, hz: float
 ) -> Iterator[Frame]:
-    numbers = range(0, length, stride)
-    videos = [track.video.images(len(numbers), stride, track.begin) for track in tracks.values()]
-    for number, images in zip(numbers, zip(*videos, strict=True), strict=True):
+    videos = [
+        track.video.images(len(chosen), chosen.step, float(track.times[chosen.start]))
+        for track in tracks.values()
+    ]
+    for number, images in zip(chosen, zip(*videos, strict=True), strict=True):
         views = {
             name: track.calibration.view(image, number)
             for (name, track), image in zip(tracks.items(), images, strict=True)
         }
-        yield Frame(views, None if actions is None else actions[number], number / hz)
+        yield Frame(views, None if actions is None else actions[number], (number - chosen.start) / hz)

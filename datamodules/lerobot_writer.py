@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from ai_wam.errors import InvalidValue
+from ai_wam.files import file_name, whole_file, write_json
 from ai_wam.types import Episode, Frame
 from ai_wam.video import VideoEncoding, VideoWriter
-from datamodules.lerobot import parquet
+from datamodules.lerobot_statistics import Numbers, Pictures
+from datamodules.lerobot_tables import parquet
+from datamodules.rotations import continuous_actions
 
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -28,39 +31,13 @@ NAMES = ("x", "y", "z", "qx", "qy", "qz", "qw", "openness")
 
 
 @dataclass
-class _Statistics:
-    """Running minimum, maximum, mean and deviation per number of a feature."""
-
-    count: int = 0
-    total: Any = 0.0
-    squares: Any = 0.0
-    low: Any = np.inf
-    high: Any = -np.inf
-
-    def add(self, values: Float[np.ndarray, "n d"], frames: int) -> None:
-        """Rows of one feature; `frames` of them count as recorded."""
-        self.count += frames
-        weight = frames / len(values)  # a picture's pixels share one frame's weight
-        self.total = self.total + values.sum(axis=0) * weight
-        self.squares = self.squares + (values**2).sum(axis=0) * weight
-        self.low = np.minimum(self.low, values.min(axis=0))
-        self.high = np.maximum(self.high, values.max(axis=0))
-
-    def to_json(self, shape: tuple[int, ...]) -> dict[str, Any]:
-        """The entry of meta/stats.json; a picture's numbers have the shape (3, 1, 1) there."""
-        mean = self.total / self.count
-        spread = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
-        numbers = {"min": self.low, "max": self.high, "mean": mean, "std": spread}
-        return {**{k: v.reshape(shape).tolist() for k, v in numbers.items()}, "count": [self.count]}
-
-
-@dataclass
 class _Rows:
     """What the whole set has gathered."""
 
     episodes: list[dict[str, Any]] = field(default_factory=list)
     tasks: dict[str, int] = field(default_factory=dict)
-    statistics: dict[str, _Statistics] = field(default_factory=dict)
+    numbers: dict[str, Numbers] = field(default_factory=dict)
+    pictures: dict[str, Pictures] = field(default_factory=dict)
     views: dict[str, tuple[int, int]] = field(default_factory=dict)
     hz: float = 0.0
     frames: int = 0
@@ -89,15 +66,16 @@ class LeRobotWriter:
         for frame in episode.frames:
             for name, view in frame.views.items():
                 if name not in videos:
+                    file_name(name, f"episode {episode.key!r}: a view")
                     videos[name] = VideoWriter(view.image.shape[:2], episode.hz, self.encoding)
                 videos[name].add(view.image)
                 matrices.setdefault(name, []).append((view.intrinsics, view.world_from_camera))
-                self._add_picture(name, view.image)
+                rows.pictures.setdefault(f"observation.images.{name}", Pictures()).add(view.image)
             actions += _action(frame)
         length = next(iter(videos.values())).frames
         self._check_alike(episode, {name: video.size for name, video in videos.items()}, bool(actions))
         place = {"chunk_index": number // CHUNK, "file_index": number % CHUNK}
-        self._write_files(number, place, videos, matrices)
+        self._write_files(number, episode.key, place, videos, matrices)
         table = self._table(episode, number, length, actions)
         _write_table(table, self.folder / DATA.format(**place))
         rows.episodes.append(_episode_row(episode, number, length, rows.frames, place, list(videos)))
@@ -108,10 +86,10 @@ class LeRobotWriter:
         rows, meta = self._rows, self.folder / "meta"
         _write_table(_table_of(rows.episodes), self.folder / EPISODES)
         _write_table(_tasks(rows.tasks), meta / "tasks.parquet")
-        shapes = {f"observation.images.{name}": (3, 1, 1) for name in rows.views}
-        statistics = {key: s.to_json(shapes.get(key, (-1,))) for key, s in rows.statistics.items()}
-        (meta / "stats.json").write_text(json.dumps(statistics, indent=4))
-        (meta / "info.json").write_text(json.dumps(_info(rows), indent=4))
+        statistics = {key: of.to_json() for key, of in rows.pictures.items()}
+        statistics |= {key: of.to_json() for key, of in rows.numbers.items()}
+        write_json(meta / "stats.json", statistics, indent=4)
+        write_json(meta / "info.json", _info(rows), indent=4)
 
     def _check_alike(self, episode: Episode, views: dict[str, tuple[int, int]], acts: bool) -> None:
         rows = self._rows
@@ -124,13 +102,10 @@ class LeRobotWriter:
                 "LeRobot data set has one of each: export them into several"
             )
 
-    def _add_picture(self, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        pixels = image[::4, ::4].reshape(-1, 3) / 255.0  # statistics need no more
-        self._rows.statistics.setdefault(f"observation.images.{name}", _Statistics()).add(pixels, 1)
-
     def _write_files(
         self,
         number: int,
+        key: str,
         place: Mapping[str, int],
         videos: Mapping[str, VideoWriter],
         matrices: Mapping[str, list[tuple[np.ndarray, np.ndarray]]],
@@ -139,36 +114,33 @@ class LeRobotWriter:
         cameras = {}
         for name, video in videos.items():
             path = self.folder / VIDEO.format(video_key=f"observation.images.{name}", **place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(video.finish())
-            cameras[name] = _calibration(matrices[name], video.size, f"episode {number}, view {name!r}")
-        side = self.folder / "meta" / "cameras" / f"episode_{number:06d}.json"
-        side.parent.mkdir(parents=True, exist_ok=True)
-        side.write_text(json.dumps(cameras))
+            with whole_file(path) as stream:
+                stream.write(video.finish())
+            cameras[name] = _calibration(matrices[name], video.size, f"episode {key!r}, view {name!r}")
+        write_json(self.folder / "meta" / "cameras" / f"episode_{number:06d}.json", cameras, indent=None)
 
     def _table(self, episode: Episode, number: int, length: int, actions: list[np.ndarray]) -> Any:
         import pyarrow
 
         begin, task = self._rows.frames, episode.instructions[0]
         index = self._rows.tasks.setdefault(task, len(self._rows.tasks))
-        seconds = np.arange(length, dtype=np.float32) / np.float32(episode.hz)
-        columns = {}
+        columns: dict[str, np.ndarray] = {}
         if actions:
-            state = np.stack(actions).astype(np.float32)
-            goal = np.concatenate([state[1:], state[-1:]])
-            confidence = _confidence(episode, length)
-            numbers = {"observation.state": state, "action": goal, "action.confidence": confidence[:, None]}
-            for key, values in numbers.items():
-                self._rows.statistics.setdefault(key, _Statistics()).add(values.astype(np.float64), length)
-            vector = pyarrow.list_(pyarrow.float32(), len(NAMES))
-            columns["observation.state"] = pyarrow.array(state.tolist(), vector)
-            columns["action"] = pyarrow.array(goal.tolist(), vector)
-            columns["action.confidence"] = pyarrow.array(confidence, pyarrow.float32())
-        columns["timestamp"] = pyarrow.array(seconds, pyarrow.float32())
-        whole = {"frame_index": range(length), "index": range(begin, begin + length)}
-        whole |= {"episode_index": [number] * length, "task_index": [index] * length}  # type: ignore[dict-item]
-        columns |= {key: pyarrow.array(list(value), pyarrow.int64()) for key, value in whole.items()}
-        return pyarrow.table(columns)
+            state = continuous_actions(np.stack(actions)).astype(np.float32)
+            columns |= {"observation.state": state, "action": np.concatenate([state[1:], state[-1:]])}
+            columns["action.confidence"] = _confidence(episode, length)
+        columns["timestamp"] = np.arange(length, dtype=np.float32) / np.float32(episode.hz)
+        columns |= {"frame_index": np.arange(length), "index": np.arange(begin, begin + length)}
+        columns |= {"episode_index": np.full(length, number), "task_index": np.full(length, index)}
+        for key, values in columns.items():
+            self._rows.numbers.setdefault(key, Numbers()).add(values.reshape(length, -1))
+        vector = pyarrow.list_(pyarrow.float32(), len(NAMES))
+        return pyarrow.table(
+            {
+                key: pyarrow.array(values) if values.ndim == 1 else pyarrow.array(values.tolist(), vector)
+                for key, values in columns.items()
+            }
+        )
 
 
 def _action(frame: Frame) -> list[np.ndarray]:
@@ -190,7 +162,10 @@ def _calibration(
     """An entry of the side file; one matrix where nothing moves."""
     stacks = [np.stack([np.asarray(pair[i], np.float64) for pair in matrices]) for i in (0, 1)]
     if not all(np.isfinite(stack).all() for stack in stacks):
-        raise InvalidValue(f"{at}: the calibration is lost (NaN), which JSON cannot say; leave the view out")
+        raise InvalidValue(
+            f"{at}: the calibration is lost (NaN), which JSON cannot say; export the other views (--views) "
+            "or the other episodes (--episodes)"
+        )
     k, pose = (stack[0] if (stack == stack[0]).all() else stack for stack in stacks)
     return {"K": k.tolist(), "size": list(size), "camera_to_world": pose.tolist()}
 
@@ -280,5 +255,5 @@ def _table_of(rows: list[dict[str, Any]]) -> Any:
 
 
 def _write_table(table: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet().write_table(table, path)
+    with whole_file(path) as stream:
+        parquet().write_table(table, stream)

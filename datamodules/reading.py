@@ -1,5 +1,6 @@
-"""What readers of foreign files share: pictures, the order of numbered names, checks of numbers."""
+"""What readers of foreign files share: pictures, text, the order of numbered names, checks of numbers."""
 
+import math
 import re
 import struct
 from collections.abc import Mapping
@@ -9,9 +10,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageOps
 
+from ai_wam.documents import read_text
 from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 
+_LINE_END = re.compile(r"\r\n|\r|\n")  # str.splitlines also splits at U+2028 and others
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # float() also takes 1_0
 HAND = re.compile(r"wrist|hand|gripper|ego", re.IGNORECASE)  # names of cameras that move with the tool
 _UNDECODABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)  # Pillow's own
 _STILL = 1e-6  # metres: less than this is the noise of float32, not a motion
@@ -45,6 +49,44 @@ def is_turned(path: AnyPath) -> bool:
             return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
     except _UNDECODABLE:
         return False
+
+
+def read_lines(path: AnyPath) -> list[str]:
+    """The lines of a text file in UTF-8, without their ends.
+
+    Raises:
+        ValueError: unreadable, or in another encoding.
+    """
+    text = read_text(path)
+    if "\0" in text:
+        raise InvalidValue(f"{path} holds NUL characters, as UTF-16 does; save it as UTF-8")
+    return _LINE_END.split(text)
+
+
+def parse_number(text: str) -> float:
+    """A finite number in the notation of CSV files, such as -0.5 or 1e-3; spaces around it do not count.
+
+    Raises:
+        ValueError: any other text.
+    """
+    if not _NUMBER.fullmatch(text.strip(" \t")):
+        raise InvalidValue(f"{text!r} is no finite number such as -0.5 or 1e-3")
+    if not math.isfinite(number := float(text)):
+        raise InvalidValue(f"{text!r} is beyond the largest float64, so it is not finite")
+    return number
+
+
+def not_finite(value: Any, key: str = "") -> str | None:
+    """Key of the first NaN or infinity in a JSON value, such as arm.force[2]; None if there is none."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else key
+    if isinstance(value, Mapping):
+        parts = ((f"{key}.{name}" if key else str(name), part) for name, part in value.items())
+    elif isinstance(value, list | tuple):
+        parts = ((f"{key}[{number}]", part) for number, part in enumerate(value))
+    else:
+        return None
+    return next((found for name, part in parts if (found := not_finite(part, name)) is not None), None)
 
 
 def numbered(path: AnyPath) -> list[Any]:

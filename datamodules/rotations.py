@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.errors import InvalidValue
-from ai_wam.poses import quaternion_from_rotation, rotation_from_vector
+from ai_wam.poses import continuous_quaternions, quaternion_from_rotation, rotation_from_vector
 
 Rotation = Literal[
     "quaternion_xyzw",
@@ -53,6 +53,12 @@ def to_quaternion(
         _check_radians(values, at)
         return quaternion_from_rotation(rotation_from_vector(torch.from_numpy(values))).numpy()
     return quaternion_from_rotation(torch.from_numpy(euler_xyz(values, at))).numpy()
+
+
+def continuous_actions(actions: Float[np.ndarray, "t 8"]) -> Float[np.ndarray, "t 8"]:
+    """The same actions with quaternions whose signs do not jump (`ai_wam.poses.continuous_quaternions`)."""
+    turned = continuous_quaternions(torch.from_numpy(np.array(actions[:, 3:7]))).numpy()
+    return np.concatenate([actions[:, :3], turned, actions[:, 7:]], axis=1)
 
 
 def euler_xyz(angles: Float[np.ndarray, "t 3"], at: str) -> Float[np.ndarray, "t 3 3"]:

@@ -1,12 +1,17 @@
 """Pickles of foreign data sets without running what they name.
 
-A pickle is a program: its globals are looked up and called. Here the look-up knows NumPy's arrays and scalars
-and the classes that the caller names, which become empty shells that carry attributes; whatever else a file
-asks for is an error before anything is called, and no foreign package needs to be installed.
+A pickle is a program: its globals are looked up and called. Here the look-up knows plain containers, NumPy's
+arrays and scalars, and the classes that the caller names, which become empty shells that carry attributes;
+whatever else a file asks for is an error before anything is called, and no foreign package needs to be
+installed. NumPy's own classes are not looked up either: they take the layout of their memory from the pickle
+without a check, so that a forged data type turns bytes into addresses of objects. Types are made anew from
+their description.
 """
 
 import io
 import pickle
+import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -16,23 +21,135 @@ from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 
 _Globals: TypeAlias = Mapping[tuple[str, str], Any]
+_SCALAR: Any = np.float64().__reduce__()[0]  # the function has no public name
+_KIND = re.compile(r"[biufcmMSUVO][0-9]{0,9}")
+_UNIT = re.compile(r"[A-Za-z]{1,2}")
+_LATIN = ("latin1", "latin-1")  # how Python 3 writes bytes for Python 2
 
 
-class Shell:
+class _Fixed(type):
+    """A class without attributes to set: a pickle has an instruction for that, which would last."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise AttributeError(f"{cls.__name__} is not changed")
+
+
+class Shell(metaclass=_Fixed):
     """An object of a foreign class: the attributes it was saved with, none of its methods."""
 
 
-def _numpy_globals() -> dict[tuple[str, str], Any]:
-    """What NumPy's own reduction names: the module is `numpy.core` in files of NumPy 1."""
-    reconstruct = np.empty(0).__reduce__()[0]  # the functions have no public name
-    scalar = np.float64().__reduce__()[0]
-    found: dict[tuple[str, str], Any] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
-    for core in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        found |= {(core, "_reconstruct"): reconstruct, (core, "scalar"): scalar}
-    return found
+class _ArrayClass(metaclass=_Fixed):
+    """Stands where a pickle names `numpy.ndarray`."""
 
 
-_NUMPY = _numpy_globals()
+class _Type(metaclass=_Fixed):
+    """A data type as a pickle describes it."""
+
+    def __init__(self, kind: str, align: bool = False, copy: bool = True) -> None:
+        self._kind = kind
+        self._state: tuple[Any, ...] = (3, "|", None, None, None, -1, -1, 0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._state = state
+
+    def made(self) -> np.dtype[Any]:
+        """The same type by NumPy's own rules; those parts of the description that follow are not used."""
+        _, order, part, names, fields, size, _, _, *more = self._state
+        if not isinstance(self._kind, str) or not _KIND.fullmatch(self._kind) or order not in tuple("<>|="):
+            raise ValueError(f"a data type {self._kind!r} in the order {order!r}")
+        if part is not None:
+            return np.dtype((part[0].made(), part[1]))
+        if names is not None:
+            formats, offsets = [fields[name][0].made() for name in names], [fields[name][1] for name in names]
+            parts: Any = {"names": list(names), "formats": formats, "offsets": offsets, "itemsize": size}
+            return np.dtype(parts)
+        kind = "O" if self._kind[0] == "O" else self._kind + _unit(more)
+        return np.dtype(kind if order == "|" else order + kind)
+
+
+def _unit(more: list[Any]) -> str:
+    """The unit of a time, such as [10ms], out of (metadata, (unit, number, ...))."""
+    if not more or more[0] is None:
+        return ""
+    unit, number = more[0][1][:2]
+    unit = unit.decode("ascii") if isinstance(unit, bytes) else unit
+    if unit == "generic":
+        return ""
+    if not _UNIT.fullmatch(unit) or type(number) is not int:
+        raise ValueError(f"a unit of time {unit!r} of {number!r}")
+    return f"[{number}{unit}]"
+
+
+class _Array(np.ndarray, metaclass=_Fixed):
+    """An array that takes its content from a pickle, with a data type that was made anew."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        *version, shape, kind, by_columns, data = state
+        if not all(type(side) is int and side >= 0 for side in shape):
+            raise ValueError(f"an array of shape {shape!r}")
+        super().__setstate__((*version, tuple(shape), kind.made(), by_columns, data))
+
+    def __reduce__(self) -> Any:
+        return np.asarray(self).__reduce__()
+
+
+class _Calls:
+    """What a pickle may call: bound methods, since attributes of functions can be set."""
+
+    __slots__ = ()
+
+    def array(self, kind: Any, shape: Any, letter: Any) -> _Array:
+        """An empty array, whose content follows."""
+        return _Array((0,), np.int8)
+
+    def scalar(self, kind: _Type, data: Any = None) -> Any:
+        return _SCALAR(kind.made(), data)
+
+    def buffer(self, data: Any, kind: _Type, shape: Any, order: str, axes: Any = None) -> np.ndarray:
+        """An array of protocol 5."""
+        if not isinstance(data, bytes | bytearray):
+            raise ValueError(f"an array's buffer is a {type(data).__name__}")
+        array = np.frombuffer(bytes(data), dtype=kind.made()).copy()
+        if order == "K" and axes is not None:
+            return array.reshape(shape).transpose(axes)
+        return array.reshape(shape, order="F" if order == "F" else "C")
+
+    def encoded(self, text: str, encoding: str = "latin1") -> bytes:
+        """Bytes as protocols up to 2 write them."""
+        if not isinstance(text, str) or encoding not in _LATIN:
+            raise ValueError(f"bytes in the encoding {encoding!r}")
+        return text.encode("latin1")
+
+    def no_bytes(self) -> bytes:
+        return b""
+
+    def changeable(self, data: Any = b"", encoding: str = "latin1") -> bytearray:
+        return bytearray(data if isinstance(data, bytes) else self.encoded(data, encoding))
+
+    def shell(self, kind: Any, base: Any, state: Any) -> Any:
+        """An object of a named class, as protocols 0 and 1 begin it."""
+        if not (isinstance(kind, _Fixed) and issubclass(kind, Shell)):
+            raise ValueError(f"an object of the class {kind!r}")
+        return kind()
+
+
+def _globals() -> dict[tuple[str, str], Any]:
+    """By module and name, as Python 2 and 3 and NumPy 1 and 2 call them."""
+    calls = _Calls()
+    found: dict[tuple[str, str], Any] = {("numpy", "ndarray"): _ArrayClass, ("numpy", "dtype"): _Type}
+    for core in ("numpy.core", "numpy._core"):
+        multiarray = f"{core}.multiarray"
+        found |= {(multiarray, "_reconstruct"): calls.array, (multiarray, "scalar"): calls.scalar}
+        found[f"{core}.numeric", "_frombuffer"] = calls.buffer
+    for module in ("builtins", "__builtin__"):
+        found |= {(module, kind.__name__): kind for kind in (set, frozenset, complex, range, object)}
+        found |= {(module, "bytes"): calls.no_bytes, (module, "bytearray"): calls.changeable}
+    found |= {("__builtin__", "xrange"): range, ("collections", "OrderedDict"): OrderedDict}
+    found["_codecs", "encode"] = calls.encoded
+    return found | {(module, "_reconstructor"): calls.shell for module in ("copy_reg", "copyreg")}
+
+
+_KNOWN = _globals()
 
 
 def load_pickle(path: AnyPath, shells: _Globals | None = None) -> Any:
@@ -50,7 +167,7 @@ def load_pickle(path: AnyPath, shells: _Globals | None = None) -> Any:
     except OSError as error:
         raise InvalidValue(f"{path} cannot be read ({error}); copy the recording again") from error
     try:
-        return _Restricted(io.BytesIO(data), {**_NUMPY, **(shells or {})}).load()
+        return _Restricted(io.BytesIO(data), {**_KNOWN, **(shells or {})}).load()
     except _UnknownGlobal as error:
         raise InvalidValue(
             f"{path} asks for the global {error}, which is unknown here and will not be called; expected "

@@ -18,6 +18,7 @@ from datamodules.depth import depth_member, read_depth
 from datamodules.label_members import labels_of_provenance, read_labels
 from datamodules.shard_folder import Recent, ShardFolder
 from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, META, EpisodeEntry
+from datamodules.view_names import Views, as_called, chosen_views
 
 ROWS_KEPT = 200_000  # of frame tables and of matrices, whatever the episodes' length: some 30 MB each
 DEPTH_KEPT = 64_000_000  # bytes
@@ -51,8 +52,21 @@ class ShardSet(ShardFolder):
     command = "ai-wam collect"
 
     def __getitem__(self, index: int) -> Episode:
+        return self.episode(index)
+
+    def episode(self, index: int, views: Views = None) -> Episode:
+        """Episode `index` with some of its views, perhaps under other names; the rest is not decoded.
+
+        Args:
+            index: its number.
+            views: such as [front] or {front: top}; all if left out.
+
+        Raises:
+            ValueError: a view that it lacks.
+        """
         entry, header = self.episodes[index], self.header(index)
-        frames = self._frames(index)
+        there = as_called(list(entry.views))
+        frames = self._frames(index, chosen_views(views, there, f"episode {entry.key!r}"))
         return Episode(entry.key, frames, header.instructions, entry.hz, header.provenance, header.labels)
 
     def _forget(self) -> None:
@@ -126,15 +140,15 @@ class ShardSet(ShardFolder):
         except (ValueError, BadZipFile) as error:
             raise self.damaged(entry, LABELS, str(error)) from error
 
-    def _frames(self, index: int) -> Iterator[Frame]:
+    def _frames(self, index: int, chosen: Mapping[str, str]) -> Iterator[Frame]:
         entry, header = self.episodes[index], self.header(index)
         for number in range(entry.frames):
             views = {}
-            for view in entry.views:
+            for view, ours in chosen.items():
                 k, e = header.intrinsics[view], header.world_from_camera[view]
                 still = 0 if len(k) == 1 else number
                 image, depth = self.images(index, view, [number])[0], self.depth(index, view, [number])
-                views[view] = View(image, k[still], e[still], None if depth is None else depth[0])
+                views[ours] = View(image, k[still], e[still], None if depth is None else depth[0])
             yield Frame(views, None if header.actions is None else header.actions[number], number / entry.hz)
 
 

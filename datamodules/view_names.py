@@ -3,12 +3,14 @@
 A mixture of data sets trains on one set of names, so a source can give its layout's names ours.
 """
 
+import re
 from collections.abc import Mapping
 from typing import TypeAlias
 
 from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 
+NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a view or an episode: part of a file's name in shards
 Views: TypeAlias = list[str] | dict[str, str] | None
 
 
@@ -22,7 +24,7 @@ def chosen_views(views: Views, there: Mapping[str, str], at: str | AnyPath) -> d
         at: where it lies, for the error.
 
     Raises:
-        ValueError: a camera that is not there, none at all, or two of one name.
+        ValueError: a camera that is not there, none at all, two of one name, or a name that no view can have.
     """
     if views is None or isinstance(views, Mapping):
         chosen = dict(there if views is None else views)
@@ -35,6 +37,12 @@ def chosen_views(views: Views, there: Mapping[str, str], at: str | AnyPath) -> d
         )
     if len(set(chosen.values())) < len(chosen):
         raise InvalidValue(f"{at}: views are called {chosen}; give each a name of its own")
+    if bad := [name for name, ours in chosen.items() if not NAME.fullmatch(ours)]:
+        better = re.sub(r"[^A-Za-z0-9_-]+", "_", chosen[bad[0]]).strip("_") or "front"
+        raise InvalidValue(
+            f"{at}: view {chosen[bad[0]]!r} must be made of letters, digits, '-' and '_' only; give it such "
+            f"a name by views, as in {{{bad[0]!r}: {better}}}"
+        )
     return chosen
 
 

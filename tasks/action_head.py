@@ -10,6 +10,7 @@ from ai_wam.action_images import DecodedActions
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import RAY_CHANNELS, Canvas, Kind
 from ai_wam.poses import (
+    continuous_quaternions,
     quaternion_from_rotation,
     rotation_from_quaternion,
     rotation_from_vector,
@@ -82,7 +83,7 @@ class ActionHead(nn.Module):
         with full_precision(rotation.device):
             turned = rotation @ rotation_from_vector(_RADIANS * turn)
         openness = (torch.logit(base[..., 7:], eps=0.02) + grip).sigmoid()
-        pose = quaternion_from_rotation(turned)
+        pose = continuous_quaternions(quaternion_from_rotation(turned))
         return torch.cat([base[..., :3] + _METRES * move, pose, openness], dim=-1)
 
     def loss(self, actions: Float[Tensor, "b t 8"], truth: Float[Tensor, "b t 8"]) -> Float[Tensor, "b"]:

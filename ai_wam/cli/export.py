@@ -14,7 +14,9 @@ from ai_wam.errors import ExistingFile
 from ai_wam.files import PARTIAL, AnyPath, as_path, unwritten
 from ai_wam.types import Episode
 from ai_wam.video import VideoEncoding
+from datamodules.episode_choice import Episodes, chosen_episodes
 from datamodules.shard_reader import ShardSet
+from datamodules.view_names import Views
 
 Layout: TypeAlias = Literal["action_images", "lerobot"]
 _GOP: dict[Layout, int] = {"action_images": 12, "lerobot": 2}  # as each project encodes
@@ -33,7 +35,15 @@ class Writer(Protocol):
         ...
 
 
-def export(shards: str, out: str, to: Layout, lossless: bool = False, browser: bool = False) -> None:
+def export(
+    shards: str,
+    out: str,
+    to: Layout,
+    lossless: bool = False,
+    browser: bool = False,
+    views: Views = None,
+    episodes: Episodes = None,
+) -> None:
     """Write recorded episodes in the layout of another project.
 
     Args:
@@ -43,18 +53,23 @@ def export(shards: str, out: str, to: Layout, lossless: bool = False, browser: b
         to: the layout; docs/sources.md describes each.
         lossless: keep every pixel exactly, at about ten times the size.
         browser: halve the colour resolution, for players that know 4:2:0 only.
+        views: the views to write, such as [front], or with other names, such as {front: top}; all if left
+            out.
+        episodes: the episodes to write, as numbers from 0 on, ranges such as 3-7 (both included) or keys:
+            [0, 3-7, pick-0001]; all if left out.
     """
     place = as_path(out)
     if place.exists():
         raise ExistingFile(f"{out} exists; export into a new folder, or delete this one")
-    episodes = ShardSet(shards)
+    recorded = ShardSet(shards)
+    numbers = chosen_episodes(episodes, [entry.key for entry in recorded.episodes], shards)
     encoding = VideoEncoding(lossless=lossless, browser=browser, gop=_GOP[to])
     with _whole_folder(place) as folder:
         writer = _writer(to, folder, encoding)
-        for index in tqdm(range(len(episodes)), unit="episode"):
-            writer.write(episodes[index])
+        for index in tqdm(numbers, unit="episode"):
+            writer.write(recorded.episode(index, views))
         writer.close()
-    print(f"{out}: {len(episodes)} episodes in the layout {to!r}")
+    print(f"{out}: {len(numbers)} episodes in the layout {to!r}")
 
 
 @contextmanager

@@ -153,6 +153,8 @@ def write(root: Path) -> Truth:
             row |= {f"videos/{key}/{name}": value for name, value in places.items()}
         episodes.append({**row, "stats/action/min": [0.0] * 8})
     (root / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
+    tasks = pa.table({"task_index": list(range(len(TASKS))), "__index_level_0__": list(TASKS)})
+    pq.write_table(tasks, root / "meta" / "tasks.parquet")  # as pandas writes an index without a name
     pq.write_table(
         pa.Table.from_pylist(episodes), root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
     )

@@ -96,6 +96,19 @@ def test_a_black_step_is_bridged():
     assert worst(decoded, actions) < 0.01
 
 
+def test_decoded_quaternions_follow_the_motion():
+    """w changes its sign on the way, next to a step that shows nothing; the numbers go smoothly through."""
+    actions, cameras, _ = scene()
+    half = 0.2 + torch.linspace(0, 1.7 * math.pi, STEPS)
+    actions[0, :, 3:7] = torch.stack([half.sin(), 0 * half, 0 * half, half.cos()], dim=-1)
+    images = TOKENIZER.encode(actions, cameras, (SIZE, SIZE))
+    hidden = int((half > math.pi / 2).nonzero()[0])
+    images[:, :, :, hidden] = 0
+    decoded = TOKENIZER.decode(images, cameras)
+    assert decoded.valid[0].sum() == STEPS - 1
+    assert torch.allclose(decoded.actions[0, :, 3:7], actions[0, :, 3:7], atol=0.02)
+
+
 def test_black_ends_are_held():
     _, cameras, images = scene()
     images[:, :, :, :2] = 0

@@ -10,7 +10,13 @@ from ai_wam.blob_finding import find_blobs
 from ai_wam.blobs import draw_blobs, draw_blobs_on_pedestal
 from ai_wam.pose_fit import Poses, evaluate, frame_from_points, make_scene, refine
 from ai_wam.pose_sequences import bracket
-from ai_wam.poses import geodesic_angle, rotation_from_quaternion, rotation_from_vector, slerp
+from ai_wam.poses import (
+    continuous_quaternions,
+    geodesic_angle,
+    rotation_from_quaternion,
+    rotation_from_vector,
+    slerp,
+)
 from benchmarks.speed.codec_rig import EYES, rig
 
 OFFSETS = torch.tensor([[0.0, 0, 0], [0.1, 0, 0], [0, 0, -0.1]], dtype=torch.float64)
@@ -41,6 +47,34 @@ def test_slerp_agrees_with_scipy(seed, fraction, other_sign):
 def test_slerp_of_equal_ends_stays():
     q = torch.tensor([0.5, 0.5, 0.5, 0.5])
     assert torch.allclose(slerp(q, q, torch.tensor(0.3)), q)
+
+
+def turning(start=0.3, turns=1.2, steps=41):
+    """Half angles of a tool that points down and turns about z: the numbers follow one smooth curve."""
+    half = (start + torch.linspace(0, 2 * np.pi * turns, steps)) / 2
+    none = torch.zeros_like(half)
+    return torch.stack([none, none, half.sin(), half.cos()], dim=-1)
+
+
+@given(st.integers(0, 1000))
+def test_signs_follow_the_motion_past_frames_without_a_pose(seed):
+    generator = torch.Generator().manual_seed(seed)
+    smooth = torch.stack([turning(), turning(start=-0.4, turns=2.0)])
+    mixed = smooth * (torch.randint(0, 2, (2, 41, 1), generator=generator) * 2 - 1)
+    missing = torch.rand(2, 41, generator=generator) < 0.3
+    mixed[missing] = 0
+    mixed[1][missing[1]] = torch.nan
+    found = continuous_quaternions(mixed)
+    assert torch.equal(found[missing].nan_to_num(), torch.zeros(int(missing.sum()), 4))
+    for row in range(2):
+        known = ~missing[row]
+        sign = 1 if smooth[row][known][0, 3] >= 0 else -1
+        assert torch.equal(found[row][known], sign * smooth[row][known])
+
+
+def test_signs_of_nothing():
+    assert continuous_quaternions(torch.zeros(2, 0, 4)).shape == (2, 0, 4)
+    assert torch.equal(continuous_quaternions(torch.tensor([[0.0, 0, 1, 0]])), torch.tensor([[0.0, 0, 1, 0]]))
 
 
 def test_frame_of_three_points_is_exact_and_shares_errors():

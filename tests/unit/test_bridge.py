@@ -59,6 +59,38 @@ def save(folder, states):
     (folder / "obs_dict.pkl").write_bytes(pickle.dumps({"full_state": states}))
 
 
+def timed(times, states=None):
+    states = np.zeros((6, 7)) if states is None else states
+    return lambda folder: (folder / "obs_dict.pkl").write_bytes(
+        pickle.dumps({"full_state": states, "time_stamp": times})
+    )
+
+
+@pytest.mark.parametrize("times", [None, [0, 0.2, 0.4, 0.6, 0.8, 1.29], [7.0 + 0.3 * i for i in range(6)]])
+def test_times_that_are_even_or_unknown_pass(times, root):
+    timed(times)(root / FIRST)
+    assert len(list(Bridge(str(root))[0].frames)) == 6
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0, 0.2, 0.4, 1.4, 1.6, 1.8], r"step 3 was taken 1 s after step 2, .* at most 0.5 s .*gaps: true"),
+        ([0, 0.2, 0.1, 0.3, 0.5, 0.7], r"step 2 was taken -0.1 s after step 1, expected more than 0"),
+        ([0, 0.2, 0.2, 0.4, 0.6, 0.8], "step 2 was taken 0 s after step 1"),
+        ([0.05 * i for i in range(6)], "steps follow after 0.05 s, but this source reads 5 steps per"),
+        ([0.0, 0.2], r"'time_stamp' has shape \(2,\), expected 6 finite seconds"),
+        ([0, 0.2, np.nan, 0.6, 0.8, 1.0], "expected 6 finite seconds"),
+        (["now"] * 6, "'time_stamp' holds no numbers"),
+    ],
+)
+def test_gaps_in_time_are_named_and_may_be_accepted(times, message, root):
+    timed(times)(root / FIRST)
+    with pytest.raises(ValueError, match=message):
+        Bridge(str(root))[0]
+    assert len(list(Bridge(str(root), gaps=True)[0].frames)) == 6
+
+
 def cameras(change):
     def apply(folder):
         content = json.loads((folder / "cameras.json").read_text())
@@ -76,11 +108,20 @@ def cameras(change):
         (lambda f: save(f, [["a"]]), "'full_state' holds no numbers"),
         (lambda f: save(f, None), r"'full_state' has shape \(\)"),
         (lambda f: (f / "obs_dict.pkl").write_bytes(pickle.dumps(Path("x"))), "asks for the global pathlib"),
+        (
+            lambda f: (f / "lang.txt").write_bytes("Löffel".encode("latin-1")),
+            r"lang.txt is not UTF-8 \(byte 1 is 0xf6\); save it as UTF-8",
+        ),
         (lambda f: (f / "images0/im_3.jpg").unlink(), r"images0: picture im_3 is missing"),
         (lambda f: (f / "images0/im_5.jpg").unlink(), r"images0 has 5 pictures, obs_dict.pkl 6 states"),
         (lambda f: (f / "images1/im_5.jpg").write_bytes(b"none"), "im_5.jpg cannot be decoded"),
         (lambda f: (f / "images1").rename(f / "other"), r"has the views \['images0'\], `views` asks for"),
         (cameras(lambda c: c.update(size=[480, 640])), r"size \[480, 640\] .* im_0.jpg has \[48, 64\]"),
+        (
+            lambda f: (f / "cameras.json").write_text((f / "cameras.json").read_text().replace("s1", "_1")),
+            r"has cameras \['image_1'\], but the trajectory has the views \['images0', 'images1'\]",
+        ),
+        (lambda f: (f / "obs_dict.pkl").write_bytes(pickle.dumps([1])), "holds a list, expected a dict"),
         (cameras(lambda c: c.update(K=[c["K"]] * 2)), "images1 K has 2 matrices for 6 pictures"),
         (cameras(lambda c: c.update(world_to_camera=c["K"])), "give exactly one of"),
     ],

@@ -83,6 +83,44 @@ def edit_cameras(function):
     return change
 
 
+def rewrite(name, change):
+    """Edit the bytes of a file."""
+
+    def apply(folder):
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+    return apply
+
+
+def last_row(text):
+    return rewrite("actions.csv", lambda data: b"\n".join([*data.split(b"\n")[:-2], text.encode(), b""]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        rewrite("actions.csv", lambda data: data + b"\n  \r\n\n"),
+        rewrite("actions.csv", lambda data: data.replace(b"\n", b"\r\n")),
+        rewrite("actions.csv", lambda data: b"\xef\xbb\xbf" + data.rstrip(b"\n")),
+        rewrite("actions.csv", lambda data: data.replace(b",", b", ").replace(b"x", b'"x"', 1)),
+        rewrite("instruction.txt", lambda data: b"\xef\xbb\xbf" + data),
+    ],
+    ids=["blank-end", "crlf", "byte-order-mark", "spaces", "instruction"],
+)
+def test_text_as_editors_write_it(change, root):
+    before = FolderSource(str(root))[0]
+    wanted = [frame.action.tolist() for frame in before.frames]
+    change(root / "squares-0000")
+    episode = FolderSource(str(root))[0]
+    assert episode.instructions == before.instructions
+    assert [frame.action.tolist() for frame in episode.frames] == wanted
+
+
+def test_only_line_ends_end_an_instruction(root):
+    (root / "squares-0000" / "instruction.txt").write_text("lift\u2028it\x85up\n", encoding="utf-8")
+    assert FolderSource(str(root))[0].instructions == ("lift\u2028it\x85up",)
+
+
 def with_a_hole(data):
     """The video with the frames from 3 on shown one frame later."""
     written = io.BytesIO()
@@ -99,6 +137,10 @@ def with_a_hole(data):
 
 def write(name, text):
     return lambda folder: (folder / name).write_text(text)
+
+
+def write_bytes(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +182,34 @@ def write(name, text):
         ),
         (
             write("actions.csv", ",".join(COLUMNS) + "\n" + "0,0,0,0,0,0,1,1\n" * 4 + "0,nan,0,0,0,0,1,1\n"),
-            r"actions.csv, line 6: .*'nan'.* is not finite",
+            r"actions.csv, line 6: 'nan' is no finite number",
+        ),
+        (last_row("0.5"), "actions.csv, line 6: '0.5' has 1 cells, expected the header's 8"),
+        (last_row("0,0,0,0,0,0,1,1,"), "has 9 cells, expected the header"),
+        (last_row("1_0,0,0,0,0,0,1,1"), "line 6: '1_0' is no finite number such as -0.5 or 1e-3"),
+        (last_row("\u0661,0,0,0,0,0,1,1"), "is no finite number"),
+        (last_row("0,0,0,0,0,0,1,infinity"), "'infinity' is no finite number"),
+        (last_row("0,0,0,0,0,0,1,1e999"), "'1e999' is beyond the largest float64"),
+        (last_row('"0,0,0,0,0,0,1,1'), "has 1 cells"),
+        (
+            rewrite("actions.csv", lambda d: d.replace(b"\n", b"\n\n", 1)),
+            r"actions.csv, line 2: '' has 0 cells",
+        ),
+        (rewrite("actions.csv", lambda d: d.decode().encode("utf-16")), "actions.csv is UTF-16; save it as"),
+        (
+            write_bytes("instruction.txt", "Löffel".encode("latin-1")),
+            r"instruction.txt is not UTF-8 \(byte 1 is 0xf6\)",
+        ),
+        (write_bytes("instruction.txt", "lift".encode("utf-16-be")), "holds NUL characters, as UTF-16 does"),
+        (write("meta.json", '{"hz": 10, "arm": {"mass": [1, NaN]}}'), r"the value of 'arm.mass\[1\]' is NaN"),
+        (write("meta.json", '{"hz": 10, "": Infinity}'), "the value of '' is NaN or infinity"),
+        (write("meta.json", '{"hz": Infinity}'), "the value of 'hz' is NaN or infinity"),
+        (write("meta.json", '{"hz": true}'), '"hz" is True, expected frames per second'),
+        (write("meta.json", '{"hz": "10"}'), "\"hz\" is '10', expected frames per second"),
+        (write("meta.json", '{"hz": 10, "source": "x"}'), r"the keys \['source'\] are written by the reader"),
+        (
+            edit_cameras(lambda c: c.update({"../wrist": c.pop("wrist")})),
+            r"view '../wrist' must be made of letters, .* by views, as in {'../wrist': wrist}",
         ),
         (
             lambda f: (f / "front.mp4").write_bytes(with_a_hole((f / "front.mp4").read_bytes())),
@@ -162,6 +231,13 @@ def test_errors_name_the_file(change, message, root):
     change(root / "squares-0000")
     with pytest.raises(ValueError, match=message):
         FolderSource(str(root))[0]
+
+
+def test_no_camera_is_read_from_outside_its_folder(root):
+    (root / "squares-0000" / "wrist.mp4").rename(root / "wrist.mp4")
+    edit_cameras(lambda c: c.update({"../wrist": c.pop("wrist")}))(root / "squares-0000")
+    with pytest.raises(ValueError, match=r"'../wrist': the name of a camera is its video's file name"):
+        FolderSource(str(root), views={"front": "front", "../wrist": "wrist"})[0]
 
 
 def test_an_empty_folder_is_an_error(tmp_path):

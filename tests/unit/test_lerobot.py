@@ -93,6 +93,24 @@ def lost(value):
         ),
         (edit_json("meta/info.json", lambda c: c.pop("fps")), r"info.json lacks \['fps'\]"),
         (edit_json("meta/info.json", lambda c: c.update(fps="ten")), "fps must be a number"),
+        (edit_json("meta/info.json", lambda c: c.update(fps=True)), "fps must be a number above 0, got True"),
+        (edit_json("meta/info.json", lambda c: c.update(fps=np.inf)), "fps must be .* above 0, got inf"),
+        (edit_json("meta/info.json", lambda c: c.update(features=None)), "features must be an object of obj"),
+        (
+            edit_json("meta/info.json", lambda c: c["features"].update(action=None)),
+            "features must be an object of objects",
+        ),
+        (edit_json("meta/info.json", lambda c: c.update(data_path=3)), "data_path must be text, got 3"),
+        (
+            edit_json("meta/info.json", lambda c: c.update(data_path="{chunk_index:q}")),
+            "path '{chunk_index:q}' cannot be filled with",
+        ),
+        (
+            edit_json("meta/info.json", lambda c: c.update(video_path="{episode_chunk}")),
+            r"path '{episode_chunk}' cannot be filled with \['chunk_index', 'file_index', 'video_key'\]",
+        ),
+        (edit_json("meta/info.json", lambda c: c.update(video_path=None)), "video_path is null, but"),
+        (edit_json("meta/info.json", lambda c: c.update(chunks_size=0)), "chunks_size is 0, expected"),
         (lambda r: (r / "meta/info.json").unlink(), "info.json cannot be read"),
         (lambda r: (r / "meta/episodes/chunk-000/file-000.parquet").unlink(), "episodes holds no episodes"),
         (lambda r: (r / DATA).unlink(), "file-000.parquet"),
@@ -114,7 +132,7 @@ def lost(value):
         (shorter, "has 9 pictures, episode 1 needs 5 from 0.7 s on"),
         (lambda r: (r / VIDEO).unlink(), "file-000.mp4: .*No such file"),
         (lambda r: (r / SIDE).unlink(), r"cameras.json is missing: LeRobot data sets hold no calibration"),
-        (edit_json(SIDE, lambda c: c.pop("top")), r"has cameras \['hand'\] and not 'top'"),
+        (edit_json(SIDE, lambda c: c.pop("top")), r"has cameras \['hand'\] and not 'observation.* or 'top'"),
         (edit_json(SIDE, lambda c: c["top"].update(size=[1, 2])), r"size \[1, 2\] .* has \[48, 64\]"),
         (edit_json(SIDE, lambda c: c["top"].update(size=7)), r"size is 7, expected \[height, width\]"),
         (
@@ -147,11 +165,16 @@ def test_damage_is_named(change, message, root):
     [
         ({"position": "state[0:3]"}, r"has no column \['state'\]; set position"),
         ({"position": "action[0:4]"}, r"action\[0:4\] gives 4 of 8 numbers per row, expected 3"),
-        ({"openness": "action[8]"}, r"action\[8\] gives 0 of 8 numbers"),
+        ({"openness": "action[8]"}, r"action\[8\] reaches beyond 'action', which has 8 numbers per row"),
+        ({"rotation": "action[5:9]"}, r"action\[5:9\] reaches beyond 'action', .* \(0 to 7\)"),
+        ({"rotation": "action[4:4]"}, "the part in brackets is empty"),
         ({"position": "action[a]"}, r"column 'action\[a\]': expected a name"),
         ({"rotation_as": "euler_xyz"}, "4 numbers per rotation, euler_xyz has 3"),
         ({"closed_and_open": (1.0, 1.0)}, "the two values must differ"),
-        ({"views": {"top": "top"}}, r"has the views \['observation.images.top'.*`views` asks for"),
+        ({"closed_and_open": (0.0, np.inf)}, "closed_and_open: open must be finite, got inf"),
+        ({"views": {"top": "my cam"}}, r"view 'my cam' must be made of letters, .* by views, as in"),
+        ({"views": {"top": "a", "observation.images.top": "b"}}, "names one video twice"),
+        ({"views": {"side": "top"}}, r"has the views \['observation.images.top'.*`views` asks for"),
         ({"stride": 0}, "stride is 0"),
     ],
 )
@@ -163,10 +186,25 @@ def test_wrong_settings_are_named(words, message, root):
 def test_a_damaged_list_of_episodes_is_named(tmp_path):
     older.write(tmp_path)
     path = tmp_path / "meta" / "episodes.jsonl"
-    for text, message in (('{"episode_index": 0}\n', "line 1: KeyError"), ("{", "cannot be read as lines")):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=rf"episodes\.jsonl.*{message}"):
+    for text, message in (
+        ('{"episode_index": 0}\n', r"line 1 lacks \['length', 'tasks'\]"),
+        ("{", "line 1 cannot be read as JSON"),
+        ("\n[0]\n", "line 2 holds a list, expected a JSON object"),
+        (episode_line(tasks="push"), "line 1: tasks is 'push', expected a list of texts"),
+        (episode_line(tasks=[1]), r"tasks is \[1\], expected a list of texts"),
+        (episode_line(length=0), "length is 0, expected a whole number of at least 1"),
+        (episode_line(length=2.0), "length is 2.0, expected a whole number"),
+        (episode_line(episode_index="0"), "episode_index is '0', expected a whole number"),
+        (episode_line() * 2, "the list of episodes holds episode 0 twice"),
+        (episode_line().encode("utf-16"), "episodes.jsonl is UTF-16"),
+    ):
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ValueError, match=rf"meta.*{message}"):
             LeRobotSource(str(tmp_path))
+
+
+def episode_line(**changed):
+    return json.dumps({"episode_index": 0, "length": 7, "tasks": ["push"], **changed}) + "\n"
 
 
 def test_a_missing_package_is_named(root, monkeypatch):
@@ -233,6 +271,30 @@ def test_the_tables_are_lerobots(tmp_path):
     state = np.concatenate([table["observation.state"].to_pylist() for table in tables])
     assert np.allclose(statistics["observation.state"]["std"], state.std(axis=0), atol=1e-6)
     assert statistics["observation.state"]["count"] == [13]
+    assert set(statistics) == set(info["features"])
+    for key, entry in statistics.items():
+        assert list(entry) == ["min", "max", "mean", "std", "q01", "q10", "q50", "q90", "q99", "count"]
+        if info["features"][key]["dtype"] == "video":
+            assert {np.shape(entry[name]) for name in entry if name != "count"} == {(3, 1, 1)}
+            continue
+        column = np.concatenate([np.array(table[key].to_pylist()) for table in tables]).reshape(13, -1)
+        for name, share in (("q01", 0.01), ("q10", 0.1), ("q50", 0.5), ("q90", 0.9), ("q99", 0.99)):
+            wanted = np.quantile(column, share, axis=0, method="inverted_cdf")
+            assert np.allclose(entry[name], wanted), (key, name)
+    levels = np.concatenate(frames)[..., 0] / 255
+    top = np.quantile(levels, 0.99, method="inverted_cdf")
+    assert np.ravel(statistics["observation.images.front"]["q99"])[0] == pytest.approx(top, abs=0.1)
+
+
+def test_signs_of_quaternions_do_not_jump_in_exports(tmp_path):
+    frames = list(MovingSquares(1, 8, (16, 16), hz=5.0)[0].frames)
+    half = 0.4 + np.arange(len(frames)) * 0.3
+    for frame, angle, sign in zip(frames, half, [1, -1] * 4, strict=True):
+        frame.action[3:7] = sign * np.array([np.sin(angle), 0, 0, np.cos(angle)])
+    writer = LeRobotWriter(tmp_path, VideoEncoding())
+    writer.write(Episode("turning", iter(frames), ("turn",), 5.0, {}))
+    states = np.array(pq.read_table(tmp_path / DATA).column("observation.state").to_pylist())
+    assert np.allclose(states[:, [3, 6]], np.stack([np.sin(half), np.cos(half)], axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from ai_wam.types import Episode, EpisodeSource
 from ai_wam.video import VideoEncoding, decode_frames
 from benchmarks.speed.data import MovingSquares
+from datamodules.episode_members import encode_episode
 from datamodules.recording import write_shards
 from datamodules.settings import describe, differences
 from datamodules.shard_format import ShardError
@@ -229,6 +230,12 @@ def test_malformed_episodes_are_refused_by_name(source, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         record(source, tmp_path)
     assert list(contents(tmp_path)) == ["index.json"]
+
+
+def test_the_number_json_does_not_hold_is_named():
+    episode = replace(MovingSquares(1, 4, (16, 16))[0], provenance={"arm": [{"mass": np.inf}]})
+    with pytest.raises(ValueError, match=r"the value of 'arm\[0\].mass' in its provenance is NaN"):
+        encode_episode(episode, VideoEncoding())
 
 
 def test_equal_keys_in_different_shards_are_refused(tmp_path):

@@ -43,6 +43,44 @@ def keys(loader):
     return [key for batch in loader for key in batch.keys]
 
 
+def test_signs_of_quaternions_do_not_jump_in_shards_and_batches(tmp_path, monkeypatch):
+    """A tool that turns by 1.5 half turns in 12 frames; older shards hold w >= 0 in every frame."""
+    half = 0.25 * np.pi + np.arange(12) * 0.12
+    smooth = np.stack([np.sin(half), 0 * half, 0 * half, np.cos(half)], axis=1)
+    source = Turned(np.where(smooth[:, 3:] < 0, -smooth, smooth))
+    new = record(source, tmp_path / "new")
+    assert np.allclose(ShardSet(new).header(0).actions[:, 3:7], smooth)
+    monkeypatch.setattr("datamodules.episode_members.continuous_actions", np.array)
+    old = record(source, tmp_path / "old")
+    assert (ShardSet(old).header(0).actions[:, 6] >= 0).all()
+    clip = Clip(frames=4, stride=1, control_hz=20.0, size=(32, 32), views=("front",))
+    for folder in (new, old):
+        data = module(folder, clip, pad="none", batch_size=9)
+        batch = next(iter(data.train_dataloader()))
+        quaternions = batch.actions[..., 3:7]
+        assert (quaternions[:, 0, 3] >= 0).all()
+        assert ((quaternions[:, 1:] * quaternions[:, :-1]).sum(-1) > 0.99).all()
+
+
+class Turned:
+    """One recording with these rotations."""
+
+    def __init__(self, quaternions):
+        self.quaternions, self.episode = quaternions, MovingSquares(1, len(quaternions), (32, 32))[0]
+        self.frames = list(self.episode.frames)
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        actions = (
+            np.concatenate([frame.action[:3], turned, frame.action[7:]])
+            for frame, turned in zip(self.frames, self.quaternions, strict=True)
+        )
+        frames = (replace(f, action=action) for f, action in zip(self.frames, actions, strict=True))
+        return replace(self.episode, frames=frames)
+
+
 def test_a_batch_is_the_recording(folder):
     batch = next(iter(module(folder).train_dataloader()))
     assert batch.video.shape == (4, 2, 3, 3, 32, 32)
