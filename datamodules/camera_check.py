@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from ai_wam.action_images import tool_points
 from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath, as_path, whole_file
+from ai_wam.files import AnyPath, as_path, inside, whole_file
 from ai_wam.types import Episode, EpisodeSource, Frame, View
 from datamodules.folder import FolderSource
 from datamodules.shard_format import INDEX
@@ -90,7 +90,7 @@ def _check_episode(
             projected = project(frame, view)
             if at in left:
                 distances[name].append(float(np.hypot(*(projected[0] - np.array(left.pop(at))))))
-            _paint(view, projected, points.get(at), out / f"{episode.key}-{name}-{number:05d}.png")
+            _paint(view, projected, points.get(at), inside(out, f"{episode.key}-{name}-{number:05d}.png"))
 
 
 def project(frame: Frame, view: View) -> Float[np.ndarray, "3 2"]:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,9 +16,8 @@ from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.depth import DepthWriter, depth_member
 from datamodules.label_members import label_arrays
-from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, META, SCHEMA
+from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, META, SCHEMA, check_name
 
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST_NAME = 100  # of a member in a plain (USTAR) tar
 _QUATERNION_TOLERANCE = 1e-3
 _OPENNESS_TOLERANCE = 1e-3
@@ -155,8 +153,7 @@ def checked_action(action: Float[np.ndarray, "8"], at: str) -> Float[np.ndarray,
 
 
 def _check_head(episode: Episode, where: str) -> None:
-    if not _NAME.fullmatch(episode.key):
-        raise InvalidValue(f"{where}: a key is made of letters, digits, '-' and '_' only")
+    check_name(episode.key, "the key of an episode")
     if not episode.hz > 0:
         raise InvalidValue(f"{where}: hz is {episode.hz}, must be above 0")
     if not episode.instructions:
@@ -172,8 +169,7 @@ def _check_time(seconds: float, number: int, hz: float, at: str) -> None:
 
 
 def _open_track(name: str, view: View, hz: float, encoding: VideoEncoding, at: str) -> _Track:
-    if not _NAME.fullmatch(name):
-        raise InvalidValue(f"{at}: view {name!r} must be made of letters, digits, '-' and '_' only")
+    check_name(name, f"{at}: view")
     size = (view.image.shape[0], view.image.shape[1])
     depth = None if view.depth is None else DepthWriter(size)
     return _Track(VideoWriter(size, hz, encoding), depth=depth)

@@ -6,6 +6,7 @@ shard-000000.tar     episodes; per episode `<key>.json`, `<key>.actions.npy`, `<
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from operator import index
@@ -19,6 +20,9 @@ from ai_wam.files import AnyPath, write_json
 SCHEMA = 1
 INDEX = "index.json"
 META, ACTIONS, CAMERAS, LABELS = "json", "actions.npy", "cameras.npz", "labels.npz"
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_MEMBER = re.compile(rf"{_NAME.pattern}(\.{_NAME.pattern})*")
+_SHARD = re.compile(r"shard-[0-9]{6,}\.tar")
 
 
 class ShardError(UserError, RuntimeError):
@@ -78,10 +82,13 @@ class EpisodeEntry:
             views={name: (int(h), int(w)) for name, (h, w) in data["views"].items()},
             members={name: Member(*map(index, where)) for name, where in data["members"].items()},
         )
+        check_name(entry.key, "the key of an episode")
+        for view in entry.views:
+            check_name(view, f"episode {entry.key!r}: view")
+        if odd := [name for name in entry.members if not _MEMBER.fullmatch(name)]:
+            raise InvalidValue(f"episode {entry.key!r}: {odd[0]!r} is no member's name")
         sizes = [side for size in entry.views.values() for side in size]
         places = [number for member in entry.members.values() for number in member]
-        if not isinstance(entry.key, str) or not isinstance(file, str):
-            raise InvalidValue(f"the key {entry.key!r} and the file {file!r} must be names")
         if min([entry.frames, *sizes]) < 1 or min(places, default=0) < 0 or not 0 < entry.hz < math.inf:
             raise InvalidValue(f"episode {entry.key!r}: frames, rate, sizes or places are out of range")
         return entry
@@ -156,11 +163,35 @@ class ShardEntry:
         data = read_json(path)
         check_schema(data, path)
         try:
+            check_shard_name(data["file"])
             episodes = tuple(EpisodeEntry.from_json(episode, data["file"]) for episode in data["episodes"])
             left_out = tuple(LeftOut(**each) for each in data.get("left_out", []))
             return cls(data["file"], data["bytes"], data["sha256"], episodes, left_out)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ShardError(f"{path} is no shard index ({error!r}); collect into a new folder") from error
+            why = str(error) if isinstance(error, UserError) else repr(error)
+            raise ShardError(
+                f"{path} is no shard index: {why}; copy it again, or collect into a new folder"
+            ) from error
+
+
+def check_name(name: object, what: str) -> None:
+    """Names of episodes and views become names of files: written and read by one rule.
+
+    Raises:
+        ValueError: no text, or one with other characters than letters, digits, '-' and '_'.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidValue(f"{what} {name!r} must be made of letters, digits, '-' and '_' only")
+
+
+def check_shard_name(file: object) -> None:
+    """A shard lies in the folder of its index, under the name that a writer gave it.
+
+    Raises:
+        ValueError: any other name.
+    """
+    if not isinstance(file, str) or not _SHARD.fullmatch(file):
+        raise InvalidValue(f"the shard's file {file!r} must be called {shard_name(0)!r} or another number")
 
 
 def shard_name(number: int) -> str:
