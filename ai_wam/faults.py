@@ -10,24 +10,32 @@ from tarfile import TarError
 from av import FFmpegError
 from PIL.Image import DecompressionBombError
 
+from ai_wam.errors import CannotContinue, UserError
+
 FORMAT_FAULTS: tuple[type[Exception], ...] = (
     ValueError, LookupError, ArithmeticError, EOFError, struct.error, zipfile.BadZipFile, zlib.error,
     TarError, UnpicklingError, FFmpegError, DecompressionBombError,
 )  # fmt: skip
 """Of bytes that are not what their format says."""
 
-DATA_FAULTS: tuple[type[Exception], ...] = (*FORMAT_FAULTS, TypeError, AttributeError, OSError, RuntimeError)
-"""Of one recording or sample, by whichever reader: the next one may be sound."""
+DATA_FAULTS: tuple[type[Exception], ...] = (*FORMAT_FAULTS, UserError, OSError, RecursionError)
+"""Of one recording or sample, by any reader: the next one may be sound. Others are faults of a program."""
 
 _OF_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def of_machine(error: BaseException) -> bool:
-    """Whether the machine is at fault, so that the next recording would fail likewise."""
+    """Whether the machine or its installation is at fault: the next recording would fail likewise."""
+    if isinstance(error, CannotContinue | ImportError):
+        return True
     return isinstance(error, OSError) and error.errno in _OF_MACHINE
 
 
 def fault(error: BaseException) -> str:
     """An exception's message; its class too where the message is no sentence by itself."""
     text = str(error)
-    return text if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+    return (
+        text
+        if text and isinstance(error, UserError | ValueError | OSError)
+        else f"{type(error).__name__}: {text}"
+    )
