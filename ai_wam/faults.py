@@ -1,5 +1,6 @@
 """What goes wrong while data are read: the exceptions of readers, and their words."""
 
+import csv
 import errno
 import struct
 import zipfile
@@ -13,8 +14,8 @@ from PIL.Image import DecompressionBombError
 from ai_wam.errors import CannotContinue, UserError
 
 FORMAT_FAULTS: tuple[type[Exception], ...] = (
-    ValueError, LookupError, ArithmeticError, EOFError, struct.error, zipfile.BadZipFile, zlib.error,
-    TarError, UnpicklingError, FFmpegError, DecompressionBombError,
+    ValueError, LookupError, ArithmeticError, EOFError, csv.Error, struct.error, zipfile.BadZipFile,
+    zlib.error, TarError, UnpicklingError, FFmpegError, DecompressionBombError,
 )  # fmt: skip
 """Of bytes that are not what their format says."""
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
 from ai_wam.labels import Labels
+from ai_wam.numbers import check_numbers
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.depth import DepthWriter, depth_member
@@ -154,10 +155,11 @@ def checked_action(action: Float[np.ndarray, "8"], at: str) -> Float[np.ndarray,
 
 def _check_head(episode: Episode, where: str) -> None:
     check_name(episode.key, "the key of an episode")
-    if not episode.hz > 0:
-        raise InvalidValue(f"{where}: hz is {episode.hz}, must be above 0")
+    check_numbers(where, above=0, hz=episode.hz)
     if not episode.instructions:
         raise InvalidValue(f"{where} has no instruction; give the empty string where none is known")
+    if odd := [text for text in episode.instructions if not isinstance(text, str)]:
+        raise InvalidValue(f"{where}: the instruction {odd[0]!r} must be a text")
 
 
 def _check_time(seconds: float, number: int, hz: float, at: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ai_wam.documents import read_json
+from ai_wam.documents import read_json, read_text
 from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, View
@@ -133,12 +133,10 @@ def _check_lengths(
 def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"] | None:
     if not path.exists():
         return None
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.reader(stream))
+    rows = list(csv.reader(read_text(path).splitlines()))
     if not rows or tuple(cell.strip() for cell in rows[0]) != COLUMNS:
-        raise InvalidValue(
-            f"{path}: the first line must be {','.join(COLUMNS)}, got {','.join(rows[0]) if rows else ''!r}"
-        )
+        found = ",".join(rows[0])[:100] if rows else ""
+        raise InvalidValue(f"{path}: the first line must be {','.join(COLUMNS)}, got {found!r}")
     actions = np.empty((len(rows) - 1, len(COLUMNS)))
     for number, row in enumerate(rows[1:]):
         try:
@@ -161,7 +159,7 @@ def _instructions(folder: AnyPath) -> tuple[str, ...]:
         raise InvalidValue(
             f"{path} is missing; write one phrasing per line, or an empty file where none is known"
         )
-    lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    lines = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
     return lines or ("",)
 
 

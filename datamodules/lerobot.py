@@ -11,7 +11,6 @@ The format knows no calibration and no kind of pose, so both are the caller's to
 `lerobot` (pyarrow).
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ai_wam.documents import read_json
+from ai_wam.documents import parse_json, read_json, read_text
 from ai_wam.errors import InvalidValue, MissingPackage
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, View
@@ -97,6 +96,10 @@ class LeRobotSource:
         self._videos = _video_names(root / "meta" / "info.json", self._info, views)
         reader = _episodes_3 if self._info["codebase_version"] == "v3.0" else _episodes_2
         self._episodes = reader(root, self._info, list(self._videos))
+        if (said := self._info.get("total_episodes", len(self))) != len(self):
+            raise InvalidValue(
+                f"{root / 'meta' / 'info.json'} says {said} episodes, there are {len(self)}; copy it again"
+            )
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -240,6 +243,16 @@ def _read_info(path: AnyPath) -> dict[str, Any]:
         raise InvalidValue(f"{path} lacks {sorted(missing)}; copy the data set again")
     if not isinstance(info["fps"], int | float) or not isinstance(info["features"], dict):
         raise InvalidValue(f"{path}: fps must be a number and features an object; copy the data set again")
+    if odd := [name for name, feature in info["features"].items() if not isinstance(feature, dict)]:
+        raise InvalidValue(f"{path}: the feature {odd[0]!r} must be an object; copy the data set again")
+    places = [
+        "data_path",
+        *["video_path"] * any(f.get("dtype") == "video" for f in info["features"].values()),
+    ]
+    if odd := [name for name in places if not isinstance(info[name], str)]:
+        raise InvalidValue(f"{path}: {odd[0]} is {info[odd[0]]!r}, must be a text; copy the data set again")
+    if not isinstance(size := info.get("chunks_size", 1), int) or size < 1:
+        raise InvalidValue(f"{path}: chunks_size is {size!r}, must be at least 1; copy the data set again")
     return info
 
 
@@ -269,7 +282,9 @@ def _episodes_2(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str]) -> 
     for number, line in enumerate(_lines(path)):
         try:
             index, length, tasks = int(line["episode_index"]), int(line["length"]), tuple(line["tasks"])
-        except (KeyError, TypeError, ValueError) as error:
+            if not all(isinstance(task, str) for task in tasks):
+                raise TypeError(f"the tasks {tasks} must be texts")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InvalidValue(f"{path}, line {number + 1}: {error!r}; copy the data set again") from error
         where = {"episode_index": index, "episode_chunk": index // info.get("chunks_size", 1000)}
         videos = {key: (root / info["video_path"].format(video_key=key, **where), 0.0) for key in keys}
@@ -277,9 +292,9 @@ def _episodes_2(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str]) -> 
     return sorted(entries, key=lambda entry: entry.number)
 
 
-def _lines(path: AnyPath) -> list[dict[str, Any]]:
+def _lines(path: AnyPath) -> list[Any]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [parse_json(line, str(path)) for line in read_text(path).splitlines() if line.strip()]
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidValue(f"{path} cannot be read as lines of JSON: {error}") from error
 

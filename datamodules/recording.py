@@ -9,6 +9,7 @@ from tqdm import tqdm
 from ai_wam.errors import FileTrouble, InvalidValue, UserError
 from ai_wam.faults import DATA_FAULTS, fault, of_machine
 from ai_wam.files import AnyPath, as_path
+from ai_wam.numbers import check_numbers
 from ai_wam.types import EpisodeSource, SourceCard
 from ai_wam.video import VideoEncoding
 from datamodules.data_card import merged, write_card
@@ -93,10 +94,10 @@ def write_shards(
         ShardError: the folder holds another recording.
         ValueError: a malformed episode, or no episodes at all.
     """
-    if len(source) < 1 or episodes_per_shard < 1:
-        raise InvalidValue(
-            f"write_shards: {len(source)} episodes in shards of {episodes_per_shard}: both must be at least 1"
-        )
+    check_numbers("write_shards", at_least=1, episodes_per_shard=episodes_per_shard)
+    if len(source) < 1:
+        name = f"{type(source).__name__} {getattr(source, 'path', '')}".strip()
+        raise InvalidValue(f"{name} has no episodes; correct the path or the settings")
     workers = Workers(workers) if isinstance(workers, int) else workers
     folder, encoding = as_path(folder), encoding or VideoEncoding()
     described = {"episodes": len(source), "settings": describe(source)}

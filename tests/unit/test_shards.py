@@ -324,7 +324,7 @@ def test_a_refused_episode_leaves_the_writer_usable(tmp_path):
 
 
 def test_bad_arguments_are_named(tmp_path):
-    with pytest.raises(ValueError, match="0 episodes in shards of 2"):
+    with pytest.raises(ValueError, match="MovingSquares has no episodes"):
         record(replace(SOURCE, episodes=0), tmp_path)
     with pytest.raises(ValueError, match="episodes_per_shard is 0"):
         ShardWriter(tmp_path, 0)
