@@ -40,3 +40,7 @@ class MissingPackage(UserError, ModuleNotFoundError):
 
 class CannotContinue(UserError, RuntimeError):
     """Work that cannot be done here, though its settings are valid."""
+
+
+class LostEpisode(UserError, RuntimeError):
+    """An episode that a source cannot give; the next one may be there."""

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias
 
 from upath import UPath
@@ -29,6 +29,25 @@ def as_path(name: str | AnyPath) -> AnyPath:
     if not isinstance(name, str):
         return name
     return UPath(name) if "://" in name else Path(name)
+
+
+def inside(folder: AnyPath, name: str) -> AnyPath:
+    """The place of a name in a folder, for names that come from data.
+
+    Args:
+        folder: where the file belongs.
+        name: of a file in it, or in folders of it, such as "episode-1/front.mp4".
+
+    Raises:
+        ValueError: a name that leads out of the folder, or that is no file in it.
+    """
+    parts = name.split("/")
+    if "\0" in name or "\\" in name or any(part in ("", ".", "..") for part in parts):
+        raise InvalidValue(
+            f"{name!r} is no name of a file in {folder}: it must not be empty, begin with '/', or hold '.', "
+            "'..', a backslash or a NUL as a part; rename it where it was recorded"
+        )
+    return folder / str(PurePosixPath(*parts))
 
 
 def publish(file: Path, path: AnyPath) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ai_wam.errors import CannotContinue, InvalidIndex, InvalidValue
+from ai_wam.errors import InvalidIndex, InvalidValue, LostEpisode
 from ai_wam.types import Episode, Frame, SourceCard
 from benchmarks.base import Simulator, SimulatorCrash, Trial
 
@@ -90,7 +90,7 @@ class Demonstrations:
             if frames is not None:
                 provenance = self._provenance(trial, attempt + 1)
                 return Episode(trial.id, frames, instructions, self.record_hz, provenance)
-        raise CannotContinue(
+        raise LostEpisode(
             f"Demonstrations: the expert of {trial.task!r} (variation {trial.variation}) failed in all "
             f"{self.max_attempts} scenes of episode {index}, the last being {trial.id}; "
             f"raise max_attempts or look at that scene"

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.arrays import read_npz
 from ai_wam.errors import InvalidValue
 from ai_wam.types import ActionChunk, Observation
 from benchmarks.base import CHANGED, Simulator, SimulatorCrash, Trial
@@ -52,7 +53,13 @@ class Replay:
         horizon: int | None = None,
         tokenizer: ActionImageTokenizer | None = None,
     ) -> None:
-        self.recording = dict(np.load(recording)) if isinstance(recording, str | Path) else dict(recording)
+        if isinstance(recording, str | Path):
+            recording = read_npz(Path(recording).read_bytes(), str(recording))
+        for name, actions in recording.items():
+            if actions.ndim != 2 or actions.shape[1] != 8 or not np.isfinite(actions).all():
+                found = f"an array {actions.shape} of {actions.dtype}"
+                raise InvalidValue(f"replay: {name!r} is {found}, expected finite numbers [t, 8]")
+        self.recording = dict(recording)
         self.dt = dt
         self.horizon = horizon
         self.tokenizer = tokenizer

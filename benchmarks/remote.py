@@ -19,6 +19,7 @@ from benchmarks.base import SimulatorCrash
 from benchmarks.environment_server.server import TOKEN, receive, send
 
 _SERVER = Path(__file__).with_name("environment_server") / "server.py"
+_MISSING = ("ModuleNotFoundError", "ImportError", "OSError")  # of packages and of the libraries they load
 _TAIL = 3000  # bytes of the log that an error quotes
 _GRACE = 5.0  # seconds a process gets to leave, or to be buried
 
@@ -40,6 +41,7 @@ class EnvironmentServer:
         paths: folders put before the interpreter's own.
         environment: variables set on top of this process's.
         start_timeout: seconds until the world must be there.
+        advice: what to do where the world's packages are missing.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class EnvironmentServer:
         paths: Sequence[str | Path] = (),
         environment: Mapping[str, str] | None = None,
         start_timeout: float = 180.0,
+        advice: str = "",
     ) -> None:
         self.adapter, self.settings, self.python = Path(adapter), dict(settings), tuple(python)
         self.paths, self.environment = tuple(paths), dict(environment or {})
-        self.start_timeout = start_timeout
+        self.start_timeout, self.advice = start_timeout, advice
         self.versions: Mapping[str, str] = {}
         self._live: _Process | None = None
 
@@ -135,6 +138,11 @@ class EnvironmentServer:
         if error["lost"]:
             self.close()  # what made it give up may have left the world in any state
             return SimulatorCrash(f"{name}: {error['message']}")
+        if name == "open" and error["type"] in _MISSING:
+            way = f"; {self.advice}" if self.advice else ""
+            return EnvironmentServerError(
+                f"{' '.join(self.python)}: {error['type']}: {error['message']}{way}"
+            )
         text = f"{name}: {error['type']}: {error['message']}\n{error['traceback']}{tail}"
         return EnvironmentServerError(text)
 

@@ -26,6 +26,7 @@ from benchmarks.rlbench_tasks import VARIATIONS
 VIEWS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
 PYTHON = "AI_WAM_RLBENCH_PYTHON"  # environment variable: the command of the simulator's interpreter
 _ADAPTER = Path(__file__).with_name("environment_server") / "rlbench_world.py"
+_ADVICE = "`ai-wam rlbench-doctor` says step by step what RLBench lacks here (docs/rlbench.md)"
 _DEMO_HZ = 20.0  # RLBench steps its physics by 50 ms and records every step
 _ARM_MODES = ("planning", "ik")
 _MAX_SIZE = 2048
@@ -86,7 +87,9 @@ class RLBench:
         self.reset_timeout, self.step_timeout = float(reset_timeout), float(step_timeout)
         self._every = self._check()
         settings = {"image_size": self.image_size, "arm_mode": arm_mode, "shadows": shadows}
-        self._server = EnvironmentServer(_ADAPTER, settings, interpreter(), self.paths, environment())
+        self._server = EnvironmentServer(
+            _ADAPTER, settings, interpreter(), self.paths, environment(), advice=_ADVICE
+        )
         self._forget()
 
     @property

@@ -13,7 +13,6 @@ no place for, the actions between pictures, key frames and the folders' names, s
 """
 
 import base64
-import io
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ai_wam.arrays import read_npy
 from ai_wam.cameras import Cameras
 from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue
@@ -162,9 +162,8 @@ def _one_rate(folder: AnyPath, tracks: Mapping[str, _Track]) -> int:
 
 def _read_actions(path: AnyPath) -> Float[np.ndarray, "t 8"]:
     try:
-        with path.open("rb") as stream:
-            actions = np.load(stream, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        actions = read_npy(path.read_bytes(), _ACTIONS)
+    except (OSError, ValueError) as error:
         raise InvalidValue(f"{path} cannot be read ({error}); copy the episode again") from error
     if actions.ndim != 2 or actions.shape[1] != 8 or not len(actions):
         raise InvalidValue(
@@ -227,7 +226,7 @@ def _released(folder: AnyPath, every: int, views: Mapping[str, AnyPath]) -> dict
 
 def _kept_array(episode: Episode, name: str) -> np.ndarray | None:
     text = episode.provenance.get(RELEASED, {}).get(name)
-    return None if text is None else np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
+    return None if text is None else read_npy(base64.b64decode(text), f"episode {episode.key!r}: {name}")
 
 
 class ActionImagesWriter:

@@ -1,6 +1,7 @@
 """Recorded poses painted over a user's own pictures: the quickest way to see that a calibration is wrong."""
 
 import csv
+import io
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -11,8 +12,10 @@ from PIL import Image, ImageDraw
 
 from ai_wam.action_images import tool_points
 from ai_wam.cameras import Cameras
+from ai_wam.documents import read_text
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath, as_path, whole_file
+from ai_wam.files import AnyPath, as_path, inside, whole_file
+from ai_wam.numbers import check_numbers
 from ai_wam.types import Episode, EpisodeSource, Frame, View
 from datamodules.folder import FolderSource
 from datamodules.shard_format import INDEX
@@ -63,16 +66,28 @@ def read_points(path: AnyPath) -> dict[tuple[str, str, int], tuple[float, float]
     """The CSV of seen points.
 
     Raises:
-        ValueError: other columns, or rows that are no numbers.
+        ValueError: no file in UTF-8, other columns, rows that are no numbers, or a point that stands twice.
     """
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = csv.DictReader(stream)
-        if rows.fieldnames != _COLUMNS:
-            raise InvalidValue(f"{path}: columns {rows.fieldnames}, expected {','.join(_COLUMNS)}")
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True))
+    except csv.Error as error:
+        raise InvalidValue(f"{path} is no CSV: {error}") from error
+    if not rows or list(rows[0]) != _COLUMNS:
+        found = f"columns {[*rows[0]]}" if rows else "no row of points"
+        raise InvalidValue(f"{path}: {found}, expected {','.join(_COLUMNS)}"[:300])
+    points: dict[tuple[str, str, int], tuple[float, float]] = {}
+    for number, row in enumerate(rows, 2):
         try:
-            return {(r["key"], r["view"], int(r["frame"])): (float(r["x"]), float(r["y"])) for r in rows}
+            at, pixel = (row["key"], row["view"], int(row["frame"])), (float(row["x"]), float(row["y"]))
         except (ValueError, TypeError) as error:
-            raise InvalidValue(f"{path}: a row is not key,view,frame,x,y: {error}") from error
+            raise InvalidValue(f"{path}, line {number} is not key,view,frame,x,y: {error}") from error
+        check_numbers(f"{path}, line {number}", x=pixel[0], y=pixel[1])
+        if None in row:
+            raise InvalidValue(f"{path}, line {number} has more than {len(_COLUMNS)} values: {row}"[:300])
+        if at in points:
+            raise InvalidValue(f"{path}, line {number}: {at} was seen before, at {points[at]}")
+        points[at] = pixel
+    return points
 
 
 def _check_episode(
@@ -90,7 +105,7 @@ def _check_episode(
             projected = project(frame, view)
             if at in left:
                 distances[name].append(float(np.hypot(*(projected[0] - np.array(left.pop(at))))))
-            _paint(view, projected, points.get(at), out / f"{episode.key}-{name}-{number:05d}.png")
+            _paint(view, projected, points.get(at), inside(out, f"{episode.key}-{name}-{number:05d}.png"))
 
 
 def project(frame: Frame, view: View) -> Float[np.ndarray, "3 2"]:

@@ -14,13 +14,14 @@ from torch.utils.data import Dataset
 
 from ai_wam.cameras import Cameras, CropResize
 from ai_wam.errors import InvalidValue
+from ai_wam.faults import DATA_FAULTS, fault, of_machine
 from ai_wam.types import Batch, Encoded
 from datamodules.latent_cache import LatentCache
 from datamodules.rotations import continuous_actions
 from datamodules.sampling import Stream, generator
 from datamodules.shard_folder import Recent
-from datamodules.shard_format import EpisodeEntry, ShardError
-from datamodules.shard_reader import ROWS_KEPT, ROWS_PER_EPISODE, EpisodeHeader, ShardSet
+from datamodules.shard_format import CAMERAS, EpisodeEntry, ShardError
+from datamodules.shard_reader import ROWS_KEPT, ROWS_PER_EPISODE, ShardSet
 from datamodules.windows import Windows
 
 Decode = Literal["all", "first"]
@@ -103,12 +104,20 @@ class ClipDataset(Dataset["Sample | None"]):
     def __getitem__(self, number: int) -> Sample | None:
         try:
             return self._sample(int(number))
-        except ShardError as error:
-            if self.on_error == "raise":
+        except DATA_FAULTS as error:
+            if self.on_error == "raise" or of_machine(error):
                 raise
             self.skipped += 1
-            warnings.warn(f"skipped a sample ({int(self.skipped)} so far): {error}", stacklevel=2)
+            place = "" if isinstance(error, ShardError) else f"{self._named(int(number))}: "
+            why = f"{place}{fault(error)}"
+            warnings.warn(f"skipped a sample ({int(self.skipped)} so far): {why}", stacklevel=2)
             return None
+
+    def _named(self, number: int) -> str:
+        """The shard and the episode of a sample."""
+        source, index = self._place(int(np.searchsorted(self.ends, number % len(self), side="right")))
+        entry = self.sets[source].episodes[index]
+        return f"{self.sets[source].folder / entry.file}, key {entry.key!r}"
 
     def _counts(self, source: ShardSet) -> Int64[np.ndarray, "n"]:
         """Number of windows of each episode."""
@@ -177,7 +186,7 @@ class ClipDataset(Dataset["Sample | None"]):
         source = self.sets[number]
         entry = source.episodes[index]
         wanted = [] if self.caches else frames[:1] if self.decode == "first" else frames
-        cameras = self._cameras.get(place, lambda: self._fit_cameras(entry, source.header(index)))
+        cameras = self._cameras.get(place, lambda: self._fit_cameras(source, index))
         video, intrinsics, poses = [], [], []
         for name in names:
             if name is None:
@@ -196,12 +205,13 @@ class ClipDataset(Dataset["Sample | None"]):
             poses.append(here.world_from_camera[moving])
         return torch.stack(video).div_(127.5).sub_(1), torch.stack(intrinsics), torch.stack(poses)
 
-    def _fit_cameras(self, entry: EpisodeEntry, header: EpisodeHeader) -> dict[str, Cameras]:
+    def _fit_cameras(self, source: ShardSet, index: int) -> dict[str, Cameras]:
         """The episode's cameras for pictures of the clip's size."""
-        fitted = {}
-        for name in set(entry.views) & set(self.clip.views):
-            k, e = torch.from_numpy(header.intrinsics[name]), torch.from_numpy(header.world_from_camera[name])
-            fitted[name] = CropResize(entry.views[name], self.clip.size).cameras(Cameras(k, e))
+        entry, header, fitted = source.episodes[index], source.header(index), {}
+        with source.naming(entry, CAMERAS):
+            for name in set(entry.views) & set(self.clip.views):
+                k, e = (torch.from_numpy(m[name]) for m in (header.intrinsics, header.world_from_camera))
+                fitted[name] = CropResize(entry.views[name], self.clip.size).cameras(Cameras(k, e))
         return fitted
 
 

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ai_wam.errors import InvalidIndex, InvalidValue
+from ai_wam.arrays import read_npz
+from ai_wam.errors import InvalidValue
 
+_HEADER = 16_384  # bytes at most of an array's header in a .npz
 _STEPS = 2**24 - 1  # of a picture whose red, green and blue bytes are one number, red the highest
 
 
@@ -58,13 +60,22 @@ class DepthWriter:
         return self._buffer.getvalue()
 
 
-def read_depth(member: bytes, frames: Sequence[int]) -> Float[np.ndarray, "t h w"]:
+def read_depth(member: bytes, frames: Sequence[int], size: tuple[int, int]) -> Float[np.ndarray, "t h w"]:
     """Metres at some frames of a member.
 
+    Args:
+        member: the file.
+        frames: their numbers.
+        size: height and width of the pictures.
+
     Raises:
-        IndexError: a frame that it does not have.
+        ValueError: a frame that it does not have, or another size.
     """
-    with np.load(io.BytesIO(member)) as stored:
-        if missing := [number for number in frames if f"{number:06d}" not in stored]:
-            raise InvalidIndex(f"frames {missing} asked of depth of {len(stored.files)} frames")
-        return np.stack([stored[f"{number:06d}"] for number in frames])
+    names = [f"{number:06d}" for number in frames]
+    most = len(names) * (_HEADER + 4 * size[0] * size[1])
+    stored = read_npz(member, "the depth", names, most)
+    for name, array in stored.items():
+        if array.shape != size or array.dtype != np.float32:
+            what = f"shape {array.shape} of {array.dtype}"
+            raise InvalidValue(f"frame {name} has {what}, expected {size} of float32")
+    return np.stack([stored[name] for name in names])

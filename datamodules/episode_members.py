@@ -12,14 +12,14 @@ from jaxtyping import Float
 from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
 from ai_wam.labels import Labels
+from ai_wam.numbers import check_numbers
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.depth import DepthWriter, depth_member
 from datamodules.label_members import label_arrays
 from datamodules.reading import not_finite
 from datamodules.rotations import continuous_actions
-from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, META, SCHEMA
-from datamodules.view_names import NAME
+from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, META, SCHEMA, check_name
 
 _LONGEST_NAME = 100  # of a member in a plain (USTAR) tar
 _QUATERNION_TOLERANCE = 1e-3
@@ -156,12 +156,12 @@ def checked_action(action: Float[np.ndarray, "8"], at: str) -> Float[np.ndarray,
 
 
 def _check_head(episode: Episode, where: str) -> None:
-    if not NAME.fullmatch(episode.key):
-        raise InvalidValue(f"{where}: a key is made of letters, digits, '-' and '_' only")
-    if not episode.hz > 0:
-        raise InvalidValue(f"{where}: hz is {episode.hz}, must be above 0")
+    check_name(episode.key, "the key of an episode")
+    check_numbers(where, above=0, hz=episode.hz)
     if not episode.instructions:
         raise InvalidValue(f"{where} has no instruction; give the empty string where none is known")
+    if odd := [text for text in episode.instructions if not isinstance(text, str)]:
+        raise InvalidValue(f"{where}: the instruction {odd[0]!r} must be a text")
 
 
 def _check_time(seconds: float, number: int, hz: float, at: str) -> None:
@@ -173,8 +173,7 @@ def _check_time(seconds: float, number: int, hz: float, at: str) -> None:
 
 
 def _open_track(name: str, view: View, hz: float, encoding: VideoEncoding, at: str) -> _Track:
-    if not NAME.fullmatch(name):
-        raise InvalidValue(f"{at}: view {name!r} must be made of letters, digits, '-' and '_' only")
+    check_name(name, f"{at}: view")
     size = (view.image.shape[0], view.image.shape[1])
     depth = None if view.depth is None else DepthWriter(size)
     return _Track(VideoWriter(size, hz, encoding), depth=depth)

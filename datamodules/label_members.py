@@ -1,15 +1,17 @@
 """The member `labels.npz` of a labeled episode, and what episodes said of themselves before there was one."""
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ai_wam.arrays import read_npz
 from ai_wam.errors import InvalidValue
 from ai_wam.labels import Labels
 
 _TYPES = {"valid": np.bool_, "confidence": np.float32, "disagreement_px": np.float32}
+
+_HEADERS = 65_536  # bytes at most of all arrays' headers
 
 
 def label_arrays(labels: Labels) -> dict[str, np.ndarray]:
@@ -17,21 +19,33 @@ def label_arrays(labels: Labels) -> dict[str, np.ndarray]:
     return {name: getattr(labels, name).astype(kind) for name, kind in _TYPES.items()}
 
 
-def read_labels(member: bytes) -> Labels:
+def read_labels(member: bytes, frames: int) -> Labels:
     """Labels of a member.
 
     Raises:
-        ValueError: arrays that are missing.
+        ValueError: arrays that are missing, of another type or of another number of frames.
     """
-    with np.load(io.BytesIO(member)) as stored:
-        if missing := set(_TYPES) - set(stored.files):
-            raise InvalidValue(f"it lacks the arrays {sorted(missing)}")
-        return Labels(**{name: stored[name] for name in _TYPES})
+    most = 8 * frames * len(_TYPES) + _HEADERS
+    return _checked(read_npz(member, "the labels", list(_TYPES), most), frames)
 
 
-def labels_of_provenance(provenance: Mapping[str, Any]) -> Labels | None:
-    """Labels of shards that were written before the member was: lists, null where there is no number."""
+def labels_of_provenance(provenance: Mapping[str, Any], frames: int) -> Labels | None:
+    """Labels of shards that were written before the member was: lists, null where there is no number.
+
+    Raises:
+        ValueError: lists of other values, or of another number of frames.
+    """
     said = provenance.get("labels", {})
     if not isinstance(said, Mapping) or not set(_TYPES) <= set(said):
         return None
-    return Labels(**{name: np.array(said[name], dtype=kind) for name, kind in _TYPES.items()})
+    return _checked({name: np.array(said[name], dtype=kind) for name, kind in _TYPES.items()}, frames)
+
+
+def _checked(arrays: Mapping[str, np.ndarray], frames: int) -> Labels:
+    for name, kind in _TYPES.items():
+        if arrays[name].dtype != kind or arrays[name].ndim != 1:
+            found = f"shape {arrays[name].shape} of {arrays[name].dtype}"
+            raise InvalidValue(f"{name!r} has {found}, expected ({frames},) of {np.dtype(kind)}")
+    labels = Labels(**arrays)
+    labels.check(frames)
+    return labels

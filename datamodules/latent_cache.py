@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ai_wam.arrays import read_header
+from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
 from ai_wam.types import Encoded
 from datamodules.settings import differences
@@ -116,17 +118,14 @@ class LatentCache(ShardFolder):
         return np.frombuffer(data, table.dtype).reshape(table.shape[1:])
 
     def _table(self, entry: EpisodeEntry, name: str) -> _Table:
-        member = entry.members[name]
-        head = io.BytesIO(self.bytes(entry, member.offset, min(member.size, 256)))
-        try:
-            np.lib.format.read_magic(head)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(head)
-        except ValueError as error:
-            raise self.damaged(entry, name, str(error)) from error
-        row = math.prod(shape[1:]) * dtype.itemsize
-        if fortran or head.tell() + shape[0] * row != member.size:
-            raise self.damaged(entry, name, f"an array {shape} of {dtype} in {member.size} bytes")
-        return _Table(member.offset + head.tell(), row, shape, dtype)
+        with self.naming(entry, name):
+            member = entry.members[name]
+            head = io.BytesIO(self.bytes(entry, member.offset, min(member.size, 256)))
+            shape, fortran, dtype = read_header(head)
+            row = math.prod(shape[1:]) * dtype.itemsize
+            if fortran or not shape or head.tell() + shape[0] * row != member.size:
+                raise InvalidValue(f"an array {shape} of {dtype} in {member.size} bytes")
+            return _Table(member.offset + head.tell(), row, shape, dtype)
 
 
 class Found(NamedTuple):
@@ -150,7 +149,9 @@ def find_cache(source: ShardSet, wanted: Mapping[str, Any], verify: bool = False
     paths: list[AnyPath] = sorted((source.folder / CACHES).glob(f"*/{INDEX}"), key=str)
     for path in paths:
         index = read_json(path)
-        settings = index.get("settings", {})
+        settings = index.get("settings")
+        if not isinstance(settings, dict) or not {"precision", "actions"} <= settings.keys():
+            raise ShardError(f"{path} lacks the settings of a cache; delete {path.parent} and cache again")
         asked = dict(wanted) if wanted["video"] else {**wanted, "video": settings.get("video")}
         different = differences({name: settings.get(name) for name in asked}, asked)
         if not index.get("complete"):
@@ -163,8 +164,9 @@ def find_cache(source: ShardSet, wanted: Mapping[str, Any], verify: bool = False
     if not fitting:
         return Found(None, reasons)
     cache = LatentCache(max(fitting)[2], verify)
-    if [entry.key for entry in cache.episodes] != [entry.key for entry in source.episodes]:
+    episodes = ([(entry.key, entry.frames) for entry in folder.episodes] for folder in (cache, source))
+    if next(episodes) != next(episodes):
         raise ShardError(
-            f"{cache.folder} lacks episodes of the shards; delete it and run `ai-wam cache` again"
+            f"{cache.folder} holds other episodes than the shards; delete it and run `ai-wam cache` again"
         )
     return Found(cache, reasons)

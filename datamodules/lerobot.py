@@ -55,6 +55,7 @@ class LeRobotSource:
         cameras: str = "meta/cameras.json",
         stride: int = 1,
         split_tasks: bool = False,
+        metres_per_unit: float = 1.0,
     ) -> None:
         """Read the lists of episodes.
 
@@ -63,7 +64,7 @@ class LeRobotSource:
             views: videos by key, such as observation.images.top, or by the last part of it, top; or names for
                 them, such as {observation.images.top: front}. Others are left out. All if left out, called by
                 the last part, or by as many parts as tell them apart.
-            position: column of the tool's position in metres, such as action or observation.state[0:3]; null
+            position: column of the tool's absolute position, such as action or observation.state[0:3]; null
                 where a data set has none: frames then carry no actions.
             rotation: column of its rotation.
             rotation_as: how it is written.
@@ -75,6 +76,7 @@ class LeRobotSource:
             split_tasks: make an episode of every run of frames with one task, episode_000000_task0 and so on,
                 where the task changes within an episode; such episodes are refused if false. Reads the column
                 `task_index` of the whole data set at the start.
+            metres_per_unit: of the position; 0.001 where it is in millimetres.
 
         Raises:
             ValueError: no data set of a known version, or settings that do not fit it.
@@ -83,6 +85,8 @@ class LeRobotSource:
         self.path, self.views, self.cameras, self.stride = path, views, cameras, stride
         self.position, self.rotation, self.rotation_as = position, rotation, rotation_as
         self.openness, self.closed_and_open, self.split_tasks = openness, tuple(closed_and_open), split_tasks
+        check_numbers("LeRobotSource", above=0, metres_per_unit=metres_per_unit)
+        self.metres_per_unit = metres_per_unit
         root = self._root = as_path(path)
         self._info = Info.read(root / "meta" / "info.json")
         check_stride(stride, self._info.hz)
@@ -176,7 +180,7 @@ class LeRobotSource:
 
     def _actions(self, table: Mapping[str, np.ndarray], entry: Entry) -> Float[np.ndarray, "t 8"]:
         at = f"{entry.data}, episode {entry.number}"
-        position = Column.parse(str(self.position)).of(table, 3, at)
+        position = self.metres_per_unit * Column.parse(str(self.position)).of(table, 3, at)
         rotation = Column.parse(self.rotation).of(table, None, at)
         gripper = Column.parse(self.openness).of(table, 1, at)
         for text, values in ((self.position, position), (self.rotation, rotation), (self.openness, gripper)):

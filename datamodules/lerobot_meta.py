@@ -29,6 +29,7 @@ class Info:
         data: pattern of the tables' paths.
         video: pattern of the videos' paths; None where there are none.
         chunk: episodes per folder in version 2.
+        episodes: how many there are; None where that is not said.
     """
 
     path: AnyPath
@@ -39,6 +40,7 @@ class Info:
     data: str
     video: str | None
     chunk: int
+    episodes: int | None
 
     @classmethod
     def read(cls, path: AnyPath) -> "Info":
@@ -65,8 +67,10 @@ class Info:
             if not isinstance(content[key], kinds):
                 raise InvalidValue(f"{path}: {key} must be text, got {content[key]!r}; {_AGAIN}")
         chunk = _whole(content.get("chunks_size", 1000), f"{path}, chunks_size", 1)
+        count = content.get("total_episodes")
+        episodes = None if count is None else _whole(count, f"{path}, total_episodes", 1)
         robot, data, video = content.get("robot_type"), content["data_path"], content["video_path"]
-        return cls(path, version, float(hz), robot, features, data, video, chunk)
+        return cls(path, version, float(hz), robot, features, data, video, chunk, episodes)
 
     def place(self, pattern: str, **words: Any) -> AnyPath:
         """A path of the data set.
@@ -185,6 +189,8 @@ def read_episodes(info: Info, keys: Sequence[str]) -> list[Entry]:
     entries = sorted(read(info, meta, keys), key=lambda entry: entry.number)
     if not entries:
         raise InvalidValue(f"{meta / 'episodes'} holds no episodes; {_AGAIN}")
+    if info.episodes not in (None, len(entries)):
+        raise InvalidValue(f"{info.path} says {info.episodes} episodes, there are {len(entries)}; {_AGAIN}")
     for entry, following in pairwise(entries):
         if entry.number == following.number:
             raise InvalidValue(f"{meta}: the list of episodes holds episode {entry.number} twice; {_AGAIN}")

@@ -6,19 +6,20 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from ai_wam.errors import InvalidValue
+from ai_wam.errors import FileTrouble, InvalidValue, UserError
+from ai_wam.faults import DATA_FAULTS, fault, of_machine
 from ai_wam.files import AnyPath, as_path
+from ai_wam.numbers import check_numbers
 from ai_wam.types import EpisodeSource, SourceCard
 from ai_wam.video import VideoEncoding
 from datamodules.data_card import merged, write_card
 from datamodules.episode_members import EpisodeMembers, encode_episode
 from datamodules.settings import describe
-from datamodules.shard_format import LeftOut, ShardError
+from datamodules.shard_format import LeftOut
 from datamodules.shard_jobs import Workers, write_missing
 from datamodules.shard_writer import close_folder, open_folder, recording_settings
 
 OnBadEpisode = Literal["raise", "skip"]
-_BAD = (ValueError, OSError, LookupError, EOFError, ShardError)  # what readers say of files; not of programs
 _LISTED = 20  # of what was left out, on the terminal
 
 
@@ -49,10 +50,16 @@ class Recording:
             episode = self.source[index]
             key = episode.key
             return encode_episode(episode, self.encoding)
-        except _BAD as error:
-            if self.on_error == "raise":
+        except DATA_FAULTS as error:
+            if of_machine(error):
                 raise
-            return LeftOut(index, key, str(error) or repr(error))
+            if self.on_error == "skip":
+                return LeftOut(index, key, fault(error))
+            if isinstance(error, UserError):
+                raise
+            kind = FileTrouble if isinstance(error, OSError) else InvalidValue
+            place = f"episode {index}{f' ({key})' if key else ''} of {type(self.source).__name__}"
+            raise kind(f"{place} cannot be read: {fault(error)}") from error
 
 
 def write_shards(
@@ -87,10 +94,10 @@ def write_shards(
         ShardError: the folder holds another recording.
         ValueError: a malformed episode, or no episodes at all.
     """
-    if len(source) < 1 or episodes_per_shard < 1:
-        raise InvalidValue(
-            f"write_shards: {len(source)} episodes in shards of {episodes_per_shard}: both must be at least 1"
-        )
+    check_numbers("write_shards", at_least=1, episodes_per_shard=episodes_per_shard)
+    if len(source) < 1:
+        name = f"{type(source).__name__} {getattr(source, 'path', '')}".strip()
+        raise InvalidValue(f"{name} has no episodes; correct the path or the settings")
     workers = Workers(workers) if isinstance(workers, int) else workers
     folder, encoding = as_path(folder), encoding or VideoEncoding()
     described = {"episodes": len(source), "settings": describe(source)}

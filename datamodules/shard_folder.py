@@ -4,12 +4,15 @@ import hashlib
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from upath import UPath
 
+from ai_wam.errors import InvalidValue
+from ai_wam.faults import FORMAT_FAULTS, fault
 from ai_wam.files import AnyPath, as_path
 from datamodules.episode_table import EpisodeTable
 from datamodules.shard_format import (
@@ -19,6 +22,7 @@ from datamodules.shard_format import (
     ShardError,
     check_schema,
     index_name,
+    is_shard_name,
     read_json,
 )
 
@@ -88,7 +92,9 @@ _LINE = {"file": str, "sha256": str, "bytes": int}  # what an index must say of 
 
 
 def _is_line(line: object) -> bool:
-    return isinstance(line, dict) and all(isinstance(line.get(name), kind) for name, kind in _LINE.items())
+    if not isinstance(line, dict) or not is_shard_name(line.get("file")):
+        return False
+    return all(isinstance(line.get(name), kind) for name, kind in _LINE.items())
 
 
 class ShardFolder:
@@ -121,9 +127,11 @@ class ShardFolder:
         self.settings, lines = index["settings"], index["shards"]
         self.shards = len(lines)
         self.digest = hashlib.sha256("".join(line["sha256"] for line in lines).encode()).hexdigest()
+        keys: set[str] = set()
         for line in lines:
             shard = ShardEntry.read(self.folder / index_name(line["file"]))
             self._check_shard(shard, line, verify)
+            self._check_episodes(shard, keys)
             self.episodes += shard.episodes
         self._forget()
 
@@ -157,6 +165,27 @@ class ShardFolder:
             raise self.damaged(entry, name, f"{len(data)} of {member.size} bytes, or the wrong ones")
         return data
 
+    def check_episode(self, entry: EpisodeEntry) -> None:
+        """Refuse an episode that cannot be as the index says; for the kinds of folders that know.
+
+        Raises:
+            ValueError: what is wrong with it.
+        """
+
+    @contextmanager
+    def naming(self, entry: EpisodeEntry, name: str) -> Iterator[None]:
+        """Whatever is wrong with a member while it is read is said of that member.
+
+        Raises:
+            ShardError: in the place of any other fault of the data.
+        """
+        try:
+            yield
+        except ShardError:
+            raise
+        except FORMAT_FAULTS as error:
+            raise self.damaged(entry, name, fault(error)) from error
+
     def bytes(self, entry: EpisodeEntry, offset: int, size: int) -> bytes:
         """Bytes of the shard in which an episode lies."""
         return self._files.get(entry.file, lambda: _opened(self.folder / entry.file)).read(offset, size)
@@ -189,8 +218,22 @@ class ShardFolder:
             raise ShardError(f"{path} lacks {what}; copy it again, or write it anew: {again}")
         return index
 
+    def _check_episodes(self, shard: ShardEntry, keys: set[str]) -> None:
+        """`keys` are those of the shards before."""
+        path = self.folder / index_name(shard.file)
+        try:
+            for entry in shard.episodes:
+                if entry.key in keys:
+                    raise InvalidValue(f"episode {entry.key!r} stands twice in the index")
+                keys.add(entry.key)
+                self.check_episode(entry)
+        except InvalidValue as error:
+            raise ShardError(f"{path}: {error}; copy the folder again, or write it anew") from error
+
     def _check_shard(self, shard: ShardEntry, line: Mapping[str, Any], verify: bool) -> None:
         path = self.folder / shard.file
+        if shard.file != line["file"]:
+            raise ShardError(f"{self.folder / index_name(line['file'])} is of {shard.file}; copy it again")
         again = f"Copy it again, or delete it and run the same `{self.command}` again, which writes it anew."
         if not path.exists():
             raise ShardError(f"{path} is missing. {again}")

@@ -6,19 +6,24 @@ shard-000000.tar     episodes; per episode `<key>.json`, `<key>.actions.npy`, `<
 """
 
 import math
+import re
+import tarfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ai_wam import documents
 from ai_wam.errors import InvalidValue, UserError
 from ai_wam.files import AnyPath, write_json
+from datamodules.view_names import NAME
 
 SCHEMA = 1
 INDEX = "index.json"
 META, ACTIONS, CAMERAS, LABELS = "json", "actions.npy", "cameras.npz", "labels.npz"
+_MEMBER = re.compile(rf"{NAME.pattern}(\.{NAME.pattern})*")
+_BLOCK = tarfile.BLOCKSIZE  # of a tar, and the least that lies between two members: a header
+_SHARD = re.compile(r"shard-[0-9]{6,}\.tar")
 
 
 class ShardError(UserError, RuntimeError):
@@ -70,18 +75,23 @@ class EpisodeEntry:
         Raises:
             ValueError: values of another kind, or out of range.
         """
+        check_name(data["key"], "the key of an episode")
+        for view in data["views"]:
+            check_name(view, f"episode {data['key']!r}: view")
         entry = cls(
             key=data["key"],
             file=file,
-            frames=index(data["frames"]),
+            frames=_whole(data["frames"]),
             hz=float(data["hz"]),
-            views={name: (int(h), int(w)) for name, (h, w) in data["views"].items()},
-            members={name: Member(*map(index, where)) for name, where in data["members"].items()},
+            views={name: (_whole(h), _whole(w)) for name, (h, w) in data["views"].items()},
+            members={name: Member(*map(_whole, where)) for name, where in data["members"].items()},
         )
+        if odd := [name for name in entry.members if not _MEMBER.fullmatch(name)]:
+            raise InvalidValue(f"episode {entry.key!r}: {odd[0]!r} is no member's name")
+        if not entry.views:
+            raise InvalidValue(f"episode {entry.key!r} has no views")
         sizes = [side for size in entry.views.values() for side in size]
         places = [number for member in entry.members.values() for number in member]
-        if not isinstance(entry.key, str) or not isinstance(file, str):
-            raise InvalidValue(f"the key {entry.key!r} and the file {file!r} must be names")
         if min([entry.frames, *sizes]) < 1 or min(places, default=0) < 0 or not 0 < entry.hz < math.inf:
             raise InvalidValue(f"episode {entry.key!r}: frames, rate, sizes or places are out of range")
         return entry
@@ -156,11 +166,59 @@ class ShardEntry:
         data = read_json(path)
         check_schema(data, path)
         try:
+            if not is_shard_name(data["file"]):
+                raise InvalidValue(f"no shard is called {data['file']!r}, but {shard_name(0)!r} and so on")
             episodes = tuple(EpisodeEntry.from_json(episode, data["file"]) for episode in data["episodes"])
             left_out = tuple(LeftOut(**each) for each in data.get("left_out", []))
-            return cls(data["file"], data["bytes"], data["sha256"], episodes, left_out)
+            shard = cls(data["file"], _whole(data["bytes"]), data["sha256"], episodes, left_out)
+            check_places(shard)
+            return shard
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ShardError(f"{path} is no shard index ({error!r}); collect into a new folder") from error
+            why = str(error) if isinstance(error, UserError) else repr(error)
+            raise ShardError(
+                f"{path} is no shard index: {why}; copy it again, or collect into a new folder"
+            ) from error
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidValue(f"{value!r} stands where a whole number is expected")
+    return value
+
+
+def check_places(shard: ShardEntry) -> None:
+    """Every member lies in the tar, behind a header of its own.
+
+    Raises:
+        ValueError: members beyond the tar's end, or over one another.
+    """
+    places = sorted(
+        (member.offset, member.size, f"{episode.key}.{name}")
+        for episode in shard.episodes
+        for name, member in episode.members.items()
+    )
+    end, before = 0, "the beginning of the tar"
+    for offset, size, name in places:
+        if offset < end + _BLOCK:
+            raise InvalidValue(f"member {name!r} at byte {offset} lies over {before}, which ends at {end}")
+        end, before = offset + size, repr(name)
+    if end > shard.bytes:
+        raise InvalidValue(f"member {before} ends at byte {end}, the tar has {shard.bytes}")
+
+
+def check_name(name: object, what: str) -> None:
+    """Names of episodes and views become names of files: written and read by one rule.
+
+    Raises:
+        ValueError: no text, or one with other characters than letters, digits, '-' and '_'.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InvalidValue(f"{what} {name!r} must be made of letters, digits, '-' and '_' only")
+
+
+def is_shard_name(file: object) -> bool:
+    """Whether it is a name that a writer gives a shard: shards lie in the folder of their index."""
+    return isinstance(file, str) and _SHARD.fullmatch(file) is not None
 
 
 def shard_name(number: int) -> str:

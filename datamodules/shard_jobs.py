@@ -20,6 +20,7 @@ from ai_wam.files import AnyPath
 from ai_wam.numbers import check_numbers
 from datamodules.shard_format import shard_name
 from datamodules.shard_writer import Made, remove_unfinished, write_shard
+from datamodules.worker_errors import Failure
 
 Make = Callable[[int], Iterator[Made]]  # the episodes of a shard, by the shard's number
 _POLL_SECONDS = 0.2
@@ -102,13 +103,15 @@ def _write_parallel(make: Make, folder: AnyPath, missing: list[int], workers: in
     job = _Job(make, folder, context.Value("q", 0), context.Event())
     with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(job,)) as pool:
         with _one_thread(), _without_interrupts():
-            pending: set[Future[None]] = {pool.submit(_write_in_worker, number) for number in missing}
+            pending: set[Future[Failure | None]] = {
+                pool.submit(_write_in_worker, number) for number in missing
+            }
         try:
             while pending:
                 done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 bar.update(begun + job.written.value - bar.n)
                 for future in done:
-                    future.result()
+                    _check(future.result())
         except BrokenProcessPool as error:
             raise CannotContinue(
                 f"a worker process died while writing into {folder}. Finished shards are kept: run it "
@@ -127,15 +130,25 @@ def _write_on_ray(make: Make, folder: AnyPath, missing: list[int], workers: Work
         pending = [task.remote(shared, folder, number, os.getcwd()) for number in missing]
         while pending:
             done, pending = ray.wait(pending)
-            bar.update(sum(ray.get(done)))
+            bar.update(sum(map(_check, ray.get(done))))
     remove_unfinished(folder)  # of workers that died
 
 
-def _write_on_worker(make: Make, folder: AnyPath, number: int, where: str) -> int:
+def _write_on_worker(make: Make, folder: AnyPath, number: int, where: str) -> int | Failure:
     """One shard; gives the number of its episodes."""
     os.chdir(where)  # paths mean what they mean to whoever asked
     torch.set_num_threads(1)
-    return len(write_shard(folder, number, make(number)).episodes)
+    try:
+        return len(write_shard(folder, number, make(number)).episodes)
+    except Exception as error:
+        return Failure.of(error)
+
+
+def _check(outcome: int | Failure | None) -> int:
+    """Number of episodes that a worker wrote, or its error, raised here."""
+    if isinstance(outcome, Failure):
+        raise outcome.error()
+    return outcome or 0
 
 
 def _counted(episodes: Iterator[Made], bar: Any) -> Iterator[Made]:
@@ -194,7 +207,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _write_in_worker(number: int) -> None:
+def _write_in_worker(number: int) -> Failure | None:
     if _job is None:
         raise RuntimeError("a worker was started without its job")
-    write_shard(_job.folder, number, _job.episodes(number))
+    try:
+        write_shard(_job.folder, number, _job.episodes(number))
+    except Exception as error:
+        return Failure.of(error)
+    return None

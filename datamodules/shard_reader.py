@@ -1,25 +1,25 @@
 """Reads shards at random: any frame of any episode by its byte offset, without unpacking a tar."""
 
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from ai_wam.errors import InvalidValue
 from ai_wam.labels import Labels
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import FrameDecoder, VideoTable
 from datamodules.depth import depth_member, read_depth
+from datamodules.header_members import check_entry, read_actions, read_cameras, read_meta
 from datamodules.label_members import labels_of_provenance, read_labels
 from datamodules.shard_folder import Recent, ShardFolder
 from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, META, EpisodeEntry
 from datamodules.view_names import Views, as_called, chosen_views
 
+T = TypeVar("T")
 ROWS_KEPT = 200_000  # of frame tables and of matrices, whatever the episodes' length: some 30 MB each
 DEPTH_KEPT = 64_000_000  # bytes
 ROWS_PER_EPISODE = 30  # what an entry costs beside its rows
@@ -50,6 +50,10 @@ class ShardSet(ShardFolder):
     """Recorded episodes; itself an `EpisodeSource`, so they can be written again in another form."""
 
     command = "ai-wam collect"
+
+    def check_episode(self, entry: EpisodeEntry) -> None:
+        """Members that every episode has, large enough for its frames."""
+        check_entry(entry)
 
     def __getitem__(self, index: int) -> Episode:
         return self.episode(index)
@@ -101,13 +105,15 @@ class ShardSet(ShardFolder):
         """
         entry = self.episodes[index]
         name = f"{view}.mp4"
-        try:
+        with self.naming(entry, name):
             data = partial(self.read, index, name)
             table = self._tables.get((index, view), lambda: VideoTable.of(data(), upright=True))
+            if table.size != entry.views[view]:
+                raise InvalidValue(
+                    f"its pictures are {table.size} pixels, the index says {entry.views[view]}"
+                )
             start = entry.members[name].offset
             return self._decoder.decode(table, lambda at, size: self.bytes(entry, start + at, size), frames)
-        except (ValueError, IndexError) as error:
-            raise self.damaged(entry, name, str(error)) from error
 
     def depth(self, index: int, view: str, frames: Sequence[int]) -> Float[np.ndarray, "t h w"] | None:
         """Metres at some frames of episode `index`; None where depth was not recorded.
@@ -118,27 +124,29 @@ class ShardSet(ShardFolder):
         entry, name = self.episodes[index], depth_member(view)
         if name not in entry.members:
             return None
-        try:
-            return read_depth(self._depths.get((index, view), lambda: self.read(index, name)), frames)
-        except (ValueError, IndexError) as error:
-            raise self.damaged(entry, name, str(error)) from error
+        with self.naming(entry, name):
+            member = self._depths.get((index, view), lambda: self.read(index, name))
+            return read_depth(member, frames, entry.views[view])
 
     def _read_header(self, index: int) -> EpisodeHeader:
         entry = self.episodes[index]
-        meta = json.loads(self.read(index, META))
-        actions = np.load(io.BytesIO(self.read(index, ACTIONS))) if ACTIONS in entry.members else None
-        with np.load(io.BytesIO(self.read(index, CAMERAS))) as cameras:
-            intrinsics = {view: cameras[f"{view}.intrinsics"] for view in entry.views}
-            poses = {view: cameras[f"{view}.world_from_camera"] for view in entry.views}
-        said = meta["provenance"]
-        labels = self._read_labels(index, entry) if LABELS in entry.members else labels_of_provenance(said)
-        return EpisodeHeader(tuple(meta["instructions"]), said, actions, intrinsics, poses, labels)
+        instructions, provenance = self._member(index, META, read_meta)
+        actions = self._member(index, ACTIONS, read_actions) if ACTIONS in entry.members else None
+        intrinsics, poses = self._member(index, CAMERAS, read_cameras)
+        labels = self._labels(index, entry, provenance)
+        return EpisodeHeader(instructions, provenance, actions, intrinsics, poses, labels)
 
-    def _read_labels(self, index: int, entry: EpisodeEntry) -> Labels:
-        try:
-            return read_labels(self.read(index, LABELS))
-        except (ValueError, BadZipFile) as error:
-            raise self.damaged(entry, LABELS, str(error)) from error
+    def _member(self, index: int, name: str, parse: Callable[[bytes, EpisodeEntry], T]) -> T:
+        """A member as `parse` understands it."""
+        entry, data = self.episodes[index], self.read(index, name)
+        with self.naming(entry, name):
+            return parse(data, entry)
+
+    def _labels(self, index: int, entry: EpisodeEntry, provenance: Mapping[str, Any]) -> Labels | None:
+        if LABELS in entry.members:
+            return self._member(index, LABELS, lambda data, entry: read_labels(data, entry.frames))
+        with self.naming(entry, META):
+            return labels_of_provenance(provenance, entry.frames)
 
     def _frames(self, index: int, chosen: Mapping[str, str]) -> Iterator[Frame]:
         entry, header = self.episodes[index], self.header(index)

@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from ai_wam.cameras import Cameras
-from ai_wam.files import whole_file
+from ai_wam.files import AnyPath, inside, whole_file
 from ai_wam.types import ActionChunk, Batch
 from ai_wam.video import VideoEncoding, overlay, to_uint8, write_video
 from tasks.trajectory import draw_trajectory
@@ -87,7 +87,7 @@ class SampleWriter(BasePredictionWriter):
         batch = batch.to("cpu")
         for row, key in enumerate(batch.keys):
             for name, data in sample_files(batch, prediction, row, clip.views).items():
-                _write(self.folder / key / name, data)
+                _write(inside(self.folder, f"{key}/{name}"), data)
 
 
 def sample_files(batch: Batch, prediction: ActionChunk, row: int, views: Sequence[str]) -> dict[str, bytes]:
@@ -163,7 +163,7 @@ def _npz(arrays: Mapping[str, Any]) -> bytes:
     return data.getvalue()
 
 
-def _write(file: Path, data: bytes) -> None:
+def _write(file: AnyPath, data: bytes) -> None:
     """A file, whole or not at all."""
     with whole_file(file) as stream:
         stream.write(data)

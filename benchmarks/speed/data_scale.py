@@ -36,13 +36,14 @@ def write_index(folder: Path, episodes: int, frames: int) -> None:
                 frames + row % 7,
                 15.0,
                 {view: (180, 320) for view in VIEWS},
-                {name: Member(10_000_000 * row + 1000 * i, 100_000 + i, row) for i, name in enumerate(names)},
+                {name: Member(512 + 200_000 * (place + i), 100_000 + i, row) for i, name in enumerate(names)},
             )
-            for row in rows
+            for place, row in zip(range(0, len(rows) * len(names), len(names)), rows, strict=True)
         )
+        size = 200_000 * len(rows) * len(names)
         with (folder / file).open("wb") as tar:
-            tar.truncate(1)
-        shard = ShardEntry(file, 1, f"{number:064x}", entries)
+            tar.truncate(size)  # a hole, which takes no room
+        shard = ShardEntry(file, size, f"{number:064x}", entries)
         shard.write(folder)
         shards.append(shard.summary())
     index = {"schema": 1, "complete": True, "settings": {}, "episodes": episodes, "shards": shards}

@@ -4,76 +4,39 @@ MuJoCo reads MUJOCO_GL once, while it is imported, so the choice cannot be made 
 """
 
 import atexit
-import ctypes
 import os
 import sys
 import weakref
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 
-_EGL_LIBRARY, _OSMESA_LIBRARIES = "libEGL.so.1", ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
-_DISABLED = ("disable", "disabled", "off", "false", "0")  # MuJoCo's own words for "no graphics"
-NO_GRAPHICS = (
-    "MuJoCo cannot draw: there is no display (DISPLAY, WAYLAND_DISPLAY) and neither EGL nor OSMesa could be "
-    "loaded. Install one of them, for example on Debian or Ubuntu `apt-get install libegl1 libegl-mesa0` "
-    "(EGL) or `apt-get install libosmesa6` (OSMesa), and leave MUJOCO_GL unset."
-)
+from benchmarks.tabletop.platform import egl_devices, obstacle, osmesa, platform_for_import, way_out
 
-
-def egl_devices() -> int:
-    """Number of devices EGL offers; 0 where the library or the device query is missing."""
-    try:
-        egl = ctypes.CDLL(_EGL_LIBRARY)
-    except OSError:
-        return 0
-    egl.eglGetProcAddress.restype = ctypes.c_void_p
-    address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
-    if not address:
-        return 0
-    signature = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))
-    query = signature(address)
-    count = ctypes.c_int(0)
-    return count.value if query(0, None, ctypes.byref(count)) else 0
-
-
-def loads_any(libraries: Sequence[str]) -> bool:
-    """Whether the dynamic linker finds one of the shared libraries."""
-    for library in libraries:
-        try:
-            ctypes.CDLL(library)
-        except OSError:
-            continue
-        return True
-    return False
-
-
-def choose_platform(egl_devices: int, osmesa: bool) -> str:
-    """What MUJOCO_GL should say on a Linux machine without a display.
-
-    Args:
-        egl_devices: how many devices EGL offers.
-        osmesa: whether OSMesa can be loaded.
-
-    Returns:
-        "egl", "osmesa" or, with neither, "disable": physics works then, and drawing says what to install.
-    """
-    if egl_devices > 0:
-        return "egl"
-    return "osmesa" if osmesa else "disable"
-
-
-def _headless_linux() -> bool:
-    return sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-
-
-if "MUJOCO_GL" not in os.environ and "mujoco" not in sys.modules and _headless_linux():
-    os.environ["MUJOCO_GL"] = choose_platform(egl_devices(), loads_any(_OSMESA_LIBRARIES))
+_USERS = dict(os.environ)  # before MUJOCO_GL is chosen here
+_EARLY = "mujoco" in sys.modules
+_chosen = None if _EARLY else platform_for_import(_USERS)
+if _chosen is not None:
+    os.environ["MUJOCO_GL"] = _chosen
 
 import mujoco  # noqa: E402  (the variable above must be set first)
 
 from ai_wam.errors import CannotContinue  # noqa: E402
+
+if _chosen == "disable":  # for the import alone: errors name what the user set
+    del os.environ["MUJOCO_GL"]
+    os.environ.update({name: value for name, value in _USERS.items() if name == "MUJOCO_GL"})
+
+
+def _cannot_draw(why: str) -> CannotContinue:
+    way = way_out(_variables(), egl_devices(), osmesa())
+    return CannotContinue(f"MuJoCo cannot draw: {why}" + (f"; {way}" if way else ""))
+
+
+def _variables() -> dict[str, str]:
+    """The environment as the user set it, and changed it since."""
+    chosen = _chosen is not None and os.environ.get("MUJOCO_GL") == _chosen
+    return {**os.environ, "MUJOCO_GL": _USERS.get("MUJOCO_GL", "")} if chosen else dict(os.environ)
 
 
 class Pictures:
@@ -84,18 +47,17 @@ class Pictures:
     """
 
     def __init__(self, model: "mujoco.MjModel", size: tuple[int, int], shadows: bool) -> None:
-        if os.environ.get("MUJOCO_GL", "").lower() in _DISABLED:
-            raise CannotContinue(NO_GRAPHICS)
+        if why := obstacle(_variables(), egl_devices(), osmesa()):
+            raise _cannot_draw(why)
         h, w = size
         try:
             self._renderer: mujoco.Renderer | None = mujoco.Renderer(model, h, w, max_geom=model.ngeom + 20)
-        except (mujoco.FatalError, ImportError) as error:
-            platform = os.environ.get("MUJOCO_GL", "unset")
-            raise CannotContinue(
-                f"MuJoCo cannot draw with MUJOCO_GL {platform}: {error}. Set MUJOCO_GL=egl (Debian: libegl1 "
-                f"libegl-mesa0) or MUJOCO_GL=osmesa (libosmesa6), or leave it unset and import "
-                f"benchmarks.tabletop before mujoco, which reads it only once"
-            ) from error
+        except (mujoco.FatalError, ImportError, RuntimeError, AttributeError) as error:
+            # of PyOpenGL, which asks a library that was not loaded
+            names = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
+            values = ", ".join(f"{name} {_variables().get(name) or 'unset'}" for name in names)
+            early = "; import benchmarks.tabletop before mujoco, which reads MUJOCO_GL once" if _EARLY else ""
+            raise _cannot_draw(f"{error} (with {values}){early}") from error
         flags = self._renderer.scene.flags
         flags[int(mujoco.mjtRndFlag.mjRND_SHADOW)] = int(shadows)
         flags[int(mujoco.mjtRndFlag.mjRND_REFLECTION)] = 0
@@ -122,4 +84,4 @@ def _close(reference: "weakref.ref[Pictures]") -> None:
         pictures.close()
 
 
-__all__ = ["NO_GRAPHICS", "Pictures", "choose_platform", "egl_devices", "loads_any", "mujoco"]
+__all__ = ["Pictures", "mujoco"]

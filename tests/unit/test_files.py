@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_wam.files import whole_file, write_json, write_text
+from ai_wam.files import inside, whole_file, write_json, write_text
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path):
@@ -38,3 +38,16 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert json.loads(place.read_text()) == {"x": 1}
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_name_stays_in_its_folder(tmp_path: Path):
+    assert inside(tmp_path, "episode-1/front.mp4") == tmp_path / "episode-1" / "front.mp4"
+    assert inside(tmp_path, "a..b@3") == tmp_path / "a..b@3"
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../a", "a/../../b", "/etc/passwd", "a//b", "a/", "./a", "a\\..\\b", "a\0b"]
+)
+def test_a_name_that_leads_out_of_its_folder(tmp_path: Path, name: str):
+    with pytest.raises(ValueError, match="is no name of a file in"):
+        inside(tmp_path, name)

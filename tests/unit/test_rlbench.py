@@ -330,8 +330,9 @@ def test_a_picture_that_fails_costs_one_trial(faulty):
 
 def test_without_rlbench_the_reason_is_given():
     missing = RLBench()
-    with pytest.raises(EnvironmentServerError, match="ModuleNotFoundError: No module named"):
+    with pytest.raises(EnvironmentServerError, match=r"No module named .*`ai-wam rlbench-doctor`") as error:
         missing.reset(TRIAL)
+    assert "\n" not in str(error.value)
 
 
 def test_every_arm_of_a_trial_plays_one_scene_though_live_demonstrations_are_chance(faulty):

@@ -219,7 +219,7 @@ def test_foreign_tars_are_not_taken_for_ours(tmp_path):
             Changed(0, 4, with_view("front", intrinsics=np.full((3, 3), np.inf))),
             r"'front', frame 4: matrices must be",
         ),
-        (Changed(1, key="a.b"), r"episode 'a.b': a key is made of letters"),
+        (Changed(1, key="a.b"), r"key of an episode 'a.b' must be made of letters"),
         (Changed(1, key="squares-0000"), "'squares-0000' comes twice in shard-000000.tar"),
         (Changed(1, instructions=()), "has no instruction"),
         (Changed(1, provenance={"when": object()}), "provenance must hold JSON values"),
@@ -331,7 +331,7 @@ def test_a_refused_episode_leaves_the_writer_usable(tmp_path):
 
 
 def test_bad_arguments_are_named(tmp_path):
-    with pytest.raises(ValueError, match="0 episodes in shards of 2"):
+    with pytest.raises(ValueError, match="MovingSquares has no episodes"):
         record(replace(SOURCE, episodes=0), tmp_path)
     with pytest.raises(ValueError, match="episodes_per_shard is 0"):
         ShardWriter(tmp_path, 0)

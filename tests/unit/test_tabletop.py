@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.base import Simulator, Trial
-from benchmarks.tabletop import panda
-from benchmarks.tabletop.graphics import NO_GRAPHICS, Pictures, choose_platform, loads_any, mujoco
+from benchmarks.tabletop import panda, platform
 from benchmarks.tabletop.kinematics import Kinematics, Pose
 from benchmarks.tabletop.rigs import WORKSPACES
 from benchmarks.tabletop.simulator import Tabletop
@@ -228,27 +227,66 @@ def test_whole_workspace_is_within_reach(name):
 
 
 def test_platform_choice():
-    assert choose_platform(egl_devices=1, osmesa=True) == "egl"
-    assert choose_platform(egl_devices=0, osmesa=True) == "osmesa"
-    assert choose_platform(egl_devices=0, osmesa=False) == "disable"
-    assert loads_any(("libnothere.so", "libc.so.6"))
-    assert not loads_any(("libnothere.so",))
+    assert platform.choose_platform(egl_devices=1, osmesa=True) == "egl"
+    assert platform.choose_platform(egl_devices=0, osmesa=True) == "osmesa"
+    assert platform.choose_platform(egl_devices=0, osmesa=False) == "disable"
+    assert platform.loads_any(("libnothere.so", "libc.so.6"))
+    assert not platform.loads_any(("libnothere.so",))
 
 
-def test_without_graphics_one_error_names_the_packages(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", "disable")
-    model = mujoco.MjModel.from_xml_string("<mujoco/>")
-    with pytest.raises(RuntimeError, match=r"libegl1 libegl-mesa0.*libosmesa6") as error:
-        Pictures(model, (8, 8), shadows=False)
-    assert str(error.value) == NO_GRAPHICS
+@pytest.mark.parametrize(
+    ("variables", "devices", "library", "why", "way"),
+    [
+        ({"MUJOCO_GL": "osmesa"}, 1, False, "libOSMesa) cannot be loaded", "set MUJOCO_GL=egl"),
+        ({"MUJOCO_GL": "egl"}, 0, True, "EGL offers no device", "set MUJOCO_GL=osmesa"),
+        ({"MUJOCO_GL": "disable"}, 1, True, "turns graphics off", "set MUJOCO_GL=egl"),
+        ({"MUJOCO_GL": "nonsense"}, 1, True, "does not know", "set MUJOCO_GL=egl"),
+        ({"PYOPENGL_PLATFORM": "glx"}, 1, True, "PYOPENGL_PLATFORM is 'glx'", "unset PYOPENGL_PLATFORM"),
+        (
+            {"PYOPENGL_PLATFORM": "egl", "MUJOCO_GL": "osmesa"}, 0, True,
+            "PYOPENGL_PLATFORM is 'egl' and MuJoCo draws with osmesa", "unset PYOPENGL_PLATFORM",
+        ),
+        ({}, 0, False, "there is no display", "install EGL or OSMesa"),
+    ],
+)  # fmt: skip
+def test_what_stands_in_the_way_of_graphics(variables, devices, library, why, way):
+    """And the advice leaves nothing in the way."""
+    assert why in platform.obstacle(variables, devices, library)
+    advice = platform.way_out(variables, devices, library)
+    assert advice.startswith(way)
+    after = {name: value for name, value in variables.items() if f"unset {name}" not in advice}
+    after |= dict(step.removeprefix("set ").split("=") for step in advice.split(" and ") if "set M" in step)
+    if devices or library:
+        assert platform.obstacle(after, devices, library) is None
 
 
-def run_headless(code):
-    """A fresh interpreter without a display or a choice of graphics."""
+@pytest.mark.parametrize(
+    ("variables", "why"),
+    [
+        ({"MUJOCO_GL": "nonsense"}, "MUJOCO_GL is 'nonsense', which MuJoCo does not know"),
+        ({"DISPLAY": ":77"}, "MUJOCO_GL unset, DISPLAY :77"),
+    ],
+)
+def test_a_wrong_choice_of_graphics_is_one_sentence(tmp_path, variables, why):
+    words = ["collect", "--config=configs/collect/reach_target.yaml", f"--out={tmp_path}", "--workers=0"]
+    done = run_headless(f"from ai_wam.cli import main\nmain({words})", **variables)
+    assert done.returncode == 1
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith("ai-wam collect: MuJoCo cannot draw: ")
+    assert why in said
+    assert "Traceback" not in done.stderr
+
+
+def run_headless(code, **variables):
+    """A fresh interpreter without a display or a choice of graphics, but for these variables."""
     hidden = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY", "PYOPENGL_PLATFORM")
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | variables
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -258,7 +296,8 @@ def test_mujoco_imported_too_early_is_told():
         "from benchmarks.tabletop.graphics import Pictures\n"
         "Pictures(mujoco.MjModel.from_xml_string('<mujoco/>'), (8, 8), False)\n"
     )
-    assert "CannotContinue: MuJoCo cannot draw with MUJOCO_GL unset" in done.stderr
+    assert "CannotContinue: MuJoCo cannot draw: " in done.stderr
+    assert "with MUJOCO_GL unset" in done.stderr
     assert "import benchmarks.tabletop before mujoco" in done.stderr
 
 

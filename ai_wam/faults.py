@@ -1,0 +1,42 @@
+"""What goes wrong while data are read: the exceptions of readers, and their words."""
+
+import csv
+import errno
+import struct
+import zipfile
+import zlib
+from pickle import UnpicklingError
+from tarfile import TarError
+
+from av import FFmpegError
+from PIL.Image import DecompressionBombError
+
+from ai_wam.errors import CannotContinue, UserError
+
+FORMAT_FAULTS: tuple[type[Exception], ...] = (
+    ValueError, LookupError, ArithmeticError, EOFError, csv.Error, struct.error, zipfile.BadZipFile,
+    zlib.error, TarError, UnpicklingError, FFmpegError, DecompressionBombError,
+)  # fmt: skip
+"""Of bytes that are not what their format says."""
+
+DATA_FAULTS: tuple[type[Exception], ...] = (*FORMAT_FAULTS, UserError, OSError, RecursionError)
+"""Of one recording or sample, by any reader: the next one may be sound. Others are faults of a program."""
+
+_OF_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def of_machine(error: BaseException) -> bool:
+    """Whether the machine or its installation is at fault: the next recording would fail likewise."""
+    if isinstance(error, CannotContinue | ImportError):
+        return True
+    return isinstance(error, OSError) and error.errno in _OF_MACHINE
+
+
+def fault(error: BaseException) -> str:
+    """An exception's message; its class too where the message is no sentence by itself."""
+    text = str(error)
+    return (
+        text
+        if text and isinstance(error, UserError | ValueError | OSError)
+        else f"{type(error).__name__}: {text}"
+    )

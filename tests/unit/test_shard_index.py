@@ -1,0 +1,289 @@
+"""Indices and members that no writer of ours makes: refused in a sentence, before memory is taken."""
+
+import io
+import json
+import pickle
+import resource
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ai_wam.types import Clip
+from ai_wam.video import VideoEncoding, write_video
+from benchmarks.speed.data import MovingSquares
+from datamodules.clip_dataset import ClipDataset
+from datamodules.recording import write_shards
+from datamodules.shard_format import ShardError
+from datamodules.shard_reader import ShardSet
+from datamodules.windows import Windows
+
+FRAMES, SIZE, VIEWS = 6, (32, 32), ("front", "wrist")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("index") / "good"
+    write_shards(MovingSquares(2, FRAMES, SIZE, views=VIEWS), folder, 2, workers=0, progress=False)
+    return folder
+
+
+@pytest.fixture
+def folder(recorded: Path, tmp_path: Path) -> Path:
+    shutil.copytree(recorded, tmp_path / "bad")
+    return tmp_path / "bad"
+
+
+@pytest.fixture(autouse=True)
+def little_memory():
+    """A bomb that went off would take more."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (used + 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "shard-000000.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def of_episode(**values: object) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, lambda shard: shard["episodes"][0].update(values))
+
+
+def of_member(name: str, where: list[int]) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, lambda shard: shard["episodes"][0]["members"].update({name: where}))
+
+
+def as_text(old: str, new: str) -> Callable[[Path], object]:
+    def write(folder: Path) -> None:
+        path = folder / "shard-000000.json"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    return write
+
+
+def of_line(**values: object) -> Callable[[Path], object]:
+    def write(folder: Path) -> None:
+        index = json.loads((folder / "index.json").read_text())
+        index["shards"][0].update(values)
+        (folder / "index.json").write_text(json.dumps(index))
+
+    return write
+
+
+INDEX: dict[str, tuple[Callable[[Path], object], str]] = {
+    **{f"key {key!r}": (of_episode(key=key), "the key of an episode") for key in
+       ("../../out", "a/b", "", "..", "a b", "a\n", "a\0", 3, None)},
+    **{f"view {view!r}": (of_episode(views={view: [32, 32]}), f"view {view!r} must be") for view in
+       ("../out", "", ".", "a/b")},
+    "a member's name": (of_member("../x.mp4", [0, 1, 1]), "is no member's name"),
+    "a shard elsewhere": (lambda f: edit(f, lambda s: s.update(file="../shard-000000.tar")), "no shard is"),
+    "a shard elsewhere, by the set": (of_line(file="../shard-000000.tar"), "lacks"),
+    "a shard of another name": (lambda f: edit(f, lambda s: s.update(file="shard-000001.tar")), "is of s"),
+    "many frames": (of_episode(frames=10**9), "1000000000 frames cannot lie in the"),
+    **{f"frames {n!r}": (of_episode(frames=n), "") for n in (0, -1, "6", 6.0, None, True)},
+    "frames 1e400": (as_text('"frames": 6', '"frames": 1e400'), ""),
+    "frames 10**400": (as_text('"frames": 6', '"frames": 1' + "0" * 400), "more than 63 bits"),
+    **{f"hz {n!r}": (of_episode(hz=n), "") for n in (0, -1, "x", None, float("nan"), float("inf"))},
+    "no views": (of_episode(views={}), "has no views"),
+    **{f"size {size!r}": (of_episode(views={"front": size}), "") for size in
+       ([0, 32], [32], 32, None, ["32", "32"], [32.0, 32])},
+    "twice": (lambda f: edit(f, lambda s: s["episodes"].append(s["episodes"][0])), ""),
+    "twice by name": (
+        lambda f: edit(f, lambda s: s["episodes"][1].update(key=s["episodes"][0]["key"])),
+        "stands twice in the index",
+    ),
+    "beyond the tar": (of_member("more", [10**9, 5, 0]), "the tar has"),
+    "longer than the tar": (of_member("more", [10**5, 2**62, 0]), "the tar has"),
+    "before the tar": (of_member("json", [-5, 5, 0]), ""),
+    "over another": (of_member("more", [600, 5, 0]), "lies over"),
+    "no cameras": (
+        lambda f: edit(f, lambda s: s["episodes"][0]["members"].pop("cameras.npz")),
+        "lacks the member 'cameras.npz'",
+    ),
+    "no video": (
+        lambda f: edit(f, lambda s: s["episodes"][0]["members"].pop("wrist.mp4")),
+        "lacks the member 'wrist.mp4'",
+    ),
+    "episodes that are a number": (lambda f: edit(f, lambda s: s.update(episodes=3)), ""),
+    "an episode that is null": (lambda f: edit(f, lambda s: s.update(episodes=[None])), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", INDEX)
+def test_an_index(folder: Path, kind: str):
+    change, words = INDEX[kind]
+    change(folder)
+    with pytest.raises(ShardError) as refused:
+        ShardSet(folder)
+    assert str(folder) in str(refused.value)
+    assert words in str(refused.value)
+
+
+def replaced(folder: Path, name: str, data: bytes) -> None:
+    """Give the first episode another member, whole and with the right checksum, behind all others."""
+    tar = folder / "shard-000000.tar"
+    before = tar.read_bytes() + bytes(512)
+    tar.write_bytes(before + data)
+
+    def change(shard: dict[str, Any]) -> None:
+        shard["bytes"] = len(before) + len(data)
+        shard["episodes"][0]["members"][name] = [len(before), len(data), zlib.crc32(data)]
+
+    edit(folder, change)
+    of_line(bytes=len(before) + len(data))(folder)
+
+
+def meta(**changes: object) -> bytes:
+    good = {"key": "squares-0000", "frames": FRAMES, "instructions": ["x"], "provenance": {}}
+    return json.dumps({**good, **changes}).encode()
+
+
+def npy(array: np.ndarray, shape: tuple[int, ...] | None = None) -> bytes:
+    """A .npy file; its header may announce another shape."""
+    stream = io.BytesIO()
+    header = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(stream, {**header, "shape": shape or array.shape})
+    return stream.getvalue() + array.tobytes()
+
+
+def objects() -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.array([{}, 1], dtype=object), allow_pickle=True)
+    return stream.getvalue()
+
+
+def npz(**changes: bytes | None) -> bytes:
+    """Cameras of the two views; arrays as bytes of .npy files."""
+    arrays: dict[str, bytes | None] = {}
+    for view in VIEWS:
+        arrays[f"{view}.intrinsics"] = npy(np.eye(3, dtype=np.float32)[None])
+        arrays[f"{view}.world_from_camera"] = npy(np.eye(4, dtype=np.float32)[None])
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in {**arrays, **changes}.items():
+            if data is not None:
+                archive.writestr(f"{name}.npy", data)
+    return stream.getvalue()
+
+
+def cameras(**changes: bytes | None) -> bytes:
+    return npz(**{name.replace("__", "."): data for name, data in changes.items()})
+
+
+def video(size: tuple[int, int], frames: int) -> bytes:
+    return write_video(np.zeros((frames, *size, 3), np.uint8), 20.0, VideoEncoding(gop=1))
+
+
+K, ACTIONS = np.eye(3, dtype=np.float32), np.tile(np.float32([0, 0, 0, 0, 0, 0, 1, 1]), (FRAMES, 1))
+MEMBERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "no json": ("json", lambda: b"x", "cannot be read as JSON"),
+    "null": ("json", lambda: b"null", "expected a JSON object"),
+    "a list": ("json", lambda: b"[]", "expected a JSON object"),
+    "too deep": ("json", lambda: b"[" * 100_000, "nested too deeply"),
+    "not UTF-8": ("json", lambda: b"\xff\xfe{}", ""),
+    "numbers as instructions": ("json", lambda: meta(instructions=[3]), "must be a list of texts"),
+    "null as instructions": ("json", lambda: meta(instructions=None), "must be a list of texts"),
+    "a text as instructions": ("json", lambda: meta(instructions="abc"), "must be a list of texts"),
+    "no instruction": ("json", lambda: meta(instructions=[]), "there is no instruction"),
+    "provenance that is a list": ("json", lambda: meta(provenance=[]), "provenance must be an object"),
+    "another episode's json": ("json", lambda: meta(key="other"), "its key is 'other'"),
+    "labels that are text": (
+        "json",
+        lambda: meta(provenance={"labels": dict.fromkeys(("valid", "confidence", "disagreement_px"), "x")}),
+        "",
+    ),
+    "a pickle": ("actions.npy", lambda: pickle.dumps(3) + bytes(999), "is no .npy file"),
+    "objects": ("actions.npy", lambda: objects() + bytes(999), "it holds values of type object"),
+    "doubles": ("actions.npy", lambda: npy(ACTIONS.astype(float)), "of float64, expected (6, 8) of float32"),
+    "a row less": ("actions.npy", lambda: npy(ACTIONS[:-1]) , "has shape (5, 8)"),
+    "a column less": ("actions.npy", lambda: npy(ACTIONS[:, :-1].copy()), "has shape (6, 7)"),
+    "NaN": ("actions.npy", lambda: npy(ACTIONS * np.float32("nan")), "frame 0: action"),
+    "a bomb": ("actions.npy", lambda: npy(ACTIONS, (10**10, 8)), "it announces (10000000000, 8)"),
+    "more than 63 bits": ("actions.npy", lambda: npy(ACTIONS, (10**30, 8)), "it announces"),
+    "a negative shape": ("actions.npy", lambda: npy(ACTIONS, (-6, -8)), "it announces the shape (-6, -8)"),
+    "no zip": ("cameras.npz", lambda: b"x" * 999, "is no .npz file"),
+    "a view less": ("cameras.npz", lambda: cameras(front__intrinsics=None), "lacks the arrays"),
+    "objects as matrices": ("cameras.npz", lambda: cameras(front__intrinsics=objects()), "type object"),
+    "a bomb of matrices": (
+        "cameras.npz", lambda: cameras(front__intrinsics=npy(K[None], (10**10, 3, 3))), "it announces",
+    ),
+    "a deflated bomb": (
+        "cameras.npz",
+        lambda: cameras(front__intrinsics=npy(np.zeros((2**20, 3, 3), np.float32))),
+        "bytes of arrays, at most",
+    ),
+    "matrices for other frames": (
+        "cameras.npz", lambda: cameras(front__intrinsics=npy(np.tile(K, (4, 1, 1)))), "has shape (4, 3, 3)",
+    ),
+    "poses for other frames than K": (
+        "cameras.npz", lambda: cameras(front__intrinsics=npy(np.tile(K, (6, 1, 1)))), "as many of each",
+    ),
+    "labels of other frames": ("labels.npz", lambda: npz(**labels(5)), "the episode has 6"),
+    "labels of another type": ("labels.npz", lambda: npz(**labels(6, np.float64)), "(6,) of float32"),
+    "pictures of another size": ("front.mp4", lambda: video((16, 16), FRAMES), "its pictures are (16, 16)"),
+    "fewer pictures": ("front.mp4", lambda: video(SIZE, 3), ""),
+    "no video": ("front.mp4", lambda: b"x" * 999, ""),
+}  # fmt: skip
+
+
+def labels(frames: int, kind: type = np.float32) -> dict[str, bytes | None]:
+    ones = np.ones(frames, np.float32)
+    return {
+        "valid": npy(ones.astype(bool)),
+        "confidence": npy(ones.astype(kind)),
+        "disagreement_px": npy(ones),
+    }
+
+
+def clips(folder: Path, on_error: Any) -> ClipDataset:
+    clip = Clip(frames=5, stride=1, control_hz=20.0, size=SIZE, views=VIEWS)
+    return ClipDataset([ShardSet(folder)], Windows(clip, "hold", dense=True), on_error=on_error)
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_a_member(folder: Path, kind: str):
+    """Refused or left out, and the reason names shard, key and member either way."""
+    member, data, words = MEMBERS[kind]
+    replaced(folder, member, data())
+    place = f"{folder / 'shard-000000.tar'}, key 'squares-0000', member {member!r}"
+    with pytest.raises(ShardError) as refused:
+        list(ShardSet(folder)[0].frames)
+    assert place in str(refused.value)
+    assert words in str(refused.value)
+    dataset = clips(folder, "skip")
+    with pytest.warns(UserWarning, match="skipped a sample") as said:
+        assert dataset[FRAMES - 1] is None
+    assert place in str(said[0].message)
+    assert dataset[FRAMES] is not None  # of the other episode
+    assert int(dataset.skipped) == 1
+
+
+def test_matrices_that_are_no_cameras(folder: Path):
+    """Lost calibrations are whole: what is neither rigid nor NaN names its member where it is used."""
+    twice = 2 * np.eye(4, dtype=np.float32)[None]
+    replaced(folder, "cameras.npz", cameras(front__world_from_camera=npy(twice)))
+    with pytest.raises(ShardError, match=r"key 'squares-0000', member 'cameras.npz' is damaged"):
+        clips(folder, "raise")[0]
+    with pytest.warns(UserWarning, match=r"member 'cameras.npz'"):
+        assert clips(folder, "skip")[0] is None
+
+
+def test_faults_of_the_machine_are_not_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def fails(*arguments: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("datamodules.shard_folder._opened", fails)
+    with pytest.raises(OSError, match="Too many open files"):
+        clips(folder, "skip")[0]
