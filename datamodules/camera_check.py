@@ -4,6 +4,7 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,7 +29,36 @@ _EPISODES, _FRAMES = 3, 30  # looked at where no points are given: episodes, and
 _COLUMNS = ["key", "view", "frame", "x", "y"]
 
 
-def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict[str, list[float]]:
+@dataclass
+class ViewCheck:
+    """What was found of one camera.
+
+    Attributes:
+        distances: pixels of the recording between each seen point and the projected one; infinite where the
+            tool has no place in the picture.
+        frames: that were looked at.
+        placeless: of those, with the tool behind the camera or the calibration lost.
+    """
+
+    distances: list[float] = field(default_factory=list)
+    frames: int = 0
+    placeless: int = 0
+
+    def add(self, projected: Float[np.ndarray, "3 2"], seen: tuple[float, float] | None) -> None:
+        """Count a frame."""
+        known = bool(np.isfinite(projected[0]).all())
+        self.frames += 1
+        self.placeless += not known
+        if seen is not None:
+            self.distances.append(float(np.hypot(*(projected[0] - np.array(seen)))) if known else np.inf)
+
+    def passes(self, max_pixels: float) -> bool:
+        """Whether the tool has a place in half of the pictures or more, near where it was seen."""
+        near = not self.distances or bool(np.median(self.distances) <= max_pixels)
+        return near and self.placeless <= self.frames / 2
+
+
+def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict[str, ViewCheck]:
     """Write overlays, and compare with where the tool was seen.
 
     Args:
@@ -38,7 +68,7 @@ def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict
             seen; those frames are looked at. A few frames of the first episodes if left out.
 
     Returns:
-        Distances in pixels of the recording between seen and projected points, by view.
+        What was found of each view.
 
     Raises:
         ValueError: points that name no recorded frame.
@@ -47,19 +77,19 @@ def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict
     source: EpisodeSource = ShardSet(recordings) if shards else FolderSource(recordings)
     points = {} if seen is None else read_points(as_path(seen))
     keys = {key for key, _, _ in points}
-    distances: dict[str, list[float]] = defaultdict(list)
+    found: dict[str, ViewCheck] = defaultdict(ViewCheck)
     left = dict(points)
     for number in range(len(source) if points else min(_EPISODES, len(source))):
         episode = source[number]
         if points and episode.key not in keys:
             continue
-        _check_episode(episode, points, left, out, distances)
+        _check_episode(episode, points, left, out, found)
     if left:
         raise InvalidValue(
             f"{seen}: {len(left)} points name no recorded frame, the first one key, view and frame "
             f"{next(iter(left))}; frames count from 0"
         )
-    return dict(distances)
+    return dict(found)
 
 
 def read_points(path: AnyPath) -> dict[tuple[str, str, int], tuple[float, float]]:
@@ -95,7 +125,7 @@ def _check_episode(
     points: Points,
     left: dict[tuple[str, str, int], tuple[float, float]],
     out: AnyPath,
-    distances: dict[str, list[float]],
+    found: dict[str, ViewCheck],
 ) -> None:
     for number, frame in enumerate(episode.frames):
         for name, view in frame.views.items():
@@ -103,8 +133,7 @@ def _check_episode(
             if frame.action is None or not (at in points if points else number % _FRAMES == 0):
                 continue
             projected = project(frame, view)
-            if at in left:
-                distances[name].append(float(np.hypot(*(projected[0] - np.array(left.pop(at))))))
+            found[name].add(projected, left.pop(at, None))
             _paint(view, projected, points.get(at), inside(out, f"{episode.key}-{name}-{number:05d}.png"))
 
 

@@ -10,6 +10,7 @@ from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.files import AnyPath, as_path, write_json
 from ai_wam.numbers import check_numbers
+from datamodules.camera_check import ViewCheck
 from datamodules.camera_check import camera_check as check_cameras
 from datamodules.contact_sheet import write_contact_sheet
 from datamodules.inspection import EpisodeReport, Limits, inspect_episodes
@@ -168,21 +169,28 @@ def _violations(bad: Sequence[EpisodeReport]) -> str:
 
 def _print_camera_check(recordings: str, place: AnyPath, seen: str | None, max_pixels: float) -> None:
     try:
-        residuals = check_cameras(recordings, place, seen)
+        found = check_cameras(recordings, place, seen)
     except (ValueError, ShardError) as error:
         raise InvalidValue(
             f"{error}\nCameras are checked in folders of shards and of plain recordings "
             "(docs/shards.md); bring other layouts into shards first: ai-wam convert"
         ) from error
     print(f"overlays: {place}; the cross has to lie on the tool's tip")
-    for view, distances in residuals.items():
-        print(
-            f"  {view:<20} {len(distances)} points: median {np.median(distances):.1f}, worst "
-            f"{max(distances):.1f} pixels"
-        )
-    bad = [view for view, distances in residuals.items() if np.median(distances) > max_pixels]
-    if bad:
+    for view, check in found.items():
+        print(f"  {view:<20} {_said(check)}")
+    if bad := [view for view, check in found.items() if not check.passes(max_pixels)]:
         raise CannotContinue(
-            f"cameras of {', '.join(bad)} miss the tool by more than {max_pixels:g} pixels in the median: "
-            "check K and the picture size it belongs to, which way the pose maps, the axes (OpenCV's), metres"
+            f"cameras of {', '.join(bad)} miss the tool by more than {max_pixels:g} pixels in the median, or "
+            "have it behind them or no calibration in most frames: check K and the picture size it belongs to, "
+            "which way the pose maps, the axes (OpenCV's), metres"
         )
+
+
+def _said(check: ViewCheck) -> str:
+    apart = ""
+    if check.distances:
+        middle, worst = np.median(check.distances), max(check.distances)
+        apart = f"{len(check.distances)} points: median {middle:.1f}, worst {worst:.1f} pixels; "
+    return (
+        f"{apart}{check.frames} frames, {check.placeless} with the tool behind the camera or no calibration"
+    )

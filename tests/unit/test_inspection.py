@@ -239,6 +239,34 @@ def test_cameras_are_checked_against_seen_points(record, tmp_path: Path, capsys:
         main(words)
 
 
+def axes_of_opengl(arrays):
+    arrays["front.world_from_camera"][..., 1:3] *= -1
+
+
+def calibration_lost(arrays):
+    arrays["front.world_from_camera"][:] = np.nan
+
+
+@pytest.mark.parametrize("change", [axes_of_opengl, calibration_lost])
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_tool_without_a_place_in_the_picture_fails(record, tmp_path: Path, capsys, change, seen: bool):
+    """Behind the camera it has no pixel, and no distance to where it was seen: that passed as NaN."""
+    folder = record(replace(SOURCE, episodes=1))
+    change_cameras(folder, change)
+    (tmp_path / "seen.csv").write_text("key,view,frame,x,y\nsquares-0000,front,5,32,32\n")
+    words = [f"--seen={tmp_path / 'seen.csv'}"] * seen
+    with pytest.raises(SystemExit, match=r"cameras of front miss the tool .* or have it behind them"):
+        main(["inspect", str(folder), "--camera-check", f"--out={tmp_path / 'check'}", *words])
+    assert ("median inf, worst inf" in capsys.readouterr().out) == seen
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_seen_point_must_be_a_number(record, tmp_path: Path, number: str):
+    (tmp_path / "seen.csv").write_text(f"key,view,frame,x,y\nsquares-0000,front,5,{number},32\n")
+    with pytest.raises(SystemExit, match=r"seen.csv, line 2: x must be finite, got (nan|inf)"):
+        main(["inspect", str(record(SOURCE)), "--camera-check", f"--seen={tmp_path / 'seen.csv'}"])
+
+
 @pytest.mark.parametrize(
     "words", [["--camera-check"], ["--camera_check"], ["--camera_check", "true"], ["--camera-check=true"]]
 )

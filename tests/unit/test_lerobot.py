@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.spatial.transform import Rotation
 from source_fixtures import lerobot as fixture
 from source_fixtures import lerobot__v21 as older
 
@@ -15,6 +16,7 @@ from benchmarks.speed.data import MovingSquares
 from datamodules.lerobot import LeRobotSource
 from datamodules.lerobot_writer import LeRobotWriter
 from datamodules.recording import write_shards
+from datamodules.rotations import continuous_actions
 
 DATA = "data/chunk-000/file-000.parquet"
 VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"
@@ -318,3 +320,25 @@ def test_confidence_lies_between_0_and_1(tmp_path):
         LeRobotWriter(tmp_path, VideoEncoding()).write(
             Episode("e", episode.frames, ("push",), 5.0, {"confidence": 1.5})
         )
+
+
+def test_millimetres_and_degrees_have_settings(root):
+    """The same numbers, in other units."""
+
+    def other_units(rows):
+        turned = [Rotation.from_quat(row[3:7]).as_euler("xyz", degrees=True) for row in rows]
+        return [
+            [*(1000 * x for x in row[:3]), *angles, 0, row[7]]
+            for row, angles in zip(rows, turned, strict=True)
+        ]
+
+    before = [frame.action for frame in LeRobotSource(str(root))[0].frames]
+    edit_column("observation.state", other_units)(root)
+    words = {"rotation": "observation.state[3:6]", "rotation_as": "euler_xyz"}
+    with pytest.raises(
+        ValueError, match=r"observation.state\[3:6\], frame 0: angles .* add _degrees to the source's"
+    ):
+        LeRobotSource(str(root), **words)[0]
+    words |= {"rotation_as": "euler_xyz_degrees", "metres_per_unit": 0.001}
+    after = [frame.action for frame in LeRobotSource(str(root), **words)[0].frames]
+    assert np.allclose(continuous_actions(np.stack(before)), continuous_actions(np.stack(after)), atol=1e-6)
