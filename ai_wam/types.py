@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from ai_wam.cameras import Cameras, CropResize
@@ -376,6 +376,8 @@ class ActionChunk(Movable):
         imagined: videos in [-1, 1] that the policy pictured, for reports: "observation" and "action_images".
         position_std: predicted standard deviation of the position per axis, metres, infinite where invalid;
             None for a policy that does not know. `confidence` mixes it with the rotation's.
+        status: what became of each pose, `ai_wam.action_images.DecodeStatus`; None for a policy that reads no
+            action images.
     """
 
     actions: Float[Tensor, "b a 8"]
@@ -384,6 +386,7 @@ class ActionChunk(Movable):
     dt: float
     imagined: Mapping[str, Float[Tensor, "b v 3 t h w"]]
     position_std: Float[Tensor, "b a"] | None = None
+    status: Int[Tensor, "b a"] | None = None
 
 
 @runtime_checkable

@@ -54,6 +54,7 @@ class ImagesDataModule(lightning.LightningDataModule):
         baseline: float | None = None,
         vggt: str | None = None,
         name: str = "input",
+        missing_views: bool = False,
     ) -> None:
         """Read and check the input.
 
@@ -73,6 +74,8 @@ class ImagesDataModule(lightning.LightningDataModule):
             vggt: instead of `cameras`, a folder or hub id of VGGT's weights that estimate them. The world is
                 then the first view's camera frame, its unit set by `baseline`.
             name: of the sample; its folder's name, and the seed of what the model draws.
+            missing_views: accept pictures of some of the model's views alone, to look at what it imagines;
+                actions are read where two views or more are given.
 
         Raises:
             ValueError: input that is missing, unreadable or contradicts itself; the message says which.
@@ -80,7 +83,7 @@ class ImagesDataModule(lightning.LightningDataModule):
         super().__init__()
         self.clip = clip
         prompts = _prompts(prompt)
-        files = _files(images or {}, clip, prompts)
+        files = _files(images or {}, clip, prompts, missing_views)
         _check_sources(cameras, vggt, baseline, pose, points)
         _check_name(name)
         _check_openness(openness)
@@ -119,7 +122,7 @@ def _prompts(prompt: str | list[str] | None) -> list[str]:
     return prompts
 
 
-def _files(images: dict[str, str], clip: Clip, prompts: Sequence[str]) -> dict[str, Path]:
+def _files(images: dict[str, str], clip: Clip, prompts: Sequence[str], some: bool) -> dict[str, Path]:
     """The pictures' files in the clip's order."""
     if not images:
         raise InvalidValue(
@@ -130,6 +133,12 @@ def _files(images: dict[str, str], clip: Clip, prompts: Sequence[str]) -> dict[s
         raise InvalidValue(
             f"images are given for views {unknown}, which the model does not have; its views are "
             f"{list(clip.views)}"
+        )
+    if (absent := [view for view in clip.views if view not in images]) and not some:
+        raise InvalidValue(
+            f"there is no image of the views {absent}, which the model was trained with; give "
+            f"--data.images.{absent[0]}, or accept that they are missing (--data.missing_views=true): two or "
+            "more are needed to read actions"
         )
     files = {view: Path(images[view]) for view in clip.views if view in images}
     if missing := [str(file) for file in files.values() if not file.is_file()]:

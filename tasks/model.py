@@ -232,6 +232,7 @@ class WorldActionModel(LightningModule):
             dt=self.clip.seconds_per_frame,
             imagined=imagined,
             position_std=decoded.position_std[:, 1:].float().cpu() if rung.knows_std else None,
+            status=decoded.status[:, 1:].cpu(),
         )
 
     def generate(

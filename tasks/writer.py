@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,23 @@ from jaxtyping import UInt8
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from ai_wam.action_images import DecodeStatus
 from ai_wam.cameras import Cameras
+from ai_wam.errors import CannotContinue
 from ai_wam.files import AnyPath, inside, whole_file
 from ai_wam.types import ActionChunk, Batch
 from ai_wam.video import VideoEncoding, overlay, to_uint8, write_video
 from tasks.trajectory import draw_trajectory
 
+_REASONS = {
+    DecodeStatus.OK: "sure enough to be measured, but refused by the policy",
+    DecodeStatus.RESCUED: "measured in part, but refused by the policy",
+    DecodeStatus.FILLED: "without any blob in the generated action images",
+    DecodeStatus.OFFSCREEN: "with a point that fewer than two views show",
+    DecodeStatus.INCONSISTENT: "whose views show no common pose",
+    DecodeStatus.DEGENERATE: "with fewer than two views, or views too close together",
+    DecodeStatus.NONFINITE: "with NaN in pictures or cameras",
+}
 _SHOWN_HEIGHT = 384  # pixels that small videos are enlarged to, about
 _COLUMNS = ("t_s", "x_m", "y_m", "z_m", "qx", "qy", "qz", "qw", "openness", "valid", "confidence")
 
@@ -64,6 +76,8 @@ class SampleWriter(BasePredictionWriter):
     actions.csv          a row per step, the present one first; units in the header
     actions.npz          the same with the cameras, as float32
 
+    At the end it prints where they lie and how many actions are valid.
+
     Args:
         folder: where the folders go; made if missing.
     """
@@ -71,6 +85,19 @@ class SampleWriter(BasePredictionWriter):
     def __init__(self, folder: Path, write_interval: Literal["batch"] = "batch") -> None:
         super().__init__(write_interval)
         self.folder = folder
+        self._valid: dict[str, int] = {}
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to end well where there is no action at all.
+
+        Raises:
+            RuntimeError: no sample has a valid action; its files are there nevertheless.
+        """
+        if self._valid and not any(self._valid.values()):
+            raise CannotContinue(
+                f"no action of {', '.join(self._valid)} is valid, for the reasons above: actions.csv holds "
+                "NaN. Look at action_images.mp4; a model needs its views, and training on scenes like these"
+            )
 
     def write_on_batch_end(
         self,
@@ -88,6 +115,19 @@ class SampleWriter(BasePredictionWriter):
         for row, key in enumerate(batch.keys):
             for name, data in sample_files(batch, prediction, row, clip.views).items():
                 _write(inside(self.folder, f"{key}/{name}"), data)
+            self._valid[key] = int(prediction.valid[row].sum())
+            print(f"{self.folder / key}: {validity(prediction, row)}")
+
+
+def validity(prediction: ActionChunk, row: int) -> str:
+    """How many actions of a sample are valid, and what is wrong with the others."""
+    valid = prediction.valid[row]
+    said = f"{int(valid.sum())} of {len(valid)} actions are valid"
+    if bool(valid.all()) or prediction.status is None:
+        return said
+    counts = Counter(prediction.status[row][~valid].tolist())
+    reasons = [f"{count} {_REASONS[DecodeStatus(status)]}" for status, count in sorted(counts.items())]
+    return f"{said} ({'; '.join(reasons)})"
 
 
 def sample_files(batch: Batch, prediction: ActionChunk, row: int, views: Sequence[str]) -> dict[str, bytes]:

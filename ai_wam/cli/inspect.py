@@ -181,7 +181,7 @@ def _print_camera_check(recordings: str, place: AnyPath, seen: str | None, max_p
     if bad := [view for view, check in found.items() if not check.passes(max_pixels)]:
         raise CannotContinue(
             f"cameras of {', '.join(bad)} miss the tool by more than {max_pixels:g} pixels in the median, or "
-            "have it behind them or no calibration in most frames: check K and the picture size it belongs to, "
+            "have it behind them or no calibration: check K and the picture size it belongs to, "
             "which way the pose maps, the axes (OpenCV's), metres"
         )
 

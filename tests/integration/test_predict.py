@@ -55,9 +55,14 @@ def predict(patch: pytest.MonkeyPatch, checkpoint: str, *words: str) -> None:
     run(patch, "predict", file, "--data=configs/data/images.yaml", *given, *words)
 
 
-def test_a_folder_per_sample_is_written(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_per_sample_is_written(place: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Three steps of training give no action; the videos are there to see why, and the end says so."""
     monkeypatch.chdir(place)
-    predict(monkeypatch, "joint", "--data.prompt=[follow it, leave it]", "--data.name=mine")
+    with pytest.raises(SystemExit, match="no action of mine-0, mine-1 is valid") as stop:
+        predict(monkeypatch, "joint", "--data.prompt=[follow it, leave it]", "--data.name=mine")
+    assert stop.value.code == 1
+    said = capsys.readouterr().out
+    assert f"{place / 'predictions' / 'mine-1'}: 0 of 8 actions are valid (" in said
     for folder, prompt in (("mine-0", "follow it"), ("mine-1", "leave it")):
         check_folder(place / "predictions" / folder, prompt, imagined=True)
     assert not list(place.glob("predictions/**/*.partial"))
@@ -65,7 +70,8 @@ def test_a_folder_per_sample_is_written(place: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_policy_imagines_nothing(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
-    predict(monkeypatch, "policy")
+    with pytest.raises(SystemExit, match="no action of input is valid"):
+        predict(monkeypatch, "policy")
     check_folder(place / "predictions" / "input", "follow the square", imagined=False)
 
 
@@ -119,5 +125,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 def test_wrong_input_is_an_error_before_the_model_runs(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     monkeypatch.setattr("tasks.base.WorldActionTask.predict_step", None)
+    with pytest.raises(
+        SystemExit, match=r"images are given for views \['top'\], which the model does not have"
+    ):
+        predict(monkeypatch, "policy", "--data.images.top=front.png")
     with pytest.raises(SystemExit, match=r"no image 'nowhere\.png'"):
         predict(monkeypatch, "policy", "--data.images.front=nowhere.png")

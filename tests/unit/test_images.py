@@ -85,7 +85,10 @@ def test_every_instruction_is_a_sample(place: Path):
 
 def test_one_view_is_enough_to_look(place: Path):
     edit(place, lambda content: content.pop("front"))
-    batch = read(place, images={"left_shoulder": str(place / "left_shoulder.png")}).batch
+    words = {"images": {"left_shoulder": str(place / "left_shoulder.png")}}
+    with pytest.raises(ValueError, match=r"no image of the views \['front'\].*missing_views=true"):
+        read(place, **words)
+    batch = read(place, **words, missing_views=True).batch
     assert batch.view_mask.tolist() == [[False, True]]
 
 
@@ -167,7 +170,11 @@ def test_colmap_models_are_read_and_scaled(place: Path, kind: str):
     [
         ({"images": {}}, r"a prompt \('reach'\) but no image.*--data\.images\.front"),
         ({"images": {"wrist": "w.png"}}, r"\['wrist'\], which the model does not have.*left_shoulder"),
-        ({"images": {"front": "nowhere.png"}}, r"no image 'nowhere\.png'"),
+        ({"images": {"front": "nowhere.png", "left_shoulder": "nowhere.png"}}, r"no image 'nowhere\.png'"),
+        (
+            {"images": {"front": "front.png"}},
+            r"no image of the views \['left_shoulder'\], which the model was",
+        ),
         ({"prompt": None}, "no prompt"),
         ({"cameras": None}, "cameras is None and vggt None: give exactly one"),
         ({"cameras": "nowhere.json"}, r"nowhere\.json cannot be read"),

@@ -2,16 +2,21 @@
 
 import csv
 import io
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
+from lightning import LightningModule, Trainer
 from PIL import Image
 
-from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.action_images import ActionImageTokenizer, DecodeStatus
 from ai_wam.cameras import Cameras
 from ai_wam.types import ActionChunk, Batch
 from ai_wam.video import decode_frames
-from tasks.writer import sample_files
+from tasks.writer import SampleWriter, sample_files, validity
 
 SIZE, STEPS = (128, 128), 5
 POSES = torch.tensor(
@@ -101,3 +106,25 @@ def test_the_path_is_drawn_even_if_no_step_was_measured():
     assert pictures[0].shape == pictures[1].shape
     assert (pictures[0] != pictures[1]).any()
     assert (pictures[1] != 255).any()
+
+
+def test_the_end_says_where_files_lie_and_how_many_actions_are_valid(tmp_path: Path, capsys):
+    task, trainer, writer = (
+        LightningModule(),
+        Trainer(logger=False, accelerator="cpu"),
+        SampleWriter(tmp_path),
+    )
+    task.clip = SimpleNamespace(views=("front", "top", "wrist"))
+    batch, chunk = sample(imagined=False)
+    chunk = replace(chunk, status=torch.where(chunk.valid, DecodeStatus.OK, DecodeStatus.OFFSCREEN).int())
+    writer.write_on_batch_end(trainer, task, chunk, None, batch, 0, 0)
+    writer.on_predict_epoch_end(trainer, task)
+    assert capsys.readouterr().out == (
+        f"{tmp_path / 'a'}: 3 of 4 actions are valid (1 with a point that fewer than two views show)\n"
+    )
+    batch, lost = sample(imagined=False, lost=True)
+    lost = replace(lost, status=torch.full_like(lost.valid, DecodeStatus.DEGENERATE, dtype=torch.int))
+    assert validity(lost, 0).endswith("(4 with fewer than two views, or views too close together)")
+    writer.write_on_batch_end(trainer, task, lost, None, batch, 0, 0)
+    with pytest.raises(RuntimeError, match="no action of a is valid"):
+        writer.on_predict_epoch_end(trainer, task)
