@@ -188,7 +188,8 @@ def read_episodes(info: Info, keys: Sequence[str]) -> list[Entry]:
     read = _entries_3 if info.version == "v3.0" else _entries_2
     entries = sorted(read(info, meta, keys), key=lambda entry: entry.number)
     if not entries:
-        raise InvalidValue(f"{meta / 'episodes'} holds no episodes; {_AGAIN}")
+        name = "episodes" if info.version == "v3.0" else "episodes.jsonl"
+        raise InvalidValue(f"{meta / name} holds no episodes; {_AGAIN}")
     if info.episodes not in (None, len(entries)):
         raise InvalidValue(f"{info.path} says {info.episodes} episodes, there are {len(entries)}; {_AGAIN}")
     for entry, following in pairwise(entries):

@@ -56,7 +56,7 @@ class _Type(metaclass=_Fixed):
         """The same type by NumPy's own rules; those parts of the description that follow are not used."""
         _, order, part, names, fields, size, _, _, *more = self._state
         if not isinstance(self._kind, str) or not _KIND.fullmatch(self._kind) or order not in tuple("<>|="):
-            raise ValueError(f"a data type {self._kind!r} in the order {order!r}")
+            raise InvalidValue(f"a data type {self._kind!r} in the order {order!r}")
         if part is not None:
             return np.dtype((part[0].made(), part[1]))
         if names is not None:
@@ -76,7 +76,7 @@ def _unit(more: list[Any]) -> str:
     if unit == "generic":
         return ""
     if not _UNIT.fullmatch(unit) or type(number) is not int:
-        raise ValueError(f"a unit of time {unit!r} of {number!r}")
+        raise InvalidValue(f"a unit of time {unit!r} of {number!r}")
     return f"[{number}{unit}]"
 
 
@@ -86,7 +86,7 @@ class _Array(np.ndarray, metaclass=_Fixed):
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         *version, shape, kind, by_columns, data = state
         if not all(type(side) is int and side >= 0 for side in shape):
-            raise ValueError(f"an array of shape {shape!r}")
+            raise InvalidValue(f"an array of shape {shape!r}")
         super().__setstate__((*version, tuple(shape), kind.made(), by_columns, data))
 
     def __reduce__(self) -> Any:
@@ -108,7 +108,7 @@ class _Calls:
     def buffer(self, data: Any, kind: _Type, shape: Any, order: str, axes: Any = None) -> np.ndarray:
         """An array of protocol 5."""
         if not isinstance(data, bytes | bytearray):
-            raise ValueError(f"an array's buffer is a {type(data).__name__}")
+            raise InvalidValue(f"an array's buffer is a {type(data).__name__}")
         array = np.frombuffer(bytes(data), dtype=kind.made()).copy()
         if order == "K" and axes is not None:
             return array.reshape(shape).transpose(axes)
@@ -117,7 +117,7 @@ class _Calls:
     def encoded(self, text: str, encoding: str = "latin1") -> bytes:
         """Bytes as protocols up to 2 write them."""
         if not isinstance(text, str) or encoding not in _LATIN:
-            raise ValueError(f"bytes in the encoding {encoding!r}")
+            raise InvalidValue(f"bytes in the encoding {encoding!r}")
         return text.encode("latin1")
 
     def no_bytes(self) -> bytes:
@@ -129,7 +129,7 @@ class _Calls:
     def shell(self, kind: Any, base: Any, state: Any) -> Any:
         """An object of a named class, as protocols 0 and 1 begin it."""
         if not (isinstance(kind, _Fixed) and issubclass(kind, Shell)):
-            raise ValueError(f"an object of the class {kind!r}")
+            raise InvalidValue(f"an object of the class {kind!r}")
         return kind()
 
 

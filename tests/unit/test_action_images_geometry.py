@@ -62,6 +62,7 @@ def test_signs_follow_the_motion_past_frames_without_a_pose(seed):
     smooth = torch.stack([turning(), turning(start=-0.4, turns=2.0)])
     mixed = smooth * (torch.randint(0, 2, (2, 41, 1), generator=generator) * 2 - 1)
     missing = torch.rand(2, 41, generator=generator) < 0.3
+    missing[:, ::5] = False  # in a longer gap the tool may turn so far that both signs are equally near
     mixed[missing] = 0
     mixed[1][missing[1]] = torch.nan
     found = continuous_quaternions(mixed)

@@ -191,6 +191,7 @@ def test_a_damaged_list_of_episodes_is_named(tmp_path):
     for text, message in (
         ('{"episode_index": 0}\n', r"line 1 lacks \['length', 'tasks'\]"),
         ("{", "line 1 cannot be read as JSON"),
+        ("\n", "episodes.jsonl holds no episodes"),
         ("\n[0]\n", "line 2 holds a list, expected a JSON object"),
         (episode_line(tasks="push"), "line 1: tasks is 'push', expected a list of texts"),
         (episode_line(tasks=[1]), r"tasks is \[1\], expected a list of texts"),
