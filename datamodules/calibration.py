@@ -74,6 +74,11 @@ class Calibration:
             raise InvalidValue(
                 f"{at}: distortion goes with one K, not with {len(k)}; undistort the pictures first"
             )
+        if found.lens is not None and k[0, 0, 1] != 0:
+            raise InvalidValue(
+                f"{at}: K has the skew {k[0, 0, 1]:g} beside a distortion, which OpenCV does not know; "
+                "set it to 0 if it is a fraction of a pixel, or undistort the pictures first"
+            )
         found.check(at)
         return found
 
