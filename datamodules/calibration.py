@@ -178,7 +178,8 @@ def check_intrinsics(k: Float[np.ndarray, "_ 3 3"], size: tuple[int, int], at: s
         raise InvalidValue(
             f"{at}: the principal point of K, ({x:.1f}, {y:.1f}), lies far from the middle of a picture of "
             f"{size[1]} x {size[0]} pixels (width x height), so K belongs to pictures of another size or to "
-            "uncropped ones; give K for the pictures as they are, or the pictures that K was made for"
+            "uncropped ones; give K for the pictures as they are, or the pictures that K was made for (where "
+            "they are a crop, and K is its own: fill it up with black on the side that was cut off)"
         )
     if not ((aspect > _ASPECT[0]) & (aspect < _ASPECT[1])).all():
         raise InvalidValue(

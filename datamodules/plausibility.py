@@ -136,13 +136,8 @@ def odd_gripper(ranges: Iterable[tuple[float, float]], bounds: Bounds, source: s
     low, high, limit = min(lows), max(highs), bounds.of(source).gripper
     if high - low <= _MOVES or (high > limit and low < 1 - limit):
         return []
-    return [
-        Finding(
-            "gripper",
-            f"the openness of all episodes lies between {low:.3g} and {high:.3g} of 0 to 1, "
-            f"as a width in metres would ({_way('gripper', source)})",
-        )
-    ]
+    what = f"the openness of all episodes lies between {low:.3g} and {high:.3g} of 0 to 1"
+    return [_finding("gripper", f"{what}, as a width in metres would", "gripper", source)]
 
 
 def look_over(shards: ShardSet, bounds: Bounds) -> list[str]:
@@ -172,9 +167,11 @@ def warnings(found: Iterable[tuple[str, Finding]]) -> Iterator[str]:
         yield f"warning: {', '.join(keys[:_SHOWN])}{more}: {each[0][1].text}"
 
 
-def _way(kind: str, source: str) -> str:
+def _finding(kind: str, what: str, bound: str, source: str) -> Finding:
+    """With both ways out: the setting that mends it, and the bound that accepts it."""
     ways = _WAYS[kind]
-    return ways.get(source, ways[""])
+    way = ways.get(source, ways[""])
+    return Finding(kind, f"{what} ({way}; where it is right, change `--bounds.{bound}` of ai-wam inspect)")
 
 
 def _place(positions: Float[np.ndarray, "t 3"], bounds: Bounds, source: str) -> Iterator[Finding]:
@@ -182,10 +179,10 @@ def _place(positions: Float[np.ndarray, "t 3"], bounds: Bounds, source: str) -> 
     middle, largest = float(np.median(distance)), float(distance.max())
     if not middle <= bounds.far:
         what = f"the tool is {middle:.4g} m from the world's origin, more than {bounds.far:g} m"
-        yield Finding("position", f"{what} ({_way('position', source)})")
+        yield _finding("position", what, "far", source)
     elif not largest >= bounds.near:
         what = f"the tool never leaves {bounds.near:g} m around the world's origin, as differences would"
-        yield Finding("position", f"{what} ({_way('position', source)})")
+        yield _finding("position", what, "near", source)
 
 
 def _motion(actions: Float[np.ndarray, "t 8"], hz: float, bounds: Bounds, source: str) -> Iterator[Finding]:
@@ -196,14 +193,14 @@ def _motion(actions: Float[np.ndarray, "t 8"], hz: float, bounds: Bounds, source
     if fast.any() and not np.median(np.linalg.norm(actions[:, :3], axis=1)) > bounds.far:
         at = int(fast.argmax())
         what = f"the tool moves {steps[at]:.3g} m from frame {at} to {at + 1}, {steps[at] * hz:.3g} m/s"
-        yield Finding("rate", f"{what}, more than {bounds.speed:g} m/s ({_way('rate', source)})")
+        yield _finding("rate", f"{what}, more than {bounds.speed:g} m/s", "speed", source)
     turns = rotation_from_quaternion(torch.from_numpy(actions[:, 3:7].astype(np.float64)))
     angles = geodesic_angle(turns[1:], turns[:-1]).numpy()
     wild = (angles > _TURN) & (angles * hz > bounds.turn)
     if wild.any():
         at = int(wild.argmax())
         what = f"the tool turns by {np.degrees(angles[at]):.0f} degrees from frame {at} to {at + 1}"
-        yield Finding("rotation", f"{what} ({_way('rotation', source)})")
+        yield _finding("rotation", what, "turn", source)
 
 
 def _camera(
@@ -223,9 +220,9 @@ def _camera(
     distance = float(np.median(np.linalg.norm(apart, axis=1)))
     if not distance <= bounds.camera:
         what = f"camera {view!r} is {distance:.4g} m from the tool, more than {bounds.camera:g} m"
-        yield Finding("camera", f"{what} ({_way('camera', source)})")
+        yield _finding("camera", what, "camera", source)
         return
     behind = float(((apart * poses[:, :3, 2]).sum(axis=1) <= 0).mean())
     if behind > bounds.behind:
         what = f"the tool lies behind camera {view!r} in {behind:.0%} of the frames"
-        yield Finding("axes", f"{what} ({_way('axes', source)})")
+        yield _finding("axes", what, "behind", source)

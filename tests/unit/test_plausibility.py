@@ -117,6 +117,33 @@ def test_units_and_axes_of_a_camera(pose, kind, said):
     assert said in found[0].text
 
 
+WILD = {
+    "far": changed(slice(3), lambda p: p + 20),
+    "near": changed(slice(3), lambda p: p / 100),
+    "speed": changed(slice(3), lambda p: np.where(np.arange(60)[:, None] < 30, p, p + 0.5)),
+    "turn": changed(slice(3, 7), lambda q: np.where(np.arange(60)[:, None] % 7, q, q[:, ::-1])),
+    "camera": usual(),
+    "behind": usual(),
+    "gripper": changed(slice(7, 8), lambda g: g * 0.08),
+}
+
+
+@pytest.mark.parametrize("bound", WILD)
+def test_what_is_found_names_the_bound_that_accepts_it(bound):
+    poses = {"camera": look_at([30, 0, 0.6]), "behind": look_at([1.2, 0.1, 0.6]) @ OPENGL}
+    cameras = {"front": poses[bound]} if bound in poses else {}
+    episode, opened = header(WILD[bound], cameras), WILD[bound][:, 7]
+    accepting = Bounds(**{bound: 0.0 if bound in ("near", "gripper") else 1000.0})
+
+    def found(bounds):
+        return implausible(episode, HZ, bounds) + odd_gripper(
+            [(opened.min(), opened.max())], bounds, "folder"
+        )
+
+    assert [f"change `--bounds.{bound}` of ai-wam inspect" in each.text for each in found(Bounds())] == [True]
+    assert found(accepting) == []
+
+
 def test_bounds_are_narrower_where_the_robot_is_known_and_can_be_changed():
     far = changed(slice(3), lambda p: p + np.array([1.5, 0, 0]))
     cameras = {"front": look_at([1.2, 0.1, 0.6]) + np.pad([[1.5], [0], [0], [0]], ((0, 0), (3, 0)))}
