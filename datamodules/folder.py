@@ -126,7 +126,7 @@ class _Camera:
 
 
 def _check_videos(folder: AnyPath, cameras: Mapping[str, Any]) -> None:
-    extra = sorted(path.name for path in folder.glob("*.mp4") if path.stem not in cameras)
+    extra = sorted(path.name for path in folder.glob("[!.]*.mp4") if path.stem not in cameras)
     if not cameras or extra:
         raise InvalidValue(
             f"{folder / 'cameras.json'} describes cameras {sorted(cameras)}, but the folder also holds "
