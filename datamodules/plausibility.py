@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
+from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
 from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from datamodules.shard_reader import EpisodeHeader, ShardSet
@@ -19,6 +20,7 @@ from datamodules.shard_reader import EpisodeHeader, ShardSet
 _JUMP = 0.1  # metres between two frames, below which no speed is a fault
 _TURN = 1.6  # radians between two frames, about a quarter turn
 _MOVES = 0.01  # of the gripper's range: less is noise
+_HIDDEN = 0.5  # share of frames
 _SHOWN = 3  # episodes that are named
 _LOOKED = 2000  # episodes of a set, evenly spread: a tenth of a millisecond each
 
@@ -140,6 +142,45 @@ def odd_gripper(ranges: Iterable[tuple[float, float]], bounds: Bounds, source: s
     return [_finding("gripper", f"{what}, as a width in metres would", "gripper", source)]
 
 
+def out_of_sight(header: EpisodeHeader, sizes: Mapping[str, tuple[int, int]]) -> list[Finding]:
+    """A tool that no camera shows in most frames; `ai-wam inspect` counts this by `--limits.off_screen`.
+
+    Args:
+        header: of the episode.
+        sizes: height and width of each view.
+    """
+    if header.actions is None:
+        return []
+    seen, known = np.zeros((2, len(header.actions)), dtype=bool)
+    for view, size in sizes.items():
+        calibrated, visible = _shown(header, view, size)
+        known |= calibrated
+        seen |= visible
+    hidden = float((~seen[known]).mean()) if known.any() else 0.0
+    if hidden <= _HIDDEN:
+        return []
+    what = f"no camera shows the tool in {hidden:.0%} of the frames"
+    way = (
+        "check which way the cameras' matrices map, K, and that poses and cameras are of one world, in metres"
+    )
+    return [Finding("sight", f"{what} ({way})")]
+
+
+def _shown(
+    header: EpisodeHeader, view: str, size: tuple[int, int]
+) -> tuple[Bool[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
+    """Where a view has a calibration, and where its picture shows the tool."""
+    points = np.asarray(header.actions, np.float64)[:, None, :3]
+    k, poses = (
+        np.broadcast_to(stack[view], (len(points), *stack[view].shape[1:])).astype(np.float64)
+        for stack in (header.intrinsics, header.world_from_camera)
+    )
+    cameras = Cameras(torch.from_numpy(k), torch.from_numpy(poses))  # a lost calibration shows nothing
+    visible = cameras.project(torch.from_numpy(points), size).visible[:, 0].numpy()
+    known = np.isfinite(np.concatenate([k.reshape(len(k), -1), poses.reshape(len(k), -1)], 1)).all(axis=1)
+    return np.asarray(known), visible
+
+
 def look_over(shards: ShardSet, bounds: Bounds) -> list[str]:
     """Warnings for the terminal of what cannot be meant in a set; looks at 2,000 of its episodes at most."""
     found: list[tuple[str, Finding]] = []
@@ -147,7 +188,8 @@ def look_over(shards: ShardSet, bounds: Bounds) -> list[str]:
     source = ""
     for index in range(0, len(shards), max(1, -(-len(shards) // _LOOKED))):
         entry, header = shards.episodes[index], shards.header(index)
-        found += [(entry.key, each) for each in implausible(header, entry.hz, bounds)]
+        own = implausible(header, entry.hz, bounds) or out_of_sight(header, entry.views)
+        found += [(entry.key, each) for each in own]
         if header.actions is not None:
             ranges.append((float(header.actions[:, 7].min()), float(header.actions[:, 7].max())))
             source = str(header.provenance.get("source", ""))

@@ -175,6 +175,11 @@ def test_distortion_of_zero_is_none() -> None:
         ([[0.9, 0, 0.5], [0, 1.2, 0.5], [0, 0, 1]], "principal point"),
         ([[900, 0, 160], [0, 300, 120], [0, 0, 1]], "pixels far from square"),
         ([[float("nan"), 0, 160], [0, 300, 120], [0, 0, 1]], "pixels far from square"),
+        (
+            [[4, 0, 160], [0, 4, 120], [0, 0, 1]],
+            "fx and fy of K are 4 and 4 .* in pixels, not in millimetres",
+        ),
+        ([[300e3, 0, 160], [0, 300e3, 120], [0, 0, 1]], "in pixels, not in millimetres"),
     ],
 )
 def test_k_of_another_picture_is_refused(k: list, said: str) -> None:

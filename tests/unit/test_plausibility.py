@@ -1,10 +1,12 @@
 """Numbers that are well-formed and cannot be meant are found, what is usual is not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ai_wam.labels import Labels
-from datamodules.plausibility import Bounds, implausible, odd_gripper, warnings
+from datamodules.plausibility import Bounds, implausible, odd_gripper, out_of_sight, warnings
 from datamodules.shard_reader import EpisodeHeader
 
 HZ = 20.0
@@ -115,6 +117,34 @@ def test_units_and_axes_of_a_camera(pose, kind, said):
     found = implausible(header(usual(), {"front": front, "side": look_at([0.2, 1.0, 0.7])}), HZ, Bounds())
     assert [each.kind for each in found] == [kind]
     assert said in found[0].text
+
+
+SIZES = {"front": (240, 320), "side": (240, 320)}
+
+
+def test_a_tool_that_no_camera_shows():
+    """Matrices that map the other way may leave the tool in front of all cameras and in no picture."""
+    front, side = look_at([1.2, 0.1, 0.6]), look_at([0.2, 1.0, 0.7])
+    assert out_of_sight(header(usual()), SIZES) == []
+    [found] = out_of_sight(
+        header(usual(), {"front": np.linalg.inv(front), "side": np.linalg.inv(side)}), SIZES
+    )
+    assert "no camera shows the tool in 100% of the frames (check which way" in found.text
+    assert out_of_sight(header(usual(), {"front": np.linalg.inv(front), "side": side}), SIZES) == []
+
+
+def test_a_lost_calibration_hides_nothing():
+    lost = np.full((60, 4, 4), np.nan)
+    assert out_of_sight(header(usual(), {"front": lost, "side": lost}), SIZES) == []
+    lost[:10] = look_at([1.2, 0.1, 0.6])
+    assert out_of_sight(header(usual(), {"front": lost}), {"front": (240, 320)}) == []
+    lost[:10] = np.linalg.inv(lost[0])
+    assert (
+        "in 100% of the frames"
+        in out_of_sight(header(usual(), {"front": lost}), {"front": (240, 320)})[0].text
+    )
+    nothing = replace(header(usual()), actions=None)
+    assert out_of_sight(nothing, SIZES) == []
 
 
 WILD = {
