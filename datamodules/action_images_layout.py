@@ -280,7 +280,8 @@ def _write_episode(folder: AnyPath, episode: Episode, encoding: VideoEncoding) -
     for number, frame in enumerate(episode.frames):
         if frame.action is None:
             raise InvalidValue(
-                f"episode {episode.key!r}, frame {number} has no action; this layout needs them"
+                f"episode {episode.key!r}, frame {number} has no action; this layout needs them: export the "
+                "other episodes (--episodes)"
             )
         actions.append(frame.action)
         if number % every:
@@ -339,8 +340,11 @@ def _view_folders(episode: Episode, names: Sequence[str]) -> dict[str, str]:
 
 
 def _rlbench_entry(view: View, at: str) -> dict[str, list[list[float]]]:
-    for matrix in (view.intrinsics, view.world_from_camera):
-        check_finite(matrix[None], f"{at}, camera")
+    if not (np.isfinite(view.intrinsics).all() and np.isfinite(view.world_from_camera).all()):
+        raise InvalidValue(
+            f"{at}: the calibration is lost (NaN), which this layout cannot say; export the other views "
+            "(--views) or the other episodes (--episodes)"
+        )
     cameras = Cameras(
         torch.from_numpy(np.asarray(view.intrinsics, np.float64)),
         torch.from_numpy(np.asarray(view.world_from_camera, np.float64)),

@@ -285,7 +285,7 @@ def _check_times(column: Float[np.ndarray, "t n"], fps: float, entry: Entry) -> 
         frame = int(off.argmax())
         raise InvalidValue(
             f"{at}, frame {frame}: timestamp {seconds[frame]:g} s does not fit {fps:g} frames per second "
-            f"from {seconds[0]:g} s on; rows are missing, copy the data set again"
+            f"from {seconds[0]:g} s on; rows are missing, or fps in info.json is wrong: copy the data again"
         )
 
 

@@ -1,6 +1,7 @@
 """`ai-wam export`: which episodes and views are written, and that nothing is written elsewhere."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -69,11 +70,12 @@ def test_views_and_episodes_are_chosen(to, words, written, views, shards, tmp_pa
     assert all(set(each.values()) == views for each in names)
 
 
-def test_a_lost_calibration_names_the_ways_out(shards, tmp_path, capsys):
+@pytest.mark.parametrize("to", ["lerobot", "action_images"])
+def test_a_lost_calibration_names_the_ways_out(to, shards, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        export(shards, tmp_path / "out", "--to=lerobot")
+        export(shards, tmp_path / "out", f"--to={to}")
     said = capsys.readouterr().err
-    assert "episode 'squares-0001', view 'side': the calibration is lost" in said
+    assert re.search(r"episode 'squares-0001',( frame 0,)? view 'side': the calibration is lost", said)
     assert "--views" in said
     assert "--episodes" in said
     assert not (tmp_path / "out").exists()
