@@ -109,7 +109,7 @@ def _flatten(
 ) -> Float[np.ndarray, "n 2"]:
     """Slopes x / z and y / z of the rays that end at some pixels.
 
-    OpenCV's own steps stop up to ten pixels short at the edge of a webcam's picture; Newton's follow them.
+    OpenCV's own steps end some pixels short at the edge of a webcam's picture; Newton's follow them.
     """
     cv2, numbers = opencv(), np.array(lens.coefficients)
     functions = {"opencv": cv2.undistortPoints, "fisheye": cv2.fisheye.undistortPoints}

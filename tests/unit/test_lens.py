@@ -78,7 +78,7 @@ LENSES = {
 
 @pytest.mark.parametrize(("model", "numbers"), [(m, each) for m, many in LENSES.items() for each in many])
 def test_a_pixel_at_the_edge_of_a_wide_picture_is_straightened(model, numbers):
-    """OpenCV says where rays end; its own way back is 10 pixels off at the first one's edge."""
+    """OpenCV says where rays end; its own way back is pixels off at the first one's edge."""
     lens, k = Lens.read(numbers, model, "here"), np.array([[600.0, 0, 640], [0, 600, 360], [0, 0, 1]])
     angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     slopes = np.concatenate([r * np.stack([np.cos(angles), np.sin(angles)], 1) for r in (0, 0.5, 1.0, 1.1)])
