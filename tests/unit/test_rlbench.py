@@ -157,6 +157,24 @@ def test_steps_that_no_plan_leads_to_are_told_apart_and_move_nothing(simulator):
     assert make().diagnostics()["ik_failures"] == 0
 
 
+@pytest.mark.parametrize("mode", ["planning", "ik"])
+def test_the_present_pose_moves_the_gripper_alone(mode):
+    """RLBench's planner divides by the path's length, which is 0 then."""
+    simulator = make(arm_mode=mode)
+    simulator.reset(TRIAL)
+    before = simulator.pose()
+    for openness in (1.0, 0.0, 1.0):
+        held = np.append(before[:7], openness).astype(np.float32)
+        assert simulator.step(held).reached
+        np.testing.assert_allclose(simulator.pose(), held, atol=1e-4)
+    turned = np.append(-before[3:7], 1.0)  # the same rotation
+    assert simulator.step(np.append(before[:3], turned)).reached
+    beside = before + np.eye(8)[0] * 0.01  # beyond the tolerance
+    assert simulator.step(beside).reached
+    np.testing.assert_allclose(simulator.pose(), beside, atol=1e-6)
+    simulator.close()
+
+
 def test_far_poses_fail_one_jacobian_step():
     simulator = make(arm_mode="ik")
     simulator.reset(TRIAL)
