@@ -91,6 +91,9 @@ class World:
         self._environment.launch()
         self._live: TaskEnvironment | None = None
         self._demos: dict[tuple[str, int, int], Demo] = {}
+        self._words: dict[
+            tuple[str, int, int], list[str]
+        ] = {}  # the instructions of each, when first restored
         self._solved = self._over = False
 
     def versions(self) -> dict[str, str]:
@@ -119,6 +122,8 @@ class World:
             instructions, now = scene.reset_to_demo(demo)
             if (got := demo[0].misc["variation_index"]) != variation:
                 raise ValueError(f"{task}: asked for variation {variation}, got {got}")
+            if instructions != (known := self._words.setdefault((task, variation, seed), instructions)):
+                raise ValueError(f"{task}: the scene came back with {instructions}, it had {known}")
         self._solved = self._over = False
         return {
             "instructions": instructions,
@@ -168,9 +173,12 @@ class World:
         demo = self._demos.pop(key, None)
         if demo is None:
             (demo,) = scene.get_demos(1, live_demos=True, max_attempts=attempts)
+            self._words.pop(key, None)
         self._demos[key] = demo  # the latest last
         if len(self._demos) > _KEPT:
-            del self._demos[next(iter(self._demos))]
+            oldest = next(iter(self._demos))
+            del self._demos[oldest]
+            self._words.pop(oldest, None)
         return demo
 
     @property
