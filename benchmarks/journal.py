@@ -59,10 +59,10 @@ class Journal:
         results = {arm: _result(told) for arm, told in line["arms"].items()}
         (name,) = {result.trial.id for result in results.values()}
         if self.finished and self.finished.keys() != results.keys():
-            raise ValueError(f"arms {sorted(results)} instead of {sorted(self.finished)}")
+            raise InvalidValue(f"arms {sorted(results)} instead of {sorted(self.finished)}")
         for arm, result in results.items():
             if name in self.finished.setdefault(arm, {}):
-                raise ValueError(f"the trial {name!r} stands there twice")
+                raise InvalidValue(f"the trial {name!r} stands there twice")
             self.finished[arm][name] = result
         self.world = self.world or dict(line["world"])
 
@@ -149,7 +149,7 @@ def _result(told: Mapping[str, Any]) -> TrialResult:
     result = TrialResult(**{**told, **made})
     counts = (result.steps, result.plans, result.invalid_frames, result.unreached_steps)
     if result.stop_reason not in get_args(StopReason) or not all(type(n) is int and n >= 0 for n in counts):
-        raise ValueError(f"{result.trial.id} ended in {result.stop_reason!r} with the counts {counts}")
+        raise InvalidValue(f"{result.trial.id} ended in {result.stop_reason!r} with the counts {counts}")
     if not 0 <= result.seconds < math.inf:
-        raise ValueError(f"{result.trial.id} took {result.seconds} seconds")
+        raise InvalidValue(f"{result.trial.id} took {result.seconds} seconds")
     return result

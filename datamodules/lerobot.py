@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ai_wam.documents import parse_json, read_json, read_text
-from ai_wam.errors import InvalidValue, MissingPackage
+from ai_wam.errors import InvalidType, InvalidValue, MissingPackage
 from ai_wam.files import AnyPath, as_path
 from ai_wam.types import Episode, Frame, View
 from datamodules.calibration import Calibration
@@ -283,7 +283,7 @@ def _episodes_2(root: AnyPath, info: Mapping[str, Any], keys: Sequence[str]) -> 
         try:
             index, length, tasks = int(line["episode_index"]), int(line["length"]), tuple(line["tasks"])
             if not all(isinstance(task, str) for task in tasks):
-                raise TypeError(f"the tasks {tasks} must be texts")
+                raise InvalidType(f"the tasks {tasks} must be texts")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InvalidValue(f"{path}, line {number + 1}: {error!r}; copy the data set again") from error
         where = {"episode_index": index, "episode_chunk": index // info.get("chunks_size", 1000)}
