@@ -17,7 +17,7 @@ from benchmarks.benchmark import Benchmark
 from benchmarks.demonstrations import Demonstrations
 from benchmarks.policies import Expert, HoldStill
 from benchmarks.protocol import EvaluationProtocol
-from benchmarks.remote import EnvironmentServerError
+from benchmarks.remote import EnvironmentServer, EnvironmentServerError
 from benchmarks.rlbench import RLBench
 from benchmarks.rlbench_tasks import VARIATIONS
 from tasks.fixed import FixedPolicy
@@ -155,6 +155,24 @@ def test_steps_that_no_plan_leads_to_are_told_apart_and_move_nothing(simulator):
     np.testing.assert_array_equal(simulator.pose(), before)
     assert simulator.observe([]).seconds == pytest.approx(0.15)
     assert make().diagnostics()["ik_failures"] == 0
+
+
+@pytest.mark.parametrize("mode", ["planning", "ik"])
+def test_the_present_pose_moves_the_gripper_alone(mode):
+    """RLBench's planner divides by the path's length, which is 0 then."""
+    simulator = make(arm_mode=mode)
+    simulator.reset(TRIAL)
+    before = simulator.pose()
+    for openness in (1.0, 0.0, 1.0):
+        held = np.append(before[:7], openness).astype(np.float32)
+        assert simulator.step(held).reached
+        np.testing.assert_allclose(simulator.pose(), held, atol=1e-4)
+    turned = np.append(-before[3:7], 1.0)  # the same rotation
+    assert simulator.step(np.append(before[:3], turned)).reached
+    beside = before + np.eye(8)[0] * 0.01  # beyond the tolerance
+    assert simulator.step(beside).reached
+    np.testing.assert_allclose(simulator.pose(), beside, atol=1e-6)
+    simulator.close()
 
 
 def test_far_poses_fail_one_jacobian_step():
@@ -386,6 +404,31 @@ def test_a_scene_that_came_back_otherwise_is_no_scene_of_its_demonstration(simul
     monkeypatch.setattr(RLBench, "demonstrate", lambda self: iter(()))
     with pytest.raises(SimulatorCrash, match="came back as changed"):
         Expert(simulator).solve(simulator, TRIAL)
+
+
+def test_a_trial_whose_scene_came_back_otherwise_is_lost_to_policy_and_floor(monkeypatch):
+    rules = EvaluationProtocol(max_seconds=0.2, trials_per_task=2, tasks=("reach_target",))
+    made = Benchmark(make(), rules, parallel=1)
+    trials, clip, call = made.trials(), Clip(size=SIZE), EnvironmentServer.call
+    changed = {(trials[1].variation, trials[1].seed)}
+
+    def answer(server, name, timeout, **arguments):
+        reply = call(server, name, timeout, **arguments)
+        here = (arguments.get("variation"), arguments.get("seed")) in changed
+        return {**reply, "change": 1.0} if name == "reset" and here else reply
+
+    monkeypatch.setattr(EnvironmentServer, "call", answer)
+    for results in (made.run(HoldStill(), trials, clip), made.floor(trials, clip)):
+        assert [run.stop_reason for run in results] == ["timeout", "crash"]
+        assert "did not bring the trial's scene back: it is changed" in results[1].error
+    made.close()
+
+
+def test_a_scene_that_came_back_with_other_instructions_is_lost(faulty):
+    simulator = faulty("other words")
+    assert simulator.reset(TRIAL) == ("reach target 3", "touch ball 3")
+    with pytest.raises(SimulatorCrash, match=r"the scene came back with .*, it had \['reach target 3'"):
+        simulator.reset(TRIAL)
 
 
 def test_a_benchmark_loses_one_trial_to_a_crash(faulty):
