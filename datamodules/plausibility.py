@@ -33,6 +33,7 @@ class Bounds:
             there, and differences of positions stay small.
         camera: metres from a camera to the tool, in the median.
         behind: share of frames in which the tool lies behind a camera.
+        unseen: share of frames in which it lies in no picture; `inspect` has its `limits` for that.
         speed: metres per second of the tool.
         turn: radians per second of the tool, counted where it turns by more than 1.6 between two frames.
         gripper: openness, of a gripper that moves, that is exceeded somewhere in a set, or 1 less of it
@@ -43,6 +44,7 @@ class Bounds:
     near: float = 0.1
     camera: float = 10.0
     behind: float = 0.5
+    unseen: float = 0.5
     speed: float = 5.0
     turn: float = 12.0
     gripper: float = 0.1
@@ -78,6 +80,7 @@ _WAYS: Mapping[str, Mapping[str, str]] = {
         "": "give the absolute position in metres, in the cameras' world",
     },
     "camera": {"": "write the camera's pose in metres, in the world of the actions"},
+    "view": {"": "check that poses and cameras share one world, which way the poses map, and K"},
     "axes": {"": "OpenCV's axes are x right, y down, z forward; turn y and z of an OpenGL camera"},
     "rate": {
         "lerobot": "correct fps in meta/info.json, `position` or `metres_per_unit`",
@@ -124,6 +127,30 @@ def implausible(header: EpisodeHeader, hz: float, bounds: Bounds) -> list[Findin
     return found
 
 
+def unseen(header: EpisodeHeader, sizes: Mapping[str, tuple[int, int]], bounds: Bounds) -> Iterator[Finding]:
+    """Whether the tool centre point lies in some picture in enough of the frames.
+
+    Args:
+        header: of an episode, with actions.
+        sizes: height and width of each view's pictures.
+        bounds: what is believed.
+    """
+    if header.actions is None:
+        return
+    positions, frames = header.actions[:, :3].astype(np.float64), len(header.actions)
+    seen, known = np.zeros(frames, dtype=bool), np.zeros(frames, dtype=bool)
+    for view, (h, w) in sizes.items():
+        k, poses = header.intrinsics[view], header.world_from_camera[view]
+        inside = np.einsum("tji,tj->ti", poses[:, :3, :3], positions - poses[:, :3, 3])
+        x, y, z = np.moveaxis(np.einsum("tij,tj->ti", k, inside), 1, 0)
+        known |= np.isfinite(z)
+        seen |= (z > 0) & (x >= 0) & (y >= 0) & (x <= w * z) & (y <= h * z)
+    share = 1 - float(seen[known].mean()) if known.any() else 0.0
+    if share > bounds.unseen:
+        what = f"no camera sees the tool in {share:.0%} of the frames, more than {bounds.unseen:.0%}"
+        yield Finding("view", f"{what} ({_way('view', '')})")
+
+
 def odd_gripper(ranges: Iterable[tuple[float, float]], bounds: Bounds, source: str) -> list[Finding]:
     """What cannot be meant of a set's openness.
 
@@ -152,7 +179,8 @@ def look_over(shards: ShardSet, bounds: Bounds) -> list[str]:
     source = ""
     for index in range(0, len(shards), max(1, -(-len(shards) // _LOOKED))):
         entry, header = shards.episodes[index], shards.header(index)
-        found += [(entry.key, each) for each in implausible(header, entry.hz, bounds)]
+        odd = implausible(header, entry.hz, bounds) or list(unseen(header, entry.views, bounds))
+        found += [(entry.key, each) for each in odd]
         if header.actions is not None:
             ranges.append((float(header.actions[:, 7].min()), float(header.actions[:, 7].max())))
             source = str(header.provenance.get("source", ""))
