@@ -105,8 +105,8 @@ def _add_video(
 def animated(video: UInt8[np.ndarray, "t h w 3"]) -> list[Image.Image]:
     """Frames of about `_SHOWN_HEIGHT` rows in one palette, so that colours do not flicker.
 
-    The palette is chosen from a part of the pixels: from all 129 million of a clip of 41 frames with two views
-    of 512 x 512 it took 95 s.
+    The palette is chosen from a part of the pixels: from all of them, 129 million for 41 frames and two views
+    of 512 x 512, it took longer than the model.
     """
     height = video.shape[1]
     larger, smaller = max(1, _SHOWN_HEIGHT // height), max(1, round(height / _SHOWN_HEIGHT))
