@@ -6,29 +6,30 @@ something similar; here that is an error.
 """
 
 import io
-import struct
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from itertools import chain, groupby
+from typing import Any, Protocol, runtime_checkable
 
 import av
 import numpy as np
+from av.codec.context import Flags
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from ai_wam.errors import InvalidIndex, InvalidValue
+from ai_wam.video_turns import Turn
 
 _CODECS_KEPT = 16
 _RATE_TOLERANCE = 0.01  # 29.97 frames a second are called 30
 _STRICT = {"err_detect": "explode"}  # a damaged packet is an error of the decoder
-_SKEW = 0.01  # of a display matrix's entries, as rounding leaves it
-_ONE = 1 << 16  # FFmpeg's display matrices are in 16.16 fixed point
+_EXACT = int(Flags.unaligned)  # otherwise FFmpeg cuts off less than the file says, for aligned memory
+_UPRIGHT = Turn()
 
 
 @runtime_checkable
@@ -46,52 +47,6 @@ class OpenFile(Protocol):
     def tell(self) -> int:
         """The place."""
         ...
-
-
-class Turn(NamedTuple):
-    """How stored pictures are turned before they are shown: transposed first, then mirrored."""
-
-    transposed: bool = False
-    mirrored_x: bool = False
-    mirrored_y: bool = False
-
-    @classmethod
-    def of(cls, frame: Any) -> "Turn":
-        """What a decoded frame's display matrix says; no turn where it has none.
-
-        Raises:
-            ValueError: a turn by other than quarters.
-        """
-        for data in frame.side_data:
-            if data.type.name == "DISPLAYMATRIX":
-                return cls._of_matrix(struct.unpack("=9i", bytes(data)))
-        return cls()
-
-    @classmethod
-    def _of_matrix(cls, matrix: Sequence[int]) -> "Turn":
-        """Of nine numbers: a stored pixel (x, y) is shown at (a x + c y, b x + d y)."""
-        exact = [value / _ONE for value in matrix[:5]]
-        a, b, _, c, d = (round(value) for value in exact)
-        quarter = (abs(a), abs(b), abs(c), abs(d)) in ((1, 0, 0, 1), (0, 1, 1, 0))
-        if not quarter or max(abs(value - round(value)) for value in exact) > _SKEW:
-            raise InvalidValue(
-                f"its display matrix {tuple(matrix[:5])} turns pictures by other than quarters; "
-                "write it again upright"
-            )
-        return cls(a == 0, a + c < 0, b + d < 0)
-
-    def size(self, stored: tuple[int, int]) -> tuple[int, int]:
-        """Height and width as shown."""
-        return stored[::-1] if self.transposed else stored
-
-    def apply(self, picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "sh sw 3"]:
-        """The picture as shown."""
-        turned = picture.transpose(1, 0, 2) if self.transposed else picture
-        turned = turned[:: -1 if self.mirrored_y else 1, :: -1 if self.mirrored_x else 1]
-        return np.ascontiguousarray(turned)
-
-
-_UPRIGHT = Turn()
 
 
 @contextmanager
@@ -119,6 +74,7 @@ def _opened(source: bytes | str | OpenFile) -> Iterator[tuple[Any, Any]]:
             )
         stream.thread_type = "NONE"
         stream.codec_context.options = _STRICT
+        stream.codec_context.flags |= _EXACT
         yield container, stream
 
 
@@ -135,13 +91,34 @@ def iterate_video(source: bytes | str | OpenFile, begin: float = 0.0) -> Iterato
     """
     with _opened(source) as (container, stream):
         reformatter, turn = VideoReformatter(), None
-        first = begin - 0.5 / float(stream.average_rate or 1)  # times are rounded to the file's clock
-        if begin and stream.time_base is not None:
-            container.seek(int(begin / stream.time_base), stream=stream)  # to the key frame before it
-        for frame in container.decode(stream):
-            if not begin or frame.time >= first:
-                turn = Turn.of(frame) if turn is None else turn
-                yield turn.apply(_rgb(frame, reformatter))
+        for frame in _frames_from(container, stream, begin) if begin else container.decode(stream):
+            turn = Turn.of(frame) if turn is None else turn
+            yield turn.apply(_rgb(frame, reformatter))
+
+
+def _frames_from(container: Any, stream: Any, begin: float) -> Iterator[Any]:
+    """Decoded frames from `begin` seconds on.
+
+    Seeking goes by decoding times, and may end at a key frame that is shown after `begin`, or whose leading
+    pictures cannot be decoded without those before it; then it is tried again from further back.
+    """
+    half = 0.5 / float(stream.average_rate or 1)  # times are rounded to the file's clock
+    start = 0.0 if stream.start_time is None else float(stream.start_time * stream.time_base)
+    back = 0.0
+    while True:
+        at = max(start, begin - back)
+        container.seek(int(at / stream.time_base), stream=stream)
+        frames = (frame for frame in container.decode(stream) if frame.time >= begin - half)
+        try:
+            first = next(frames, None)
+        except FFmpegError:
+            if at == start:
+                raise
+        else:
+            if at == start or (first is not None and first.time <= begin + half):
+                break
+        back = 2 * back + 1
+    yield from () if first is None else chain([first], frames)
 
 
 @dataclass(frozen=True)
@@ -228,7 +205,7 @@ class VideoTable:
         try:
             with _opened(data) as (container, stream):
                 packets = [packet for packet in container.demux(stream) if packet.size]
-                _check_packets(packets, stream.frames)
+                _check_packets(packets, _promised(data, stream, packets))
                 context = stream.codec_context
                 turn = _UPRIGHT if upright else _turn(packets)
                 return cls(
@@ -247,8 +224,22 @@ class VideoTable:
             raise InvalidValue(f"no readable video in {len(data)} bytes: {error}") from error
 
 
+def _promised(data: bytes, stream: Any, packets: Sequence[Any]) -> int:
+    """Frames that the header says there are, 0 where it says none.
+
+    Those behind the end of an edit list count in an MP4's header, and are not in FFmpeg's index.
+    """
+    promised, indexed = int(stream.frames), len(stream.index_entries)
+    shown = sum(not packet.is_discard for packet in packets)
+    if not len(packets) == indexed < promised or shown < 2:  # a single frame is left where times are damaged
+        return promised
+    with av.open(io.BytesIO(data), options={"ignore_editlist": "1"}) as whole:
+        complete = len(whole.streams[stream.index].index_entries) == promised
+    return indexed if complete else promised
+
+
 def _check_packets(packets: Sequence[Any], promised: int) -> None:
-    """Every frame must be there: `promised` is the header's count, 0 where it gives none."""
+    """Every frame must be there."""
     if not packets or any(packet.pts is None for packet in packets):
         raise InvalidValue(f"{len(packets)} frames are there, not all with a time")
     if len(packets) < promised:
@@ -314,6 +305,7 @@ class FrameDecoder:
         if key not in self._codecs:
             codec: Any = av.CodecContext.create(table.codec, "r")
             codec.options = _STRICT
+            codec.flags |= _EXACT
             codec.extradata = table.extradata or None
             codec.thread_count = 1
             codec.open()

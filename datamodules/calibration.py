@@ -25,6 +25,7 @@ _POSES = ("camera_to_world", "world_to_camera")
 _KEYS = ("K", "size", *_POSES, "distortion", "model", "undistort")
 _CENTRE = (0.3, 0.7)  # of a picture's side: where a principal point is believed to be
 _ASPECT = (0.5, 2.0)  # fx / fy of any camera
+_FOCAL = (0.1, 100.0)  # of a picture's side: from 157 degrees, which no pinhole shows, to a telescope
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class Calibration:
         if found.lens is not None and len(k) > 1:
             raise InvalidValue(
                 f"{at}: distortion goes with one K, not with {len(k)}; undistort the pictures first"
+            )
+        if found.lens is not None and k[0, 0, 1] != 0:
+            raise InvalidValue(
+                f"{at}: K has the skew {k[0, 0, 1]:g} beside a distortion, which OpenCV does not know; "
+                "set it to 0 if it is a fraction of a pixel, or undistort the pictures first"
             )
         found.check(at)
         return found
@@ -162,7 +168,8 @@ def check_intrinsics(k: Float[np.ndarray, "_ 3 3"], size: tuple[int, int], at: s
         at: file and camera, for the error.
 
     Raises:
-        ValueError: a principal point far from the middle, or pixels far from square.
+        ValueError: a principal point far from the middle, pixels far from square, or a focal length in
+            another unit.
     """
     low, high = _CENTRE
     shares = k[:, [0, 1], 2] / np.array(size[::-1])
@@ -173,12 +180,20 @@ def check_intrinsics(k: Float[np.ndarray, "_ 3 3"], size: tuple[int, int], at: s
         raise InvalidValue(
             f"{at}: the principal point of K, ({x:.1f}, {y:.1f}), lies far from the middle of a picture of "
             f"{size[1]} x {size[0]} pixels (width x height), so K belongs to pictures of another size or to "
-            "uncropped ones; give K for the pictures as they are, or the pictures that K was made for"
+            "uncropped ones; give K for the pictures as they are, or the pictures that K was made for (where "
+            "they are a crop, and K is its own: fill it up with black on the side that was cut off)"
         )
     if not ((aspect > _ASPECT[0]) & (aspect < _ASPECT[1])).all():
         raise InvalidValue(
             f"{at}: fx and fy of K are {k[0, 0, 0]:.4g} and {k[0, 1, 1]:.4g}: pixels far from "
             "square, so the picture was stretched or K is not its own; give K for the pictures as they are"
+        )
+    focal = k[:, [0, 1], [0, 1]] / np.array(size[::-1])
+    if not ((focal > _FOCAL[0]) & (focal < _FOCAL[1])).all():
+        raise InvalidValue(
+            f"{at}: fx and fy of K are {k[0, 0, 0]:.4g} and {k[0, 1, 1]:.4g} for a picture of {size[1]} x "
+            f"{size[0]} pixels (width x height), believed are {_FOCAL[0]:g} to {_FOCAL[1]:g} of its sides; "
+            "give them in pixels, not in millimetres (pixels = millimetres * width / the sensor's width)"
         )
 
 

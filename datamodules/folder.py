@@ -32,6 +32,7 @@ from datamodules.video_files import VideoFile
 from datamodules.view_names import Views, as_called, chosen_views
 
 _OWN = frozenset({"source", "episode"})  # keys of the provenance that say where it was read
+INSPECTION = "inspection"  # where `ai-wam inspect` writes by default
 COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "openness")
 
 
@@ -50,9 +51,7 @@ class FolderSource:
         """
         self.path, self.views = path, views
         root = as_path(path)
-        self._folders = (
-            sorted(f for f in root.iterdir() if f.is_dir() and f.name[0] != ".") if root.is_dir() else []
-        )
+        self._folders = sorted(f for f in root.iterdir() if _is_episode(f)) if root.is_dir() else []
         if not self._folders:
             raise InvalidValue(
                 f"{path} holds no episode folders; expected {path}/<episode>/ with <view>.mp4, cameras.json, "
@@ -82,6 +81,13 @@ class FolderSource:
             hz,
             provenance,
         )
+
+
+def _is_episode(folder: AnyPath) -> bool:
+    """Whether a folder is meant as one: `ai-wam inspect --camera_check` leaves its pictures beside them."""
+    if not folder.is_dir() or folder.name[0] == ".":
+        return False
+    return folder.name != INSPECTION or (folder / "meta.json").exists()
 
 
 def _read_meta(path: AnyPath) -> tuple[float, dict[str, Any]]:
@@ -120,7 +126,7 @@ class _Camera:
 
 
 def _check_videos(folder: AnyPath, cameras: Mapping[str, Any]) -> None:
-    extra = sorted(path.name for path in folder.glob("*.mp4") if path.stem not in cameras)
+    extra = sorted(path.name for path in folder.glob("[!.]*.mp4") if path.stem not in cameras)
     if not cameras or extra:
         raise InvalidValue(
             f"{folder / 'cameras.json'} describes cameras {sorted(cameras)}, but the folder also holds "

@@ -17,6 +17,8 @@ Model = Literal["opencv", "fisheye"]
 _NUMBERS: dict[str, tuple[int, ...]] = {"opencv": (4, 5, 8, 12, 14), "fisheye": (4,)}
 _MEANING = {"opencv": "k1, k2, p1, p2[, k3[, k4, k5, k6 ...]]", "fisheye": "k1, k2, k3, k4"}
 _RADII = 2000  # at which a model is looked at
+_NEWTON = 20  # steps
+_FOUND = 0.01  # pixels
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,55 @@ class Lens:
     def straighten(
         self, pixels: Float[np.ndarray, "n 2"], k: Float[np.ndarray, "3 3"]
     ) -> Float[np.ndarray, "n 2"]:
-        """Where pixels of the distorted picture lie in the undistorted one; NaN stays NaN."""
-        cv2, straight = opencv(), pixels.copy()
-        known = np.isfinite(pixels).all(axis=1)
-        functions = {"opencv": cv2.undistortPoints, "fisheye": cv2.fisheye.undistortPoints}
-        if known.any():
-            bent = pixels[known][:, None] - 0.5  # OpenCV's first pixel has its centre at 0
-            matrix, numbers = _matrix(k), np.array(self.coefficients)
-            straight[known] = functions[self.model](bent, matrix, numbers, P=matrix)[:, 0] + 0.5
+        """Where pixels of the distorted picture lie in the undistorted one; NaN stays NaN.
+
+        Raises:
+            ValueError: a pixel that no ray from the lens reaches.
+            ImportError: OpenCV is missing.
+        """
+        straight, known = pixels.copy(), np.isfinite(pixels).all(axis=1)
+        if not known.any():
+            return straight
+        bent = pixels[known] - 0.5  # OpenCV's first pixel has its centre at 0
+        flat = _flatten(self, bent, _matrix(k))
+        apart, radius = (np.hypot(*each.T) for each in (_bend(self, flat, _matrix(k))[0] - bent, flat))
+        seen = (apart < _FOUND) & (radius < _fold(self, float(radius.max()) + 1.0))
+        if not seen.all():
+            x, y = pixels[known][int(np.argmin(seen))]
+            raise InvalidValue(
+                f"pixel ({x:.1f}, {y:.1f}) lies where no ray of the lens ends ({self.model} distortion "
+                f"{list(self.coefficients)}); correct the pixel or the coefficients"
+            )
+        straight[known] = flat @ k[:2, :2].T + k[:2, 2]
         return straight
+
+
+def _flatten(
+    lens: Lens, bent: Float[np.ndarray, "n 2"], matrix: Float[np.ndarray, "3 3"]
+) -> Float[np.ndarray, "n 2"]:
+    """Slopes x / z and y / z of the rays that end at some pixels.
+
+    OpenCV's own steps stop up to ten pixels short at the edge of a webcam's picture; Newton's follow them.
+    """
+    cv2, numbers = opencv(), np.array(lens.coefficients)
+    functions = {"opencv": cv2.undistortPoints, "fisheye": cv2.fisheye.undistortPoints}
+    flat = np.asarray(functions[lens.model](bent[:, None], matrix, numbers)[:, 0])
+    for _ in range(_NEWTON if lens.model == "opencv" else 0):
+        ends, slopes = _bend(lens, flat, matrix)
+        flat = flat + (np.linalg.pinv(slopes) @ (bent - ends)[..., None])[..., 0]
+    return flat
+
+
+def _bend(
+    lens: Lens, flat: Float[np.ndarray, "n 2"], matrix: Float[np.ndarray, "3 3"]
+) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2 2"]]:
+    """The pixels at which rays of slopes x / z, y / z end, and (pinhole model) how they change with these."""
+    cv2, numbers = opencv(), np.array(lens.coefficients)
+    if lens.model == "fisheye":
+        return cv2.fisheye.distortPoints(flat[:, None], matrix, numbers)[:, 0], np.zeros((len(flat), 2, 2))
+    rays, none = np.pad(flat, ((0, 0), (0, 1)), constant_values=1.0), np.zeros(3)
+    ends, slopes = cv2.projectPoints(rays[:, None], none, none, matrix, numbers)
+    return ends[:, 0], slopes[:, 3:5].reshape(-1, 2, 2)  # by the translation, which moves rays of depth 1
 
 
 def _matrix(k: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:

@@ -210,7 +210,7 @@ def _entries_3(info: Info, meta: AnyPath, keys: Sequence[str]) -> Iterator[Entry
     names = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
     places = ("chunk_index", "file_index", "from_timestamp")
     names += [f"videos/{key}/{what}" for key in keys for what in places]
-    files: list[AnyPath] = sorted((meta / "episodes").glob("*/*.parquet"), key=str)
+    files: list[AnyPath] = sorted((meta / "episodes").glob("*/[!.]*.parquet"), key=str)
     for file in files:
         for row_number, row in enumerate(read_columns(file, names).to_pylist()):
             yield _entry_3(info, keys, row, f"{file}, row {row_number}")

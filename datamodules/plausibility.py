@@ -106,10 +106,12 @@ class Finding(NamedTuple):
     Attributes:
         kind: which setting is wrong.
         text: what was found, and the way out.
+        view: the camera it is about, if it is about one.
     """
 
     kind: str
     text: str
+    view: str = ""
 
 
 def implausible(header: EpisodeHeader, hz: float, bounds: Bounds) -> list[Finding]:
@@ -148,7 +150,7 @@ def unseen(header: EpisodeHeader, sizes: Mapping[str, tuple[int, int]], bounds: 
     share = 1 - float(seen[known].mean()) if known.any() else 0.0
     if share > bounds.unseen:
         what = f"no camera sees the tool in {share:.0%} of the frames, more than {bounds.unseen:.0%}"
-        yield Finding("view", f"{what} ({_way('view', '')})")
+        yield Finding("view", f"{what} ({_WAYS['view']['']}; `inspect` has --limits.off_screen for it)")
 
 
 def odd_gripper(ranges: Iterable[tuple[float, float]], bounds: Bounds, source: str) -> list[Finding]:
@@ -163,13 +165,8 @@ def odd_gripper(ranges: Iterable[tuple[float, float]], bounds: Bounds, source: s
     low, high, limit = min(lows), max(highs), bounds.of(source).gripper
     if high - low <= _MOVES or (high > limit and low < 1 - limit):
         return []
-    return [
-        Finding(
-            "gripper",
-            f"the openness of all episodes lies between {low:.3g} and {high:.3g} of 0 to 1, "
-            f"as a width in metres would ({_way('gripper', source)})",
-        )
-    ]
+    what = f"the openness of all episodes lies between {low:.3g} and {high:.3g} of 0 to 1"
+    return [_finding("gripper", f"{what}, as a width in metres would", "gripper", source)]
 
 
 def look_over(shards: ShardSet, bounds: Bounds) -> list[str]:
@@ -190,19 +187,22 @@ def look_over(shards: ShardSet, bounds: Bounds) -> list[str]:
 
 
 def warnings(found: Iterable[tuple[str, Finding]]) -> Iterator[str]:
-    """A line for each kind of finding: how often, and what the first one says."""
-    by_kind: dict[str, list[tuple[str, Finding]]] = {}
+    """A line for each kind of finding and camera: how often, and what the first one says."""
+    by_kind: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
     for key, finding in found:
-        by_kind.setdefault(finding.kind, []).append((key, finding))
+        by_kind.setdefault((finding.kind, finding.view), []).append((key, finding))
     for each in by_kind.values():
         keys = list(dict.fromkeys(key for key, _ in each))
         more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
         yield f"warning: {', '.join(keys[:_SHOWN])}{more}: {each[0][1].text}"
 
 
-def _way(kind: str, source: str) -> str:
+def _finding(kind: str, what: str, bound: str, source: str, view: str = "") -> Finding:
+    """With both ways out: the setting that mends it, and the bound that accepts it."""
     ways = _WAYS[kind]
-    return ways.get(source, ways[""])
+    way = ways.get(source, ways[""])
+    text = f"{what} ({way}; where it is right, change `--bounds.{bound}` of ai-wam inspect)"
+    return Finding(kind, text, view)
 
 
 def _place(positions: Float[np.ndarray, "t 3"], bounds: Bounds, source: str) -> Iterator[Finding]:
@@ -210,10 +210,10 @@ def _place(positions: Float[np.ndarray, "t 3"], bounds: Bounds, source: str) -> 
     middle, largest = float(np.median(distance)), float(distance.max())
     if not middle <= bounds.far:
         what = f"the tool is {middle:.4g} m from the world's origin, more than {bounds.far:g} m"
-        yield Finding("position", f"{what} ({_way('position', source)})")
+        yield _finding("position", what, "far", source)
     elif not largest >= bounds.near:
         what = f"the tool never leaves {bounds.near:g} m around the world's origin, as differences would"
-        yield Finding("position", f"{what} ({_way('position', source)})")
+        yield _finding("position", what, "near", source)
 
 
 def _motion(actions: Float[np.ndarray, "t 8"], hz: float, bounds: Bounds, source: str) -> Iterator[Finding]:
@@ -224,14 +224,14 @@ def _motion(actions: Float[np.ndarray, "t 8"], hz: float, bounds: Bounds, source
     if fast.any() and not np.median(np.linalg.norm(actions[:, :3], axis=1)) > bounds.far:
         at = int(fast.argmax())
         what = f"the tool moves {steps[at]:.3g} m from frame {at} to {at + 1}, {steps[at] * hz:.3g} m/s"
-        yield Finding("rate", f"{what}, more than {bounds.speed:g} m/s ({_way('rate', source)})")
+        yield _finding("rate", f"{what}, more than {bounds.speed:g} m/s", "speed", source)
     turns = rotation_from_quaternion(torch.from_numpy(actions[:, 3:7].astype(np.float64)))
     angles = geodesic_angle(turns[1:], turns[:-1]).numpy()
     wild = (angles > _TURN) & (angles * hz > bounds.turn)
     if wild.any():
         at = int(wild.argmax())
         what = f"the tool turns by {np.degrees(angles[at]):.0f} degrees from frame {at} to {at + 1}"
-        yield Finding("rotation", f"{what} ({_way('rotation', source)})")
+        yield _finding("rotation", what, "turn", source)
 
 
 def _camera(
@@ -251,9 +251,9 @@ def _camera(
     distance = float(np.median(np.linalg.norm(apart, axis=1)))
     if not distance <= bounds.camera:
         what = f"camera {view!r} is {distance:.4g} m from the tool, more than {bounds.camera:g} m"
-        yield Finding("camera", f"{what} ({_way('camera', source)})")
+        yield _finding("camera", what, "camera", source, view)
         return
     behind = float(((apart * poses[:, :3, 2]).sum(axis=1) <= 0).mean())
     if behind > bounds.behind:
         what = f"the tool lies behind camera {view!r} in {behind:.0%} of the frames"
-        yield Finding("axes", f"{what} ({_way('axes', source)})")
+        yield _finding("axes", what, "behind", source, view)

@@ -33,7 +33,7 @@ def read_picture(path: AnyPath) -> UInt8[np.ndarray, "h w 3"]:
             if image.mode != "RGB":
                 raise InvalidValue(
                     f"{path} has colours {image.mode!r}, expected RGB; save it without "
-                    "transparency or palette, or copy the file again"
+                    "transparency or palette, grey in three equal channels, or copy the file again"
                 )
             return np.array(ImageOps.exif_transpose(image))
     except InvalidValue:

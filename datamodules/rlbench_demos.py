@@ -205,7 +205,7 @@ def read_phrasings(path: AnyPath) -> tuple[str, ...]:
 
 
 def _check_pictures(folder: AnyPath, steps: int, demo: AnyPath) -> None:
-    there = {file.name for file in folder.glob("*.png")}
+    there = {file.name for file in folder.glob("[!.]*.png")}
     missing = [number for number in range(steps) if f"{number}.png" not in there]
     extra = len(there) - (steps - len(missing))
     if missing or extra:

@@ -13,6 +13,7 @@ from ai_wam.numbers import check_numbers
 from datamodules.camera_check import ViewCheck
 from datamodules.camera_check import camera_check as check_cameras
 from datamodules.contact_sheet import write_contact_sheet
+from datamodules.folder import INSPECTION
 from datamodules.inspection import EpisodeReport, Limits, inspect_episodes
 from datamodules.plausibility import Bounds, odd_gripper
 from datamodules.shard_format import ShardError
@@ -48,12 +49,13 @@ def inspect(
         camera_check: instead of all this, paint the recorded poses over the recorded pictures: the cross has
             to lie on the tool's tip.
         seen: for the camera check, a CSV with header key,view,frame,x,y: pixels where the tool centre point
-            is seen; the distances to the projected ones are printed.
+            is seen, in the undistorted picture where `undistort` is on; the distances to the projected ones
+            are printed.
         max_pixels: largest median distance of a view, in pixels of its recording, that passes.
     """
     check_numbers("inspect", at_least=1, size=size)
     check_numbers("inspect", at_least=0, max_pixels=max_pixels)
-    place = as_path(out) if out is not None else as_path(shards) / "inspection"
+    place = as_path(out) if out is not None else as_path(shards) / INSPECTION
     if camera_check:
         _print_camera_check(shards, place, seen, max_pixels)
         return

@@ -5,6 +5,7 @@ poses and pixels that the fixture computed by hand; `<name>__<variant>.py` write
 """
 
 import pickle
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -81,6 +82,22 @@ def test_names_rate_and_words(source: EpisodeSource, truth: Truth):
         assert (episode.key, episode.hz, episode.instructions) == (wanted.key, wanted.hz, wanted.instructions)
         assert episode.provenance["source"]
     assert len({episode.key for episode, _ in pairs}) == len(pairs)
+
+
+def test_files_that_a_mac_leaves_beside_others_do_not_count(
+    yaml_file: Path, source: EpisodeSource, truth: Truth, root: Path, tmp_path: Path
+):
+    """On disks of other systems it keeps what they cannot store in a file ._NAME beside every file."""
+    copied = Path(shutil.copytree(root, tmp_path / "copied"))
+    for path in list(copied.rglob("*")):
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    moved = {key: str(value).replace(str(root), str(copied)) for key, value in truth.init_args.items()}
+    again = load(
+        yaml_file, {key: moved[key] if str(root) in str(v) else v for key, v in truth.init_args.items()}
+    )
+    assert len(again) == len(source)
+    for number in range(len(source)):
+        assert len(list(again[number].frames)) == len(list(source[number].frames))
 
 
 def test_poses_agree_with_the_computation_by_hand(source: EpisodeSource, truth: Truth):

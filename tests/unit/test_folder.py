@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jsonargparse import auto_cli
 
+from ai_wam.cli import main
 from ai_wam.cli.collect import collect
 from ai_wam.types import EpisodeSource
 from ai_wam.video import VideoEncoding, write_video
@@ -238,6 +239,15 @@ def test_no_camera_is_read_from_outside_its_folder(root):
     edit_cameras(lambda c: c.update({"../wrist": c.pop("wrist")}))(root / "squares-0000")
     with pytest.raises(ValueError, match=r"'../wrist': the name of a camera is its video's file name"):
         FolderSource(str(root), views={"front": "front", "../wrist": "wrist"})[0]
+
+
+def test_pictures_of_a_camera_check_are_no_episode(root):
+    """By default they lie in the folder that is looked at, and it is converted next."""
+    before = len(FolderSource(str(root)))
+    main(["inspect", str(root), "--camera_check"])
+    assert len(list((root / "inspection").glob("*.png"))) > 0
+    assert len(FolderSource(str(root))) == before
+    main(["inspect", str(root), "--camera_check"])
 
 
 def test_an_empty_folder_is_an_error(tmp_path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -62,6 +63,48 @@ def test_pictures_of_every_model_become_those_of_a_pinhole(tmp_path: Path, camer
     assert np.abs(straight - expected).max() < 0.02
     for place in expected:
         assert np.abs(centre(view.image, place) - place).max() < 0.2
+
+
+LENSES = {
+    "opencv": [
+        [-0.35, 0.12, 0.001, -0.001, -0.02],
+        [0.2, 0.05, 0, 0],
+        [12.4, 6.1, 0.0002, -0.0001, 0.3, 12.7, 10.1, 1.6],
+        [-0.3, 0.1, 0.001, 0, 0, 0, 0, 0, 0.01, -0.001, 0.02, 0.001, 0.05, -0.04],
+    ],
+    "fisheye": [[0.06, 0.02, -0.03, 0.008]],
+}
+
+
+@pytest.mark.parametrize(("model", "numbers"), [(m, each) for m, many in LENSES.items() for each in many])
+def test_a_pixel_at_the_edge_of_a_wide_picture_is_straightened(model, numbers):
+    """OpenCV says where rays end; its own way back is 10 pixels off at the first one's edge."""
+    lens, k = Lens.read(numbers, model, "here"), np.array([[600.0, 0, 640], [0, 600, 360], [0, 0, 1]])
+    angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    slopes = np.concatenate([r * np.stack([np.cos(angles), np.sin(angles)], 1) for r in (0, 0.5, 1.0, 1.1)])
+    matrix, none = k - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]], np.zeros(3)
+    if model == "fisheye":
+        bent = cv2.fisheye.distortPoints(slopes[:, None], matrix, np.array(numbers))
+    else:
+        rays = np.pad(slopes, ((0, 0), (0, 1)), constant_values=1.0)
+        bent = cv2.projectPoints(rays, none, none, matrix, np.array(numbers))[0]
+    assert np.abs(lens.straighten(bent[:, 0] + 0.5, k) - (600 * slopes + [640, 360])).max() < 0.01
+
+
+def test_a_pixel_that_no_ray_reaches_is_refused():
+    """A barrel that bends back ends 0.54 of the focal length from the middle."""
+    lens, k = (
+        Lens.read([-0.5, 0, 0, 0], "opencv", "here"),
+        np.array([[160, 0, 160], [0, 160, 120], [0, 0, 1.0]]),
+    )
+    with pytest.raises(ValueError, match=r"pixel \(300.0, 120.0\) lies where no ray of the lens ends"):
+        lens.straighten(np.array([[np.nan, np.nan], [160.0, 120.0], [300.0, 120.0]]), k)
+
+
+def test_a_skewed_matrix_has_no_distortion_beside_it():
+    k = [[300, 2, 160], [0, 300, 120], [0, 0, 1]]
+    with pytest.raises(ValueError, match="camera: K has the skew 2 beside a distortion"):
+        Calibration.read({**ENTRY, "K": k, "distortion": [-0.2, 0, 0, 0], "undistort": True}, "camera")
 
 
 def test_a_picture_shows_nothing_twice() -> None:
@@ -132,6 +175,11 @@ def test_distortion_of_zero_is_none() -> None:
         ([[0.9, 0, 0.5], [0, 1.2, 0.5], [0, 0, 1]], "principal point"),
         ([[900, 0, 160], [0, 300, 120], [0, 0, 1]], "pixels far from square"),
         ([[float("nan"), 0, 160], [0, 300, 120], [0, 0, 1]], "pixels far from square"),
+        (
+            [[4, 0, 160], [0, 4, 120], [0, 0, 1]],
+            "fx and fy of K are 4 and 4 .* in pixels, not in millimetres",
+        ),
+        ([[300e3, 0, 160], [0, 300e3, 120], [0, 0, 1]], "in pixels, not in millimetres"),
     ],
 )
 def test_k_of_another_picture_is_refused(k: list, said: str) -> None:

@@ -1,5 +1,7 @@
 """Numbers that are well-formed and cannot be meant are found, what is usual is not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,12 @@ from datamodules.plausibility import Bounds, implausible, odd_gripper, unseen, w
 from datamodules.shard_reader import EpisodeHeader
 
 HZ = 20.0
+
+
+def out_of_sight(episode, sizes):
+    return list(unseen(episode, sizes, Bounds()))
+
+
 OPENGL = np.diag([1.0, -1, -1, 1])
 
 
@@ -115,6 +123,61 @@ def test_units_and_axes_of_a_camera(pose, kind, said):
     found = implausible(header(usual(), {"front": front, "side": look_at([0.2, 1.0, 0.7])}), HZ, Bounds())
     assert [each.kind for each in found] == [kind]
     assert said in found[0].text
+
+
+SIZES = {"front": (240, 320), "side": (240, 320)}
+
+
+def test_a_tool_that_no_camera_shows():
+    """Matrices that map the other way may leave the tool in front of all cameras and in no picture."""
+    front, side = look_at([1.2, 0.1, 0.6]), look_at([0.2, 1.0, 0.7])
+    assert out_of_sight(header(usual()), SIZES) == []
+    [found] = out_of_sight(
+        header(usual(), {"front": np.linalg.inv(front), "side": np.linalg.inv(side)}), SIZES
+    )
+    assert "no camera sees the tool in 100% of the frames" in found.text
+    assert out_of_sight(header(usual(), {"front": np.linalg.inv(front), "side": side}), SIZES) == []
+
+
+def test_a_lost_calibration_hides_nothing():
+    lost = np.full((60, 4, 4), np.nan)
+    assert out_of_sight(header(usual(), {"front": lost, "side": lost}), SIZES) == []
+    lost[:10] = look_at([1.2, 0.1, 0.6])
+    assert out_of_sight(header(usual(), {"front": lost}), {"front": (240, 320)}) == []
+    lost[:10] = np.linalg.inv(lost[0])
+    assert (
+        "in 100% of the frames"
+        in out_of_sight(header(usual(), {"front": lost}), {"front": (240, 320)})[0].text
+    )
+    nothing = replace(header(usual()), actions=None)
+    assert out_of_sight(nothing, SIZES) == []
+
+
+WILD = {
+    "far": changed(slice(3), lambda p: p + 20),
+    "near": changed(slice(3), lambda p: p / 100),
+    "speed": changed(slice(3), lambda p: np.where(np.arange(60)[:, None] < 30, p, p + 0.5)),
+    "turn": changed(slice(3, 7), lambda q: np.where(np.arange(60)[:, None] % 7, q, q[:, ::-1])),
+    "camera": usual(),
+    "behind": usual(),
+    "gripper": changed(slice(7, 8), lambda g: g * 0.08),
+}
+
+
+@pytest.mark.parametrize("bound", WILD)
+def test_what_is_found_names_the_bound_that_accepts_it(bound):
+    poses = {"camera": look_at([30, 0, 0.6]), "behind": look_at([1.2, 0.1, 0.6]) @ OPENGL}
+    cameras = {"front": poses[bound]} if bound in poses else {}
+    episode, opened = header(WILD[bound], cameras), WILD[bound][:, 7]
+    accepting = Bounds(**{bound: 0.0 if bound in ("near", "gripper") else 1000.0})
+
+    def found(bounds):
+        return implausible(episode, HZ, bounds) + odd_gripper(
+            [(opened.min(), opened.max())], bounds, "folder"
+        )
+
+    assert [f"change `--bounds.{bound}` of ai-wam inspect" in each.text for each in found(Bounds())] == [True]
+    assert found(accepting) == []
 
 
 def test_bounds_are_narrower_where_the_robot_is_known_and_can_be_changed():

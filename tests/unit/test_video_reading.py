@@ -2,6 +2,7 @@
 
 import io
 import random
+import struct
 
 import av
 import numpy as np
@@ -119,6 +120,58 @@ def test_chosen_frames_are_those_of_the_whole_video(codec, pixels, options):
     """MPEG-4 reads beyond a packet's end, which has to be zeros."""
     data = stored_video(codec, pixels=pixels, options=options, frames=40)
     assert_shown(data, played(data))
+
+
+@pytest.mark.parametrize("intra", [False, True])
+def test_frames_behind_the_end_of_an_edit_list_are_not_missing(intra):
+    """As a phone trims the end: the header counts all frames, the list says how long to play."""
+    options = {"g": "1"} if intra else {"g": "10", "bf": "2"}
+    data = bytearray(stored_video(frames=30, options=options))
+    whole, entry = played(bytes(data)), data.index(b"elst") + 12  # behind its type, version and count
+    data[entry : entry + 4] = struct.pack(">I", 500)  # in the movie's time scale, milliseconds
+    assert_shown(bytes(data), whole[:5])
+
+
+def test_a_file_that_breaks_off_lacks_frames(tmp_path):
+    """Its index lies in front, so all frames are announced."""
+    whole, path = stored_video(frames=30, options={"g": "10"}), tmp_path / "index_first.mp4"
+    with (
+        av.open(io.BytesIO(whole)) as source,
+        av.open(path, "w", options={"movflags": "faststart"}) as copied,
+    ):
+        stream = copied.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                copied.mux(packet)
+    with pytest.raises(ValueError, match="frames are there, its header promises 30"):
+        VideoTable.of(path.read_bytes()[: len(whole) * 2 // 3])
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"g": "10", "bf": "3"}),
+        ("libx264", {"g": "10", "bf": "3", "x264-params": "open-gop=1:b-adapt=0:scenecut=0"}),
+        ("libx265", {"x265-params": "keyint=10:open-gop=1:bframes=4:b-adapt=0:scenecut=0:log-level=none"}),
+        ("mpeg4", {"g": "12", "bf": "2"}),
+    ],
+)
+def test_reading_begins_at_the_frame_of_that_time(codec, options):
+    """A key frame may be stored before the pictures that are shown ahead of it."""
+    data = stored_video(codec, frames=40, options=options)
+    whole, table = played(data), VideoTable.of(data)
+    for number, time in enumerate(table.shown):
+        pictures = iterate_video(data, begin=time * table.tick)
+        for expected in whole[number : number + 2]:
+            assert np.array_equal(next(pictures), expected)
+
+
+def test_what_the_stream_cuts_off_the_left_is_not_shown():
+    """FFmpeg leaves pixels at the left where memory would not be aligned."""
+    data = stored_video(options={"x264-params": "crop-rect=6,4,0,0"})
+    whole = played(stored_video())
+    assert_shown(data, [picture[4:, 6:] for picture in whole])
 
 
 @pytest.mark.parametrize("options", [{"g": "10"}, {"profile": "baseline"}])
