@@ -102,8 +102,11 @@ def check_yaml(text: str) -> None:
     """Refuse a text that would grow out of bounds when read: what aliases stand for is counted, not copied.
 
     Raises:
-        ValueError: too many values, too many levels, or an alias to what it is a part of.
+        ValueError: too many values, too many levels, an alias to what it is a part of, or a key that stands
+            twice in one mapping.
     """
+    if ":" in text:
+        _check_keys(text)
     if "*" not in text and len(text) < _SHORT:
         return
     sizes, levels = dict[str, int](), list[tuple[str | None, int]]()  # behind anchors; of what is open
@@ -130,3 +133,31 @@ def check_yaml(text: str) -> None:
             levels[-1] = (levels[-1][0], levels[-1][1] + size)
             if levels[-1][1] > _MOST:
                 raise InvalidValue(f"this YAML's aliases stand for more than {_MOST:,} values; write it out")
+
+
+def _check_keys(text: str) -> None:
+    """Of two equal keys the parser would take the last one without a word."""
+    open_keys: list[set[str] | None] = []  # of each open collection; None of a sequence
+    is_key: list[bool] = []
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionEndEvent):
+            open_keys.pop()
+            is_key.pop()
+            continue
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        keys = open_keys[-1] if open_keys else None
+        if keys is not None:
+            if is_key[-1] and isinstance(event, yaml.ScalarEvent):
+                if event.value in keys:
+                    line = event.start_mark.line + 1
+                    raise InvalidValue(
+                        f"line {line}: the key {event.value!r} stands twice; which one counts is unknown"
+                    )
+                keys.add(event.value)
+            is_key[-1] = not is_key[-1]
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_keys.append(set() if isinstance(event, yaml.MappingStartEvent) else None)
+            is_key.append(True)
+            if len(open_keys) > _DEEPEST:
+                raise InvalidValue(f"this YAML is nested more than {_DEEPEST} levels deep")

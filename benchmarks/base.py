@@ -157,7 +157,10 @@ class Simulator(Protocol):
         ...
 
     def diagnostics(self) -> Mapping[str, float]:
-        """Task-specific figures of the trial so far, averaged over trials in the results."""
+        """Task-specific figures of the trial so far, averaged over trials in the results.
+
+        Names end with the unit, such as "final_distance_m", where there is one.
+        """
         ...
 
     def versions(self) -> Mapping[str, str]:

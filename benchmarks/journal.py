@@ -5,18 +5,19 @@ line per trial. The files are gone when results.json is there.
 """
 
 import json
+import math
 import os
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ai_wam.errors import InvalidValue
 from benchmarks.base import Trial
 from benchmarks.comparison import differences
 from benchmarks.recording import Recording
-from benchmarks.run import TrialResult
+from benchmarks.run import StopReason, TrialResult
 
 Results = dict[str, dict[str, TrialResult]]  # by arm and trial id
 _PATTERN = "trials-*.jsonl"
@@ -46,10 +47,24 @@ class Journal:
         self._begun = self.path.exists() and any(_lines(self.path))
         for path in sorted(folder.glob(_PATTERN)):
             for line in self._checked(path):
-                self.world = self.world or line["world"]
-                for arm, told in line["arms"].items():
-                    result = _result(told)
-                    self.finished.setdefault(arm, {})[result.trial.id] = result
+                try:
+                    self._take(line)
+                except (KeyError, TypeError, AttributeError, ValueError) as error:
+                    why = str(error) if isinstance(error, ValueError) else repr(error)
+                    what = f"a line is not as `ai-wam test` wrote it: {why}"
+                    raise InvalidValue(f"{path}: {what}; delete the file to begin anew") from error
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        """One finished trial, with a result of every arm."""
+        results = {arm: _result(told) for arm, told in line["arms"].items()}
+        (name,) = {result.trial.id for result in results.values()}
+        if self.finished and self.finished.keys() != results.keys():
+            raise InvalidValue(f"arms {sorted(results)} instead of {sorted(self.finished)}")
+        for arm, result in results.items():
+            if name in self.finished.setdefault(arm, {}):
+                raise InvalidValue(f"the trial {name!r} stands there twice")
+            self.finished[arm][name] = result
+        self.world = self.world or dict(line["world"])
 
     def add(self, results: Results, world: Mapping[str, str]) -> None:
         """Note trials that have run in all arms; what is on disk afterwards survives anything.
@@ -79,6 +94,8 @@ class Journal:
     def _checked(self, path: Path) -> list[dict[str, Any]]:
         """The trials' lines of a file of this test."""
         head, *lines = list(_lines(path)) or [{"test": self._identity}]
+        if not isinstance(head, dict) or "test" not in head:
+            raise InvalidValue(f"{path}: its first line names no test; delete the file to begin anew")
         if found := list(differences(head["test"], self._identity)):
             told = "\n".join(f"  {name}: {before} before, {now} now" for name, before, now in found)
             raise InvalidValue(
@@ -93,7 +110,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         try:
             yield json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
 
 
@@ -129,4 +146,10 @@ def _result(told: Mapping[str, Any]) -> TrialResult:
         "seams": tuple((millimetres, degrees) for millimetres, degrees in told["seams"]),
         "position_std": tuple(told["position_std"]),
     }
-    return TrialResult(**{**told, **made})
+    result = TrialResult(**{**told, **made})
+    counts = (result.steps, result.plans, result.invalid_frames, result.unreached_steps)
+    if result.stop_reason not in get_args(StopReason) or not all(type(n) is int and n >= 0 for n in counts):
+        raise InvalidValue(f"{result.trial.id} ended in {result.stop_reason!r} with the counts {counts}")
+    if not 0 <= result.seconds < math.inf:
+        raise InvalidValue(f"{result.trial.id} took {result.seconds} seconds")
+    return result

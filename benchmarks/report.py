@@ -14,6 +14,7 @@ from benchmarks.tables import apart_title, notes, percent, policy_name
 
 _LIMIT = 29_500_000  # bytes of the page; mail and review tools refuse much more
 _RESERVE = 60_000  # of them for the sentence above the videos, headings and crashes' messages between them
+_UNITS = ("m", "mm", "rad", "s")
 _ERROR, _ERRORS = 300, 20  # characters of a crash's message, and how many are shown
 _ARMS = {
     "policy": "policy",
@@ -169,7 +170,7 @@ def _diagnostics(tasks: Mapping[str, Any]) -> str:
     blocks = []
     for name, summary in tasks.items():
         figures = {
-            **{key.replace("_", " "): _number(value) for key, value in summary["diagnostics"].items()},
+            **_measured(summary["diagnostics"]),
             "seconds per trial": _number(summary["mean_seconds"]),
             "invalid actions": str(summary["invalid_frames"]),
             "steps out of reach": str(summary["unreached_steps"]),
@@ -270,7 +271,7 @@ def _card(trial: Mapping[str, Any], recording: Recording) -> str:
     kind = {"success": "good", "failed": "bad"}.get(reason, "")
     figures = {"": f"{run['seconds']:.1f} s", "plans": str(run["plans"])}
     figures |= {"invalid": str(run["invalid_frames"])} if run["invalid_frames"] else {}
-    figures |= {key.replace("_", " "): _number(value) for key, value in run["diagnostics"].items()}
+    figures |= _measured(run["diagnostics"])
     foot = "".join(f"<span>{escape(key)} <b>{escape(value)}</b></span>" for key, value in figures.items())
     return (
         f'<article class="card trial" id="{escape(trial["id"])}" data-outcome="{run["outcome"]}" '
@@ -296,6 +297,18 @@ def _data(kind: str, content: bytes) -> str:
 def _percent(rate: float | None) -> str:
     """With a space that does not break."""
     return percent(rate).replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _measured(figures: Mapping[str, float | None]) -> dict[str, str]:
+    """Words and values of a simulator's figures, whose names end with their unit where they have one."""
+    found = {}
+    for key, value in figures.items():
+        name, _, unit = key.rpartition("_")
+        known = bool(name) and unit in _UNITS
+        number = _number(value)
+        text = f"{number}\N{NO-BREAK SPACE}{unit}" if known and value is not None else number
+        found[(name if known else key).replace("_", " ")] = text
+    return found
 
 
 def _number(value: float | None) -> str:

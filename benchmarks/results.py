@@ -1,12 +1,12 @@
 """What an evaluation leaves behind: one JSON file that says all of it, and the figures in it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from ai_wam.documents import read_json
 from ai_wam.errors import CannotContinue, InvalidValue
 from benchmarks.acting import acting_summary
 from benchmarks.base import CHANGED, Trial
@@ -17,6 +17,7 @@ from benchmarks.statistics import Proportion, mean_interval
 
 _SCHEMA = 2  # of results.json
 _REQUIRED = ("policy", "protocol", "protocol_hash", "mean", "apart", "tasks", "trials", "versions")
+_OUTCOMES = ("success", "failure", "crash")
 _NONE = {"successes": 0, "trials": 0, "rate": None, "interval": None}
 
 
@@ -76,20 +77,52 @@ def read_results(path: str | Path) -> dict[str, Any]:
             hash's.
     """
     try:
-        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidValue(f"{path}: {error}; give the results.json that `ai-wam test` wrote") from error
-    if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
-        found = content.get("schema") if isinstance(content, dict) else None
+        content = read_json(Path(path))
+    except InvalidValue as error:
+        raise InvalidValue(f"{error}; give the results.json that `ai-wam test` wrote") from error
+    if content.get("schema") != _SCHEMA:
         raise InvalidValue(
-            f"{path}: its schema is {found}, not {_SCHEMA}; give a results.json that this version's "
-            "`ai-wam test` wrote, or test again"
+            f"{path}: its schema is {content.get('schema')}, not {_SCHEMA}; give a results.json that this "
+            "version's `ai-wam test` wrote, or test again"
         )
     if lacking := [name for name in _REQUIRED if name not in content]:
         raise InvalidValue(f"{path}: lacks {lacking}; give a results.json as `ai-wam test` wrote it")
     if digest(content["protocol"]) != content["protocol_hash"]:
         raise InvalidValue(f"{path}: its protocol is not what its protocol_hash was made of: it was edited")
+    try:
+        _check_trials(content["trials"], content["tasks"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        why = str(error) if isinstance(error, InvalidValue) else f"lacks or misplaces {error!r}"
+        raise InvalidValue(
+            f"{path}: {why}; give the file as `ai-wam test` wrote it, or test again"
+        ) from error
     return content
+
+
+def _check_trials(trials: Sequence[Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Every trial stands there once and as it was, and the figures of the tasks are those of their trials.
+
+    Raises:
+        ValueError: they are not.
+    """
+    solved: dict[str, list[bool]] = {name: [] for name in tasks}
+    known = set[str]()
+    for entry in trials:
+        trial = Trial.from_id(entry["id"])
+        if trial.id in known:
+            raise InvalidValue(f"the trial {trial.id!r} stands there twice")
+        known.add(trial.id)
+        policy = entry["policy"]
+        if (entry["task"], entry["variation"]) != (trial.task, trial.variation) or trial.task not in tasks:
+            raise InvalidValue(f"the trial {trial.id!r} is said to be of another task or variation")
+        if policy["outcome"] not in _OUTCOMES or not isinstance(policy["scene"], str):
+            raise InvalidValue(f"the trial {trial.id!r} ended in {policy['outcome']!r}, not in {_OUTCOMES}")
+        solved[trial.task].append(policy["outcome"] == "success")
+    for name, outcomes in solved.items():
+        figures = tasks[name]["policy"]
+        if (figures["trials"], figures["successes"]) != (len(outcomes), sum(outcomes)):
+            said = f"{figures['successes']} of {figures['trials']} solved"
+            raise InvalidValue(f"task {name!r} has {said}, its trials {sum(outcomes)} of {len(outcomes)}")
 
 
 def check_complete(arm: str, trials: Sequence[Trial], ids: Sequence[str]) -> None:

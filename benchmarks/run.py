@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ai_wam.cameras import Cameras
 from ai_wam.types import ActionChunk, Clip, Committed, Frame, Observation
-from benchmarks.base import Simulator, SimulatorCrash, Trial
+from benchmarks.base import CHANGED, Simulator, SimulatorCrash, Trial
 from benchmarks.controller import control_steps
 from benchmarks.protocol import EvaluationProtocol
 from benchmarks.recording import Recorder, Recording
@@ -178,6 +178,11 @@ class Run:
             instructions = world.reset(trial)
             self.prompt = instructions[trial.seed % len(instructions)]
             self.scene, self._last_valid = world.scene(), world.pose()
+            if self.scene.startswith(CHANGED):
+                raise SimulatorCrash(
+                    f"the simulator did not bring the trial's scene back: it is {self.scene}, another than "
+                    "was demonstrated"
+                )
 
     @contextmanager
     def surviving(self) -> Iterator[None]:

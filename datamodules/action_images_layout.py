@@ -220,7 +220,9 @@ def _released(folder: AnyPath, every: int, views: Mapping[str, AnyPath]) -> dict
     if every > 1:
         kept[_ACTIONS] = base64.b64encode((folder / _ACTIONS).read_bytes()).decode()
     if (folder / _KEY_FRAMES).exists():
-        kept[_KEY_FRAMES] = base64.b64encode((folder / _KEY_FRAMES).read_bytes()).decode()
+        data = (folder / _KEY_FRAMES).read_bytes()
+        read_npy(data, str(folder / _KEY_FRAMES))
+        kept[_KEY_FRAMES] = base64.b64encode(data).decode()
     return kept
 
 

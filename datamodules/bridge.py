@@ -73,7 +73,7 @@ class Bridge:
         self.path, self.views, self.cameras, self.slack, self.stride = path, views, cameras, slack, stride
         self.gaps = gaps
         self._root = as_path(path)
-        found = (file.parent for file in self._root.glob(f"**/raw/traj_group*/traj*/{_STATES}"))
+        found = (each for each in self._root.glob("**/raw/traj_group*/traj*") if each.is_dir())
         self._folders: list[AnyPath] = sorted(
             found, key=lambda folder: [by_numbers(part) for part in folder.parts]
         )

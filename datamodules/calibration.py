@@ -97,7 +97,7 @@ class Calibration:
         if size != self.size:
             raise InvalidValue(
                 f"{at}: size {list(self.size)} (height, width), but {video} has {list(size)}; "
-                "K must be given for the pictures as they are in the video"
+                "K must be given for the pictures as a player shows them"
             )
         check_intrinsics(self.intrinsics, self.size, at)
 

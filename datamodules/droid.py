@@ -125,19 +125,21 @@ class Droid:
         self._annotations = None if annotations is None else as_path(annotations)
         if self._annotations is not None and not self._annotations.is_dir():
             raise InvalidValue(f"annotations: {annotations} is not a folder; correct it, or leave it out")
-        found = [file for name in outcomes for file in as_path(path).glob(f"*/{name}/*/*/metadata_*.json")]
-        self._files = sorted(found)
+        parts = [f"*/{name}/*/*/{file}" for name in outcomes for file in ("metadata_*.json", "trajectory.h5")]
+        found = {file.parent for part in parts for file in as_path(path).glob(part)}
+        self._folders = sorted(found)
         if not found:
             raise InvalidValue(
                 f"{path} holds no recordings; expected <lab>/{'|'.join(outcomes)}/<date>/<time>/metadata_*"
             )
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._folders)
 
     def __getitem__(self, index: int) -> Episode:
-        metadata = _read_metadata(self._files[index])
-        folder, uuid = self._files[index].parent, str(metadata["uuid"])
+        folder = self._folders[index]
+        metadata = _read_metadata(folder)
+        uuid = str(metadata["uuid"])
         there = _serials(folder, metadata)
         names = chosen_views(self.views, as_called(list(there)), folder / "recordings" / "MP4")
         trajectory = _Trajectory.read(folder / "trajectory.h5", {name: there[name] for name in names})
@@ -297,7 +299,13 @@ def _dataset(file: Any, path: AnyPath, key: str, width: int, steps: int | None) 
     return values
 
 
-def _read_metadata(path: AnyPath) -> dict[str, Any]:
+def _read_metadata(folder: AnyPath) -> dict[str, Any]:
+    files: list[AnyPath] = sorted(folder.glob("metadata_*.json"))
+    if len(files) != 1:
+        raise InvalidValue(
+            f"{folder} has {len(files)} files metadata_<uuid>.json, expected one; copy it again"
+        )
+    path = files[0]
     metadata = read_json(path)
     if not isinstance(metadata.get("uuid"), str):
         raise InvalidValue(f"{path} has no uuid, by which calibrations are found; copy the recording again")

@@ -354,13 +354,14 @@ def _still_hands(header: EpisodeHeader) -> list[str]:
 def _beyond(trip: RoundTrip, limits: Limits, views: int) -> list[str]:
     found = []
     few = trip.off_screen + trip.one_view
-    if views > 1 and few > limits.one_view * trip.frames:
+    hidden = trip.off_screen > limits.off_screen * trip.frames
+    if views > 1 and not hidden and few > limits.one_view * trip.frames:
         found.append(
             f"one camera of {views} at most sees the tool in {few} of {trip.frames} frames (limit "
             f"{limits.one_view:.0%}), so their action images cannot be read back; check each camera's "
             "pose, or turn the cameras to where the tool works"
         )
-    if trip.off_screen > limits.off_screen * trip.frames:
+    if hidden:
         found.append(
             f"no camera sees the tool in {trip.off_screen} of {trip.frames} frames (limit "
             f"{limits.off_screen:.0%}); are the poses in the cameras' world frame, and the axes OpenCV's?"

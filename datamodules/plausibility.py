@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
 from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from datamodules.shard_reader import EpisodeHeader, ShardSet
@@ -20,7 +19,6 @@ from datamodules.shard_reader import EpisodeHeader, ShardSet
 _JUMP = 0.1  # metres between two frames, below which no speed is a fault
 _TURN = 1.6  # radians between two frames, about a quarter turn
 _MOVES = 0.01  # of the gripper's range: less is noise
-_HIDDEN = 0.5  # share of frames
 _SHOWN = 3  # episodes that are named
 _LOOKED = 2000  # episodes of a set, evenly spread: a tenth of a millisecond each
 
@@ -35,6 +33,7 @@ class Bounds:
             there, and differences of positions stay small.
         camera: metres from a camera to the tool, in the median.
         behind: share of frames in which the tool lies behind a camera.
+        unseen: share of frames in which it lies in no picture; `inspect` has its `limits` for that.
         speed: metres per second of the tool.
         turn: radians per second of the tool, counted where it turns by more than 1.6 between two frames.
         gripper: openness, of a gripper that moves, that is exceeded somewhere in a set, or 1 less of it
@@ -45,6 +44,7 @@ class Bounds:
     near: float = 0.1
     camera: float = 10.0
     behind: float = 0.5
+    unseen: float = 0.5
     speed: float = 5.0
     turn: float = 12.0
     gripper: float = 0.1
@@ -80,6 +80,7 @@ _WAYS: Mapping[str, Mapping[str, str]] = {
         "": "give the absolute position in metres, in the cameras' world",
     },
     "camera": {"": "write the camera's pose in metres, in the world of the actions"},
+    "view": {"": "check that poses and cameras share one world, which way the poses map, and K"},
     "axes": {"": "OpenCV's axes are x right, y down, z forward; turn y and z of an OpenGL camera"},
     "rate": {
         "lerobot": "correct fps in meta/info.json, `position` or `metres_per_unit`",
@@ -105,10 +106,12 @@ class Finding(NamedTuple):
     Attributes:
         kind: which setting is wrong.
         text: what was found, and the way out.
+        view: the camera it is about, if it is about one.
     """
 
     kind: str
     text: str
+    view: str = ""
 
 
 def implausible(header: EpisodeHeader, hz: float, bounds: Bounds) -> list[Finding]:
@@ -124,6 +127,30 @@ def implausible(header: EpisodeHeader, hz: float, bounds: Bounds) -> list[Findin
         for view in header.intrinsics:
             found += _camera(view, header.world_from_camera[view], positions, bounds, source)
     return found
+
+
+def unseen(header: EpisodeHeader, sizes: Mapping[str, tuple[int, int]], bounds: Bounds) -> Iterator[Finding]:
+    """Whether the tool centre point lies in some picture in enough of the frames.
+
+    Args:
+        header: of an episode, with actions.
+        sizes: height and width of each view's pictures.
+        bounds: what is believed.
+    """
+    if header.actions is None:
+        return
+    positions, frames = header.actions[:, :3].astype(np.float64), len(header.actions)
+    seen, known = np.zeros(frames, dtype=bool), np.zeros(frames, dtype=bool)
+    for view, (h, w) in sizes.items():
+        k, poses = header.intrinsics[view], header.world_from_camera[view]
+        inside = np.einsum("tji,tj->ti", poses[:, :3, :3], positions - poses[:, :3, 3])
+        x, y, z = np.moveaxis(np.einsum("tij,tj->ti", k, inside), 1, 0)
+        known |= np.isfinite(z)
+        seen |= (z > 0) & (x >= 0) & (y >= 0) & (x <= w * z) & (y <= h * z)
+    share = 1 - float(seen[known].mean()) if known.any() else 0.0
+    if share > bounds.unseen:
+        what = f"no camera sees the tool in {share:.0%} of the frames, more than {bounds.unseen:.0%}"
+        yield Finding("view", f"{what} ({_WAYS['view']['']}; `inspect` has --limits.off_screen for it)")
 
 
 def odd_gripper(ranges: Iterable[tuple[float, float]], bounds: Bounds, source: str) -> list[Finding]:
@@ -142,45 +169,6 @@ def odd_gripper(ranges: Iterable[tuple[float, float]], bounds: Bounds, source: s
     return [_finding("gripper", f"{what}, as a width in metres would", "gripper", source)]
 
 
-def out_of_sight(header: EpisodeHeader, sizes: Mapping[str, tuple[int, int]]) -> list[Finding]:
-    """A tool that no camera shows in most frames; `ai-wam inspect` counts this by `--limits.off_screen`.
-
-    Args:
-        header: of the episode.
-        sizes: height and width of each view.
-    """
-    if header.actions is None:
-        return []
-    seen, known = np.zeros((2, len(header.actions)), dtype=bool)
-    for view, size in sizes.items():
-        calibrated, visible = _shown(header, view, size)
-        known |= calibrated
-        seen |= visible
-    hidden = float((~seen[known]).mean()) if known.any() else 0.0
-    if hidden <= _HIDDEN:
-        return []
-    what = f"no camera shows the tool in {hidden:.0%} of the frames"
-    way = (
-        "check which way the cameras' matrices map, K, and that poses and cameras are of one world, in metres"
-    )
-    return [Finding("sight", f"{what} ({way})")]
-
-
-def _shown(
-    header: EpisodeHeader, view: str, size: tuple[int, int]
-) -> tuple[Bool[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
-    """Where a view has a calibration, and where its picture shows the tool."""
-    points = np.asarray(header.actions, np.float64)[:, None, :3]
-    k, poses = (
-        np.broadcast_to(stack[view], (len(points), *stack[view].shape[1:])).astype(np.float64)
-        for stack in (header.intrinsics, header.world_from_camera)
-    )
-    cameras = Cameras(torch.from_numpy(k), torch.from_numpy(poses))  # a lost calibration shows nothing
-    visible = cameras.project(torch.from_numpy(points), size).visible[:, 0].numpy()
-    known = np.isfinite(np.concatenate([k.reshape(len(k), -1), poses.reshape(len(k), -1)], 1)).all(axis=1)
-    return np.asarray(known), visible
-
-
 def look_over(shards: ShardSet, bounds: Bounds) -> list[str]:
     """Warnings for the terminal of what cannot be meant in a set; looks at 2,000 of its episodes at most."""
     found: list[tuple[str, Finding]] = []
@@ -188,8 +176,8 @@ def look_over(shards: ShardSet, bounds: Bounds) -> list[str]:
     source = ""
     for index in range(0, len(shards), max(1, -(-len(shards) // _LOOKED))):
         entry, header = shards.episodes[index], shards.header(index)
-        own = implausible(header, entry.hz, bounds) or out_of_sight(header, entry.views)
-        found += [(entry.key, each) for each in own]
+        odd = implausible(header, entry.hz, bounds) or list(unseen(header, entry.views, bounds))
+        found += [(entry.key, each) for each in odd]
         if header.actions is not None:
             ranges.append((float(header.actions[:, 7].min()), float(header.actions[:, 7].max())))
             source = str(header.provenance.get("source", ""))
@@ -199,21 +187,22 @@ def look_over(shards: ShardSet, bounds: Bounds) -> list[str]:
 
 
 def warnings(found: Iterable[tuple[str, Finding]]) -> Iterator[str]:
-    """A line for each kind of finding: how often, and what the first one says."""
-    by_kind: dict[str, list[tuple[str, Finding]]] = {}
+    """A line for each kind of finding and camera: how often, and what the first one says."""
+    by_kind: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
     for key, finding in found:
-        by_kind.setdefault(finding.kind, []).append((key, finding))
+        by_kind.setdefault((finding.kind, finding.view), []).append((key, finding))
     for each in by_kind.values():
         keys = list(dict.fromkeys(key for key, _ in each))
         more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
         yield f"warning: {', '.join(keys[:_SHOWN])}{more}: {each[0][1].text}"
 
 
-def _finding(kind: str, what: str, bound: str, source: str) -> Finding:
+def _finding(kind: str, what: str, bound: str, source: str, view: str = "") -> Finding:
     """With both ways out: the setting that mends it, and the bound that accepts it."""
     ways = _WAYS[kind]
     way = ways.get(source, ways[""])
-    return Finding(kind, f"{what} ({way}; where it is right, change `--bounds.{bound}` of ai-wam inspect)")
+    text = f"{what} ({way}; where it is right, change `--bounds.{bound}` of ai-wam inspect)"
+    return Finding(kind, text, view)
 
 
 def _place(positions: Float[np.ndarray, "t 3"], bounds: Bounds, source: str) -> Iterator[Finding]:
@@ -262,9 +251,9 @@ def _camera(
     distance = float(np.median(np.linalg.norm(apart, axis=1)))
     if not distance <= bounds.camera:
         what = f"camera {view!r} is {distance:.4g} m from the tool, more than {bounds.camera:g} m"
-        yield _finding("camera", what, "camera", source)
+        yield _finding("camera", what, "camera", source, view)
         return
     behind = float(((apart * poses[:, :3, 2]).sum(axis=1) <= 0).mean())
     if behind > bounds.behind:
         what = f"the tool lies behind camera {view!r} in {behind:.0%} of the frames"
-        yield _finding("axes", what, "behind", source)
+        yield _finding("axes", what, "behind", source, view)

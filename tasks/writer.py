@@ -37,6 +37,8 @@ _COLUMNS = ("t_s", "x_m", "y_m", "z_m", "qx", "qy", "qz", "qw", "openness", "val
 class ActionWriter(BasePredictionWriter):
     """One .npz per batch: keys, actions "b a 8", valid "b a", confidence "b a", and dt in seconds.
 
+    At the end it prints where they lie and how many actions are valid.
+
     Args:
         folder: where they go; made if missing.
     """
@@ -44,6 +46,12 @@ class ActionWriter(BasePredictionWriter):
     def __init__(self, folder: Path, write_interval: Literal["batch"] = "batch") -> None:
         super().__init__(write_interval)
         self.folder = folder
+        self._samples = self._valid = self._actions = 0
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what was written."""
+        files = self.folder / f"rank{trainer.global_rank}-batch*.npz"
+        print(f"{files}: {self._samples} samples, {self._valid} of {self._actions} actions are valid")
 
     def write_on_batch_end(
         self,
@@ -64,6 +72,9 @@ class ActionWriter(BasePredictionWriter):
             "dt": np.array(prediction.dt),
         }
         _write(self.folder / f"rank{trainer.global_rank}-batch{batch_idx:05d}.npz", _npz(arrays))
+        self._samples += len(batch.keys)
+        self._valid += int(prediction.valid.sum())
+        self._actions += prediction.valid.numel()
 
 
 class SampleWriter(BasePredictionWriter):

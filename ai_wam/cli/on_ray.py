@@ -18,6 +18,7 @@ from benchmarks.base import Trial
 from benchmarks.journal import Results
 from benchmarks.results import assemble
 from benchmarks.trials import TrialDataModule, write_results
+from datamodules.worker_errors import Failure
 
 _RETRIES = 2
 _Share = tuple[list[Trial], Results, dict[str, Any]]
@@ -52,10 +53,20 @@ def share_out(words: Sequence[str], workers: int, out: str | None) -> None:
     with ray_cluster(workers) as ray:
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0) / workers)
         # A worker that dies, or whose machine does, is started again.
-        share = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=_RETRIES)(run_share)
+        share = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=_RETRIES)(_caught)
         shares = ray.get([share.remote(list(words), number, workers, folder) for number in range(workers)])
+    if failed := [each for each in shares if isinstance(each, Failure)]:
+        raise failed[0].error()
     merge(shares, Path(out))
     shutil.rmtree(folder, ignore_errors=True)  # on a cluster it may lie on other machines
+
+
+def _caught(words: list[str], number: int, workers: int, folder: str) -> _Share | Failure:
+    """A share, or the error with all that it was raised from, which Ray's own copy lacks."""
+    try:
+        return run_share(words, number, workers, folder)
+    except Exception as error:
+        return Failure.of(error)
 
 
 def run_share(words: list[str], number: int, workers: int, folder: str) -> _Share:

@@ -188,12 +188,15 @@ def _run(program: str) -> tuple[bool, str]:
 
 
 def _replay(task: str, variation: int, paths: Sequence[str], timeout: float) -> Check:
-    """Everything at once: launch, camera, live demonstration, the same scene again, planning, success."""
+    """Everything at once: launch, camera, live demonstration, its scene again, a hold, planning, success."""
     name, began = f"replay of {task}", time.monotonic()
     simulator = RLBench(image_size=(64, 64), views=("front",), reset_timeout=timeout, paths=tuple(paths))
     try:
-        simulator.reset(Trial(task, variation, 0, "doctor"))
+        trial = Trial(task, variation, 0, "doctor")
+        simulator.reset(trial)
         simulator.observe()
+        held = simulator.step(simulator.pose())
+        simulator.reset(trial)
         results = [simulator.step(action) for action in simulator.demonstrate()]
         figures = simulator.diagnostics()
     except (SimulatorCrash, EnvironmentServerError) as error:
@@ -202,4 +205,8 @@ def _replay(task: str, variation: int, paths: Sequence[str], timeout: float) -> 
         simulator.close()
     counted = ", ".join(f"{key} {value:g}" for key, value in figures.items())
     found = f"{len(results)} steps in {time.monotonic() - began:.0f} s, {counted}"
+    if not held.reached:
+        return Check(
+            name, False, found, f"a step to the present pose moved or failed: tell the project, with {_PAGE}"
+        )
     return Check(name, results[-1].success, found, "not solved: try another task, or arm_mode ik")

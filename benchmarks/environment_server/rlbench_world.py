@@ -20,6 +20,7 @@ from rlbench.action_modes.arm_action_modes import EndEffectorPoseViaIK, EndEffec
 from rlbench.action_modes.gripper_action_modes import Discrete
 from rlbench.backend.exceptions import InvalidActionError
 from rlbench.backend.observation import Observation
+from rlbench.backend.scene import Scene
 from rlbench.demo import Demo
 from rlbench.environment import Environment
 from rlbench.observation_config import CameraConfig, ObservationConfig
@@ -28,7 +29,7 @@ from rlbench.utils import name_to_task_class
 
 CAMERAS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
 _KEPT = 64  # demonstrations, one of a trial: several policies and references meet it one after another
-_ARM_MODES = {"planning": EndEffectorPoseViaPlanning, "ik": EndEffectorPoseViaIK}
+_REACHED_METRES, _REACHED_RADIANS = 1e-4, 1e-3  # how near a pose counts as the present one
 
 
 class LostTrial(Exception):
@@ -44,6 +45,23 @@ def _losing(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise LostTrial(f"{what}: {type(error).__name__}: {error}") from error
+
+
+class Planning(EndEffectorPoseViaPlanning):
+    """Plans to poses other than the present one, where physics goes on for a step and the gripper acts alone.
+
+    PyRep's path to the present pose has the length 0, by which it divides: the joints become NaN.
+    """
+
+    def action(self, scene: Scene, action: np.ndarray) -> None:
+        """Move the arm there."""
+        if _reached(np.asarray(scene.robot.arm.get_tip().get_pose()), action):
+            scene.step()
+        else:
+            super().action(scene, action)
+
+
+_ARM_MODES = {"planning": Planning, "ik": EndEffectorPoseViaIK}
 
 
 class World:
@@ -73,6 +91,9 @@ class World:
         self._environment.launch()
         self._live: TaskEnvironment | None = None
         self._demos: dict[tuple[str, int, int], Demo] = {}
+        self._words: dict[
+            tuple[str, int, int], list[str]
+        ] = {}  # the instructions of each, when first restored
         self._solved = self._over = False
 
     def versions(self) -> dict[str, str]:
@@ -101,6 +122,8 @@ class World:
             instructions, now = scene.reset_to_demo(demo)
             if (got := demo[0].misc["variation_index"]) != variation:
                 raise ValueError(f"{task}: asked for variation {variation}, got {got}")
+            if instructions != (known := self._words.setdefault((task, variation, seed), instructions)):
+                raise ValueError(f"{task}: the scene came back with {instructions}, it had {known}")
         self._solved = self._over = False
         return {
             "instructions": instructions,
@@ -150,9 +173,12 @@ class World:
         demo = self._demos.pop(key, None)
         if demo is None:
             (demo,) = scene.get_demos(1, live_demos=True, max_attempts=attempts)
+            self._words.pop(key, None)
         self._demos[key] = demo  # the latest last
         if len(self._demos) > _KEPT:
-            del self._demos[next(iter(self._demos))]
+            oldest = next(iter(self._demos))
+            del self._demos[oldest]
+            self._words.pop(oldest, None)
         return demo
 
     @property
@@ -168,8 +194,17 @@ class World:
         self._config.task_low_dim_state = state
 
 
+def _reached(pose: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether two poses, x y z and quaternion x y z w, are the same for a planner."""
+    apart = min(np.linalg.norm(pose[3:] - wanted[3:]), np.linalg.norm(pose[3:] + wanted[3:]))
+    return bool(np.linalg.norm(pose[:3] - wanted[:3]) < _REACHED_METRES and 2 * apart < _REACHED_RADIANS)
+
+
 def _pose(seen: Observation) -> np.ndarray:
-    return np.append(seen.gripper_pose, seen.gripper_open).astype(np.float64)
+    pose = np.append(seen.gripper_pose, seen.gripper_open).astype(np.float64)
+    if not np.isfinite(pose).all():
+        raise LostTrial(f"the arm's pose is {pose.tolist()}, which is not finite")
+    return pose
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> float:

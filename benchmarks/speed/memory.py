@@ -135,7 +135,9 @@ def _activations(
             spec = build(name, layers=1).spec
         channels = spec.channels + -spec.channels % 3  # a channel or two more enter; blocks are as they are
         codec = PatchCodec(channels, spec.spatial_stride, spec.temporal_stride)
-        model = build(name, lora=lora, layers=layers, codec=codec)
+        with torch.device("meta"):
+            model = build(name, lora=lora, layers=layers, codec=codec)
+        model.to_empty(device="cpu")  # their values count for nothing, drawing them takes seconds
         for parameter in model.denoiser.parameters():
             if released == 2 and not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()

@@ -63,6 +63,7 @@ def test_a_folder_per_sample_is_written(place: Path, monkeypatch: pytest.MonkeyP
     assert stop.value.code == 1
     said = capsys.readouterr().out
     assert f"{place / 'predictions' / 'mine-1'}: 0 of 8 actions are valid (" in said
+    assert f"{place / 'predictions' / 'rank0-batch*.npz'}: 2 samples, 0 of 16 actions are valid" in said
     for folder, prompt in (("mine-0", "follow it"), ("mine-1", "leave it")):
         check_folder(place / "predictions" / folder, prompt, imagined=True)
     assert not list(place.glob("predictions/**/*.partial"))

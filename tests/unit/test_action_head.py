@@ -71,14 +71,14 @@ def test_the_head_learns_and_leaves_the_frozen_video_model_alone(monkeypatch: py
     groups = task.parameter_groups()
     trained = {id(p) for group in groups for p in group["params"]}
     assert trained == {id(p) for p in task.action_head.parameters()}
-    optimizer, batch, losses = torch.optim.AdamW(groups, lr=3e-3), batch_of(4), []
-    for _ in range(100):
+    optimizer, batch, losses = torch.optim.AdamW(groups, lr=6e-3), batch_of(4), []
+    for _ in range(40):
         loss = task.training_step(batch, 0)
         optimizer.zero_grad()
         loss.backward()
         losses.append(float(loss.detach()))
         optimizer.step()
-    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
     assert all(p.grad is None for p in task.backbone.parameters())
     assert all(p.grad is not None for p in task.action_head.parameters())
 

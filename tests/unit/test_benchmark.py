@@ -65,7 +65,7 @@ def test_the_expert_solves_what_holding_still_does_not(benchmark_):
     assert [run.stop_reason for run in still] == ["timeout"] * 3
     assert {run.steps for run in still} == {40}
     assert {run.seconds for run in still} == {2.0}
-    assert all("final_distance" in run.diagnostics for run in solved + still)
+    assert all("final_distance_m" in run.diagnostics for run in solved + still)
 
 
 def test_the_ceiling_passes_through_the_codec_and_is_run_once_per_process(benchmark_):

@@ -229,7 +229,7 @@ def test_the_command_refuses_what_does_not_compare(files, monkeypatch):
 def test_a_file_that_is_no_result_or_was_edited_is_refused(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("[]")
-    with pytest.raises(ValueError, match="its schema is None, not 2"):
+    with pytest.raises(ValueError, match="holds a list, expected a JSON object; give the results"):
         read_results(path)
     path.write_text('{"schema": 1, "trials": []}')
     with pytest.raises(ValueError, match=r"its schema is 1, not 2; give .* or test again"):
@@ -242,3 +242,41 @@ def test_a_file_that_is_no_result_or_was_edited_is_refused(tmp_path):
     path.write_text(json.dumps(edited))
     with pytest.raises(ValueError, match="it was edited"):
         read_results(path)
+
+
+def twice(content):
+    content["trials"].append(content["trials"][0])
+
+
+def renamed(name):
+    return lambda content: content["trials"][0].update(id=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (twice, "'test-reach_target-v00-00000' stands there twice"),
+        (lambda c: c["trials"].pop(), "task 'close_drawer' has 12 of 16 solved, its trials 12 of 15"),
+        (lambda c: c["trials"][0]["policy"].update(outcome=float("nan")), "ended in nan"),
+        (lambda c: c["trials"][0]["policy"].update(outcome="failure"), "has 12 of 16 solved, its trials 11"),
+        (lambda c: c["trials"][0]["policy"].pop("scene"), "lacks or misplaces KeyError('scene')"),
+        (lambda c: c["tasks"]["reach_target"]["policy"].update(successes=16), "has 16 of 16 solved"),
+        (lambda c: c["tasks"].pop("close_drawer"), "of another task"),
+        (renamed("test-reach_target-v00--0001"), "is no trial's name"),
+        (renamed("test-close_drawer-v00-00099"), "of another task"),
+        (renamed(3), "lacks or misplaces Type"),
+        (lambda c: c.update(trials=3), "lacks or misplaces Type"),
+        (lambda c: c.update(tasks=[]), ""),
+    ],
+)
+def test_results_whose_trials_are_not_those_of_the_test_are_refused(tmp_path, change, words):
+    content = made([True] * 12 + [False] * 4 + [True] * 12 + [False] * 4)
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert read_results(tmp_path / "results.json") == json.loads(json.dumps(content))
+    change(content)
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"results.json: .* give the file as `ai-wam test` wrote it"
+    ) as error:
+        read_results(tmp_path / "results.json")
+    assert words in str(error.value)

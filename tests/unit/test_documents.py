@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_wam.documents import parse_json, read_json, read_text
+from ai_wam.documents import parse_json, read_json, read_text, read_yaml
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -43,3 +43,23 @@ def test_json_that_cannot_be_meant(text: str, said: str) -> None:
         parse_json(text, "cameras.json")
     assert "cameras.json" in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: a\nval: b\ntrain: c\n", "line 3: the key 'train' stands twice"),
+        ("data: {train: a, train: c}\n", "line 1: the key 'train' stands twice"),
+        ("data:\n- x: {a: 1}\n  y: [1, 2]\n  x: 3\n", "line 4: the key 'x' stands twice"),
+    ],
+)
+def test_a_key_that_stands_twice_in_yaml_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_equal_keys_of_different_mappings_are_fine(tmp_path: Path) -> None:
+    text = "a: &x {b: 1}\nb: {a: 1, b: {b: 2}}\nc: [{a: 1}, {a: 2}, b]\nd: {<<: *x, c: 3}\n? [e, e]\n: b\n"
+    (tmp_path / "a.yaml").write_text(text.replace("? [e, e]\n: b\n", ""))
+    assert read_yaml(tmp_path / "a.yaml")["d"] == {"b": 1, "c": 3}

@@ -94,7 +94,7 @@ def test_numbers_are_walked_lazily_from_the_step_asked_for(monkeypatch: pytest.M
 
 def test_the_cost_of_a_large_index(tmp_path):
     """Per episode of four views: an object each would cost 2 kB."""
-    write_index(tmp_path, 20_000, 30)
+    write_index(tmp_path, 8_000, 30)
     cost = measure_scale(str(tmp_path))
-    assert cost["MB of the index"] < 12
-    assert cost["MB of a forked worker"] < 12
+    assert cost["MB of the index"] < 6
+    assert cost["MB of a forked worker"] < 6

@@ -29,6 +29,7 @@ FAULTS = {  # mistakes in a program that uses these modules, which a traceback s
     "datamodules/safe_pickle.py": "Exception",  # never leaves its module
     "datamodules/shard_jobs.py": "RuntimeError",
     "datamodules/shards.py": "RuntimeError",
+    "datamodules/worker_errors.py": "Exception",  # a traceback, which is the cause of another error
 }
 
 

@@ -134,6 +134,33 @@ def test_a_file_cut_short_in_its_first_line_begins_anew(tmp_path):
     assert len(Journal(tmp_path, 0, IDENTITY).finished["policy"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda line: line, "'test-reach_target-v00-00000' stands there twice"),
+        (lambda line: line["arms"]["policy"].update(trial="x"), "'x' is no trial's name"),
+        (lambda line: line["arms"]["policy"].update(stop_reason=math.nan), "nan"),
+        (lambda line: line["arms"]["policy"].update(steps=-3), "the counts (-3, 1, 0, 0)"),
+        (lambda line: line["arms"]["policy"].update(seconds=math.nan), "took nan seconds"),
+        (lambda line: line["arms"]["policy"].pop("seams"), "KeyError('seams')"),
+        (lambda line: line["arms"].update(floor=None), "Type"),
+        (lambda line: line.update(arms={}), "not enough values"),
+        (lambda line: line.update(arms=3), "AttributeError"),
+    ],
+)
+def test_a_line_that_is_no_result_of_the_test_is_refused(tmp_path, change, words):
+    journal = Journal(tmp_path, 0, IDENTITY)
+    journal.add({"policy": {result(0).trial.id: result(0)}}, {})
+    *_, text = journal.path.read_text().splitlines()
+    line = json.loads(text)
+    change(line)
+    with journal.path.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=r"trials-00000.jsonl: a line .*; delete the file to begin") as error:
+        Journal(tmp_path, 0, IDENTITY)
+    assert words in str(error.value)
+
+
 def test_another_checkpoint_is_refused_whichever_process_wrote(tmp_path):
     Journal(tmp_path, 3, IDENTITY).add({"policy": {result(0).trial.id: result(0)}}, {})
     other = IDENTITY | {"policy": {"checkpoint_hash": "xyz"}}

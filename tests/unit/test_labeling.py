@@ -124,7 +124,7 @@ def test_a_labeled_set_exports_its_confidence(backbone: VideoBackbone, tmp_path:
 
 
 class Long(Recordings):
-    """One recording of 400 frames that counts how many frames are held while it is read."""
+    """One recording of 160 frames that counts how many frames are held while it is read."""
 
     most = 0
 
@@ -133,7 +133,7 @@ class Long(Recordings):
 
     def frames(self) -> Iterator[Frame]:
         first = next(iter(super().__getitem__(0).frames))
-        for number in range(400):
+        for number in range(160):
             if number % 20 == 0:
                 held = sum(type(each) is _Seen for each in gc.get_objects())
                 self.most = max(self.most, held)
@@ -150,7 +150,7 @@ class Absent(ActionLabeling):
 def test_memory_does_not_grow_with_the_recording(backbone: VideoBackbone):
     source = Long()
     episode = LabeledSource(source, Absent(backbone, CLIP), {}, batch_size=4)[0]
-    assert len(episode.labels.valid) == 400
+    assert len(episode.labels.valid) == 160
     windows, passes = 4, 2
     assert 0 < source.most <= 2 * (windows + passes) * CLIP.frames
 

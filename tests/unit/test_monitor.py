@@ -4,6 +4,7 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning import Trainer
@@ -16,6 +17,7 @@ from ai_wam.cli.configs import instantiate
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
 from tasks.action_head import ActionHead
+from tasks.evaluation import animated
 from tasks.joint import JointGeneration
 from tasks.labeling import ActionLabeling
 from tasks.monitor import Monitor
@@ -183,3 +185,20 @@ def test_the_recorded_part_is_what_validation_measures(backbone: VideoBackbone):
     assert [name for name, value in task.errors.compute().items() if not value.isnan()] == []
     task.validation_step(batch, 1)
     assert task.errors.compute()["val/policy/valid"].isfinite()
+
+
+@pytest.mark.parametrize(("height", "shown"), [(64, 384), (384, 384), (1152, 384)])
+def test_sample_videos_have_one_palette_and_a_bounded_size(height: int, shown: int) -> None:
+    """Small ones are enlarged, large ones shrunk: at 512 x 512 a validation spent minutes on palettes."""
+    columns = np.linspace(0, 255, 2 * height).astype(np.uint8)
+    video = np.zeros((6, height, 2 * height, 3), np.uint8)
+    video[..., 0], video[..., 1] = columns, columns[::-1]
+    video[3:, :, :, 2] = 200
+    frames = animated(video)
+    assert [frame.size for frame in frames] == [(2 * shown, shown)] * 6
+    assert len({bytes(frame.getpalette() or ()) for frame in frames}) == 1
+    assert max(np.asarray(frame).max() for frame in frames) < 256
+    for frame, blue in ((frames[0], 0), (frames[-1], 200)):
+        middle = np.asarray(frame.convert("RGB"))[shown // 2]
+        assert np.abs(middle[:, 0].astype(int) - np.linspace(0, 255, 2 * shown)).max() < 20
+        assert np.abs(middle[:, 2].astype(int) - blue).max() < 20

@@ -28,7 +28,8 @@ VOID = {"meta", "rect", "line", "br", "link", "img", "input"}
 
 
 def result(trial, reason, prompt='touch the "<b>red</b>" ball'):
-    return TrialResult(trial, prompt, reason, 20, 1.0, 2, 1, 0, {"any_sphere": 1.0, "gap": float("nan")})
+    figures = {"any_sphere": 1.0, "gap": float("nan"), "final_distance_m": 0.0215}
+    return TrialResult(trial, prompt, reason, 20, 1.0, 2, 1, 0, figures)
 
 
 def results_of(reasons, task="reach_target", policy=None):
@@ -99,6 +100,12 @@ def test_videos_in_the_page_are_the_recorded_ones_and_play_in_browsers(parsed):
     assert decode_frames(content).shape == (3, 32, 64, 3)
 
 
+def test_a_badge_goes_below_a_prompt_that_has_no_room_beside_it(page):
+    """On a phone of 390 pixels the longest badge leaves the prompt a third of the line."""
+    assert re.search(r"\.trial > header \{[^}]*flex-wrap: wrap", page)
+    assert re.search(r"\.trial > header > div \{[^}]*flex: 1 1 16em; min-width: 0", page)
+
+
 def test_failures_come_first(parsed):
     outcomes = [attributes["data-outcome"] for tag, attributes in parsed if tag == "article"]
     assert outcomes == ["failure", "failure", "success"]
@@ -137,6 +144,8 @@ def test_the_protocol_is_stated(page):
 
 def test_a_figure_that_never_applied_is_none(page):
     assert "<dt>gap</dt><dd>none</dd>" in page
+    assert "<dt>final distance</dt><dd>0.0215\N{NO-BREAK SPACE}m</dd>" in page
+    assert "<span>final distance <b>0.0215\N{NO-BREAK SPACE}m</b></span>" in page
 
 
 def test_tasks_with_a_low_ceiling_are_apart(page):

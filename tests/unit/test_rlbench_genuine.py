@@ -15,9 +15,13 @@ import pytest
 import torch
 
 from ai_wam.cameras import Cameras
+from ai_wam.types import Clip
 from benchmarks import rlbench
 from benchmarks.base import SimulatorCrash, Trial
+from benchmarks.benchmark import Benchmark
 from benchmarks.demonstrations import Demonstrations
+from benchmarks.policies import HoldStill
+from benchmarks.protocol import EvaluationProtocol
 from benchmarks.rlbench import RLBench
 from benchmarks.rlbench_tasks import VARIATIONS
 
@@ -131,6 +135,22 @@ def test_the_gripper_closes_and_opens(simulator):
         assert simulator.pose()[7] == round(openness)
 
 
+def test_the_present_pose_is_held_and_the_gripper_closes_there(simulator):
+    simulator.reset(TRIAL)
+    before = simulator.pose()
+    for openness in (1.0, 0.0, 0.0, 1.0):
+        assert simulator.step(np.append(before[:7], openness).astype(np.float32)).reached
+        np.testing.assert_allclose(simulator.pose(), np.append(before[:7], openness), atol=1e-4)
+
+
+def test_the_floor_and_the_default_demonstrations_lose_no_trial(simulator):
+    rules = EvaluationProtocol(max_seconds=1.0, trials_per_task=1, tasks=("reach_target",))
+    made = Benchmark(simulator, rules, parallel=1)
+    results = made.run(HoldStill(), made.trials(), Clip(size=(64, 96), control_hz=4.0, views=("front",)))
+    assert [run.stop_reason for run in results] == ["timeout"]
+    made.close()
+
+
 @pytest.mark.parametrize("size", [(64, 96), (128, 128)])
 def test_cameras_see_the_target_where_ours_say_it_is(size):
     simulator = make(image_size=size)
@@ -165,7 +185,7 @@ def test_a_scene_that_rlbench_cannot_load_is_a_crash_and_the_next_one_begins_ane
 
 
 def test_episodes(simulator):
-    source = Demonstrations(simulator, ["reach_target"], 1, record_hz=4.0, views=["front"], hold_seconds=0.5)
+    source = Demonstrations(simulator, ["reach_target"], 1, record_hz=4.0, views=["front"])
     episode = source[0]
     assert episode.instructions[0] == "reach the red target"
     assert len(episode.frames) > 5

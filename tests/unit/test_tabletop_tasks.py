@@ -140,7 +140,7 @@ def test_reaching_another_sphere_first_fails_for_good():
     assert task.diagnostics(world) == {
         "any_sphere": 1.0,
         "nearest_is_named": 0.0,
-        "final_distance": pytest.approx(np.linalg.norm(world.tip().position - task.centres[0])),
+        "final_distance_m": pytest.approx(np.linalg.norm(world.tip().position - task.centres[0])),
     }
     assert drive(world, task, task.centres[0])[-1] == (False, True)
 
@@ -159,7 +159,7 @@ def test_lifting_the_other_cup_fails():
         status = task.status(world)
     assert status == (False, True)
     assert task.diagnostics(world)["any_cup"] == 1.0
-    assert task.diagnostics(world)["highest_lift"] < 0.01
+    assert task.diagnostics(world)["highest_lift_m"] < 0.01
 
 
 def test_a_drawer_pushed_too_little_is_not_closed():
@@ -181,7 +181,7 @@ def test_a_lid_turned_too_little_is_not_closed():
     assert not task.status(world).success
     lid.qpos[0] = LID_OPEN - CLOSED_BY - 0.01
     assert task.status(world).success
-    assert task.diagnostics(world)["still_open"] == pytest.approx(0.15)
+    assert task.diagnostics(world)["still_open_rad"] == pytest.approx(0.15)
 
 
 def test_min_jerk_starts_and_ends_at_rest():

@@ -111,7 +111,7 @@ class CloseDrawer(TabletopTask):
 
     def diagnostics(self, world: World) -> Mapping[str, float]:
         """Metres by which the drawer still stands out."""
-        return {"still_open": self._out(world)}
+        return {"still_open_m": self._out(world)}
 
     def _out(self, world: World) -> float:
         return float(world.data.joint(f"drawer{self._drawer}").qpos[0])

@@ -105,7 +105,7 @@ class CloseLaptopLid(TabletopTask):
 
     def diagnostics(self, world: World) -> Mapping[str, float]:
         """Radians by which the lid still stands open."""
-        return {"still_open": self._angle(world)}
+        return {"still_open_rad": self._angle(world)}
 
     def _angle(self, world: World) -> float:
         return float(world.data.joint("lid").qpos[0])

@@ -105,7 +105,7 @@ class PickUpCup(TabletopTask):
     def diagnostics(self, world: World) -> Mapping[str, float]:
         """Metres the named cup was raised at most; whether any cup is held up."""
         return {
-            "highest_lift": self._best,
+            "highest_lift_m": self._best,
             "any_cup": float(any(self._held_up(world, i) for i in range(_CUPS))),
         }
 

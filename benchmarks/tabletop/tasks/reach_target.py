@@ -113,7 +113,7 @@ class ReachTarget(TabletopTask):
         return {
             "any_sphere": float(self._first is not None),
             "nearest_is_named": float(distances.argmin() == 0),
-            "final_distance": float(distances[0]),
+            "final_distance_m": float(distances[0]),
         }
 
     def _distances(self, world: World) -> Float[np.ndarray, "n"]:

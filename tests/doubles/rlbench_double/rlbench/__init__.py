@@ -90,28 +90,56 @@ class Demo:
 
 
 class EndEffectorPoseViaPlanning:
-    def check(self, tip, pose):
+    def action(self, scene, pose):
         low, high = np.array([-0.3, -0.6, 0.75]), np.array([0.8, 0.6, 1.75])
         if not ((pose[:3] > low) & (pose[:3] < high)).all():
             raise InvalidActionError("A path could not be found because the target is outside of workspace.")
         if np.linalg.norm(pose[:3] - BASE) > REACH:
             raise InvalidActionError("A path could not be found.") from ConfigurationPathError("no path")
+        length = np.linalg.norm(pose - scene.tip)
+        with np.errstate(invalid="ignore"):  # the path to the present pose, as the real one: 0 / 0
+            scene.tip = scene.tip + (pose - scene.tip) * (length / length)
+        scene.step()
 
 
 class EndEffectorPoseViaIK:
-    def check(self, tip, pose):
-        if np.linalg.norm(pose[:3] - tip[:3]) > 0.2:
+    def action(self, scene, pose):
+        if np.linalg.norm(pose[:3] - scene.tip[:3]) > 0.2:
             raise InvalidActionError("Could not perform IK via Jacobian.") from IKError("too far")
+        scene.tip = pose.copy()
+        scene.step()
 
 
 class Discrete:
-    pass
+    def action(self, scene, openness):
+        scene.open = float(openness[0] > 0.5)
 
 
 class MoveArmThenGripper:
     def __init__(self, arm_action_mode, gripper_action_mode):
         assert isinstance(gripper_action_mode, Discrete)
-        self.arm = arm_action_mode
+        self.arm, self.gripper = arm_action_mode, gripper_action_mode
+
+    def action(self, scene, action):
+        self.arm.action(scene, action[:7])
+        self.gripper.action(scene, action[7:])
+
+
+class Scene:
+    """Where the hand is; `robot.arm.get_tip()` is the way that the real one asks for it."""
+
+    def __init__(self):
+        self.tip, self.open, self.steps = START / [1, 1, 1, *[np.linalg.norm(START[3:])] * 4], 1.0, 0
+        self.robot = self.arm = self
+
+    def get_tip(self):
+        return self
+
+    def get_pose(self):
+        return self.tip.copy()
+
+    def step(self):
+        self.steps += 1
 
 
 class ReachTarget:
@@ -174,8 +202,7 @@ class TaskEnvironment:
 
     def reset(self, demo=None):
         fault("reset")
-        self._tip, self._open = START.copy(), 1.0
-        self._tip[3:] /= np.linalg.norm(self._tip[3:])
+        self._scene = Scene()
         # A placement may be out of reach; a demonstration's reset repeats exactly as many of them.
         nowhere = os.environ.get("RLBENCH_DOUBLE") == "nowhere"
         for attempt in range(1, 41):
@@ -195,7 +222,7 @@ class TaskEnvironment:
     def get_observation(self):
         fault("get_observation")
         config = self._environment.config
-        seen = {"gripper_pose": self._tip.copy(), "gripper_open": self._open}
+        seen = {"gripper_pose": self._scene.tip.copy(), "gripper_open": self._scene.open}
         seen["misc"] = {"variation_index": self._noted}
         seen["task_low_dim_state"] = self._ball.copy() if config.task_low_dim_state else None
         for name in self._environment.cameras:
@@ -213,10 +240,9 @@ class TaskEnvironment:
         assert action.shape == (8,)
         if not np.isclose(np.linalg.norm(action[3:7]), 1.0, atol=1e-8):
             raise InvalidActionError("Action contained non unit quaternion!")
-        self._environment.action_mode.arm.check(self._tip, action)
-        self._tip, self._open = action[:7].copy(), float(action[7] > 0.5)
-        success = bool(np.linalg.norm(self._tip[:3] - self._ball) < RADIUS)
-        return self.get_observation(), float(success), success or bool(self._tip[2] < self._task.floor)
+        self._environment.action_mode.action(self._scene, action)
+        success = bool(np.linalg.norm(self._scene.tip[:3] - self._ball) < RADIUS)
+        return self.get_observation(), float(success), success or bool(self._scene.tip[2] < self._task.floor)
 
     def get_demos(self, amount, live_demos=False, max_attempts=10):
         assert (amount, live_demos) == (1, True)
@@ -233,15 +259,18 @@ class TaskEnvironment:
             raise RuntimeError("Could not collect demos. Maybe a problem with the task?")
         seen = [self.get_observation()]
         for part in np.linspace(0, 1, 25)[1:]:
-            self._tip[:3] = START[:3] + part * (self._ball - START[:3])
-            self._open = float(part < 0.5)
+            self._scene.tip[:3] = START[:3] + part * (self._ball - START[:3])
+            self._scene.open = float(part < 0.5)
             seen.append(self.get_observation())
         return [Demo(seen, state, self._attempts)]
 
     def reset_to_demo(self, demo):
         np.random.set_state(demo.random_seed)
         self.set_variation(demo[0].misc["variation_index"])
-        return self.reset(demo)
+        words, seen = self.reset(demo)
+        _calls["restored"] = _calls.get("restored", 0) + 1
+        other = os.environ.get("RLBENCH_DOUBLE") == "other words" and _calls["restored"] > 1
+        return words[::-1] if other else words, seen
 
     def _camera(self, name):
         if name == "front":
@@ -251,7 +280,7 @@ class TaskEnvironment:
             "right_shoulder": (-0.3, -0.6, 2.0),
             "overhead": (0.2, 0.0, 2.5),
         }
-        eye = np.array(eyes[name]) if name in eyes else self._tip[:3] + np.array([-0.1, 0, 0.2])
+        eye = np.array(eyes[name]) if name in eyes else self._scene.tip[:3] + np.array([-0.1, 0, 0.2])
         forward = np.array([0.35, 0.0, 0.9]) - eye
         forward /= np.linalg.norm(forward)
         left = np.cross([0.0, 0.0, 1.0], forward) if name != "overhead" else np.array([0.0, 1.0, 0.0])
@@ -286,6 +315,7 @@ register(
         "action_modes.gripper_action_modes": [Discrete],
         "backend.exceptions": [InvalidActionError, TaskEnvironmentError],
         "backend.observation": [Observation],
+        "backend.scene": [Scene],
         "demo": [Demo],
         "environment": [Environment],
         "observation_config": [CameraConfig, ObservationConfig],
