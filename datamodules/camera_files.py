@@ -4,7 +4,7 @@ docs/predict.md describes them for humans. All end as `Calibration`s, OpenCV axe
 are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ _RLBENCH = ("_camera_intrinsics", "_camera_extrinsics")
 
 
 def read_cameras(
-    path: Path, files: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]]
+    path: Path,
+    files: Mapping[str, Path],
+    sizes: Mapping[str, tuple[int, int]],
+    others: Collection[str] = (),
 ) -> dict[str, Calibration]:
     """The calibration of every view, for pictures of the sizes given.
 
@@ -30,6 +33,7 @@ def read_cameras(
         path: a JSON file, or a folder with COLMAP's cameras.txt and images.txt.
         files: the picture of each view; COLMAP knows views by the pictures' names.
         sizes: height and width of each picture.
+        others: views without a picture, which a JSON file may describe too.
 
     Raises:
         ValueError: a file that cannot be read, has other views, belongs to pictures of another shape, or
@@ -37,7 +41,7 @@ def read_cameras(
     """
     if path.is_dir():
         check_not_turned(files)
-    found = read_colmap(path, files) if path.is_dir() else _json(path, files, sizes)
+    found = read_colmap(path, files) if path.is_dir() else _json(path, files, sizes, others)
     checked = {}
     for view, calibration in found.items():
         at = f"{path}, camera {view!r}"
@@ -62,12 +66,15 @@ def check_not_turned(files: Mapping[str, Path]) -> None:
 
 
 def _json(
-    path: Path, files: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]]
+    path: Path,
+    files: Mapping[str, Path],
+    sizes: Mapping[str, tuple[int, int]],
+    others: Collection[str],
 ) -> dict[str, Calibration]:
     content = read_json(path)
     if any(key.endswith(_RLBENCH) for key in content):
         return _rlbench(content, path, sizes)
-    return _own(content, path, files)
+    return _own({view: content[view] for view in content if view not in others}, path, files)
 
 
 def _own(content: Mapping[str, Any], path: Path, files: Mapping[str, Path]) -> dict[str, Calibration]:

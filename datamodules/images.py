@@ -93,7 +93,8 @@ class ImagesDataModule(lightning.LightningDataModule):
             calibrations = Vggt(str(vggt)).estimate(pictures)
         else:
             sizes = {view: (picture.shape[0], picture.shape[1]) for view, picture in pictures.items()}
-            calibrations = read_cameras(Path(cameras), files, sizes)
+            others = set(clip.views) - set(files)
+            calibrations = read_cameras(Path(cameras), files, sizes, others)
         own_unit = cameras is not None and Path(cameras).is_dir()
         rig = _rig(calibrations, baseline, own_unit)
         for view, each in rig.items():

@@ -40,7 +40,7 @@ class Lens:
         Raises:
             ValueError: an unknown model, or another number of coefficients.
         """
-        kind = str(model).lower().replace("opencv_fisheye", "fisheye")
+        kind = {"opencv_fisheye": "fisheye", "pinhole": "opencv"}.get(str(model).lower(), str(model).lower())
         if kind not in _NUMBERS:
             raise InvalidValue(
                 f"{at}: the model {model!r} is not known; known are 'opencv' and 'fisheye' (OpenCV's). "
@@ -49,6 +49,8 @@ class Lens:
             )
         try:
             numbers = np.asarray(coefficients, dtype=np.float64).reshape(-1)
+            if np.asarray(coefficients).dtype == bool:
+                raise TypeError("truth values")
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidValue(f"{at}: distortion is {coefficients!r}, expected numbers") from error
         if len(numbers) not in _NUMBERS[kind] or not np.isfinite(numbers).all():

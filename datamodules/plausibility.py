@@ -28,10 +28,10 @@ class Bounds:
     """What is believed of a recording.
 
     Attributes:
-        far: metres from the world's origin to the tool.
+        far: metres from the world's origin to the tool, in the median; by the source if left out (`reach`).
         near: metres within which the tool stays around the origin; a robot's base or a table's middle is
             there, and differences of positions stay small.
-        camera: metres from a camera to the tool, in the median.
+        camera: metres from a camera to the tool, in the median; by the source if left out.
         behind: share of frames in which the tool lies behind a camera.
         unseen: share of frames in which it lies in no picture; `inspect` has its `limits` for that.
         speed: metres per second of the tool.
@@ -40,9 +40,9 @@ class Bounds:
             somewhere undercut: fingers open by less than 0.1 m.
     """
 
-    far: float = 10.0
+    far: float | None = None
     near: float = 0.1
-    camera: float = 10.0
+    camera: float | None = None
     behind: float = 0.5
     unseen: float = 0.5
     speed: float = 5.0
@@ -51,27 +51,23 @@ class Bounds:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if not getattr(self, each.name) >= 0:
+            value = getattr(self, each.name)
+            if value is not None and not value >= 0:
                 raise InvalidValue(f"{self}: {each.name} must be at least 0")
 
-    def of(self, source: str) -> "Bounds":
-        """Narrower ones where the robot is known; what was set by hand stays."""
-        usual, narrow = Bounds(), _ROBOTS.get(source, {})
-        chosen = {
-            each.name: narrow.get(each.name, getattr(usual, each.name))
-            if getattr(self, each.name) == getattr(usual, each.name)
-            else getattr(self, each.name)
-            for each in fields(self)
-        }
-        return Bounds(**chosen)
+    def reach(self, source: str) -> tuple[float, float]:
+        """`far` and `camera` for recordings of a source."""
+        far, camera = _REACH.get(source, _REACH[""])
+        return far if self.far is None else self.far, camera if self.camera is None else self.camera
 
 
-# By the provenance's "source": the Franka reaches 0.9 m from its base, the WidowX 0.7 m; RLBench's table
-# stands within 1.5 m of its origin.
-_ROBOTS: Mapping[str, Mapping[str, float]] = {
-    "droid": {"far": 1.5, "camera": 5.0},
-    "bridge": {"far": 1.0, "camera": 5.0},
-    "rlbench": {"far": 3.0, "camera": 5.0},
+# `far` and `camera` by the provenance's "source": the Franka reaches 0.9 m from its base, the WidowX 0.7 m;
+# RLBench's table stands within 1.5 m of its origin.
+_REACH: Mapping[str, tuple[float, float]] = {
+    "droid": (1.5, 5.0),
+    "bridge": (1.0, 5.0),
+    "rlbench": (3.0, 5.0),
+    "": (10.0, 10.0),
 }
 _WAYS: Mapping[str, Mapping[str, str]] = {
     "position": {
@@ -119,7 +115,7 @@ def implausible(header: EpisodeHeader, hz: float, bounds: Bounds) -> list[Findin
     if header.actions is None:
         return []
     source = str(header.provenance.get("source", ""))
-    bounds, positions = bounds.of(source), header.actions[:, :3].astype(np.float64)
+    positions = header.actions[:, :3].astype(np.float64)
     found = list(_place(positions, bounds, source))
     if header.labels is None:  # of labels, uncertain frames may jump
         found += _motion(header.actions, hz, bounds, source)
@@ -162,7 +158,7 @@ def odd_gripper(ranges: Iterable[tuple[float, float]], bounds: Bounds, source: s
         source: of the set, by its provenance.
     """
     lows, highs = zip(*ranges, strict=True)
-    low, high, limit = min(lows), max(highs), bounds.of(source).gripper
+    low, high, limit = min(lows), max(highs), bounds.gripper
     if high - low <= _MOVES or (high > limit and low < 1 - limit):
         return []
     what = f"the openness of all episodes lies between {low:.3g} and {high:.3g} of 0 to 1"
@@ -207,9 +203,9 @@ def _finding(kind: str, what: str, bound: str, source: str, view: str = "") -> F
 
 def _place(positions: Float[np.ndarray, "t 3"], bounds: Bounds, source: str) -> Iterator[Finding]:
     distance = np.linalg.norm(positions, axis=1)
-    middle, largest = float(np.median(distance)), float(distance.max())
-    if not middle <= bounds.far:
-        what = f"the tool is {middle:.4g} m from the world's origin, more than {bounds.far:g} m"
+    middle, largest, far = float(np.median(distance)), float(distance.max()), bounds.reach(source)[0]
+    if not middle <= far:
+        what = f"the tool is {middle:.4g} m from the world's origin, more than {far:g} m"
         yield _finding("position", what, "far", source)
     elif not largest >= bounds.near:
         what = f"the tool never leaves {bounds.near:g} m around the world's origin, as differences would"
@@ -221,7 +217,7 @@ def _motion(actions: Float[np.ndarray, "t 8"], hz: float, bounds: Bounds, source
         return
     steps = np.linalg.norm(np.diff(actions[:, :3].astype(np.float64), axis=0), axis=1)
     fast = (steps > _JUMP) & (steps * hz > bounds.speed)
-    if fast.any() and not np.median(np.linalg.norm(actions[:, :3], axis=1)) > bounds.far:
+    if fast.any() and not np.median(np.linalg.norm(actions[:, :3], axis=1)) > bounds.reach(source)[0]:
         at = int(fast.argmax())
         what = f"the tool moves {steps[at]:.3g} m from frame {at} to {at + 1}, {steps[at] * hz:.3g} m/s"
         yield _finding("rate", f"{what}, more than {bounds.speed:g} m/s", "speed", source)
@@ -248,9 +244,9 @@ def _camera(
     finite = finite if len(poses) > 1 else np.ones(len(positions), dtype=bool)
     poses = (poses if len(poses) > 1 else np.broadcast_to(poses, (len(positions), 4, 4)))[finite]
     apart = positions[finite] - poses[:, :3, 3]
-    distance = float(np.median(np.linalg.norm(apart, axis=1)))
-    if not distance <= bounds.camera:
-        what = f"camera {view!r} is {distance:.4g} m from the tool, more than {bounds.camera:g} m"
+    distance, most = float(np.median(np.linalg.norm(apart, axis=1))), bounds.reach(source)[1]
+    if not distance <= most:
+        what = f"camera {view!r} is {distance:.4g} m from the tool, more than {most:g} m"
         yield _finding("camera", what, "camera", source, view)
         return
     behind = float(((apart * poses[:, :3, 2]).sum(axis=1) <= 0).mean())

@@ -88,6 +88,8 @@ def test_one_view_is_enough_to_look(place: Path):
     words = {"images": {"left_shoulder": str(place / "left_shoulder.png")}}
     with pytest.raises(ValueError, match=r"no image of the views \['front'\].*missing_views=true"):
         read(place, **words)
+    content = json.loads((place / "cameras.json").read_text())
+    (place / "cameras.json").write_text(json.dumps(content | {"front": "no camera, and not looked at"}))
     batch = read(place, **words, missing_views=True).batch
     assert batch.view_mask.tolist() == [[False, True]]
 

@@ -140,6 +140,7 @@ def test_hidden_points_stay_hidden() -> None:
         ({"k1": 0.1, "cameras_to_world": POSE}, r"\['cameras_to_world', 'k1'\] are not known"),
         ({"distortion": [0.1]}, "4, 5, 8, 12, 14 finite numbers"),
         ({"distortion": [0.1, 0, 0, float("nan")]}, "finite numbers"),
+        ({"distortion": [True, False, True, False]}, "expected numbers"),
         ({"distortion": "wide"}, "distortion is 'wide', expected numbers"),
         ({"distortion": [0.1] * 5, "model": "fisheye"}, "'fisheye' has 4 finite numbers"),
         ({"model": "OPENCV_FISHEYE"}, "distortion is None"),
@@ -160,6 +161,7 @@ def test_what_stands_beside_k_is_read_or_refused(more: dict, said: str | None) -
 
 def test_distortion_of_zero_is_none() -> None:
     assert Calibration.read(ENTRY | {"distortion": [0.0] * 5}, "here").lens is None
+    assert Calibration.read(ENTRY | {"distortion": [0.0] * 5, "model": "PINHOLE"}, "here").lens is None
     bent = ENTRY | {"distortion": [0.0] * 4, "model": "OPENCV_FISHEYE"}
     with pytest.raises(ValueError, match=r'fisheye distortion .*Add "undistort": true'):
         Calibration.read(bent, "here")

@@ -185,7 +185,7 @@ def test_bounds_are_narrower_where_the_robot_is_known_and_can_be_changed():
     cameras = {"front": look_at([1.2, 0.1, 0.6]) + np.pad([[1.5], [0], [0], [0]], ((0, 0), (3, 0)))}
     assert kinds(header(far, cameras, "folder")) == []
     assert kinds(header(far, cameras, "droid")) == ["position"]
-    assert kinds(header(far, cameras, "droid"), bounds=Bounds(far=3.0)) == []
+    assert kinds(header(far, cameras, "droid"), bounds=Bounds(far=10.0)) == []
     with pytest.raises(ValueError, match="speed must be at least 0"):
         Bounds(speed=float("nan"))
 
