@@ -11,7 +11,7 @@ The recorded pose is the arm's end, not the finger tips: `tool_offset` moves it.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ from datamodules.view_names import Views, as_called, chosen_views
 VIEWS = ("wrist", "ext1", "ext2")
 HZ = 15.0
 _STATE = "observation/robot_state"
-_CLOCK = "observation/timestamp/control/step_start"  # milliseconds
+_CLOCK = "observation/timestamp"
 _REACH = 0.05  # of the gripper's range, by which its sensor may go beyond
 
 
@@ -101,7 +101,7 @@ class Droid:
                 is NaN; the verdict is kept in the provenance.
             closed_and_open: what gripper_position is for a closed and an open gripper; [0, 0.085] where it is
                 the opening in metres.
-            longest_gap: seconds from one step to the next, by the recorded clock, that are accepted.
+            longest_gap: seconds from one step to the next, by the recorded clocks, that are accepted.
             slack: pictures by which a video may be longer or shorter than the trajectory; the end is cut.
             stride: take every n-th frame.
 
@@ -149,7 +149,7 @@ class Droid:
             names[name]: self._track(name, serial, folder, uuid, trajectory, tool)
             for name, serial in trajectory.serials.items()
         }
-        _check_clock(trajectory, self.longest_gap)
+        _check_clocks(trajectory, self.longest_gap)
         actions = _actions(trajectory, tool, self.closed_and_open)
         length = min([len(actions), *(track.video.frames for track in tracks.values())])
         verdicts = {name: track.verdict.to_json() for name, track in tracks.items()}
@@ -239,7 +239,8 @@ class _Trajectory:
         closed: how far the gripper is closed.
         extrinsics: x y z, roll pitch yaw of each view's camera per step.
         intrinsics: K of the views that have one recorded.
-        clock: milliseconds at which the steps began; None where not recorded.
+        clocks: seconds at every step by the dataset's name, of those that were recorded: when the step began,
+            when the robot's state was read, when each camera took its picture.
     """
 
     path: AnyPath
@@ -248,7 +249,7 @@ class _Trajectory:
     closed: Float[np.ndarray, "t"]
     extrinsics: Mapping[str, np.ndarray]
     intrinsics: Mapping[str, np.ndarray]
-    clock: Float[np.ndarray, "t"] | None
+    clocks: Mapping[str, Float[np.ndarray, "t"]]
 
     @classmethod
     def read(cls, path: AnyPath, serials: Mapping[str, str]) -> "_Trajectory":
@@ -264,10 +265,10 @@ class _Trajectory:
                     for name, key in keys.items()
                     if key in file
                 }
-                clock = _dataset(file, path, _CLOCK, 1, len(arm))[:, 0] if _CLOCK in file else None
+                clocks = dict(_clocks(file, path, serials.values(), len(arm)))
         except OSError as error:
             raise InvalidValue(f"{path} cannot be read ({error}); copy the recording again") from error
-        return cls(path, serials, arm, closed, extrinsics, intrinsics, clock)
+        return cls(path, serials, arm, closed, extrinsics, intrinsics, clocks)
 
 
 @dataclass(frozen=True)
@@ -312,17 +313,32 @@ def _read_metadata(folder: AnyPath) -> dict[str, Any]:
     return metadata
 
 
-def _check_clock(trajectory: _Trajectory, longest: float) -> None:
+def _clocks(
+    file: Any, path: AnyPath, serials: Iterable[str], steps: int
+) -> Iterator[tuple[str, Float[np.ndarray, "t"]]]:
+    """The clocks that were recorded, in seconds."""
+    milliseconds = [f"{_CLOCK}/cameras/{serial}_estimated_capture" for serial in serials]
+    for key in (f"{_CLOCK}/control/step_start", *milliseconds):
+        if key in file:
+            yield key, _dataset(file, path, key, 1, steps)[:, 0] / 1e3
+    whole, rest = (f"{_CLOCK}/robot_state/robot_timestamp_{unit}" for unit in ("seconds", "nanos"))
+    if whole in file and rest in file:
+        seconds, nanos = (_dataset(file, path, key, 1, steps)[:, 0] for key in (whole, rest))
+        yield whole, seconds + nanos / 1e9
+
+
+def _check_clocks(trajectory: _Trajectory, longest: float) -> None:
     """Steps must follow one another, so that step i is what was seen at i / 15 s."""
-    seconds = np.diff(trajectory.clock) / 1000 if trajectory.clock is not None else np.ones(0)
-    bad = (seconds < 0) | (seconds > longest)
-    if bad.any():
-        step = int(bad.argmax())
-        raise InvalidValue(
-            f"{trajectory.path}, {_CLOCK}: step {step + 1} begins {seconds[step]:.3g} s after step {step}, "
-            f"expected {1 / HZ:.3f}, at most {longest:g}: the recording paused or was put together. "
-            "Leave it out (on_error: skip), or accept such gaps (longest_gap: ...)"
-        )
+    for key, clock in trajectory.clocks.items():
+        seconds = np.diff(clock)
+        bad = (seconds < 0) | (seconds > longest)
+        if bad.any():
+            step = int(bad.argmax())
+            raise InvalidValue(
+                f"{trajectory.path}, {key}: step {step + 1} comes {seconds[step]:.3g} s after step {step}, "
+                f"expected {1 / HZ:.3f}, at most {longest:g}: the recording paused or was put together. "
+                "Leave it out (on_error: skip), or accept such gaps (longest_gap: ...)"
+            )
 
 
 def _actions(

@@ -18,7 +18,7 @@ MP4 = Path("recordings", "MP4")
 VIDEO = MP4 / f"{fixture.SERIALS['ext1']}.mp4"
 ARM = "observation/robot_state/cartesian_position"
 GRIPPER = "observation/robot_state/gripper_position"
-CLOCK = "observation/timestamp/control/step_start"
+CLOCK = "observation/timestamp"
 EXT1 = f"observation/camera_extrinsics/{fixture.SERIALS['ext1']}_left"
 
 
@@ -191,26 +191,34 @@ def test_damaged_annotations_are_named(root, name, value, message):
         source(root)[0]
 
 
-def add(key, values):
-    def apply(folder):
-        with h5py.File(folder / "trajectory.h5", "a") as file:
-            file[key] = values
-
-    return apply
-
-
-def test_the_clock_of_the_steps_is_read(root):
+@pytest.mark.parametrize(
+    "name", ["control/step_start", f"cameras/{fixture.SERIALS['ext1']}_estimated_capture", ""]
+)
+def test_recorded_clocks_are_read(root, name):
+    """In milliseconds; the robot's in seconds and nanoseconds."""
     clock = (np.arange(fixture.FRAMES) * 1000 / 15).astype(int) + 1_690_000_000_000
-    add(CLOCK, clock)(root / FIRST)
+
+    def write(milliseconds):
+        whole, rest = (f"robot_state/robot_timestamp_{unit}" for unit in ("seconds", "nanos"))
+        parts = (
+            {name: milliseconds} if name else {whole: milliseconds // 1000, rest: milliseconds % 1000 * 10**6}
+        )
+        with h5py.File(root / FIRST / "trajectory.h5", "a") as file:
+            for key, values in parts.items():
+                file.pop(f"{CLOCK}/{key}", None)
+                file[f"{CLOCK}/{key}"] = values
+
+    later = np.arange(len(clock)) > 4
+    write(clock)
     assert len(list(source(root)[0].frames)) == fixture.FRAMES
     for change, said in (
-        (3000, "step 5 begins 3.07 s after step 4"),
-        (-500, "step 5 begins -0.433 s after step 4"),
+        (3000, "step 5 comes 3.07 s after step 4"),
+        (-500, "step 5 comes -0.433 s after step 4"),
     ):
-        edit(CLOCK, lambda _, change=change: clock + change * (np.arange(len(clock)) > 4))(root / FIRST)
-        with pytest.raises(ValueError, match=rf"step_start: {said}.*longest_gap"):
+        write(clock + change * later)
+        with pytest.raises(ValueError, match=rf"trajectory.h5, {CLOCK}/{name}.*: {said}.*longest_gap"):
             source(root)[0]
-    edit(CLOCK, lambda _: clock + 3000 * (np.arange(len(clock)) > 4))(root / FIRST)
+    write(clock + 3000 * later)
     assert len(list(source(root, longest_gap=4.0)[0].frames)) == fixture.FRAMES
 
 
