@@ -23,7 +23,7 @@ from datamodules.lens import Lens
 
 _POSES = ("camera_to_world", "world_to_camera")
 _KEYS = ("K", "size", *_POSES, "distortion", "model", "undistort")
-_CENTRE = (0.3, 0.7)  # of a picture's side: where a principal point is believed to be
+_CENTRE = (0.3, 0.7)  # of a picture's side: where a principal point is plausible
 _ASPECT = (0.5, 2.0)  # fx / fy of any camera
 _FOCAL = (0.1, 100.0)  # of a picture's side: from 157 degrees, which no pinhole shows, to a telescope
 
@@ -192,7 +192,7 @@ def check_intrinsics(k: Float[np.ndarray, "_ 3 3"], size: tuple[int, int], at: s
     if not ((focal > _FOCAL[0]) & (focal < _FOCAL[1])).all():
         raise InvalidValue(
             f"{at}: fx and fy of K are {k[0, 0, 0]:.4g} and {k[0, 1, 1]:.4g} for a picture of {size[1]} x "
-            f"{size[0]} pixels (width x height), believed are {_FOCAL[0]:g} to {_FOCAL[1]:g} of its sides; "
+            f"{size[0]} pixels (width x height), plausible are {_FOCAL[0]:g} to {_FOCAL[1]:g} of its sides; "
             "give them in pixels, not in millimetres (pixels = millimetres * width / the sensor's width)"
         )
 

@@ -158,7 +158,7 @@ def inspect_episodes(
         size: height and width of its action images.
         samples: frames of each episode that go through it, evenly spread.
         limits: when an episode is a violation.
-        bounds: what is believed of its numbers; the usual ones if left out.
+        bounds: what is plausible; the usual ones if left out.
     """
     if samples < 1:
         raise InvalidValue(f"samples is {samples}, must be at least 1")

@@ -25,7 +25,7 @@ _LOOKED = 2000  # episodes of a set, evenly spread: a tenth of a millisecond eac
 
 @dataclass(frozen=True)
 class Bounds:
-    """What is believed of a recording.
+    """Between what limits the numbers of a recording are plausible.
 
     Attributes:
         far: metres from the world's origin to the tool, in the median; by the source if left out (`reach`).
@@ -131,7 +131,7 @@ def unseen(header: EpisodeHeader, sizes: Mapping[str, tuple[int, int]], bounds: 
     Args:
         header: of an episode, with actions.
         sizes: height and width of each view's pictures.
-        bounds: what is believed.
+        bounds: what is plausible.
     """
     if header.actions is None:
         return
@@ -154,7 +154,7 @@ def odd_gripper(ranges: Iterable[tuple[float, float]], bounds: Bounds, source: s
 
     Args:
         ranges: smallest and largest openness of each episode.
-        bounds: what is believed.
+        bounds: what is plausible.
         source: of the set, by its provenance.
     """
     lows, highs = zip(*ranges, strict=True)
