@@ -68,10 +68,18 @@ class ShardSet(ShardFolder):
         Raises:
             ValueError: a view that it lacks.
         """
-        entry, header = self.episodes[index], self.header(index)
-        there = as_called(list(entry.views))
-        frames = self._frames(index, chosen_views(views, there, f"episode {entry.key!r}"))
+        chosen = self.chosen_views(index, views)
+        entry, header, frames = self.episodes[index], self.header(index), self._frames(index, chosen)
         return Episode(entry.key, frames, header.instructions, entry.hz, header.provenance, header.labels)
+
+    def chosen_views(self, index: int, views: Views) -> dict[str, str]:
+        """New name by view of episode `index`, of the views that are asked for as in `episode`.
+
+        Raises:
+            ValueError: a view that it lacks.
+        """
+        entry = self.episodes[index]
+        return chosen_views(views, as_called(list(entry.views)), f"episode {entry.key!r}")
 
     def _forget(self) -> None:
         super()._forget()
@@ -112,6 +120,8 @@ class ShardSet(ShardFolder):
                 raise InvalidValue(
                     f"its pictures are {table.size} pixels, the index says {entry.views[view]}"
                 )
+            if len(table) != entry.frames:
+                raise InvalidValue(f"it holds {len(table)} frames, the episode has {entry.frames}")
             start = entry.members[name].offset
             return self._decoder.decode(table, lambda at, size: self.bytes(entry, start + at, size), frames)
 
