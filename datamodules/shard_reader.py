@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ai_wam.errors import InvalidValue
+from ai_wam.faults import DATA_FAULTS, of_machine
 from ai_wam.labels import Labels
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import FrameDecoder, VideoTable
@@ -96,14 +97,24 @@ class ShardSet(ShardFolder):
         """
         return self._headers.get(index, lambda: self._read_header(index))
 
-    def captions(self, episodes: int | None = None) -> set[str]:
+    def captions(self, episodes: int | None = None, skip: bool = False) -> set[str]:
         """All phrasings of the episodes, or of so many of them at most, evenly spread.
+
+        Args:
+            episodes: how many are looked at; all if left out.
+            skip: leave out episodes that are damaged.
 
         Raises:
             ShardError: a shard is damaged.
         """
-        every = 1 if episodes is None else -(-len(self) // episodes)
-        return {text for index in range(0, len(self), every) for text in self.header(index).instructions}
+        every, found = 1 if episodes is None else -(-len(self) // episodes), set[str]()
+        for index in range(0, len(self), every):
+            try:
+                found.update(self.header(index).instructions)
+            except DATA_FAULTS as error:
+                if not skip or of_machine(error):
+                    raise
+        return found
 
     def images(self, index: int, view: str, frames: Sequence[int]) -> UInt8[np.ndarray, "t h w 3"]:
         """Pictures of some frames of episode `index`, of which only their packets are read.

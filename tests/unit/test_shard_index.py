@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from ai_wam.cli.errors import Ended, one_sentence
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding, write_video
 from benchmarks.speed.data import MovingSquares
-from datamodules.clip_dataset import ClipDataset
+from datamodules.clip_dataset import ClipDataset, Collate
 from datamodules.recording import write_shards
 from datamodules.shard_format import ShardError
 from datamodules.shard_reader import ShardSet
@@ -376,3 +377,27 @@ def test_faults_of_the_machine_are_not_skipped(folder: Path, monkeypatch: pytest
     monkeypatch.setattr("datamodules.shard_folder._opened", fails)
     with pytest.raises(OSError, match="Too many open files"):
         clips(folder, "skip")[0]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_training_batch_that_is_damaged_as_a_whole_gets_another_window(folder: Path, size: int):
+    """Recipes have batches of one or two: there, one damaged sample ended a run that was to go on."""
+    replaced(folder, "actions.npy", npy(turned(0)))
+    dataset = clips(folder, "skip")
+    loader = DataLoader(dataset, size, collate_fn=Collate(5))
+    with pytest.warns(UserWarning, match="skipped a sample"):
+        batches = list(loader)
+    assert len(batches) == -(-len(dataset) // size)
+    assert {key.partition("@")[0] for batch in batches for key in batch.keys} == {"squares-0001"}
+    assert dataset.skipped >= FRAMES
+    with pytest.raises(ShardError, match="has length 0"):
+        list(DataLoader(clips(folder, "raise"), size, collate_fn=Collate(5)))
+
+
+def test_damaged_episodes_have_no_captions_where_they_are_left_out(folder: Path):
+    """Captions are looked at before the first sample is."""
+    replaced(folder, "json", meta(instructions=[3]))
+    recorded = ShardSet(folder)
+    assert recorded.captions(skip=True) == set(recorded.header(1).instructions)
+    with pytest.raises(ShardError, match="must be a list of texts"):
+        recorded.captions()
