@@ -18,6 +18,7 @@ _HEADERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # as NumPy writes; others inflate without a limit
 _UNREADABLE = (
     ValueError, LookupError, SyntaxError, EOFError, OSError, ArithmeticError, RuntimeError, struct.error,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
@@ -78,7 +79,10 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
     try:
-        return _array(archive.read(info))
+        if info.compress_type not in _COMPRESSION:
+            raise InvalidValue(f"it is compressed by method {info.compress_type}, expected none or deflate")
+        with archive.open(info) as stream:  # reading without a size inflates whatever is there
+            return _array(stream.read(info.file_size))
     except _UNREADABLE as error:
         raise InvalidValue(f"array {name!r}: {_why(error)}") from error
 

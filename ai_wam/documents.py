@@ -59,10 +59,14 @@ def parse_json(text: str, at: str) -> Any:
         at: where it was read, for the error.
 
     Raises:
-        ValueError: no JSON, nested too deeply, an object with a key twice, or an integer of 64 bits or more.
+        ValueError: no JSON, nested too deeply, an object with a key twice, an integer of 64 bits or more, or
+            half of a character.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
+        value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
+        if "\\u" in text:
+            check_characters(value)
+        return value
     except ValueError as error:
         raise InvalidValue(f"{at} cannot be read as JSON: {error}") from error
     except RecursionError as error:
@@ -70,12 +74,28 @@ def parse_json(text: str, at: str) -> Any:
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise InvalidValue(f"the key {twice!r} stands twice in one object; which one counts is unknown")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise InvalidValue(f"the key {key!r} stands twice in one object; which one counts is unknown")
+        found[key] = value
     return found
+
+
+def check_characters(value: Any) -> None:
+    """Refuse half of a character, such as the escape U+D800 by itself: no file, name or terminal holds it.
+
+    Args:
+        value: of JSON.
+
+    Raises:
+        ValueError: naming it.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise InvalidValue(f"{half} is half of a character; write the text anew, as UTF-8") from error
 
 
 def _integer(digits: str) -> int:

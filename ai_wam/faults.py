@@ -22,6 +22,7 @@ FORMAT_FAULTS: tuple[type[Exception], ...] = (
 DATA_FAULTS: tuple[type[Exception], ...] = (*FORMAT_FAULTS, UserError, OSError, RecursionError)
 """Of one recording or sample, by any reader: the next one may be sound. Others are faults of a program."""
 
+_LONGEST = 2000  # characters of a fault: what is refused may be quoted whole
 _OF_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -35,8 +36,7 @@ def of_machine(error: BaseException) -> bool:
 def fault(error: BaseException) -> str:
     """An exception's message; its class too where the message is no sentence by itself."""
     text = str(error)
-    return (
-        text
-        if text and isinstance(error, UserError | ValueError | OSError)
-        else f"{type(error).__name__}: {text}"
-    )
+    if not text or not isinstance(error, UserError | ValueError | OSError):
+        text = f"{type(error).__name__}: {text}"
+    text = text.encode("utf-8", "backslashreplace").decode()  # names of files may be no UTF-8
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

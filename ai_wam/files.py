@@ -18,6 +18,7 @@ from ai_wam.errors import FileTrouble, InvalidValue
 
 AnyPath: TypeAlias = Path | UPath  # UPath is pathlib's interface to s3://, gs:// and the rest of fsspec
 PARTIAL = ".partial"  # how names of unfinished files end
+_LONGEST = 200  # bytes; file systems allow 255, and unfinished files have longer names
 
 
 def as_path(name: str | AnyPath) -> AnyPath:
@@ -79,12 +80,17 @@ def file_name(name: str, what: str) -> str:
         what: what it is the name of, for the error.
 
     Raises:
-        ValueError: a path, which could lead out of the folder.
+        ValueError: a path, which could lead out of the folder, or longer than names of files may be.
     """
     if name in ("", ".", "..") or set(name) & set("/\\\0"):
         raise InvalidValue(
-            f"{what} is called {name!r}, which is a path; it becomes the name of a file: give it a name "
+            f"{what} is called {name!r:.100}, which is a path; it becomes the name of a file: give it a name "
             "without '/', '\\' and '..'"
+        )
+    if len(name.encode()) > _LONGEST:
+        raise InvalidValue(
+            f"{what} is called {name[:20]!r}..., {len(name.encode())} bytes; it becomes the name of a file: "
+            f"give it a name of at most {_LONGEST}"
         )
     return name
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from ai_wam.documents import parse_json
 from ai_wam.errors import InvalidValue
 from benchmarks.base import Trial
 from benchmarks.comparison import differences
@@ -21,6 +22,7 @@ from benchmarks.run import StopReason, TrialResult
 
 Results = dict[str, dict[str, TrialResult]]  # by arm and trial id
 _PATTERN = "trials-*.jsonl"
+_KINDS = {"prompt": str, "scene": str, "diagnostics": dict, "error": str | None, "failure": dict | None}
 
 
 class Journal:
@@ -109,7 +111,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """What was written as a whole; a trial whose line was cut off has not been noted, and runs again."""
     for line in path.read_bytes().splitlines():
         try:
-            yield json.loads(line)
+            yield parse_json(line.decode(), str(path))
         except (ValueError, RecursionError):
             continue
 
@@ -150,6 +152,10 @@ def _result(told: Mapping[str, Any]) -> TrialResult:
     counts = (result.steps, result.plans, result.invalid_frames, result.unreached_steps)
     if result.stop_reason not in get_args(StopReason) or not all(type(n) is int and n >= 0 for n in counts):
         raise InvalidValue(f"{result.trial.id} ended in {result.stop_reason!r} with the counts {counts}")
+    if odd := [name for name, kind in _KINDS.items() if not isinstance(getattr(result, name), kind)]:
+        raise InvalidValue(f"{result.trial.id} has {odd[0]} {getattr(result, odd[0])!r:.100}")
+    if not all(isinstance(n, float | int) for n in (*result.diagnostics.values(), *result.position_std)):
+        raise InvalidValue(f"{result.trial.id} has figures or deviations that are no numbers")
     if not 0 <= result.seconds < math.inf:
         raise InvalidValue(f"{result.trial.id} took {result.seconds} seconds")
     return result

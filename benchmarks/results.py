@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ai_wam.documents import read_json
 from ai_wam.errors import CannotContinue, InvalidValue
@@ -13,11 +13,11 @@ from benchmarks.base import CHANGED, Trial
 from benchmarks.benchmark import TrialResult
 from benchmarks.protocol import digest
 from benchmarks.provenance import versions
+from benchmarks.run import StopReason, outcome_of
 from benchmarks.statistics import Proportion, mean_interval
 
 _SCHEMA = 2  # of results.json
 _REQUIRED = ("policy", "protocol", "protocol_hash", "mean", "apart", "tasks", "trials", "versions")
-_OUTCOMES = ("success", "failure", "crash")
 _NONE = {"successes": 0, "trials": 0, "rate": None, "interval": None}
 
 
@@ -52,7 +52,7 @@ def assemble(
         check_complete(arm, trials, list(results))
     tasks = list(dict.fromkeys(trial.task for trial in trials))
     summary = {task: _task_summary([trial for trial in trials if trial.task == task], arms) for task in tasks}
-    low = [task for task in tasks if "ceiling" in arms and _is_low(summary[task], protocol["min_ceiling"])]
+    low = _low(summary, list(arms), protocol["min_ceiling"])
     counted = [summary[task] for task in tasks if task not in low]
     return {
         "schema": _SCHEMA,
@@ -90,7 +90,10 @@ def read_results(path: str | Path) -> dict[str, Any]:
     if digest(content["protocol"]) != content["protocol_hash"]:
         raise InvalidValue(f"{path}: its protocol is not what its protocol_hash was made of: it was edited")
     try:
-        _check_trials(content["trials"], content["tasks"])
+        _check_trials(content["trials"], content["tasks"], list(content["mean"]))
+        low = _low(content["tasks"], list(content["mean"]), content["protocol"]["min_ceiling"])
+        if content["apart"] != low:
+            raise InvalidValue(f"`apart` is {content['apart']!r:.100}, by the ceilings of its tasks {low}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         why = str(error) if isinstance(error, InvalidValue) else f"lacks or misplaces {error!r}"
         raise InvalidValue(
@@ -99,30 +102,45 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _check_trials(trials: Sequence[Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_trials(
+    trials: Sequence[Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]], arms: Sequence[str]
+) -> None:
     """Every trial stands there once and as it was, and the figures of the tasks are those of their trials.
 
     Raises:
         ValueError: they are not.
     """
-    solved: dict[str, list[bool]] = {name: [] for name in tasks}
+    solved: dict[tuple[str, str], list[bool]] = {(name, arm): [] for name in tasks for arm in arms}
     known = set[str]()
     for entry in trials:
         trial = Trial.from_id(entry["id"])
         if trial.id in known:
             raise InvalidValue(f"the trial {trial.id!r} stands there twice")
         known.add(trial.id)
-        policy = entry["policy"]
         if (entry["task"], entry["variation"]) != (trial.task, trial.variation) or trial.task not in tasks:
             raise InvalidValue(f"the trial {trial.id!r} is said to be of another task or variation")
-        if policy["outcome"] not in _OUTCOMES or not isinstance(policy["scene"], str):
-            raise InvalidValue(f"the trial {trial.id!r} ended in {policy['outcome']!r}, not in {_OUTCOMES}")
-        solved[trial.task].append(policy["outcome"] == "success")
-    for name, outcomes in solved.items():
-        figures = tasks[name]["policy"]
+        for arm in arms:
+            _check_run(entry[arm], f"the trial {trial.id!r}, {arm},")
+            if arm != "ceiling" or _tells(
+                entry[arm]["stop_reason"], entry[arm]["scene"], entry["policy"]["scene"]
+            ):
+                solved[trial.task, arm].append(entry[arm]["outcome"] == "success")
+    for (name, arm), outcomes in solved.items():
+        figures, rate = tasks[name][arm], sum(outcomes) / len(outcomes) if outcomes else None
         if (figures["trials"], figures["successes"]) != (len(outcomes), sum(outcomes)):
-            said = f"{figures['successes']} of {figures['trials']} solved"
+            said = f"{figures['successes']} of {figures['trials']} solved by {arm}"
             raise InvalidValue(f"task {name!r} has {said}, its trials {sum(outcomes)} of {len(outcomes)}")
+        if figures["rate"] != rate:
+            raise InvalidValue(f"task {name!r} has the rate {figures['rate']} of {arm}, its trials {rate}")
+
+
+def _check_run(run: Mapping[str, Any], what: str) -> None:
+    """Of one arm in one trial."""
+    reason, outcome = run["stop_reason"], run["outcome"]
+    if reason not in get_args(StopReason) or outcome != outcome_of(reason):
+        raise InvalidValue(f"{what} ended in {outcome!r:.100} for the reason {reason!r:.100}")
+    if not isinstance(run["scene"], str):
+        raise InvalidValue(f"{what} has the scene {run['scene']!r:.100}, expected its fingerprint as text")
 
 
 def check_complete(arm: str, trials: Sequence[Trial], ids: Sequence[str]) -> None:
@@ -145,7 +163,11 @@ def check_complete(arm: str, trials: Sequence[Trial], ids: Sequence[str]) -> Non
 def _task_summary(trials: Sequence[Trial], arms: Mapping[str, Mapping[str, TrialResult]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for arm, results in arms.items():
-        kept = [trial.id for trial in trials if arm != "ceiling" or _tells(trial.id, arms)]
+        pairs = ((trial.id, results[trial.id], arms["policy"][trial.id]) for trial in trials)
+        kept = [
+            name for name, run, own in pairs
+            if arm != "ceiling" or _tells(run.stop_reason, run.scene, own.scene)
+        ]  # fmt: skip
         summary[arm] = Proportion.of([results[name].success for name in kept]).to_json() if kept else _NONE
     runs = [arms["policy"][trial.id] for trial in trials]
     names = list(dict.fromkeys(name for run in runs for name in run.diagnostics))
@@ -180,10 +202,9 @@ def _trial(trial: Trial, arms: Mapping[str, Mapping[str, TrialResult]]) -> dict[
     }
 
 
-def _tells(name: str, arms: Mapping[str, Mapping[str, TrialResult]]) -> bool:
-    """Whether the ceiling's run of a trial says what can be reached in the policy's scene."""
-    ceiling, policy = arms["ceiling"][name], arms["policy"][name]
-    return ceiling.stop_reason != "crash" and same_scene(ceiling.scene, policy.scene)
+def _tells(reason: str, scene: str, policy_scene: str) -> bool:
+    """Whether a run of the ceiling, by its end and its scene, says what the policy could reach in its own."""
+    return reason != "crash" and same_scene(scene, policy_scene)
 
 
 def _one_scene(name: str, arms: Mapping[str, Mapping[str, TrialResult]]) -> bool:
@@ -201,9 +222,10 @@ def same_scene(first: str, second: str) -> bool:
     return first == second and not first.startswith(CHANGED)
 
 
-def _is_low(summary: Mapping[str, Any], least: float) -> bool:
-    rate = summary["ceiling"]["rate"]
-    return rate is None or rate < least
+def _low(summary: Mapping[str, Mapping[str, Any]], arms: Sequence[str], least: float) -> list[str]:
+    """Tasks whose ceiling is below the least one, or could not be found out; none where none was run."""
+    rates = {task: figures["ceiling"]["rate"] for task, figures in summary.items() if "ceiling" in arms}
+    return [task for task, rate in rates.items() if rate is None or rate < least]
 
 
 def _mean_interval(figures: Sequence[Mapping[str, Any]]) -> list[float] | None:

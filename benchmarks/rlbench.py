@@ -241,8 +241,16 @@ class RLBench:
 
 
 def interpreter() -> list[str]:
-    """The words that start the simulator's interpreter."""
-    return shlex.split(os.environ.get(PYTHON, "")) or [sys.executable]
+    """The words that start the simulator's interpreter.
+
+    Raises:
+        ValueError: words that no shell can tell apart.
+    """
+    command = os.environ.get(PYTHON, "")
+    try:
+        return shlex.split(command) or [sys.executable]
+    except ValueError as error:
+        raise InvalidValue(f"{PYTHON} is {command!r}, which is no command: {error}; correct it") from error
 
 
 def environment() -> dict[str, str]:

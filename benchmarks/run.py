@@ -25,6 +25,11 @@ _PICTURES_PER_SECOND = 10.0
 log = logging.getLogger(__name__)
 
 
+def outcome_of(reason: str) -> str:
+    """Solved, not solved, or lost by the simulator, of a reason to stop."""
+    return reason if reason in ("success", "crash") else "failure"
+
+
 @dataclass(frozen=True)
 class Pictured:
     """A chunk of a trial, and the action images of those of its actions that can be commanded.
@@ -105,7 +110,7 @@ class TrialResult:
         """Everything but the trial's name, its instruction and the pictures."""
         counts = ("invalid_frames", "vague_frames", "committed_frames", "unreached_steps")
         return {
-            "outcome": self.stop_reason if self.stop_reason in ("success", "crash") else "failure",
+            "outcome": outcome_of(self.stop_reason),
             "stop_reason": self.stop_reason,
             "scene": self.scene,
             **{name: getattr(self, name) for name in ("steps", "seconds", "plans", *counts)},

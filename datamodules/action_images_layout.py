@@ -227,8 +227,24 @@ def _released(folder: AnyPath, every: int, views: Mapping[str, AnyPath]) -> dict
 
 
 def _kept_array(episode: Episode, name: str) -> np.ndarray | None:
-    text = episode.provenance.get(RELEASED, {}).get(name)
-    return None if text is None else read_npy(base64.b64decode(text), f"episode {episode.key!r}: {name}")
+    text, at = _kept(episode).get(name), f"episode {episode.key!r}: {name} of its provenance"
+    if text is None:
+        return None
+    try:
+        return read_npy(base64.b64decode(text), at)
+    except (TypeError, ValueError) as error:
+        raise InvalidValue(f"{at} cannot be read ({error}); convert the release again") from error
+
+
+def _kept(episode: Episode) -> Mapping[str, Any]:
+    """What was kept of a release; nothing where the episode comes from elsewhere."""
+    kept = episode.provenance.get(RELEASED, {})
+    if not isinstance(kept, Mapping) or not isinstance(kept.get("views", {}), Mapping):
+        raise InvalidValue(
+            f"episode {episode.key!r}: {RELEASED!r} in its provenance is {kept!r:.100}, expected an object "
+            "that names the views; convert the release again"
+        )
+    return kept
 
 
 class ActionImagesWriter:
@@ -266,8 +282,9 @@ class ActionImagesWriter:
     def _variation(self, episode: Episode) -> AnyPath:
         task = file_name(str(episode.provenance.get("task", "task")), f"episode {episode.key!r}: its task")
         used = {number for (name, _), number in self._variations.items() if name == task}
-        own = episode.provenance.get("variation")
-        free = own if isinstance(own, int) and own not in used else max(used, default=-1) + 1
+        own: Any = episode.provenance.get("variation")
+        good = isinstance(own, int) and not isinstance(own, bool) and own >= 0
+        free = own if good and own not in used else max(used, default=-1) + 1
         number = self._variations.setdefault((task, episode.instructions), free)
         folder = self.folder / task / f"variation{number}"
         _write(folder / _DESCRIPTIONS, pickle.dumps(list(episode.instructions), protocol=4))
@@ -334,7 +351,7 @@ def _distance(a: Float[np.ndarray, "n 8"], b: Float[np.ndarray, "n 8"]) -> float
 
 def _view_folders(episode: Episode, names: Sequence[str]) -> dict[str, str]:
     """Folder of each camera: the released one, else view0, view1 ... in order."""
-    released = episode.provenance.get(RELEASED, {}).get("views", {})
+    released = _kept(episode).get("views", {})
     if set(names) <= set(released):
         at = f"episode {episode.key!r}: the folder of view"
         return {name: file_name(str(released[name]), f"{at} {name!r}") for name in names}

@@ -24,6 +24,7 @@ from datamodules.shard_format import CAMERAS, EpisodeEntry, ShardError
 from datamodules.shard_reader import ROWS_KEPT, ROWS_PER_EPISODE, ShardSet
 from datamodules.windows import Windows
 
+_TRIED = 100  # windows in the place of a batch that is damaged as a whole
 Decode = Literal["all", "first"]
 OnError = Literal["raise", "skip"]
 
@@ -112,6 +113,27 @@ class ClipDataset(Dataset["Sample | None"]):
             why = f"{place}{fault(error)}"
             warnings.warn(f"skipped a sample ({int(self.skipped)} so far): {why}", stacklevel=2)
             return None
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Sample | None]:
+        """A batch's samples; torch's loader asks for this where it is there.
+
+        Where all samples of a training batch are damaged, as soon happens in batches of one or two, another
+        window stands in for them: a step cannot be made of nothing, nor left out on one process alone.
+        """
+        samples = [self[number] for number in numbers]
+        if (
+            self.on_error == "raise"
+            or not self.windows.dense
+            or any(sample is not None for sample in samples)
+        ):
+            return samples
+        others = ((int(numbers[0]) + i * self._apart) % len(self) for i in range(1, _TRIED + 1))
+        return [next((sample for sample in map(self.__getitem__, others) if sample is not None), None)]
+
+    @property
+    def _apart(self) -> int:
+        """Windows from one stand-in to the next: the golden section of all soon leaves a damaged episode."""
+        return max(1, round(len(self) * (5**0.5 - 1) / 2))
 
     def _named(self, number: int) -> str:
         """The shard and the episode of a sample."""
@@ -235,7 +257,7 @@ class Collate:
         rows = [sample for sample in samples if sample is not None]
         if not rows:
             raise ShardError(
-                f"all {len(samples)} samples of a batch are damaged; on_error: raise names the shard"
+                f"all {len(samples)} samples of a batch are damaged; the warnings before name their shards"
             )
         decoded = rows[0].video.shape[2]
         action_valid = torch.tensor([row.action_valid for row in rows])

@@ -15,6 +15,7 @@ from datamodules.inspection import chosen_frames, fitted_cameras
 from datamodules.shard_reader import ShardSet
 
 _PAPER, _INK, _FAINT = (250, 250, 248), (30, 32, 36), (120, 124, 130)
+_CAPTION = 1000  # characters of a caption that are measured; more never fit
 _MARGIN, _GAP, _GROUP, _LINE, _HEAD = 24, 4, 16, 18, 48
 
 
@@ -98,7 +99,8 @@ def _pictures(
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    if font.getlength(text) <= width:
+    text, whole = text[:_CAPTION], text
+    if font.getlength(text) <= width and text == whole:
         return text
     while text and font.getlength(text + " ...") > width:
         text = text[:-1]

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from ai_wam.errors import InvalidValue
 
 Episodes: TypeAlias = list[int | str] | int | str | None
-_RANGE = re.compile(r"(?P<first>[0-9]+)(-(?P<last>[0-9]+))?")
+_RANGE = re.compile(r"(?P<first>[0-9]{1,18})(-(?P<last>[0-9]{1,18}))?")
 
 
 def chosen_episodes(wanted: Episodes, keys: Sequence[str], at: str) -> list[int]:
@@ -41,7 +41,7 @@ def _numbers(word: str, places: dict[str, int], at: str) -> range:
     found = _RANGE.fullmatch(word)
     if found is None:
         some = ", ".join(list(places)[:3])
-        raise InvalidValue(f"{at} has no episode {word!r}; it has the keys {some} ... or use numbers")
+        raise InvalidValue(f"{at} has no episode {word!r:.100}; it has the keys {some} ... or use numbers")
     first, last = int(found["first"]), int(found["last"] or found["first"])
     if not first <= last < len(places):
         raise InvalidValue(f"{at} has the episodes 0 to {len(places) - 1}, `episodes` asks for {word}")

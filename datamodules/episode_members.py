@@ -6,24 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from ai_wam.cameras import Cameras
+from ai_wam.documents import check_characters
 from ai_wam.errors import InvalidValue
 from ai_wam.labels import Labels
 from ai_wam.numbers import check_numbers
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.depth import DepthWriter, depth_member
+from datamodules.frame_rules import check_cameras, checked_action
 from datamodules.label_members import label_arrays
 from datamodules.reading import not_finite
 from datamodules.rotations import continuous_actions
-from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, META, SCHEMA, check_name
+from datamodules.shard_format import ACTIONS, CAMERAS, LABELS, LONGEST_NAME, META, SCHEMA, check_name
 
-_LONGEST_NAME = 100  # of a member in a plain (USTAR) tar
-_QUATERNION_TOLERANCE = 1e-3
-_OPENNESS_TOLERANCE = 1e-3
 _NOT_RECORDED = np.full(8, np.nan)
 
 
@@ -120,41 +117,6 @@ def encode_episode(episode: Episode, encoding: VideoEncoding) -> EpisodeMembers:
     return EpisodeMembers(episode.key, frames, float(episode.hz), views, files)
 
 
-def checked_action(action: Float[np.ndarray, "8"], at: str) -> Float[np.ndarray, "8"]:
-    """The action as float32 with a quaternion of length 1.
-
-    Args:
-        action: x y z, quaternion x y z w, openness.
-        at: where it comes from, for the error.
-
-    Raises:
-        ValueError: wrong shape, a number that is not finite, a quaternion further than 1e-3 from length 1,
-            openness outside [0, 1].
-    """
-    if action.shape != (8,):
-        raise InvalidValue(
-            f"{at}: an action has 8 numbers (x y z, quaternion x y z w, openness), got {action.shape}"
-        )
-    if not np.isfinite(action).all():
-        raise InvalidValue(
-            f"{at}: action {action.tolist()} is not finite; give None where no action was recorded"
-        )
-    exact = action.astype(np.float64)
-    length = float(np.linalg.norm(exact[3:7]))
-    if abs(length - 1) > _QUATERNION_TOLERANCE:
-        raise InvalidValue(
-            f"{at}: quaternion {exact[3:7].tolist()} (x y z w) has length {length:.6g}, expected 1 within "
-            f"{_QUATERNION_TOLERANCE:g}; is the order of the numbers right?"
-        )
-    if not -_OPENNESS_TOLERANCE <= exact[7] <= 1 + _OPENNESS_TOLERANCE:
-        raise InvalidValue(
-            f"{at}: openness {exact[7]:.6g} lies outside [0, 1] (1 = open); scale it in the source"
-        )
-    exact[3:7] /= length
-    exact[7] = exact[7].clip(0, 1)
-    return exact.astype(np.float32)
-
-
 def _check_head(episode: Episode, where: str) -> None:
     check_name(episode.key, "the key of an episode")
     check_numbers(where, above=0, hz=episode.hz)
@@ -198,24 +160,7 @@ def _add_views(tracks: Mapping[str, _Track], frame: Frame, at: str) -> None:
 def _cameras(name: str, track: _Track, where: str) -> list[tuple[str, Float[np.ndarray, "t n n"]]]:
     """Both stacks of matrices, of one entry where the camera never moved."""
     k, e = track.intrinsics.stack(), track.poses.stack()
-    lost = np.isnan(k).all(axis=(1, 2)) | np.isnan(e).all(axis=(1, 2))  # a lost calibration is all NaN
-    bad = ~lost & ~(
-        np.isfinite(k).all(axis=(1, 2))
-        & np.isfinite(e).all(axis=(1, 2))
-        & (k[:, 2] == [0, 0, 1]).all(-1)
-        & (k[:, [0, 1], [0, 1]] > 0).all(-1)
-    )
-    if bad.any():
-        frame = int(bad.argmax())
-        raise InvalidValue(
-            f"{where}, view {name!r}, frame {frame}: matrices must be finite (or all NaN where the "
-            "calibration is lost), focal lengths above 0 and K's last row 0 0 1, got "
-            f"K\n{k[frame]}\nworld_from_camera\n{e[frame]}"
-        )
-    try:
-        Cameras(torch.from_numpy(k), torch.from_numpy(e))
-    except ValueError as error:
-        raise InvalidValue(f"{where}, view {name!r}, index = frame: {error}") from error
+    check_cameras(k, e, f"{where}, view {name!r}")
     stacks = {f"{name}.intrinsics": k, f"{name}.world_from_camera": e}
     still = all(np.array_equal(m, np.broadcast_to(m[:1], m.shape), equal_nan=True) for m in stacks.values())
     return [(key, (stack[:1] if still else stack).astype(np.float32)) for key, stack in stacks.items()]
@@ -252,12 +197,13 @@ def _meta(
     }
     try:
         text = json.dumps(meta, sort_keys=True, allow_nan=False)
+        check_characters(meta)
     except (TypeError, ValueError) as error:
         raise InvalidValue(f"{where}: provenance must hold JSON values only: {error}") from error
     names = [f"{episode.key}.{depth_member(name)}" for name in views]
-    if long := [name for name in names if len(name) > _LONGEST_NAME]:
+    if long := [name for name in names if len(name) > LONGEST_NAME]:
         raise InvalidValue(
-            f"{where}: file name {long[0]!r} has more than {_LONGEST_NAME} characters; shorten the key"
+            f"{where}: file name {long[0]!r} has more than {LONGEST_NAME} characters; shorten the key"
         )
     if len({name.lower() for name in views}) < len(views):
         raise InvalidValue(

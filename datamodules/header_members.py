@@ -10,6 +10,7 @@ from jaxtyping import Float
 from ai_wam.arrays import read_npy, read_npz
 from ai_wam.documents import parse_json
 from ai_wam.errors import InvalidValue
+from datamodules.frame_rules import check_actions, check_cameras
 from datamodules.shard_format import ACTIONS, CAMERAS, META, EpisodeEntry
 
 _HEADER = 16_384  # bytes at most of an array's header in a .npz
@@ -26,9 +27,11 @@ def read_meta(data: bytes, entry: EpisodeEntry) -> tuple[tuple[str, ...], Mappin
     meta = parse_json(data.decode(), META)
     if not isinstance(meta, dict):
         raise InvalidValue(f"it holds a {type(meta).__name__}, expected a JSON object")
-    for name, known in (("key", entry.key), ("frames", entry.frames)):
+    sizes = {view: list(size) for view, size in entry.views.items()}
+    index = {"key": entry.key, "frames": entry.frames, "hz": entry.hz, "views": sizes}
+    for name, known in index.items():
         if meta.get(name) != known:
-            raise InvalidValue(f"its {name} is {meta.get(name)!r}, the index says {known!r}")
+            raise InvalidValue(f"its {name} is {meta.get(name)!r:.100}, the index says {known!r}")
     instructions, provenance = meta.get("instructions"), meta.get("provenance")
     if not isinstance(instructions, list) or not all(isinstance(text, str) for text in instructions):
         raise InvalidValue(f"instructions must be a list of texts, got {instructions!r}"[:200])
@@ -43,13 +46,11 @@ def read_actions(data: bytes, entry: EpisodeEntry) -> Float[np.ndarray, "t 8"]:
     """Poses and openness of every frame.
 
     Raises:
-        ValueError: no array of finite float32 numbers "frames 8".
+        ValueError: no array of float32 numbers "frames 8", or numbers that are no actions.
     """
     actions = read_npy(data, ACTIONS)
     _check(actions, "it", [(entry.frames, 8)])
-    if not np.isfinite(actions).all():
-        frame = int((~np.isfinite(actions)).any(axis=1).argmax())
-        raise InvalidValue(f"frame {frame}: action {actions[frame].tolist()} is not finite")
+    check_actions(actions)
     return actions
 
 
@@ -57,7 +58,8 @@ def read_cameras(data: bytes, entry: EpisodeEntry) -> tuple[_K, _Poses]:
     """K and poses of every view.
 
     Raises:
-        ValueError: a view that is missing, or other arrays than float32 matrices of one frame or of all.
+        ValueError: a view that is missing, other arrays than float32 matrices of one frame or of all, or
+            matrices that are no cameras.
     """
     kinds = {"intrinsics": 3, "world_from_camera": 4}
     names = [f"{view}.{kind}" for view in entry.views for kind in kinds]
@@ -71,6 +73,7 @@ def read_cameras(data: bytes, entry: EpisodeEntry) -> tuple[_K, _Poses]:
         if len({len(stack) for stack in stacks.values()}) > 1:
             lengths = {kind: len(stack) for kind, stack in stacks.items()}
             raise InvalidValue(f"view {view!r} has {lengths} matrices, expected as many of each")
+        check_cameras(stacks["intrinsics"], stacks["world_from_camera"], f"view {view!r}")
     intrinsics, poses = ({view: arrays[f"{view}.{kind}"] for view in entry.views} for kind in kinds)
     return intrinsics, poses
 

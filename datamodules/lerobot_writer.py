@@ -150,9 +150,13 @@ def _action(frame: Frame) -> list[np.ndarray]:
 def _confidence(episode: Episode, length: int) -> Float[np.ndarray, "t"]:
     """Of labels; else as the provenance says, one number or one per frame; 1 for measured actions."""
     said = episode.provenance.get("confidence", 1.0) if episode.labels is None else episode.labels.confidence
-    values = np.broadcast_to(np.asarray(said, np.float32), (length,))
+    what = f"episode {episode.key!r}: confidence must lie in [0, 1], one number or {length}"
+    try:
+        values = np.broadcast_to(np.asarray(said, np.float32), (length,))
+    except (TypeError, ValueError) as error:
+        raise InvalidValue(f"{what}, got {said!r:.100}") from error
     if not ((values >= 0) & (values <= 1)).all():
-        raise InvalidValue(f"episode {episode.key!r}: confidence must lie in [0, 1], got {values}")
+        raise InvalidValue(f"{what}, got {said!r:.100}")
     return values
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from ai_wam.errors import FileTrouble, InvalidValue, UserError
+from ai_wam.errors import CannotContinue, FileTrouble, InvalidValue, UserError
 from ai_wam.faults import DATA_FAULTS, fault, of_machine
 from ai_wam.files import AnyPath, as_path
 from ai_wam.numbers import check_numbers
@@ -58,8 +58,15 @@ class Recording:
             if isinstance(error, UserError):
                 raise
             kind = FileTrouble if isinstance(error, OSError) else InvalidValue
-            place = f"episode {index}{f' ({key})' if key else ''} of {type(self.source).__name__}"
-            raise kind(f"{place} cannot be read: {fault(error)}") from error
+            raise kind(f"{self._named(index, key)} cannot be read: {fault(error)}") from error
+        except SystemExit as error:
+            if type(error) is not SystemExit:  # an interruption
+                raise
+            place = self._named(index, key)
+            raise CannotContinue(f"{place} ended the program (sys.exit({error.code!r}))") from error
+
+    def _named(self, index: int, key: str | None) -> str:
+        return f"episode {index}{f' ({key})' if key else ''} of {type(self.source).__name__}"
 
 
 def write_shards(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from upath import UPath
 
-from ai_wam.errors import InvalidValue
+from ai_wam.errors import FileTrouble, InvalidValue
 from ai_wam.faults import FORMAT_FAULTS, fault
 from ai_wam.files import AnyPath, as_path
 from datamodules.episode_table import EpisodeTable
@@ -22,6 +22,7 @@ from datamodules.shard_format import (
     ShardError,
     check_schema,
     index_name,
+    is_checksum,
     is_shard_name,
     read_json,
 )
@@ -62,10 +63,15 @@ class _LocalFile:
     """An open shard; `pread` keeps no position, so forked workers may share it."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._path, self._descriptor = path, os.open(path, os.O_RDONLY)
 
     def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
+        try:
+            return os.pread(self._descriptor, size, offset)
+        except OSError as error:  # reads do not know the file's name
+            raise FileTrouble(
+                error.errno, f"{error.strerror}; copy this file again", str(self._path)
+            ) from error
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -88,13 +94,16 @@ class _RemoteFile:
         return bytes(self._path.fs.cat_file(self._path.path, start=offset, end=offset + size))
 
 
-_LINE = {"file": str, "sha256": str, "bytes": int}  # what an index must say of a shard
+_LINE = ("file", "sha256", "bytes")  # what an index must say of a shard
 
 
 def _is_line(line: object) -> bool:
-    if not isinstance(line, dict) or not is_shard_name(line.get("file")):
-        return False
-    return all(isinstance(line.get(name), kind) for name, kind in _LINE.items())
+    return (
+        isinstance(line, dict)
+        and is_shard_name(line.get("file"))
+        and is_checksum(line.get("sha256"))
+        and isinstance(line.get("bytes"), int)
+    )
 
 
 class ShardFolder:
@@ -133,6 +142,8 @@ class ShardFolder:
             self._check_shard(shard, line, verify)
             self._check_episodes(shard, keys)
             self.episodes += shard.episodes
+        if not self.episodes:
+            raise ShardError(f"{self.folder} holds no episode; copy it again, or record it anew")
         self._forget()
 
     def __len__(self) -> int:
@@ -212,10 +223,15 @@ class ShardFolder:
                 f"{folder} is unfinished ({done} shards so far); run the same {again} again, it goes on there"
             )
         lines = index.get("shards")
-        known = isinstance(lines, list) and all(map(_is_line, lines))
-        if not known or not isinstance(index.get("settings"), dict):
+        if (
+            not isinstance(lines, list)
+            or not all(map(_is_line, lines))
+            or not isinstance(index.get("settings"), dict)
+        ):
             what = f"settings, or {', '.join(_LINE)} of a shard"
             raise ShardError(f"{path} lacks {what}; copy it again, or write it anew: {again}")
+        if len({line["file"] for line in lines}) < len(lines):
+            raise ShardError(f"{path} lists a shard twice; copy it again, or write it anew: {again}")
         return index
 
     def _check_episodes(self, shard: ShardEntry, keys: set[str]) -> None:
@@ -235,15 +251,20 @@ class ShardFolder:
         if shard.file != line["file"]:
             raise ShardError(f"{self.folder / index_name(line['file'])} is of {shard.file}; copy it again")
         again = f"Copy it again, or delete it and run the same `{self.command}` again, which writes it anew."
-        if not path.exists():
-            raise ShardError(f"{path} is missing. {again}")
+        if not path.is_file():
+            raise ShardError(f"{path} is {'no file' if path.exists() else 'missing'}. {again}")
         size = path.stat().st_size
         if size != shard.bytes or line["bytes"] != shard.bytes:
             raise ShardError(f"{path} has {size} bytes, its index says {shard.bytes}. {again}")
+        if line["sha256"] != shard.sha256:
+            raise ShardError(
+                f"{self.folder / INDEX} and {index_name(shard.file)} have different checksums of "
+                f"{shard.file}; copy the folder again"
+            )
         if verify:
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(cast("Any", stream), "sha256").hexdigest()
-            if not digest == shard.sha256 == line["sha256"]:
+            if digest != shard.sha256:
                 raise ShardError(f"{path} has the checksum {digest}, its index says {shard.sha256}. {again}")
 
 

@@ -24,6 +24,8 @@ META, ACTIONS, CAMERAS, LABELS = "json", "actions.npy", "cameras.npz", "labels.n
 _MEMBER = re.compile(rf"{NAME.pattern}(\.{NAME.pattern})*")
 _BLOCK = tarfile.BLOCKSIZE  # of a tar, and the least that lies between two members: a header
 _SHARD = re.compile(r"shard-[0-9]{6,}\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+LONGEST_NAME = 100  # of a member in a plain (USTAR) tar
 
 
 class ShardError(UserError, RuntimeError):
@@ -82,12 +84,12 @@ class EpisodeEntry:
             key=data["key"],
             file=file,
             frames=_whole(data["frames"]),
-            hz=float(data["hz"]),
+            hz=_rate(data["hz"]),
             views={name: (_whole(h), _whole(w)) for name, (h, w) in data["views"].items()},
             members={name: Member(*map(_whole, where)) for name, where in data["members"].items()},
         )
         if odd := [name for name in entry.members if not _MEMBER.fullmatch(name)]:
-            raise InvalidValue(f"episode {entry.key!r}: {odd[0]!r} is no member's name")
+            raise InvalidValue(f"episode {entry.key!r}: {odd[0]!r:.{LONGEST_NAME}} is no member's name")
         if not entry.views:
             raise InvalidValue(f"episode {entry.key!r} has no views")
         sizes = [side for size in entry.views.values() for side in size]
@@ -170,6 +172,8 @@ class ShardEntry:
                 raise InvalidValue(f"no shard is called {data['file']!r}, but {shard_name(0)!r} and so on")
             episodes = tuple(EpisodeEntry.from_json(episode, data["file"]) for episode in data["episodes"])
             left_out = tuple(LeftOut(**each) for each in data.get("left_out", []))
+            if not is_checksum(data["sha256"]):
+                raise InvalidValue(f"the checksum {data['sha256']!r:.{LONGEST_NAME}} is no SHA-256")
             shard = cls(data["file"], _whole(data["bytes"]), data["sha256"], episodes, left_out)
             check_places(shard)
             return shard
@@ -182,8 +186,14 @@ class ShardEntry:
 
 def _whole(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidValue(f"{value!r} stands where a whole number is expected")
+        raise InvalidValue(f"{value!r:.{LONGEST_NAME}} stands where a whole number is expected")
     return value
+
+
+def _rate(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise InvalidValue(f"the rate {value!r:.{LONGEST_NAME}} is no number")
+    return float(value)
 
 
 def check_places(shard: ShardEntry) -> None:
@@ -210,15 +220,26 @@ def check_name(name: object, what: str) -> None:
     """Names of episodes and views become names of files: written and read by one rule.
 
     Raises:
-        ValueError: no text, or one with other characters than letters, digits, '-' and '_'.
+        ValueError: no text, one with other characters than letters, digits, '-' and '_', or one that is too
+            long for a file in a tar.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise InvalidValue(f"{what} {name!r} must be made of letters, digits, '-' and '_' only")
+        shown = f"{name!r:.{LONGEST_NAME}}"
+        raise InvalidValue(f"{what} {shown} must be made of letters, digits, '-' and '_' only")
+    if len(name) > LONGEST_NAME:
+        raise InvalidValue(
+            f"{what} {name[:20]!r}... has {len(name)} characters, at most {LONGEST_NAME} are allowed"
+        )
 
 
 def is_shard_name(file: object) -> bool:
     """Whether it is a name that a writer gives a shard: shards lie in the folder of their index."""
     return isinstance(file, str) and _SHARD.fullmatch(file) is not None
+
+
+def is_checksum(value: object) -> bool:
+    """Whether it is a SHA-256 as a writer notes it."""
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def shard_name(number: int) -> str:
@@ -248,8 +269,10 @@ def read_json(path: AnyPath) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ShardError: unreadable.
+        ShardError: unreadable, or no file: a pipe or a device may never end.
     """
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        raise ShardError(f"{path} is no file; copy the folder again")
     try:
         return documents.read_json(path)
     except InvalidValue as error:

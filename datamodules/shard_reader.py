@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ai_wam.errors import InvalidValue
+from ai_wam.faults import DATA_FAULTS, of_machine
 from ai_wam.labels import Labels
 from ai_wam.types import Episode, Frame, View
 from ai_wam.video import FrameDecoder, VideoTable
@@ -68,10 +69,18 @@ class ShardSet(ShardFolder):
         Raises:
             ValueError: a view that it lacks.
         """
-        entry, header = self.episodes[index], self.header(index)
-        there = as_called(list(entry.views))
-        frames = self._frames(index, chosen_views(views, there, f"episode {entry.key!r}"))
+        chosen = self.chosen_views(index, views)
+        entry, header, frames = self.episodes[index], self.header(index), self._frames(index, chosen)
         return Episode(entry.key, frames, header.instructions, entry.hz, header.provenance, header.labels)
+
+    def chosen_views(self, index: int, views: Views) -> dict[str, str]:
+        """New name by view of episode `index`, of the views that are asked for as in `episode`.
+
+        Raises:
+            ValueError: a view that it lacks.
+        """
+        entry = self.episodes[index]
+        return chosen_views(views, as_called(list(entry.views)), f"episode {entry.key!r}")
 
     def _forget(self) -> None:
         super()._forget()
@@ -88,14 +97,24 @@ class ShardSet(ShardFolder):
         """
         return self._headers.get(index, lambda: self._read_header(index))
 
-    def captions(self, episodes: int | None = None) -> set[str]:
+    def captions(self, episodes: int | None = None, skip: bool = False) -> set[str]:
         """All phrasings of the episodes, or of so many of them at most, evenly spread.
+
+        Args:
+            episodes: how many are looked at; all if left out.
+            skip: leave out episodes that are damaged.
 
         Raises:
             ShardError: a shard is damaged.
         """
-        every = 1 if episodes is None else -(-len(self) // episodes)
-        return {text for index in range(0, len(self), every) for text in self.header(index).instructions}
+        every, found = 1 if episodes is None else -(-len(self) // episodes), set[str]()
+        for index in range(0, len(self), every):
+            try:
+                found.update(self.header(index).instructions)
+            except DATA_FAULTS as error:
+                if not skip or of_machine(error):
+                    raise
+        return found
 
     def images(self, index: int, view: str, frames: Sequence[int]) -> UInt8[np.ndarray, "t h w 3"]:
         """Pictures of some frames of episode `index`, of which only their packets are read.
@@ -112,6 +131,8 @@ class ShardSet(ShardFolder):
                 raise InvalidValue(
                     f"its pictures are {table.size} pixels, the index says {entry.views[view]}"
                 )
+            if len(table) != entry.frames:
+                raise InvalidValue(f"it holds {len(table)} frames, the episode has {entry.frames}")
             start = entry.members[name].offset
             return self._decoder.decode(table, lambda at, size: self.bytes(entry, start + at, size), frames)
 

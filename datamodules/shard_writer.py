@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 from webdataset import TarWriter
 
+from ai_wam.documents import parse_json
 from ai_wam.errors import InvalidValue
 from ai_wam.files import PARTIAL, AnyPath, as_path, publish, write_json
 from ai_wam.types import Episode, SourceCard
@@ -229,7 +230,7 @@ def recording_settings(
         TypeError: values that JSON cannot hold.
     """
     settings = {"source": dict(source), "episodes_per_shard": episodes_per_shard, "video": asdict(encoding)}
-    return dict(json.loads(json.dumps(settings)))
+    return dict(parse_json(json.dumps(settings), "the settings of the recording"))
 
 
 def open_folder(folder: AnyPath, settings: Mapping[str, Any], shards: int) -> list[int]:

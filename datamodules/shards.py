@@ -128,8 +128,8 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def captions(self, episodes: int = 2000) -> list[str]:
         """Phrasings of the training episodes, of so many of them at most, evenly spread over each folder."""
-        sets = self._ready(self._train, "train").sets
-        return sorted(set().union(*(source.captions(episodes) for source in sets)))
+        sets, skip = self._ready(self._train, "train").sets, self.on_error == "skip"
+        return sorted(set().union(*(source.captions(episodes, skip) for source in sets)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Random windows, without replacement within a pass; goes on where a checkpoint says.

@@ -24,12 +24,15 @@ def chosen_views(views: Views, there: Mapping[str, str], at: str | AnyPath) -> d
         at: where it lies, for the error.
 
     Raises:
-        ValueError: a camera that is not there, none at all, two of one name, or a name that no view can have.
+        ValueError: a camera that is not there or named twice, none at all, two of one name, or a name that
+            no view can have.
     """
     if views is None or isinstance(views, Mapping):
         chosen = dict(there if views is None else views)
     else:
         chosen = {name: there.get(name, name) for name in views}
+    if views is not None and len(chosen) < len(views):
+        raise InvalidValue(f"{at}: `views` is {views}, which names a view twice; name each once")
     if not chosen or not set(chosen) <= set(there):
         raise InvalidValue(
             f"{at} has the views {list(there)}, `views` asks for {list(chosen)}; change it, or copy the "

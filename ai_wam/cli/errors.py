@@ -17,12 +17,16 @@ from ai_wam.errors import UserError
 
 SWITCH = "AI_WAM_TRACEBACK"
 _FAILED, _USAGE = 1, 2
+_LONGEST = 10_000  # characters of a message; lists of what differs have a few thousand
 _MAKE_ROOM = "make room and run the same command again"
+_FAILING = "look after the disk or the network folder, then run the same command again"
 _ANOTHER = "name a place where you may read and write"
 _WAYS_OUT = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
     errno.EFBIG: _MAKE_ROOM,
+    errno.EIO: _FAILING,
+    errno.ESTALE: _FAILING,
     errno.EACCES: _ANOTHER,
     errno.EPERM: _ANOTHER,
     errno.EROFS: _ANOTHER,
@@ -88,10 +92,16 @@ def one_sentence(command: str, kept: str = "") -> Iterator[None]:
             raise
         if found is None or os.environ.get(SWITCH):
             raise
-        message = f"ai-wam {command}: {found}"
+        message = f"ai-wam {command}: {_bounded(found)}"
         with suppress(OSError):  # of a closed or full stderr; the status is left to say it
             print(message, file=sys.stderr)
         raise Ended(message, status) from None
+
+
+def _bounded(text: str) -> str:
+    """Errors quote what they refuse, which may be megabytes: its ends say enough."""
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 def sentence(error: BaseException) -> str | None:
@@ -113,7 +123,9 @@ def refusal(error: BaseException | None) -> str | None:
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error and what it was raised from; Ray's copy of a worker's error has the original as `cause`."""
-    while error is not None:
+    seen = set[int]()  # `raise error from error` makes a ring
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         original = getattr(error, "cause", None)
         error = original if isinstance(original, BaseException) else error
         yield error

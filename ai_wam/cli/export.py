@@ -10,7 +10,8 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from tqdm import tqdm
 
-from ai_wam.errors import ExistingFile
+from ai_wam.errors import ExistingFile, InvalidValue, UserError
+from ai_wam.faults import FORMAT_FAULTS, fault
 from ai_wam.files import PARTIAL, AnyPath, as_path, unwritten
 from ai_wam.types import Episode
 from ai_wam.video import VideoEncoding
@@ -59,17 +60,31 @@ def export(
             [0, 3-7, pick-0001]; all if left out.
     """
     place = as_path(out)
-    if place.exists():
+    if place.exists() or (isinstance(place, Path) and place.is_symlink()):
         raise ExistingFile(f"{out} exists; export into a new folder, or delete this one")
     recorded = ShardSet(shards)
     numbers = chosen_episodes(episodes, [entry.key for entry in recorded.episodes], shards)
+    for index in numbers:  # before the first one is encoded
+        recorded.chosen_views(index, views)
     encoding = VideoEncoding(lossless=lossless, browser=browser, gop=_GOP[to])
     with _whole_folder(place) as folder:
         writer = _writer(to, folder, encoding)
         for index in tqdm(numbers, unit="episode"):
-            writer.write(recorded.episode(index, views))
+            with _naming(f"episode {recorded.episodes[index].key!r} of {shards}"):
+                writer.write(recorded.episode(index, views))
         writer.close()
     print(f"{out}: {len(numbers)} episodes in the layout {to!r}")
+
+
+@contextmanager
+def _naming(episode: str) -> Iterator[None]:
+    """What a library refuses in an episode is said of that episode."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FORMAT_FAULTS as error:
+        raise InvalidValue(f"{episode} cannot be written: {fault(error)}") from error
 
 
 @contextmanager
@@ -77,6 +92,8 @@ def _whole_folder(place: AnyPath) -> Iterator[Path]:
     """A folder of this machine whose files appear under `place` when the block ends without an error."""
     local = isinstance(place, Path)
     folder = Path(f"{place}{PARTIAL}") if local else Path(tempfile.mkdtemp(suffix=PARTIAL))
+    if folder.is_symlink() or folder.is_file():
+        raise ExistingFile(f"{folder} is in the way of {place}, which is written there; delete or rename it")
     if local and folder.exists():  # an interrupted export
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +104,8 @@ def _whole_folder(place: AnyPath) -> Iterator[Path]:
         else:
             place.fs.put(f"{folder}/", place.path, recursive=True)
     except OSError as error:
+        if isinstance(error, UserError):  # of what is read
+            raise
         if not isinstance(place, Path) and place.exists():  # some of the files arrived
             place.fs.rm(place.path, recursive=True)
         raise unwritten(error, place) from error

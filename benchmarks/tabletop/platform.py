@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 _EGL_LIBRARY, _OSMESA_LIBRARIES = "libEGL.so.1", ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
 _DISABLED = ("disable", "disabled", "off", "false", "0")  # MuJoCo's own words for "no graphics"
 _WINDOWS = ("", "enable", "enabled", "on", "true", "1", "glfw", "glx")  # those that need a display
-_KNOWN = (*_DISABLED, *_WINDOWS, "egl", "osmesa", "cgl", "wgl")
+_OF_SYSTEM = {"linux": ("egl", "osmesa"), "darwin": ("cgl",), "win32": ("wgl",)}
+_KNOWN = (*_DISABLED, *_WINDOWS, *_OF_SYSTEM.get(sys.platform, ()))
+_DEVICE = "MUJOCO_EGL_DEVICE_ID"
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 
 
@@ -96,6 +98,8 @@ def obstacle(variables: Mapping[str, str], egl_devices: int, osmesa: bool) -> st
     other = variables.get("PYOPENGL_PLATFORM")
     if used in ("egl", "osmesa") and other not in (None, "", used):
         return f"PYOPENGL_PLATFORM is {other!r} and MuJoCo draws with {used}"
+    if used == "egl" and not _is_number(device := variables.get(_DEVICE, "0")):
+        return f"{_DEVICE} is {device!r}, expected the number of a device"
     return None
 
 
@@ -116,7 +120,16 @@ def way_out(variables: Mapping[str, str], egl_devices: int, osmesa: bool) -> str
     clash = variables.get("PYOPENGL_PLATFORM") not in (None, "", platform)
     used = _asked(variables) or (platform if _headless(variables) else "")
     steps = [f"set MUJOCO_GL={platform}"] * (used != platform) + ["unset PYOPENGL_PLATFORM"] * clash
+    steps += [f"unset {_DEVICE}"] * (platform == "egl" and not _is_number(variables.get(_DEVICE, "0")))
     return " and ".join(steps)
+
+
+def _is_number(device: str) -> bool:
+    try:
+        int(device)
+    except ValueError:
+        return False
+    return True
 
 
 def _asked(variables: Mapping[str, str]) -> str:

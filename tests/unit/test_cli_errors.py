@@ -161,3 +161,12 @@ def test_last_is_the_newest_file_where_the_logger_saves(tmp_path: Path):
     later.mkdir(parents=True)
     (later / "last.ckpt").write_text("x")
     assert named_file(asked) == str(later / "last.ckpt")
+
+
+def test_a_sentence_is_no_megabyte():
+    with pytest.raises(SystemExit) as stop, one_sentence("fit"):
+        raise ShardError("a" + "x" * 10**6 + "z")
+    said = str(stop.value)
+    assert len(said) < 11_000
+    assert said.startswith("ai-wam fit: axx")
+    assert said.endswith("xxz")

@@ -256,9 +256,20 @@ def renamed(name):
     ("change", "words"),
     [
         (twice, "'test-reach_target-v00-00000' stands there twice"),
-        (lambda c: c["trials"].pop(), "task 'close_drawer' has 12 of 16 solved, its trials 12 of 15"),
+        (
+            lambda c: c["trials"].pop(),
+            "has 12 of 16 solved by policy, its trials 12 of 15",
+        ),
         (lambda c: c["trials"][0]["policy"].update(outcome=float("nan")), "ended in nan"),
-        (lambda c: c["trials"][0]["policy"].update(outcome="failure"), "has 12 of 16 solved, its trials 11"),
+        (lambda c: c["trials"][0]["policy"].update(outcome="failure"), "ended in 'failure' for the reason"),
+        (lambda c: c["trials"][0]["policy"].update(stop_reason="bored"), "for the reason 'bored'"),
+        (lambda c: c["trials"][0]["policy"].update(scene=3), "has the scene 3, expected"),
+        (lambda c: c["trials"][0]["ceiling"].update(outcome="failure"), "ceiling, ended in 'failure'"),
+        (lambda c: c["tasks"]["reach_target"]["ceiling"].update(trials=3), "16 of 3 solved by ceiling"),
+        (lambda c: c["tasks"]["reach_target"]["ceiling"].update(rate=0.1), "the rate 0.1 of ceiling"),
+        (lambda c: c.update(apart=["close_drawer"]), "`apart` is ['close_drawer'], by the ceilings"),
+        (lambda c: c.update(apart="reach_target"), "`apart` is 'reach_target', by the ceilings"),
+        (lambda c: c.update(mean=None), "lacks or misplaces Type"),
         (lambda c: c["trials"][0]["policy"].pop("scene"), "lacks or misplaces KeyError('scene')"),
         (lambda c: c["tasks"]["reach_target"]["policy"].update(successes=16), "has 16 of 16 solved"),
         (lambda c: c["tasks"].pop("close_drawer"), "of another task"),
@@ -270,7 +281,8 @@ def renamed(name):
     ],
 )
 def test_results_whose_trials_are_not_those_of_the_test_are_refused(tmp_path, change, words):
-    content = made([True] * 12 + [False] * 4 + [True] * 12 + [False] * 4)
+    ceiling = {"reach_target": True, "close_drawer": True}
+    content = made([True] * 12 + [False] * 4 + [True] * 12 + [False] * 4, ceiling)
     (tmp_path / "results.json").write_text(json.dumps(content))
     assert read_results(tmp_path / "results.json") == json.loads(json.dumps(content))
     change(content)

@@ -35,6 +35,8 @@ def test_other_encodings_are_named(tmp_path: Path, encoding: str, said: str) -> 
         ('{"frames": ' + "9" * 400 + "}", "99999... has more than 63 bits"),
         ('{"frames": ' + "9" * 40_000 + "}", "99999... has more than 63 bits"),
         ("{", "cannot be read as JSON"),
+        (r'{"task": "\ud83d"}', r"\\ud83d is half of a character"),
+        (r'{"\udc00 ": 1}', r"\\udc00 is half of a character"),
     ],
 )
 def test_json_that_cannot_be_meant(text: str, said: str) -> None:

@@ -1,5 +1,6 @@
 """`ai-wam export`: which episodes and views are written, and that nothing is written elsewhere."""
 
+import errno
 import json
 import re
 from dataclasses import replace
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from ai_wam.cli import main
+from ai_wam.cli.errors import Ended
+from ai_wam.errors import UserError
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
 from datamodules.action_images_layout import RELEASED, ActionImagesWriter
@@ -127,3 +130,81 @@ def test_nothing_is_written_outside_the_folder(name, tmp_path):
     with pytest.raises(ValueError, match="the folder of view 'front' is called"):
         ActionImagesWriter(folder, VideoEncoding()).write(replace(SQUARES[0], provenance=released))
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and folder not in path.parents]
+
+
+@pytest.mark.parametrize(
+    "words", [["--episodes=" + "9" * 5000], ["--views=[front,front]"], ["--views=[nope]"]]
+)
+def test_choices_that_cannot_be_meant(words, shards, tmp_path):
+    with pytest.raises(Ended, match=r"^ai-wam export: ") as stop:
+        export(shards, tmp_path / "out", "--to=lerobot", *words)
+    assert len(str(stop.value)) < 500
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_view_is_said_before_anything_is_encoded(tmp_path, monkeypatch):
+    class Some(MovingSquares):
+        def __getitem__(self, index):
+            return MovingSquares(2, 5, (16, 16), views=("front", "side")[: 2 - index])[index]
+
+    write_shards(Some(2), tmp_path / "some", 2, workers=0, progress=False)
+    monkeypatch.setattr(LeRobotWriter, "write", lambda *arguments: pytest.fail("an episode was written"))
+    with pytest.raises(Ended, match="episode 'squares-0001' has the views"):
+        export(tmp_path / "some", tmp_path / "out", "--to=lerobot", "--views=[side]")
+
+
+@pytest.mark.parametrize("name", ["out", "out.partial"])
+def test_a_link_is_not_written_through(name, shards, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kept.txt").touch()
+    (tmp_path / name).symlink_to("mine" if name == "out.partial" else "nowhere")
+    with pytest.raises(Ended, match=r"exists; export into a new|is in the way"):
+        export(shards, tmp_path / "out", "--to=lerobot")
+    assert (tmp_path / "mine" / "kept.txt").exists()
+
+
+WRITERS = {"lerobot": LeRobotWriter, "action_images": ActionImagesWriter}
+PROVENANCE = {
+    "confidence that is text": ("lerobot", {"confidence": "abc"}, "got 'abc'"),
+    "confidence of two frames": ("lerobot", {"confidence": [1, 1]}, r"got \[1, 1\]"),
+    "confidence that is an object": ("lerobot", {"confidence": {}}, r"got \{\}"),
+    "a list as the release": ("action_images", {RELEASED: [1]}, "expected an object"),
+    "a list as views": ("action_images", {RELEASED: {"views": []}}, "expected an object"),
+    "a number as actions": ("action_images", {RELEASED: {"actions.npy": 3}}, "cannot be read"),
+    "no base64": ("action_images", {RELEASED: {"actions.npy": "x"}}, "cannot be read"),
+    "a long task": ("action_images", {"task": "x" * 1000}, "1000 bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", PROVENANCE)
+def test_provenance_of_another_kind(kind, tmp_path):
+    to, provenance, words = PROVENANCE[kind]
+    episode = replace(SQUARES[0], provenance=provenance)
+    with pytest.raises(UserError, match=words):
+        WRITERS[to](tmp_path, VideoEncoding()).write(episode)
+
+
+@pytest.mark.parametrize("variation", [-5, True, 1.5, "a"])
+def test_a_variation_that_is_no_number_gets_a_free_one(variation, tmp_path):
+    writer = ActionImagesWriter(tmp_path, VideoEncoding())
+    writer.write(replace(SQUARES[0], provenance={"task": "push", "variation": variation}))
+    assert [path.name for path in (tmp_path / "push").iterdir()] == ["variation0"]
+
+
+def test_what_a_library_refuses_names_the_episode(shards, tmp_path, monkeypatch):
+    def refuses(*arguments):
+        raise OverflowError("Python int too large to convert to C long")
+
+    monkeypatch.setattr(LeRobotWriter, "write", refuses)
+    with pytest.raises(Ended, match=r"episode 'squares-0000' of .* cannot be written: OverflowError"):
+        export(shards, tmp_path / "out", "--to=lerobot")
+
+
+def test_a_shard_that_cannot_be_read_is_named_and_not_the_new_folder(shards, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.pread", fails)
+    with pytest.raises(Ended, match=r"Input/output error; copy this file again: .*shard-000000\.tar"):
+        export(shards, tmp_path / "out", "--to=lerobot")
+    assert not list(tmp_path.iterdir())

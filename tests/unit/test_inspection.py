@@ -116,7 +116,7 @@ def change_cameras(folder: Path, change) -> None:
 def test_focal_lengths_that_are_none(record):
     folder = record(SOURCE)
     change_cameras(folder, lambda arrays: arrays["front.intrinsics"].__imul__([[-1], [-1], [1]]))
-    assert "view 'front' has a focal length that is not above 0" in violations(folder)
+    assert "view 'front', frame 0: matrices must be finite" in violations(folder)
 
 
 def test_k_of_another_picture_is_a_violation(record):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ai_wam.cameras import Cameras
+from ai_wam.errors import UserError
 from ai_wam.types import Frame
 from benchmarks import rlbench
 from benchmarks.base import Simulator, SimulatorCrash, Trial
@@ -343,3 +344,9 @@ def test_a_scene_that_came_back_with_other_instructions_is_lost(faulty):
     assert simulator.reset(TRIAL) == ("reach target 3", "touch ball 3")
     with pytest.raises(SimulatorCrash, match=r"the scene came back with .*, it had \['reach target 3'"):
         simulator.reset(TRIAL)
+
+
+def test_a_command_that_is_none_is_named(monkeypatch):
+    monkeypatch.setenv("AI_WAM_RLBENCH_PYTHON", "xvfb-run 'python")
+    with pytest.raises(UserError, match=r"AI_WAM_RLBENCH_PYTHON is .* which is no command: No closing quo"):
+        rlbench.interpreter()

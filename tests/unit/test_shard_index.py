@@ -1,10 +1,13 @@
 """Indices and members that no writer of ours makes: refused in a sentence, before memory is taken."""
 
+import errno
 import io
 import json
+import os
 import pickle
 import resource
 import shutil
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -13,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
+from ai_wam.cli.errors import Ended, one_sentence
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding, write_video
 from benchmarks.speed.data import MovingSquares
-from datamodules.clip_dataset import ClipDataset
+from datamodules.clip_dataset import ClipDataset, Collate
 from datamodules.recording import write_shards
 from datamodules.shard_format import ShardError
 from datamodules.shard_reader import ShardSet
@@ -49,8 +54,8 @@ def little_memory():
     resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = folder / "shard-000000.json"
+def edit(folder: Path, change: Callable[[dict[str, Any]], object], file: str = "shard-000000.json") -> None:
+    path = folder / file
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
@@ -71,6 +76,11 @@ def as_text(old: str, new: str) -> Callable[[Path], object]:
         path.write_text(path.read_text().replace(old, new, 1))
 
     return write
+
+
+def other(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
 
 
 def of_line(**values: object) -> Callable[[Path], object]:
@@ -96,6 +106,24 @@ INDEX: dict[str, tuple[Callable[[Path], object], str]] = {
     "frames 1e400": (as_text('"frames": 6', '"frames": 1e400'), ""),
     "frames 10**400": (as_text('"frames": 6', '"frames": 1' + "0" * 400), "more than 63 bits"),
     **{f"hz {n!r}": (of_episode(hz=n), "") for n in (0, -1, "x", None, float("nan"), float("inf"))},
+    **{f"hz {n!r}": (of_episode(hz=n), f"the rate {n!r} is no number") for n in ("20", True, [20])},
+    "a long key": (of_episode(key="k" * 10**5), "'kkkkkkkkkkkkkkkkkkkk'... has 100000 characters"),
+    "a long view": (of_episode(views={"v" * 10**5: [32, 32]}), "has 100000 characters"),
+    "a long text as frames": (of_episode(frames="9" * 10**5), "stands where a whole number is expected"),
+    "no checksum": (of_line(sha256="x"), "lacks"),
+    "no checksum of the shard": (lambda f: edit(f, lambda s: s.update(sha256="x")), "is no SHA-256"),
+    "half of a character": (of_line(sha256="\ud800"), "\\ud800 is half of a character"),
+    "checksums that differ": (of_line(sha256="0" * 64), "have different checksums of shard-000000.tar"),
+    "a shard twice": (
+        lambda f: edit(f, lambda s: s["shards"].append(s["shards"][0]), "index.json"),
+        "lists a shard twice",
+    ),
+    "no shard": (lambda f: edit(f, lambda s: s.update(shards=[]), "index.json"), "holds no episode"),
+    "a pipe": (lambda f: other(f / "shard-000000.json", os.mkfifo), "is no file"),
+    "a device": (
+        lambda f: other(f / "shard-000000.json", lambda path: path.symlink_to("/dev/zero")), "is no file"
+    ),
+    "a folder as shard": (lambda f: other(f / "shard-000000.tar", Path.mkdir), "is no file"),
     "no views": (of_episode(views={}), "has no views"),
     **{f"size {size!r}": (of_episode(views={"front": size}), "") for size in
        ([0, 32], [32], 32, None, ["32", "32"], [32.0, 32])},
@@ -129,6 +157,29 @@ def test_an_index(folder: Path, kind: str):
         ShardSet(folder)
     assert str(folder) in str(refused.value)
     assert words in str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
+def test_many_keys_take_no_time(folder: Path):
+    """Of which the last one stands twice; looking for it among all others took minutes."""
+    keys = ",".join(f'"k{number}":1' for number in range(50_000))
+    (folder / "shard-000000.json").write_text(f'{{{keys},"k49999":2}}')
+    begin = time.monotonic()
+    with pytest.raises(ShardError, match="the key 'k49999' stands twice"):
+        ShardSet(folder)
+    assert time.monotonic() - begin < 10
+
+
+def test_a_disk_that_fails_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def fails(descriptor: int, size: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.pread", fails)
+    with pytest.raises(Ended) as stop, one_sentence("fit"):
+        clips(folder, "raise")[0]
+    assert f"Input/output error; copy this file again: '{folder / 'shard-000000.tar'}'" in str(stop.value)
+    with pytest.warns(UserWarning, match="shard-000000.tar"):
+        assert clips(folder, "skip")[0] is None
 
 
 def replaced(folder: Path, name: str, data: bytes) -> None:
@@ -147,6 +198,7 @@ def replaced(folder: Path, name: str, data: bytes) -> None:
 
 def meta(**changes: object) -> bytes:
     good = {"key": "squares-0000", "frames": FRAMES, "instructions": ["x"], "provenance": {}}
+    good |= {"hz": 20.0, "views": {view: list(SIZE) for view in VIEWS}}
     return json.dumps({**good, **changes}).encode()
 
 
@@ -164,22 +216,49 @@ def objects() -> bytes:
     return stream.getvalue()
 
 
-def npz(**changes: bytes | None) -> bytes:
+def npz(method: int = zipfile.ZIP_DEFLATED, **changes: bytes | None) -> bytes:
     """Cameras of the two views; arrays as bytes of .npy files."""
     arrays: dict[str, bytes | None] = {}
     for view in VIEWS:
         arrays[f"{view}.intrinsics"] = npy(np.eye(3, dtype=np.float32)[None])
         arrays[f"{view}.world_from_camera"] = npy(np.eye(4, dtype=np.float32)[None])
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(stream, "w", method) as archive:
         for name, data in {**arrays, **changes}.items():
             if data is not None:
                 archive.writestr(f"{name}.npy", data)
     return stream.getvalue()
 
 
-def cameras(**changes: bytes | None) -> bytes:
-    return npz(**{name.replace("__", "."): data for name, data in changes.items()})
+def cameras(method: int = zipfile.ZIP_DEFLATED, **changes: bytes | None) -> bytes:
+    return npz(method, **{name.replace("__", "."): data for name, data in changes.items()})
+
+
+def deflated_bomb() -> bytes:
+    """2 GB of zeros behind an array, in an entry that announces the array's bytes alone."""
+    small = cameras()
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    packed = b"".join([packer.compress(bytes(2**26)) for _ in range(32)]) + packer.flush()
+    with zipfile.ZipFile(io.BytesIO(small)) as archive:
+        entry = archive.getinfo("front.intrinsics.npy")
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:  # stored, so that the packed bytes are the entry's
+        archive.writestr(entry.filename, packed)
+        for view, kind in ((view, kind) for view in VIEWS for kind in ("intrinsics", "world_from_camera")):
+            if (name := f"{view}.{kind}.npy") != entry.filename:
+                archive.writestr(name, npy(np.eye(3 + (kind != "intrinsics"), dtype=np.float32)[None]))
+    data = bytearray(stream.getvalue())
+    for begin, method, size in (
+        (0, 8, 22),
+        (data.rindex(b"PK\x01\x02", 0, data.index(b"PK\x01\x02") + 4), 10, 24),
+    ):
+        data[begin + method : begin + method + 2] = (8).to_bytes(2, "little")
+        data[begin + size : begin + size + 4] = entry.file_size.to_bytes(4, "little")
+    return bytes(data)
+
+
+def turned(length: float) -> np.ndarray:
+    return np.where(np.arange(8) == 6, np.float32(length), ACTIONS)
 
 
 def video(size: tuple[int, int], frames: int) -> bytes:
@@ -187,6 +266,7 @@ def video(size: tuple[int, int], frames: int) -> bytes:
 
 
 K, ACTIONS = np.eye(3, dtype=np.float32), np.tile(np.float32([0, 0, 0, 0, 0, 0, 1, 1]), (FRAMES, 1))
+MOVED = np.arange(8) < 7
 MEMBERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "no json": ("json", lambda: b"x", "cannot be read as JSON"),
     "null": ("json", lambda: b"null", "expected a JSON object"),
@@ -199,6 +279,9 @@ MEMBERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "no instruction": ("json", lambda: meta(instructions=[]), "there is no instruction"),
     "provenance that is a list": ("json", lambda: meta(provenance=[]), "provenance must be an object"),
     "another episode's json": ("json", lambda: meta(key="other"), "its key is 'other'"),
+    "another rate": ("json", lambda: meta(hz=10.0), "its hz is 10.0, the index says 20.0"),
+    "other views": ("json", lambda: meta(views={"front": [32, 32]}), "its views is"),
+    "half of a character": ("json", lambda: meta(instructions=["\ud800"]), "\\ud800 is half of a character"),
     "labels that are text": (
         "json",
         lambda: meta(provenance={"labels": dict.fromkeys(("valid", "confidence", "disagreement_px"), "x")}),
@@ -210,6 +293,9 @@ MEMBERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a row less": ("actions.npy", lambda: npy(ACTIONS[:-1]) , "has shape (5, 8)"),
     "a column less": ("actions.npy", lambda: npy(ACTIONS[:, :-1].copy()), "has shape (6, 7)"),
     "NaN": ("actions.npy", lambda: npy(ACTIONS * np.float32("nan")), "frame 0: action"),
+    "a quaternion of length 0": ("actions.npy", lambda: npy(turned(0)), "frame 0: quaternion [0.0, 0.0"),
+    "a quaternion of length 5": ("actions.npy", lambda: npy(turned(5)), "has length 5"),
+    "openness of 7": ("actions.npy", lambda: npy(ACTIONS * 7 - 6 * (ACTIONS * MOVED)), "openness 7 lies"),
     "a bomb": ("actions.npy", lambda: npy(ACTIONS, (10**10, 8)), "it announces (10000000000, 8)"),
     "more than 63 bits": ("actions.npy", lambda: npy(ACTIONS, (10**30, 8)), "it announces"),
     "a negative shape": ("actions.npy", lambda: npy(ACTIONS, (-6, -8)), "it announces the shape (-6, -8)"),
@@ -224,6 +310,19 @@ MEMBERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: cameras(front__intrinsics=npy(np.zeros((2**20, 3, 3), np.float32))),
         "bytes of arrays, at most",
     ),
+    "a bomb that announces little": ("cameras.npz", deflated_bomb, "array 'front.intrinsics'"),
+    "another compression": ("cameras.npz", lambda: cameras(method=zipfile.ZIP_LZMA), "expected none or"),
+    "focal lengths of 0": ("cameras.npz", lambda: cameras(front__intrinsics=npy(0 * K[None])), "above 0"),
+    "K that is half lost": (
+        "cameras.npz",
+        lambda: cameras(front__intrinsics=npy(np.where(np.eye(3) == 1, np.float32("nan"), K)[None])),
+        "must be finite",
+    ),
+    "a pose that is not rigid": (
+        "cameras.npz",
+        lambda: cameras(front__world_from_camera=npy(2 * np.eye(4, dtype=np.float32)[None])),
+        "is no rigid motion",
+    ),
     "matrices for other frames": (
         "cameras.npz", lambda: cameras(front__intrinsics=npy(np.tile(K, (4, 1, 1)))), "has shape (4, 3, 3)",
     ),
@@ -233,6 +332,7 @@ MEMBERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "labels of other frames": ("labels.npz", lambda: npz(**labels(5)), "the episode has 6"),
     "labels of another type": ("labels.npz", lambda: npz(**labels(6, np.float64)), "(6,) of float32"),
     "pictures of another size": ("front.mp4", lambda: video((16, 16), FRAMES), "its pictures are (16, 16)"),
+    "more pictures": ("front.mp4", lambda: video(SIZE, 9), "it holds 9 frames, the episode has 6"),
     "fewer pictures": ("front.mp4", lambda: video(SIZE, 3), ""),
     "no video": ("front.mp4", lambda: b"x" * 999, ""),
 }  # fmt: skip
@@ -270,16 +370,6 @@ def test_a_member(folder: Path, kind: str):
     assert int(dataset.skipped) == 1
 
 
-def test_matrices_that_are_no_cameras(folder: Path):
-    """Lost calibrations are whole: what is neither rigid nor NaN names its member where it is used."""
-    twice = 2 * np.eye(4, dtype=np.float32)[None]
-    replaced(folder, "cameras.npz", cameras(front__world_from_camera=npy(twice)))
-    with pytest.raises(ShardError, match=r"key 'squares-0000', member 'cameras.npz' is damaged"):
-        clips(folder, "raise")[0]
-    with pytest.warns(UserWarning, match=r"member 'cameras.npz'"):
-        assert clips(folder, "skip")[0] is None
-
-
 def test_faults_of_the_machine_are_not_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def fails(*arguments: object) -> None:
         raise OSError(24, "Too many open files")
@@ -287,3 +377,27 @@ def test_faults_of_the_machine_are_not_skipped(folder: Path, monkeypatch: pytest
     monkeypatch.setattr("datamodules.shard_folder._opened", fails)
     with pytest.raises(OSError, match="Too many open files"):
         clips(folder, "skip")[0]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_training_batch_that_is_damaged_as_a_whole_gets_another_window(folder: Path, size: int):
+    """Recipes have batches of one or two: there, one damaged sample ended a run that was to go on."""
+    replaced(folder, "actions.npy", npy(turned(0)))
+    dataset = clips(folder, "skip")
+    loader = DataLoader(dataset, size, collate_fn=Collate(5))
+    with pytest.warns(UserWarning, match="skipped a sample"):
+        batches = list(loader)
+    assert len(batches) == -(-len(dataset) // size)
+    assert {key.partition("@")[0] for batch in batches for key in batch.keys} == {"squares-0001"}
+    assert dataset.skipped >= FRAMES
+    with pytest.raises(ShardError, match="has length 0"):
+        list(DataLoader(clips(folder, "raise"), size, collate_fn=Collate(5)))
+
+
+def test_damaged_episodes_have_no_captions_where_they_are_left_out(folder: Path):
+    """Captions are looked at before the first sample is."""
+    replaced(folder, "json", meta(instructions=[3]))
+    recorded = ShardSet(folder)
+    assert recorded.captions(skip=True) == set(recorded.header(1).instructions)
+    with pytest.raises(ShardError, match="must be a list of texts"):
+        recorded.captions()

@@ -241,6 +241,8 @@ def test_platform_choice():
         ({"MUJOCO_GL": "egl"}, 0, True, "EGL offers no device", "set MUJOCO_GL=osmesa"),
         ({"MUJOCO_GL": "disable"}, 1, True, "turns graphics off", "set MUJOCO_GL=egl"),
         ({"MUJOCO_GL": "nonsense"}, 1, True, "does not know", "set MUJOCO_GL=egl"),
+        ({"MUJOCO_GL": "wgl"}, 1, True, "does not know", "set MUJOCO_GL=egl"),  # of Windows
+        ({"MUJOCO_EGL_DEVICE_ID": "x"}, 1, True, "is 'x', expected", "unset MUJOCO_EGL_DEVICE_ID"),
         ({"PYOPENGL_PLATFORM": "glx"}, 1, True, "PYOPENGL_PLATFORM is 'glx'", "unset PYOPENGL_PLATFORM"),
         (
             {"PYOPENGL_PLATFORM": "egl", "MUJOCO_GL": "osmesa"}, 0, True,
@@ -255,7 +257,9 @@ def test_what_stands_in_the_way_of_graphics(variables, devices, library, why, wa
     advice = platform.way_out(variables, devices, library)
     assert advice.startswith(way)
     after = {name: value for name, value in variables.items() if f"unset {name}" not in advice}
-    after |= dict(step.removeprefix("set ").split("=") for step in advice.split(" and ") if "set M" in step)
+    after |= dict(
+        step.removeprefix("set ").split("=") for step in advice.split(" and ") if step.startswith("set ")
+    )
     if devices or library:
         assert platform.obstacle(after, devices, library) is None
 

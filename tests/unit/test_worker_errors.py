@@ -3,11 +3,14 @@
 import pickle
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from av.error import InvalidDataError
 
 from ai_wam.cli.errors import sentence
+from ai_wam.cli.signals import Terminated
+from ai_wam.documents import read_json
 from ai_wam.errors import CannotContinue, InvalidValue, LostEpisode, UserError
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
@@ -56,7 +59,7 @@ def test_what_cannot_be_unpickled_keeps_its_message():
 class Faulty(MovingSquares):
     """Squares whose second episode raises."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__(2, 4, (16, 24), views=("front",))
         object.__setattr__(self, "error", error)
 
@@ -101,3 +104,37 @@ def test_faults_of_the_machine_and_of_programs_are_not_left_out(error: Exception
     recording = Recording(Faulty(error), 2, VideoEncoding(), on_error="skip")
     with pytest.raises(type(error)):
         recording._episode(1)
+
+
+def test_errors_in_a_ring_end():
+    """`raise error from error`, and two that name each other."""
+    one, two = KeyError("a"), ValueError("b")
+    one.__cause__, two.__cause__ = two, one
+    alone = InvalidValue("c")
+    alone.__cause__ = alone
+    assert len(Failure.of(one).chain) == 2
+    assert sentence(one) is None
+    assert sentence(sent(alone)) == "c"
+
+
+@pytest.mark.parametrize("status", [0, 3, "bye"])
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_source_that_ends_the_program_is_an_error(tmp_path: Path, status: object, on_error: Any):
+    """With status 0 a folder that is not complete would look like a success."""
+    exits = Faulty(SystemExit(status))
+    with pytest.raises(CannotContinue, match=r"episode 1 of Faulty ended the program \(sys.exit\("):
+        write_shards(exits, tmp_path, 2, workers=0, progress=False, on_error=on_error)
+
+
+def test_an_interruption_is_no_end_of_a_source(tmp_path: Path):
+    with pytest.raises(Terminated):
+        write_shards(Faulty(Terminated()), tmp_path, 2, workers=0, progress=False)
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", "x" * 10**6])
+def test_reasons_can_be_written_and_read(tmp_path: Path, text: str):
+    """Names of files are bytes, and errors quote what they refuse."""
+    faulty = Faulty(ValueError(text))
+    index = write_shards(faulty, tmp_path, 2, workers=0, progress=False, on_error="skip")
+    assert read_json(tmp_path / "index.json")["left_out"] == index["left_out"]
+    assert len((tmp_path / "index.json").read_text()) < 10_000
