@@ -9,6 +9,7 @@ from ai_wam.errors import InvalidValue
 
 _QUATERNION_TOLERANCE = 1e-3
 _OPENNESS_TOLERANCE = 1e-3
+_ROTATION_TOLERANCE = 5e-4  # half of what `Cameras` allows, whose sums may be rounded otherwise
 
 
 def checked_action(action: Float[np.ndarray, "8"], at: str) -> Float[np.ndarray, "8"]:
@@ -82,7 +83,17 @@ def check_cameras(k: Float[np.ndarray, "t 3 3"], e: Float[np.ndarray, "t 4 4"], 
             f"lengths above 0 and K's last row 0 0 1, got K {k[frame].tolist()} and world_from_camera "
             f"{e[frame].tolist()}"
         )
+    if _rigid(e[~lost]):
+        return
     try:
         Cameras(torch.from_numpy(k), torch.from_numpy(e))
     except ValueError as error:
         raise InvalidValue(f"{at}, index = frame: {error}") from error
+
+
+def _rigid(e: Float[np.ndarray, "t 4 4"]) -> bool:
+    """Whether all are surely rigid: a tenth of the time that `Cameras` takes for one matrix."""
+    r = e[:, :3, :3]
+    off = np.abs(r @ r.swapaxes(1, 2) - np.eye(3, dtype=e.dtype))
+    right_handed = (np.cross(r[:, 0], r[:, 1]) * r[:, 2]).sum(axis=1) > 0
+    return bool((off < _ROTATION_TOLERANCE).all() and right_handed.all() and (e[:, 3] == [0, 0, 0, 1]).all())
