@@ -13,6 +13,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from ai_wam.documents import parse_json
 from ai_wam.errors import InvalidValue
 from benchmarks.base import Trial
 from benchmarks.comparison import differences
@@ -21,6 +22,7 @@ from benchmarks.run import StopReason, TrialResult
 
 Results = dict[str, dict[str, TrialResult]]  # by arm and trial id
 _PATTERN = "trials-*.jsonl"
+_KINDS = {"prompt": str, "scene": str, "diagnostics": dict, "error": str | None, "failure": dict | None}
 
 
 class Journal:
@@ -109,7 +111,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """What was written as a whole; a trial whose line was cut off has not been noted, and runs again."""
     for line in path.read_bytes().splitlines():
         try:
-            yield json.loads(line)
+            yield parse_json(line.decode(), str(path))
         except (ValueError, RecursionError):
             continue
 
@@ -132,7 +134,16 @@ def _told(result: TrialResult) -> dict[str, Any]:
     return plain | {"trial": result.trial.id, "recording": coded}
 
 
+def _check_kinds(told: Mapping[str, Any]) -> None:
+    if odd := [name for name, kind in _KINDS.items() if not isinstance(told[name], kind)]:
+        raise InvalidValue(f"{told['trial']!r:.100} has {odd[0]} {told[odd[0]]!r:.100}")
+    numbers = [*told["diagnostics"].values(), *told["position_std"]]
+    if not all(isinstance(number, float | int) for number in numbers):
+        raise InvalidValue(f"{told['trial']!r:.100} has figures or deviations that are no numbers")
+
+
 def _result(told: Mapping[str, Any]) -> TrialResult:
+    _check_kinds(told)
     pictures = told["recording"]
     recording = pictures and Recording(
         tuple(pictures["panels"]),

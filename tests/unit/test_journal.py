@@ -143,6 +143,12 @@ def test_a_file_cut_short_in_its_first_line_begins_anew(tmp_path):
         (lambda line: line["arms"]["policy"].update(steps=-3), "the counts (-3, 1, 0, 0)"),
         (lambda line: line["arms"]["policy"].update(seconds=math.nan), "took nan seconds"),
         (lambda line: line["arms"]["policy"].pop("seams"), "KeyError('seams')"),
+        *(
+            (lambda line, name=name: line["arms"]["policy"].update({name: [[]]}), f"has {name} [[]]")
+            for name in ("prompt", "scene", "diagnostics", "error", "failure")
+        ),
+        (lambda line: line["arms"]["policy"].update(diagnostics={"a": "b"}), "are no numbers"),
+        (lambda line: line["arms"]["policy"].update(position_std="ab"), "are no numbers"),
         (lambda line: line["arms"].update(floor=None), "Type"),
         (lambda line: line.update(arms={}), "not enough values"),
         (lambda line: line.update(arms=3), "AttributeError"),
