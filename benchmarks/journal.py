@@ -134,7 +134,16 @@ def _told(result: TrialResult) -> dict[str, Any]:
     return plain | {"trial": result.trial.id, "recording": coded}
 
 
+def _check_kinds(told: Mapping[str, Any]) -> None:
+    if odd := [name for name, kind in _KINDS.items() if not isinstance(told[name], kind)]:
+        raise InvalidValue(f"{told['trial']!r:.100} has {odd[0]} {told[odd[0]]!r:.100}")
+    numbers = [*told["diagnostics"].values(), *told["position_std"]]
+    if not all(isinstance(number, float | int) for number in numbers):
+        raise InvalidValue(f"{told['trial']!r:.100} has figures or deviations that are no numbers")
+
+
 def _result(told: Mapping[str, Any]) -> TrialResult:
+    _check_kinds(told)
     pictures = told["recording"]
     recording = pictures and Recording(
         tuple(pictures["panels"]),
