@@ -20,6 +20,7 @@ from datamodules.shard_reader import ShardSet
 from datamodules.view_names import Views
 
 Layout: TypeAlias = Literal["action_images", "lerobot"]
+_MARK = ".ai-wam-export"  # in a folder that an export began, and may delete
 _GOP: dict[Layout, int] = {"action_images": 12, "lerobot": 2}  # as each project encodes
 
 
@@ -92,13 +93,16 @@ def _whole_folder(place: AnyPath) -> Iterator[Path]:
     """A folder of this machine whose files appear under `place` when the block ends without an error."""
     local = isinstance(place, Path)
     folder = Path(f"{place}{PARTIAL}") if local else Path(tempfile.mkdtemp(suffix=PARTIAL))
-    if folder.is_symlink() or folder.is_file():
+    mark = folder / _MARK
+    if local and (folder.exists() or folder.is_symlink()) and (folder.is_symlink() or not mark.is_file()):
         raise ExistingFile(f"{folder} is in the way of {place}, which is written there; delete or rename it")
     if local and folder.exists():  # an interrupted export
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
     try:
         yield folder
+        mark.unlink()
         if isinstance(place, Path):
             os.replace(folder, place)
         else:

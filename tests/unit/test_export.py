@@ -163,6 +163,17 @@ def test_a_link_is_not_written_through(name, shards, tmp_path):
     assert (tmp_path / "mine" / "kept.txt").exists()
 
 
+def test_a_folder_that_no_export_began_is_not_deleted(shards, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "kept.txt").touch()
+    with pytest.raises(Ended, match=r"out\.partial is in the way"):
+        export(shards, tmp_path / "out", "--to=lerobot", "--views=[front]")
+    assert (tmp_path / "out.partial" / "kept.txt").exists()
+    (tmp_path / "out.partial" / ".ai-wam-export").touch()  # of an export that was killed
+    export(shards, tmp_path / "out", "--to=lerobot", "--views=[front]")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["data", "meta", "videos"]
+
+
 WRITERS = {"lerobot": LeRobotWriter, "action_images": ActionImagesWriter}
 PROVENANCE = {
     "confidence that is text": ("lerobot", {"confidence": "abc"}, "got 'abc'"),
