@@ -17,6 +17,7 @@ from upath import UPath
 from ai_wam.errors import FileTrouble, InvalidValue
 
 AnyPath: TypeAlias = Path | UPath  # UPath is pathlib's interface to s3://, gs:// and the rest of fsspec
+_NOTHING = ": nothing was written; make room and run the same command again"
 PARTIAL = ".partial"  # how names of unfinished files end
 _LONGEST = 200  # bytes; file systems allow 255, and unfinished files have longer names
 
@@ -121,7 +122,10 @@ def whole_file(path: str | AnyPath) -> Iterator[BinaryIO]:
 
 def unwritten(error: OSError, path: str | AnyPath) -> FileTrouble:
     """The error of a write that failed, with its path and the way out."""
-    what = f"{error.strerror or error}: nothing was written; make room and run the same command again"
+    said = str(error.strerror or error).removesuffix(
+        _NOTHING
+    )  # of a file in a folder that is not there either
+    what = f"{said}{_NOTHING}"
     return FileTrouble(error.errno, what, str(path))
 
 

@@ -49,11 +49,10 @@ class Lens:
             )
         try:
             numbers = np.asarray(coefficients, dtype=np.float64).reshape(-1)
-            if np.asarray(coefficients).dtype == bool:
-                raise TypeError("truth values")
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidValue(f"{at}: distortion is {coefficients!r}, expected numbers") from error
-        if len(numbers) not in _NUMBERS[kind] or not np.isfinite(numbers).all():
+        truths = np.asarray(coefficients).dtype == bool
+        if truths or len(numbers) not in _NUMBERS[kind] or not np.isfinite(numbers).all():
             counts = ", ".join(map(str, _NUMBERS[kind]))
             raise InvalidValue(
                 f"{at}: distortion is {coefficients!r}; the model {kind!r} has {counts} finite numbers "

@@ -108,8 +108,8 @@ def _whole_folder(place: AnyPath) -> Iterator[Path]:
         else:
             place.fs.put(f"{folder}/", place.path, recursive=True)
     except OSError as error:
-        if isinstance(error, UserError):  # of what is read
-            raise
+        if isinstance(error, UserError) and not str(error.filename).startswith(str(folder)):
+            raise  # of what is read
         if not isinstance(place, Path) and place.exists():  # some of the files arrived
             place.fs.rm(place.path, recursive=True)
         raise unwritten(error, place) from error

@@ -140,7 +140,7 @@ def test_hidden_points_stay_hidden() -> None:
         ({"k1": 0.1, "cameras_to_world": POSE}, r"\['cameras_to_world', 'k1'\] are not known"),
         ({"distortion": [0.1]}, "4, 5, 8, 12, 14 finite numbers"),
         ({"distortion": [0.1, 0, 0, float("nan")]}, "finite numbers"),
-        ({"distortion": [True, False, True, False]}, "expected numbers"),
+        ({"distortion": [True, False, True, False]}, "finite numbers"),
         ({"distortion": "wide"}, "distortion is 'wide', expected numbers"),
         ({"distortion": [0.1] * 5, "model": "fisheye"}, "'fisheye' has 4 finite numbers"),
         ({"model": "OPENCV_FISHEYE"}, "distortion is None"),
