@@ -16,7 +16,7 @@ The format knows no calibration and no kind of pose, so both are the caller's to
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -24,10 +24,9 @@ from jaxtyping import Float
 
 from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath, as_path
+from ai_wam.files import as_path
 from ai_wam.numbers import check_numbers
 from ai_wam.types import Episode, Frame
-from ai_wam.video import VideoTable
 from datamodules.calibration import Calibration
 from datamodules.lerobot_meta import Entry, Info, read_episodes, read_tasks, tasks_file
 from datamodules.lerobot_tables import Column, column_names, numbers, read_columns, whole_numbers
@@ -293,8 +292,7 @@ def _picture_times(
     video: VideoFile, seconds: Float[np.ndarray, "t"], hz: float, entry: Entry
 ) -> Float[np.ndarray, "t"]:
     """When the video shows each frame's picture: at the frame's time in the file, or near it."""
-    state = video.path.stat()
-    shown = _shown(video.path, state.st_size, state.st_mtime_ns)
+    shown = video.shown
     nearest = np.searchsorted((shown[1:] + shown[:-1]) / 2, seconds)
     if nearest[0] + len(seconds) > len(shown):
         raise InvalidValue(
@@ -309,13 +307,6 @@ def _picture_times(
             f"video, the nearest picture is shown at {shown[nearest[frame]]:g} s; copy the data set again"
         )
     return shown[nearest]
-
-
-@lru_cache(maxsize=64)  # hundreds of episodes lie in one file
-def _shown(path: AnyPath, size: int, changed: int) -> Float[np.ndarray, "n"]:
-    """When each picture is shown, seconds; size and time of the last change keep the memory true."""
-    table = VideoTable.of(path.read_bytes())
-    return np.array(table.shown) * table.tick
 
 
 def _frames(

@@ -1,13 +1,13 @@
 """Foreign video files, opened once to know their length and read in order."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 
 import numpy as np
 from av.error import FFmpegError
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from ai_wam.errors import InvalidValue
 from ai_wam.files import AnyPath
@@ -22,11 +22,13 @@ class VideoFile:
         path: the file.
         frames: number of frames.
         size: height and width.
+        shown: seconds at which each frame is shown, rising.
     """
 
     path: AnyPath
     frames: int
     size: tuple[int, int]
+    shown: Float[np.ndarray, "n"] = field(repr=False, compare=False)
 
     @classmethod
     def open(cls, path: AnyPath, hz: float | None = None) -> "VideoFile":
@@ -76,8 +78,10 @@ class VideoFile:
 
 
 @lru_cache(maxsize=64)  # LeRobot packs hundreds of episodes into one file
-def _table(path: AnyPath, size: int, changed: int, hz: float | None) -> tuple[int, tuple[int, int]]:
-    """Number of frames and their size; what else the arguments say keeps the memory true."""
+def _table(
+    path: AnyPath, size: int, changed: int, hz: float | None
+) -> tuple[int, tuple[int, int], Float[np.ndarray, "n"]]:
+    """Frames, their size and when they are shown; what else the arguments say keeps the memory true."""
     table = VideoTable.of(path.read_bytes())
     table.check_times(hz)
-    return len(table), table.size
+    return len(table), table.size, np.array(table.shown) * table.tick

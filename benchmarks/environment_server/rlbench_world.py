@@ -48,7 +48,7 @@ def _losing(what: str) -> Iterator[None]:
 
 
 class Planning(EndEffectorPoseViaPlanning):
-    """Plans to poses other than the present one, where physics goes on for a step and the gripper acts alone.
+    """Plans to poses other than the present one, where physics advances a step and the gripper acts alone.
 
     PyRep's path to the present pose has the length 0, by which it divides: the joints become NaN.
     """
