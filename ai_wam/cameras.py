@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ai_wam.errors import InvalidValue
-from ai_wam.precision import full_precision
+from ai_wam.utils.autocast import full_precision
 
 _ROTATION_TOLERANCE = 1e-3
 

@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
-from ai_wam.movable import Movable
 from ai_wam.types import LatentSpec
+from ai_wam.utils.tensor_dataclass import Movable
 
 RAY_CHANNELS = 6
 

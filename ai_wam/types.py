@@ -11,20 +11,19 @@ are `ai_wam.cameras.Cameras` (OpenCV axes). The noise level u in [0, 1] is the d
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ai_wam.cameras import Cameras, CropResize
+from ai_wam.episodes import Frame
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath
-from ai_wam.labels import Labels
-from ai_wam.movable import Movable, is_blank
+from ai_wam.files.atomic import AnyPath
+from ai_wam.utils.tensor_dataclass import Movable, is_blank
 
 _MOST_NUMBERS = 2**31 - 1  # of one tensor, as convolution kernels index them
 
@@ -130,94 +129,6 @@ class LatentSpec:
                 "change clip.size"
             )
         return grid
-
-
-@dataclass(frozen=True)
-class View:
-    """One calibrated picture.
-
-    Attributes:
-        image: RGB, row 0 at the top.
-        intrinsics: K in pixels of this image.
-        world_from_camera: rigid 4 x 4, metres, OpenCV axes.
-        depth: metres along the camera's forward axis; None where nobody recorded it.
-    """
-
-    image: UInt8[np.ndarray, "h w 3"]
-    intrinsics: Float[np.ndarray, "3 3"]
-    world_from_camera: Float[np.ndarray, "4 4"]
-    depth: Float[np.ndarray, "h w"] | None = None
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One instant of one world, as a simulator, a robot or a reader gives it: no batch, no torch.
-
-    Attributes:
-        views: pictures by camera name.
-        action: where the tool is now and how open the gripper is now; None where nobody recorded it.
-        seconds: time since the episode began.
-    """
-
-    views: Mapping[str, View]
-    action: Float[np.ndarray, "8"] | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A recorded episode.
-
-    Attributes:
-        key: its name, unique in the source; letters, digits, "-" and "_" only.
-        frames: in time order, `1 / hz` seconds apart; may be a generator, read once.
-        instructions: phrasings of what was to be done, at least one (the empty string where none is known).
-        hz: frames per second of the recording.
-        provenance: where it comes from (JSON values): source, task, variation, seed, licence ...
-        labels: how sure a model is of actions that it read off the pictures; None for measured actions.
-    """
-
-    key: str
-    frames: Iterable[Frame]
-    instructions: tuple[str, ...]
-    hz: float
-    provenance: Mapping[str, Any]
-    labels: Labels | None = None
-
-
-@dataclass(frozen=True)
-class SourceCard:
-    """What only a source knows of itself, for the card beside its recordings; a source may have it as `card`.
-
-    Attributes:
-        title: its name for humans.
-        licence: of the data, as the hub calls it, such as cc-by-4.0.
-        homepage: where it is described.
-        citation: what to cite.
-        defects: what is known to be wrong with it, one sentence each.
-    """
-
-    title: str = ""
-    licence: str = "unknown"
-    homepage: str = ""
-    citation: str = ""
-    defects: tuple[str, ...] = ()
-
-
-@runtime_checkable
-class EpisodeSource(Protocol):
-    """Anything that gives recorded episodes by number: a demonstrating simulator or a reader of files.
-
-    An episode depends on its number alone, so that any worker can make any of them, and again.
-    """
-
-    def __len__(self) -> int:
-        """Number of episodes."""
-        ...
-
-    def __getitem__(self, index: int) -> Episode:
-        """Episode `index`, 0 <= index < len."""
-        ...
 
 
 @dataclass(frozen=True)

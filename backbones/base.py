@@ -14,8 +14,8 @@ from torch.distributed.fsdp import fully_shard
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, condition_channels
+from ai_wam.diffusion.noise_paths import NoisePath
 from ai_wam.errors import InvalidValue
-from ai_wam.noise import NoisePath
 from ai_wam.types import LatentSpec
 from backbones.adapter import ADDED, adapt_input, conditioned
 from backbones.block_inputs import BlockConditions, ToldBlocks, tell

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from ai_wam.weights import check_finite
+from ai_wam.files.weights import check_finite
 from backbones.loading import check_complete, saved_config
 from backbones.parts import require, weight_files
 

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ai_wam.canvas import Canvas
+from ai_wam.diffusion.noise_paths import NoisePath
+from ai_wam.diffusion.solvers import Solver, integrate
 from ai_wam.errors import InvalidValue
-from ai_wam.noise import NoisePath
-from ai_wam.precision import half_precision
-from ai_wam.samplers import Solver, integrate
 from ai_wam.types import LatentSpec
+from ai_wam.utils.autocast import half_precision
 from backbones.prompts import Context
 
 Prediction = Literal["native", "clean", "change"]
@@ -125,7 +125,7 @@ class CanvasDiffusion(nn.Module, ABC):
             steps: steps of the path's grid.
             guidance: scale of classifier-free guidance; 1 is off and costs nothing.
             null_context: the empty prompts, needed for guidance other than 1; evaluated in the same forward.
-            solver: see `ai_wam.samplers`.
+            solver: see `ai_wam.diffusion.solvers`.
         """
         if guidance != 1 and null_context is None:
             raise InvalidValue(f"guidance {guidance} needs null_context (the empty prompts)")

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ai_wam.canvas import Canvas, Kind
-from ai_wam.precision import full_precision
+from ai_wam.utils.autocast import full_precision
 from backbones.codec import LatentCodec
 from backbones.diffusion import CanvasDiffusion
 from backbones.images import ImageEncoder

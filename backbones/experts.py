@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ai_wam.canvas import Canvas
+from ai_wam.diffusion.noise_paths import NoisePath
 from ai_wam.errors import InvalidValue
-from ai_wam.noise import NoisePath
 from backbones.folders import model_index, trained_as
 from backbones.parts import find
 from backbones.prompts import Context

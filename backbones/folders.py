@@ -24,9 +24,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ai_wam.documents import read_json
 from ai_wam.errors import ExistingFile, InvalidValue
-from ai_wam.weights import check_weights, read_safetensors, whole_weights
+from ai_wam.files.json_yaml import read_json
+from ai_wam.files.weights import check_weights, read_safetensors, whole_weights
 from backbones.parts import MissingPart, find
 
 ADAPTER = "adapter.safetensors"

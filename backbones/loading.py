@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue, UserError
-from ai_wam.weights import check_finite
+from ai_wam.files.json_yaml import read_json
+from ai_wam.files.weights import check_finite
 from backbones.families import family_of
 from backbones.parts import (
     MissingPart,

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ai_wam.errors import InvalidValue, MissingPackage
-from ai_wam.numbers import check_numbers
+from ai_wam.utils.number_checks import check_numbers
 
 _PEFT = "adapter_model.safetensors"
 _TRANSFORMERS = {

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ai_wam.canvas import Canvas
+from ai_wam.diffusion.noise_paths import FlowMatching, NoisePath, TimeSampling, shifted
 from ai_wam.errors import InvalidValue
-from ai_wam.noise import FlowMatching, NoisePath, TimeSampling, shifted
-from ai_wam.precision import full_precision
 from ai_wam.types import LatentSpec
+from ai_wam.utils.autocast import full_precision
 from backbones.base import VideoBackbone
 from backbones.codec import LatentCodec
 from backbones.loading import load_codec

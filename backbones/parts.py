@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import constants, try_to_load_from_cache
 
-from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue, MissingFile
+from ai_wam.files.json_yaml import read_json
 
 _DRY: ContextVar[bool] = ContextVar("without_weights", default=False)
 _STEMS = ("diffusion_pytorch_model", "model")  # of weight files: diffusers' and transformers'

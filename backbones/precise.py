@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ai_wam.precision import full_precision
+from ai_wam.utils.autocast import full_precision
 
 
 def islands(network: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath
-from ai_wam.movable import Movable
+from ai_wam.files.atomic import AnyPath
+from ai_wam.utils.tensor_dataclass import Movable
 
 
 @dataclass(frozen=True)

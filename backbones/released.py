@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 
 from ai_wam.errors import InvalidValue
-from ai_wam.weights import check_weights, read_safetensors, read_torch
+from ai_wam.files.weights import check_weights, read_safetensors, read_torch
 from backbones.block_inputs import CameraEncoders
 
 _EMBEDDER = "condition_embedder"

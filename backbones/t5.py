@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath, as_path, whole_file
+from ai_wam.files.atomic import AnyPath, as_path, whole_file
 from backbones.loading import load_part
 from backbones.parts import require, together
 from backbones.prompts import Context, PromptEncoder

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas
+from ai_wam.diffusion.noise_paths import FlowMatching, NoisePath, TimeSampling
 from ai_wam.errors import InvalidValue
-from ai_wam.noise import FlowMatching, NoisePath, TimeSampling
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
 from backbones.block_inputs import CameraEncoders, ray_videos

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.episodes import Frame
 from ai_wam.errors import CannotContinue, InvalidValue
-from ai_wam.types import Frame
 
 if TYPE_CHECKING:
     Action = Float[np.ndarray, "8"]

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 
 from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.episodes import Frame
 from ai_wam.errors import InvalidValue
-from ai_wam.types import Clip, Committed, Frame, Observation, Policy
+from ai_wam.types import Clip, Committed, Observation, Policy
 from benchmarks.base import Simulator, Trial
 from benchmarks.failures import explain
 from benchmarks.policies import Expert, HoldStill

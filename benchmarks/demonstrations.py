@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.episodes import Episode, Frame, SourceCard
 from ai_wam.errors import InvalidIndex, InvalidValue, LostEpisode
-from ai_wam.types import Episode, Frame, SourceCard
 from benchmarks.base import Simulator, SimulatorCrash, Trial
 
 log = logging.getLogger(__name__)
 
 
 class Demonstrations:
-    """An `ai_wam.types.EpisodeSource` that lets a simulator demonstrate its tasks.
+    """An `ai_wam.episodes.EpisodeSource` that lets a simulator demonstrate its tasks.
 
     Tasks take turns, and so do each task's variations, so that any part of the source is balanced. Episode
     `i` always is the same: its scene follows from its number, and so do those tried next where the expert

@@ -13,8 +13,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ai_wam.documents import parse_json
 from ai_wam.errors import InvalidValue
+from ai_wam.files.json_yaml import parse_json
 from benchmarks.base import Trial
 from benchmarks.comparison import differences
 from benchmarks.recording import Recording

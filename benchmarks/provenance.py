@@ -6,7 +6,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ai_wam.files import AnyPath, as_path
+from ai_wam.files.atomic import AnyPath, as_path
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("ai-wam", "torch", "lightning", "diffusers", "mujoco", "numpy", "av")

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ai_wam.cameras import CropResize
-from ai_wam.types import Clip, Frame
+from ai_wam.episodes import Frame
+from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding, overlay, to_uint8, write_video
 
 _SHORT_SIDE = (160, 224)  # pixels; smaller panels are enlarged so that 4:2:0 does not smear a blob's colour

@@ -6,8 +6,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
 
-from ai_wam.documents import read_json
 from ai_wam.errors import CannotContinue, InvalidValue
+from ai_wam.files.json_yaml import read_json
 from benchmarks.acting import acting_summary
 from benchmarks.base import CHANGED, Trial
 from benchmarks.benchmark import TrialResult

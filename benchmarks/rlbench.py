@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.episodes import Frame, View
 from ai_wam.errors import InvalidValue
-from ai_wam.types import Frame, View
 from benchmarks.base import CHANGED, StepResult, Trial, checked_action, fingerprint
 from benchmarks.remote import EnvironmentServer
 from benchmarks.rlbench_tasks import VARIATIONS

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.fsdp import FSDPModule
 
-from ai_wam.averaging import AveragedWeights
 from ai_wam.errors import InvalidType, InvalidValue
 from ai_wam.types import Clip, Policy
+from ai_wam.utils.ema import AveragedWeights
 from benchmarks.base import Trial
 from benchmarks.benchmark import Benchmark, TrialResult
 

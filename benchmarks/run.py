@@ -13,7 +13,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ai_wam.cameras import Cameras
-from ai_wam.types import ActionChunk, Clip, Committed, Frame, Observation
+from ai_wam.episodes import Frame
+from ai_wam.types import ActionChunk, Clip, Committed, Observation
 from benchmarks.base import CHANGED, Simulator, SimulatorCrash, Trial
 from benchmarks.controller import control_steps
 from benchmarks.protocol import EvaluationProtocol

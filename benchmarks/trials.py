@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.utilities import rank_zero_info
 
 from ai_wam.errors import InvalidValue
-from ai_wam.files import write_json, write_text
+from ai_wam.files.atomic import write_json, write_text
 from ai_wam.types import Clip, Policy, ReadableInMoreWays
 from benchmarks.base import Trial
 from benchmarks.benchmark import Benchmark, TrialResult

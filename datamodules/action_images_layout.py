@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ai_wam.arrays import read_npy
 from ai_wam.cameras import Cameras
-from ai_wam.documents import read_json
+from ai_wam.episodes import Episode, Frame, SourceCard, View
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath, as_path, file_name, whole_file, write_json
-from ai_wam.types import Episode, Frame, SourceCard, View
+from ai_wam.files.atomic import AnyPath, as_path, file_name, whole_file, write_json
+from ai_wam.files.json_yaml import read_json
+from ai_wam.files.numpy_arrays import read_npy
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.calibration import check_intrinsics
 from datamodules.episode_members import npy

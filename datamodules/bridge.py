@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ai_wam.documents import read_json
+from ai_wam.episodes import Episode, Frame, SourceCard, View
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath, as_path
-from ai_wam.types import Episode, Frame, SourceCard, View
+from ai_wam.files.atomic import AnyPath, as_path
+from ai_wam.files.json_yaml import read_json
 from datamodules.calibration import Calibration
 from datamodules.reading import by_numbers, check_finite, check_stride, numbered, read_lines, read_picture
 from datamodules.rotations import euler_xyz, to_quaternion

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath
+from ai_wam.files.atomic import AnyPath
 from ai_wam.types import Batch, ClipEncoder
 from datamodules.clip_dataset import ClipDataset, Collate
 from datamodules.episode_members import EpisodeMembers, npy

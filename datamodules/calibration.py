@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, UInt8
 
 from ai_wam.cameras import Cameras
+from ai_wam.episodes import View
 from ai_wam.errors import InvalidValue
-from ai_wam.types import View
 from datamodules.lens import Lens
 
 _POSES = ("camera_to_world", "world_to_camera")

@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 
 from ai_wam.action_images import tool_points
 from ai_wam.cameras import Cameras
-from ai_wam.documents import read_text
+from ai_wam.episodes import Episode, EpisodeSource, Frame, View
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath, as_path, inside, whole_file
-from ai_wam.numbers import check_numbers
-from ai_wam.types import Episode, EpisodeSource, Frame, View
+from ai_wam.files.atomic import AnyPath, as_path, inside, whole_file
+from ai_wam.files.json_yaml import read_text
+from ai_wam.utils.number_checks import check_numbers
 from datamodules.folder import FolderSource
 from datamodules.shard_format import INDEX
 from datamodules.shard_reader import ShardSet

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue
+from ai_wam.files.json_yaml import read_json
 from datamodules.calibration import Calibration
 from datamodules.colmap import read_colmap
 from datamodules.reading import is_turned

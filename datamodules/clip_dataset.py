@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ai_wam.cameras import Cameras, CropResize
 from ai_wam.errors import InvalidValue
-from ai_wam.faults import DATA_FAULTS, fault, of_machine
+from ai_wam.files.read_errors import DATA_FAULTS, fault, of_machine
 from ai_wam.types import Batch, Encoded
 from datamodules.latent_cache import LatentCache
 from datamodules.rotations import continuous_actions

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import CropResize
-from ai_wam.files import AnyPath, whole_file
+from ai_wam.files.atomic import AnyPath, whole_file
 from ai_wam.video import overlay
 from datamodules.inspection import chosen_frames, fitted_cameras
 from datamodules.shard_reader import ShardSet

@@ -10,7 +10,7 @@ from jaxtyping import Integer
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from ai_wam.files import write_json
+from ai_wam.files.atomic import write_json
 from datamodules.clip_dataset import ClipDataset
 
 _PART = 1_000_000  # sample numbers counted at a time

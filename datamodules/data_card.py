@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ai_wam.files import AnyPath, write_text
-from ai_wam.types import SourceCard
+from ai_wam.episodes import SourceCard
+from ai_wam.files.atomic import AnyPath, write_text
 from datamodules.shard_format import LeftOut
 from datamodules.shard_reader import EpisodeHeader, ShardSet
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ai_wam.arrays import read_npz
 from ai_wam.errors import InvalidValue
+from ai_wam.files.numpy_arrays import read_npz
 
 _HEADER = 16_384  # bytes at most of an array's header in a .npz
 _STEPS = 2**24 - 1  # of a picture whose red, green and blue bytes are one number, red the highest

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
-from ai_wam.documents import read_json
+from ai_wam.episodes import Episode, Frame, SourceCard, View
 from ai_wam.errors import InvalidValue, MissingPackage
-from ai_wam.files import AnyPath, as_path
-from ai_wam.types import Episode, Frame, SourceCard, View
+from ai_wam.files.atomic import AnyPath, as_path
+from ai_wam.files.json_yaml import read_json
 from datamodules.calibration import check_intrinsics
 from datamodules.droid_calibration import (
     Limits,

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, UInt8
 
 from ai_wam.cameras import Cameras
-from ai_wam.documents import read_json
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath
+from ai_wam.files.atomic import AnyPath
+from ai_wam.files.json_yaml import read_json
 
 _EXTRINSICS = ("cam2base_extrinsic_superset.json", "cam2base_extrinsics.json")  # better one first
 _THIN = 4  # every n-th pixel tells motion well enough

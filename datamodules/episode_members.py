@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from ai_wam.documents import check_characters
+from ai_wam.episodes import Episode, Frame, Labels, View
 from ai_wam.errors import InvalidValue
-from ai_wam.labels import Labels
-from ai_wam.numbers import check_numbers
-from ai_wam.types import Episode, Frame, View
+from ai_wam.files.json_yaml import check_characters
+from ai_wam.utils.number_checks import check_numbers
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.depth import DepthWriter, depth_member
 from datamodules.frame_rules import check_cameras, checked_action

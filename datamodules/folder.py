@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ai_wam.documents import read_json
+from ai_wam.episodes import Episode, Frame
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath, as_path
-from ai_wam.types import Episode, Frame
+from ai_wam.files.atomic import AnyPath, as_path
+from ai_wam.files.json_yaml import read_json
 from datamodules.calibration import Calibration
 from datamodules.reading import check_hands, not_finite, parse_number, read_lines
 from datamodules.video_files import VideoFile

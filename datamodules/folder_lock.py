@@ -4,7 +4,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from ai_wam.files import AnyPath
+from ai_wam.files.atomic import AnyPath
 from datamodules.shard_format import ShardError
 
 _held: dict[Path, int] = {}  # descriptors by folder; a process may open a folder again that it holds

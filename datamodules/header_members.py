@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ai_wam.arrays import read_npy, read_npz
-from ai_wam.documents import parse_json
 from ai_wam.errors import InvalidValue
+from ai_wam.files.json_yaml import parse_json
+from ai_wam.files.numpy_arrays import read_npy, read_npz
 from datamodules.frame_rules import check_actions, check_cameras
 from datamodules.shard_format import ACTIONS, CAMERAS, META, EpisodeEntry
 

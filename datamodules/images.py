@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from ai_wam.action_images import ActionImageTokenizer, DecodeStatus
 from ai_wam.cameras import Cameras
+from ai_wam.episodes import Frame
 from ai_wam.errors import InvalidValue
-from ai_wam.types import Batch, Clip, Frame, Observation
+from ai_wam.types import Batch, Clip, Observation
 from ai_wam.video import iterate_video
 from datamodules.calibration import Calibration, check_intrinsics
 from datamodules.camera_files import read_cameras

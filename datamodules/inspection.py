@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ai_wam.action_images import ActionImageTokenizer, tool_points
 from ai_wam.cameras import Cameras, CropResize
+from ai_wam.episodes import Labels
 from ai_wam.errors import InvalidValue
-from ai_wam.labels import Labels
 from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from ai_wam.video import VideoTable
 from datamodules.calibration import check_intrinsics

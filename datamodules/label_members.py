@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ai_wam.arrays import read_npz
+from ai_wam.episodes import Labels
 from ai_wam.errors import InvalidValue
-from ai_wam.labels import Labels
+from ai_wam.files.numpy_arrays import read_npz
 
 _TYPES = {"valid": np.bool_, "confidence": np.float32, "disagreement_px": np.float32}
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ai_wam.arrays import read_header
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath
+from ai_wam.files.atomic import AnyPath
+from ai_wam.files.numpy_arrays import read_header
 from ai_wam.types import Encoded
 from datamodules.settings import differences
 from datamodules.shard_folder import Recent, ShardFolder

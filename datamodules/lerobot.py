@@ -22,11 +22,11 @@ from itertools import groupby
 import numpy as np
 from jaxtyping import Float
 
-from ai_wam.documents import read_json
+from ai_wam.episodes import Episode, Frame
 from ai_wam.errors import InvalidValue
-from ai_wam.files import as_path
-from ai_wam.numbers import check_numbers
-from ai_wam.types import Episode, Frame
+from ai_wam.files.atomic import as_path
+from ai_wam.files.json_yaml import read_json
+from ai_wam.utils.number_checks import check_numbers
 from datamodules.calibration import Calibration
 from datamodules.lerobot_meta import Entry, Info, read_episodes, read_tasks, tasks_file
 from datamodules.lerobot_tables import Column, column_names, numbers, read_columns, whole_numbers

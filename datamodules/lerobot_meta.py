@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ai_wam.documents import parse_json, read_json, read_text
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath
+from ai_wam.files.atomic import AnyPath
+from ai_wam.files.json_yaml import parse_json, read_json, read_text
 from datamodules.lerobot_tables import column_names, read_columns
 from datamodules.view_names import Views, chosen_views
 

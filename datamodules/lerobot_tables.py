@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ai_wam.errors import InvalidValue, MissingPackage
-from ai_wam.files import AnyPath
+from ai_wam.files.atomic import AnyPath
 
 _COLUMN = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<first>[0-9]+)(:(?P<stop>[0-9]+))?\])?")
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.episodes import Episode, Frame
 from ai_wam.errors import InvalidValue
-from ai_wam.files import file_name, whole_file, write_json
-from ai_wam.types import Episode, Frame
+from ai_wam.files.atomic import file_name, whole_file, write_json
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.lerobot_statistics import Numbers, Pictures
 from datamodules.lerobot_tables import parquet

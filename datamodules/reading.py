@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageOps
 
-from ai_wam.documents import read_text
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath
+from ai_wam.files.atomic import AnyPath
+from ai_wam.files.json_yaml import read_text
 
 _LINE_END = re.compile(r"\r\n|\r|\n")  # str.splitlines also splits at U+2028 and others
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # float() also takes 1_0

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from ai_wam.episodes import EpisodeSource, SourceCard
 from ai_wam.errors import CannotContinue, FileTrouble, InvalidValue, UserError
-from ai_wam.faults import DATA_FAULTS, fault, of_machine
-from ai_wam.files import AnyPath, as_path
-from ai_wam.numbers import check_numbers
-from ai_wam.types import EpisodeSource, SourceCard
+from ai_wam.files.atomic import AnyPath, as_path
+from ai_wam.files.read_errors import DATA_FAULTS, fault, of_machine
+from ai_wam.utils.number_checks import check_numbers
 from ai_wam.video import VideoEncoding
 from datamodules.data_card import merged, write_card
 from datamodules.episode_members import EpisodeMembers, encode_episode

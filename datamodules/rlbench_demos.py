@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.episodes import Episode, Frame, SourceCard, View
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath, as_path
-from ai_wam.types import Episode, Frame, SourceCard, View
+from ai_wam.files.atomic import AnyPath, as_path
 from datamodules.depth import rlbench_depth
 from datamodules.reading import check_finite, check_follows, check_stride, numbered, read_picture
 from datamodules.safe_pickle import Shell, load_pickle

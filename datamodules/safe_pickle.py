@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath
+from ai_wam.files.atomic import AnyPath
 
 _Globals: TypeAlias = Mapping[tuple[str, str], Any]
 _SCALAR: Any = np.float64().__reduce__()[0]  # the function has no public name

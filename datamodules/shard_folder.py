@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 from upath import UPath
 
 from ai_wam.errors import FileTrouble, InvalidValue
-from ai_wam.faults import FORMAT_FAULTS, fault
-from ai_wam.files import AnyPath, as_path
+from ai_wam.files.atomic import AnyPath, as_path
+from ai_wam.files.read_errors import FORMAT_FAULTS, fault
 from datamodules.episode_table import EpisodeTable
 from datamodules.shard_format import (
     INDEX,

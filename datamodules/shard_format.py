@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ai_wam import documents
 from ai_wam.errors import InvalidValue, UserError
-from ai_wam.files import AnyPath, write_json
+from ai_wam.files import json_yaml
+from ai_wam.files.atomic import AnyPath, write_json
 from datamodules.view_names import NAME
 
 SCHEMA = 1
@@ -274,6 +274,6 @@ def read_json(path: AnyPath) -> dict[str, Any]:
     if isinstance(path, Path) and path.exists() and not path.is_file():
         raise ShardError(f"{path} is no file; copy the folder again")
     try:
-        return documents.read_json(path)
+        return json_yaml.read_json(path)
     except InvalidValue as error:
         raise ShardError(str(error)) from error

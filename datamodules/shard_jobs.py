@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from ai_wam.cluster import ray_cluster
 from ai_wam.errors import CannotContinue, InvalidType, InvalidValue
-from ai_wam.files import AnyPath
-from ai_wam.numbers import check_numbers
+from ai_wam.files.atomic import AnyPath
+from ai_wam.utils.number_checks import check_numbers
+from ai_wam.utils.ray_cluster import ray_cluster
 from datamodules.shard_format import shard_name
 from datamodules.shard_writer import Made, remove_unfinished, write_shard
 from datamodules.worker_errors import Failure

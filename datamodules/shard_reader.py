@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from ai_wam.episodes import Episode, Frame, Labels, View
 from ai_wam.errors import InvalidValue
-from ai_wam.faults import DATA_FAULTS, of_machine
-from ai_wam.labels import Labels
-from ai_wam.types import Episode, Frame, View
+from ai_wam.files.read_errors import DATA_FAULTS, of_machine
 from ai_wam.video import FrameDecoder, VideoTable
 from datamodules.depth import depth_member, read_depth
 from datamodules.header_members import check_entry, read_actions, read_cameras, read_meta

@@ -18,10 +18,10 @@ from typing import Any, TypeAlias
 
 from webdataset import TarWriter
 
-from ai_wam.documents import parse_json
+from ai_wam.episodes import Episode, SourceCard
 from ai_wam.errors import InvalidValue
-from ai_wam.files import PARTIAL, AnyPath, as_path, publish, write_json
-from ai_wam.types import Episode, SourceCard
+from ai_wam.files.atomic import PARTIAL, AnyPath, as_path, publish, write_json
+from ai_wam.files.json_yaml import parse_json
 from ai_wam.video import VideoEncoding
 from datamodules.data_card import write_card
 from datamodules.episode_members import EpisodeMembers, encode_episode

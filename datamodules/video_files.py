@@ -10,7 +10,7 @@ from av.error import FFmpegError
 from jaxtyping import Float, UInt8
 
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath
+from ai_wam.files.atomic import AnyPath
 from ai_wam.video import VideoTable, iterate_video
 
 

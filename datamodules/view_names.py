@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath
+from ai_wam.files.atomic import AnyPath
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a view or an episode: part of a file's name in shards
 Views: TypeAlias = list[str] | dict[str, str] | None

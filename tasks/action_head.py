@@ -15,7 +15,7 @@ from ai_wam.poses import (
     rotation_from_quaternion,
     rotation_from_vector,
 )
-from ai_wam.precision import full_precision
+from ai_wam.utils.autocast import full_precision
 
 _POINTS = 16  # places that a feature map points at
 _METRES, _RADIANS = 0.05, 0.3  # what a correction of 1 means

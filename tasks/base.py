@@ -11,11 +11,11 @@ from torch import Tensor, distributed
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.canvas import Canvas, Kind, Plan, blank, joined, plan
+from ai_wam.diffusion.solvers import Solver
 from ai_wam.errors import InvalidValue
-from ai_wam.numbers import check_numbers
-from ai_wam.samplers import Solver
-from ai_wam.seeds import named_generator
 from ai_wam.types import ActionChunk, Batch, Clip
+from ai_wam.utils.number_checks import check_numbers
+from ai_wam.utils.seeds import named_generator
 from backbones.base import VideoBackbone
 from backbones.prompts import Context
 from tasks.action_head import ActionHead
@@ -51,7 +51,7 @@ class WorldActionTask(WorldActionModel):
         prompt_dropout: share of samples that train with the empty prompt.
         sampling_steps: network evaluations of one prediction.
         guidance: scale of classifier-free guidance; 1 is off.
-        solver: how a prediction walks the noise path; see `ai_wam.samplers`.
+        solver: how a prediction walks the noise path; see `ai_wam.diffusion.solvers`.
         action_head: a learned decoder on top of the geometric one; trained beside the video model, on its
             estimates, without changing them.
         freeze_backbone: train the action head alone.

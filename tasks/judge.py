@@ -26,7 +26,7 @@ from torchmetrics import Metric, MetricCollection, SumMetric
 from ai_wam.action_images import ActionImageTokenizer, DecodedActions, tool_points
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, Plan
-from ai_wam.files import write_json
+from ai_wam.files.atomic import write_json
 from ai_wam.types import Batch
 from tasks.metrics.action import ActionAccuracy
 from tasks.metrics.networks import Extractor

@@ -14,9 +14,9 @@ from torch import Tensor
 from ai_wam.action_images import tool_points
 from ai_wam.cameras import Cameras, CropResize
 from ai_wam.canvas import Kind, plan
+from ai_wam.episodes import Episode, EpisodeSource, Labels, View
 from ai_wam.errors import InvalidValue
-from ai_wam.labels import Labels
-from ai_wam.types import Batch, Clip, Episode, EpisodeSource, View
+from ai_wam.types import Batch, Clip
 from tasks.base import WorldActionTask
 
 PLAN = "annotation"

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ai_wam.canvas import Plan, plan
 from ai_wam.errors import InvalidValue
-from ai_wam.numbers import check_numbers
 from ai_wam.types import Batch, Clip
+from ai_wam.utils.number_checks import check_numbers
 
 Lengths = tuple[str | None, ...]  # of the segments of a plan
 WITHOUT_ACTIONS = "video_only"  # what rows without recorded actions train by

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, Kind, Plan, build_canvas
+from ai_wam.diffusion.solvers import Solver
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath
-from ai_wam.numbers import check_numbers
-from ai_wam.samplers import Solver
-from ai_wam.seeds import named_generator
+from ai_wam.files.atomic import AnyPath
+from ai_wam.files.weights import check_finite, load_weights
 from ai_wam.types import ActionChunk, Batch, Clip, Encoded, Observation, Policy
-from ai_wam.weights import check_finite, load_weights
+from ai_wam.utils.number_checks import check_numbers
+from ai_wam.utils.seeds import named_generator
 from backbones.base import VideoBackbone
 from backbones.prompts import Context
 from tasks.action_head import ActionHead

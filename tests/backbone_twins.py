@@ -6,7 +6,7 @@ import torch
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
-from ai_wam.cli.configs import instantiate
+from ai_wam.cli.shipped_configs import instantiate
 from backbones.base import VideoBackbone
 from backbones.prompts import Context
 

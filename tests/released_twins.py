@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
-from ai_wam.noise import FlowMatching, NoisePath
+from ai_wam.diffusion.noise_paths import FlowMatching, NoisePath
 from backbones.base import VideoBackbone
 from backbones.prompts import Context
 from backbones.wan import Wan

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(command: str, rest: Sequence[str]) -> None:
     if command == "test" and any(word.partition("=")[0] == "--ray" for word in rest):
-        import_module("ai_wam.cli.on_ray").main([command, *rest])
+        import_module("ai_wam.cli.ray_trials").main([command, *rest])
     elif command == "cache":  # takes the words of a `fit`
         import_module("ai_wam.cli.cache").main(rest)
     elif command in _LIGHTNING:
@@ -66,8 +66,8 @@ def _run(command: str, rest: Sequence[str]) -> None:
     elif command in _OWN:
         from jsonargparse import auto_cli
 
-        from ai_wam.cli.configs import resolved
         from ai_wam.cli.parsing import CommandParser
+        from ai_wam.cli.shipped_configs import resolved
 
         name = _MODULES.get(command, command).replace("-", "_")
         module = import_module(f"ai_wam.cli.{name}")

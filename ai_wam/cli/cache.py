@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from lightning import LightningModule
 
-from ai_wam.cli.configs import instantiate
 from ai_wam.cli.parsing import WordParser
+from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.cli.training import settings_of_fit
 from ai_wam.errors import InvalidValue
 from ai_wam.types import ClipEncoder

@@ -1,6 +1,6 @@
 """`ai-wam collect` and `ai-wam convert`: the episodes of any source into a folder of shards."""
 
-from ai_wam.types import EpisodeSource, SourceCard
+from ai_wam.episodes import EpisodeSource, SourceCard
 from ai_wam.video import VideoEncoding
 from datamodules.plausibility import Bounds, look_over
 from datamodules.recording import OnBadEpisode, left_out_lines, write_shards

@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors.torch import save_file
 
 from ai_wam.errors import ExistingFile, MissingFile
-from ai_wam.weights import read_safetensors
+from ai_wam.files.weights import read_safetensors
 from backbones.folders import ADAPTER, new_folder, write_denoiser
 from backbones.released import from_released, read_checkpoint, to_released
 

@@ -10,10 +10,10 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from tqdm import tqdm
 
+from ai_wam.episodes import Episode
 from ai_wam.errors import ExistingFile, InvalidValue, UserError
-from ai_wam.faults import FORMAT_FAULTS, fault
-from ai_wam.files import PARTIAL, AnyPath, as_path, unwritten
-from ai_wam.types import Episode
+from ai_wam.files.atomic import PARTIAL, AnyPath, as_path, unwritten
+from ai_wam.files.read_errors import FORMAT_FAULTS, fault
 from ai_wam.video import VideoEncoding
 from datamodules.episode_choice import Episodes, chosen_episodes
 from datamodules.shard_reader import ShardSet

@@ -10,11 +10,11 @@ import torch
 import yaml
 from huggingface_hub import HfApi
 
-from ai_wam.cli.checks import hyperparameters, state_dict, trained_backbone
-from ai_wam.cli.configs import instantiate
-from ai_wam.documents import read_json
+from ai_wam.cli.checkpoint_settings import hyperparameters, state_dict, trained_backbone
+from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.errors import InvalidValue
-from ai_wam.weights import load_weights, read_torch
+from ai_wam.files.json_yaml import read_json
+from ai_wam.files.weights import load_weights, read_torch
 from backbones.base import VideoBackbone
 from backbones.folders import diffusers_class, new_folder, released_name, split_weights, write_denoiser
 from backbones.lora import merge_lora, write_lora
@@ -23,7 +23,7 @@ What = Literal["both", "merged", "adapters"]
 
 _WHOLE = """It loads with
 
-    from ai_wam.cli.configs import instantiate
+    from ai_wam.cli.shipped_configs import instantiate
     from backbones.base import VideoBackbone
 
     backbone = instantiate("backbone.yaml", VideoBackbone)

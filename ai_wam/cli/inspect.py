@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.errors import CannotContinue, InvalidValue
-from ai_wam.files import AnyPath, as_path, write_json
-from ai_wam.numbers import check_numbers
+from ai_wam.files.atomic import AnyPath, as_path, write_json
+from ai_wam.utils.number_checks import check_numbers
 from datamodules.camera_check import ViewCheck
 from datamodules.camera_check import camera_check as check_cameras
 from datamodules.contact_sheet import write_contact_sheet

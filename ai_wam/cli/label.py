@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ai_wam.cli.checkpoints import digest, load_task
+from ai_wam.cli.load_task import digest, load_task
+from ai_wam.episodes import EpisodeSource
 from ai_wam.errors import InvalidValue
-from ai_wam.files import as_path, write_json
-from ai_wam.types import EpisodeSource
+from ai_wam.files.atomic import as_path, write_json
 from ai_wam.video import VideoEncoding
 from datamodules.recording import OnBadEpisode, left_out_lines, write_shards
 from datamodules.shard_jobs import Workers

@@ -9,8 +9,8 @@ import jsonargparse
 import yaml
 
 from ai_wam.cli.errors import UsageError, refusal
-from ai_wam.documents import check_yaml
 from ai_wam.errors import InvalidValue
+from ai_wam.files.json_yaml import check_yaml
 
 _NOISE = re.compile(  # lines in which the parser shows what it tried, not what is wrong
     r"(- )?Does not validate against any of the Union subtypes|Subtypes: |Errors:"

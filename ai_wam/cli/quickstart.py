@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ai_wam.errors import CannotContinue, InvalidValue
-from ai_wam.weights import read_torch
+from ai_wam.files.weights import read_torch
 from benchmarks.results import read_results
 
 _SPLITS = {"train": 1.0, "val": 0.02}  # share of `episodes`

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from ai_wam.cli.run_folder import saved_folders
 from ai_wam.errors import InvalidValue
-from ai_wam.weights import read_torch, tensors_by_name
+from ai_wam.files.weights import read_torch, tensors_by_name
 
 _KINDS: dict[str, type] = {  # what Lightning reads of a checkpoint
     "state_dict": Mapping,

@@ -9,9 +9,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
-from ai_wam.checkpoint_io import remove_partial
+from ai_wam.cli.checkpoint_io import remove_partial
 from ai_wam.errors import CannotContinue, InvalidValue, UserError
-from ai_wam.weights import read_torch
+from ai_wam.files.weights import read_torch
 from datamodules.folder_lock import lock_folder, unlock_folder
 from datamodules.shard_format import ShardError
 

@@ -22,15 +22,15 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from ai_wam.checkpoint_io import WholeCheckpointIO
-from ai_wam.cli import checks
-from ai_wam.cli.checks import bare, hyperparameters
-from ai_wam.cli.configs import resolved
+from ai_wam.cli import checkpoint_settings
+from ai_wam.cli.backbone_override import replacing
+from ai_wam.cli.checkpoint_io import WholeCheckpointIO
+from ai_wam.cli.checkpoint_settings import bare, hyperparameters
+from ai_wam.cli.graceful_stop import SavesWhenStopped, stopping
 from ai_wam.cli.parsing import InOneSentence
-from ai_wam.cli.replacing import replacing
 from ai_wam.cli.resuming import check_resumable
 from ai_wam.cli.run_folder import RunFolder, check_free, planned_folder
-from ai_wam.cli.stopping import SavesWhenStopped, stopping
+from ai_wam.cli.shipped_configs import resolved
 from ai_wam.errors import InvalidValue
 from backbones.deferred import deferred_weights
 from datamodules.coverage import CoverageReport
@@ -92,7 +92,7 @@ class _CLI(LightningCLI):
         model = self._parse_over(parser, args, checkpoint)
         asked = self.config[words[0]]
         # It may be named in a YAML file, or in a spelling not looked for above.
-        if named := checks.named_checkpoint(words[0], asked):
+        if named := checkpoint_settings.named_checkpoint(words[0], asked):
             if named != checkpoint:
                 checkpoint = named
                 model = self._parse_over(parser, args, checkpoint)
@@ -101,8 +101,8 @@ class _CLI(LightningCLI):
                 asked.ckpt_path = named
                 check_resumable(words[0], named)
         if model is not None:
-            checks.check_backbone(str(checkpoint), model, asked.model)
-        checks.check_request(words[0], asked, model)
+            checkpoint_settings.check_backbone(str(checkpoint), model, asked.model)
+        checkpoint_settings.check_request(words[0], asked, model)
 
     def _parse_over(
         self, parser: LightningArgumentParser, args: ArgsType, checkpoint: str | None
@@ -128,12 +128,12 @@ class _CLI(LightningCLI):
         data = bare(asked.data) if self.config.subcommand == "fit" and asked.get("data") else None
         if self.config.subcommand == "fit" and not asked.trainer.get("fast_dev_run"):
             check_free(planned_folder(bare(asked.trainer)), asked.get("ckpt_path"))
-        checks.check_fits(bare(asked.model.get("init_args", Namespace())), data)
-        with deferred_weights() if checks.shards_weights(asked) else nullcontext():
+        checkpoint_settings.check_fits(bare(asked.model.get("init_args", Namespace())), data)
+        with deferred_weights() if checkpoint_settings.shards_weights(asked) else nullcontext():
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Checkpoints are written by `ai_wam.checkpoint_io`, unless a plug-in for that is given.
+        """Checkpoints are written by `ai_wam.cli.checkpoint_io`, unless a plug-in for that is given.
 
         Raises:
             ValueError: settings that Lightning's trainer refuses.
@@ -156,9 +156,9 @@ class _CLI(LightningCLI):
     def before_fit(self) -> None:
         """Begin with the weights asked for."""
         if (weights := self.config.fit.get("weights")) is not None:
-            self.model.load_state_dict(checks.state_dict(weights))
+            self.model.load_state_dict(checkpoint_settings.state_dict(weights))
         if isinstance(self.model, WorldActionTask):
-            checks.warn_of_rounding(self.model.backbone)
+            checkpoint_settings.warn_of_rounding(self.model.backbone)
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set in its constructor
         if isinstance(self.datamodule, ShardDataModule):
             callbacks.insert(0, CoverageReport())

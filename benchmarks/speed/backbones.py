@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, condition_channels, plan
-from ai_wam.cli.configs import config_path, instantiate
+from ai_wam.cli.shipped_configs import config_path, instantiate
 from ai_wam.errors import CannotContinue
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ai_wam.types import Episode, Frame, View
+from ai_wam.episodes import Episode, Frame, View
 
 _INSTRUCTIONS = ("follow the square", "go after the square", "track it")
 

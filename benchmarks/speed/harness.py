@@ -21,7 +21,8 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
-from ai_wam.types import ActionChunk, Clip, Frame, Observation, Policy
+from ai_wam.episodes import Frame
+from ai_wam.types import ActionChunk, Clip, Observation, Policy
 from benchmarks.base import Action, Actions, Simulator, StepResult, Trial
 from benchmarks.benchmark import Benchmark
 from benchmarks.policies import Expert, HoldStill

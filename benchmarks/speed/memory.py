@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ai_wam.cli.configs import config_path
+from ai_wam.cli.shipped_configs import config_path
 from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
 from backbones.lora import LoRA

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from ai_wam.cli.configs import config_path
+from ai_wam.cli.shipped_configs import config_path
 from benchmarks.speed.data import MovingSquares
 from benchmarks.speed.sizes import SIZES
 from datamodules.recording import write_shards

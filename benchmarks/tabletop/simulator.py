@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
+from ai_wam.episodes import Frame, View
 from ai_wam.errors import InvalidValue
-from ai_wam.types import Frame, View
 from benchmarks.base import StepResult, Trial, checked_action, fingerprint
 from benchmarks.tabletop import panda, rigs, scene, tasks
 from benchmarks.tabletop.graphics import Pictures

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import lpips
 
 from ai_wam.errors import InvalidValue, MissingFile
+from ai_wam.files.weights import check_weights, read_torch
 from ai_wam.types import Clip
-from ai_wam.weights import check_weights, read_torch
 from tasks.metrics.video import square_clips
 
 _PERCEPTUAL = {"lpips_alex": "alex", "lpips_vgg": "vgg"}

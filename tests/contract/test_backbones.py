@@ -8,7 +8,7 @@ import torch
 from backbone_twins import BATCH, FRAMES, SIZE, TINY, VIEWS, awaken, build, canvas_of, context_of, inputs
 
 from ai_wam.canvas import joined
-from ai_wam.samplers import Solver
+from ai_wam.diffusion.solvers import Solver
 from backbones.base import VideoBackbone
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ai_wam.canvas import RAY_CHANNELS, plan
-from ai_wam.cli.configs import instantiate
+from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
 from benchmarks.speed.data import MovingSquares

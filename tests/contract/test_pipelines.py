@@ -39,7 +39,7 @@ from released_twins import (
 )
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from ai_wam.noise import VariancePreserving
+from ai_wam.diffusion.noise_paths import VariancePreserving
 from backbones.cogvideox import CogVideoX
 from backbones.prompts import Context, HashedWords
 from backbones.svd import SVD

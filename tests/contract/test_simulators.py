@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ai_wam.cli.configs import instantiate
-from ai_wam.types import Frame
+from ai_wam.cli.shipped_configs import instantiate
+from ai_wam.episodes import Frame
 from benchmarks.base import Simulator, Trial
 
 TESTS = Path(__file__).parents[1]

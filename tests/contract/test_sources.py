@@ -18,10 +18,10 @@ from source_fixtures.truth import TrueEpisode, Truth
 
 from ai_wam.cameras import Cameras
 from ai_wam.cli import main
-from ai_wam.cli.configs import instantiate
-from ai_wam.files import as_path
+from ai_wam.cli.shipped_configs import instantiate
+from ai_wam.episodes import Episode, EpisodeSource, Frame
+from ai_wam.files.atomic import as_path
 from ai_wam.poses import geodesic_angle, rotation_from_quaternion
-from ai_wam.types import Episode, EpisodeSource, Frame
 from datamodules.shard_reader import ShardSet
 
 TESTS = Path(__file__).parents[1]

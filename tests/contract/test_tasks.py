@@ -10,7 +10,7 @@ from moving_clips import batch_of
 
 import tasks
 from ai_wam.canvas import Kind, plan
-from ai_wam.cli.configs import instantiate
+from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.types import Batch, Clip, Policy
 from backbones.base import VideoBackbone
 from tasks.base import WorldActionTask

@@ -3,8 +3,8 @@
 import time
 from dataclasses import dataclass
 
+from ai_wam.episodes import Episode
 from ai_wam.errors import InvalidValue
-from ai_wam.types import Episode
 from benchmarks.speed.data import MovingSquares
 
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, blank, build_canvas, plan
-from ai_wam.cli.configs import instantiate
+from ai_wam.cli.shipped_configs import instantiate
 from backbones.base import VideoBackbone
 from backbones.deferred import deferred_weights
 

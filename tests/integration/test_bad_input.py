@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from ai_wam.cli import _LIGHTNING, _OWN, main
-from ai_wam.cli.configs import instantiate
 from ai_wam.cli.errors import one_sentence
+from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.cli.training import settings_of_fit
 from backbones.base import VideoBackbone
 from benchmarks.speed.data import MovingSquares

@@ -14,7 +14,7 @@ from lightning import LightningDataModule
 
 from ai_wam.cli import main
 from ai_wam.cli.collect import collect
-from ai_wam.cli.configs import config_path, instantiate
+from ai_wam.cli.shipped_configs import config_path, instantiate
 from backbones.base import VideoBackbone
 
 CONFIGS = Path(__file__).parents[2] / "configs"

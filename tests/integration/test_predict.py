@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ai_wam.cli import main
-from ai_wam.types import Frame
+from ai_wam.episodes import Frame
 from ai_wam.video import decode_frames
 from benchmarks.speed.data import MovingSquares
 from datamodules.recording import write_shards

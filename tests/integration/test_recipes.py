@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from ai_wam.cli import main
-from ai_wam.cli.configs import config_path
+from ai_wam.cli.shipped_configs import config_path
 from benchmarks.speed.data import MovingSquares
 from benchmarks.speed.recipes import write_release
 from datamodules.recording import write_shards

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ai_wam.cli.configs import config_path
+from ai_wam.cli.shipped_configs import config_path
 from ai_wam.cli.training import settings_of_fit
 
 SHIPPED = sorted(config_path("configs/backbone").glob("*.yaml"))

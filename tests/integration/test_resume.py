@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from ai_wam.cli import main
-from ai_wam.cli.configs import config_path
+from ai_wam.cli.shipped_configs import config_path
 from backbones.base import VideoBackbone
 from benchmarks.speed.data import MovingSquares
 from datamodules.recording import write_shards

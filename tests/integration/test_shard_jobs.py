@@ -12,9 +12,10 @@ import pytest
 
 from ai_wam.cli import main
 from ai_wam.cli.errors import sentence
+from ai_wam.episodes import Episode
 from ai_wam.errors import InvalidValue
-from ai_wam.files import as_path
-from ai_wam.types import Clip, Episode
+from ai_wam.files.atomic import as_path
+from ai_wam.types import Clip
 from benchmarks.speed.data import MovingSquares
 from datamodules.recording import write_shards
 from datamodules.shard_format import ShardError

@@ -16,7 +16,7 @@ from torch import Tensor
 from ai_wam.action_images import ActionImageTokenizer, tool_points
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
-from ai_wam.cli.configs import instantiate
+from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
 from tasks.joint import JointGeneration

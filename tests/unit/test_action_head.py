@@ -7,7 +7,7 @@ import torch
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
-from ai_wam.cli.configs import instantiate
+from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
 from tasks.action_head import ActionHead

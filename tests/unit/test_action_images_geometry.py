@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
-from ai_wam.blob_finding import find_blobs
-from ai_wam.blobs import draw_blobs, draw_blobs_on_pedestal
-from ai_wam.pose_fit import Poses, evaluate, frame_from_points, make_scene, refine
-from ai_wam.pose_sequences import bracket
+from ai_wam.action_images.blob_drawing import draw_blobs, draw_blobs_on_pedestal
+from ai_wam.action_images.blob_finding import find_blobs
+from ai_wam.action_images.pose_fit import Poses, evaluate, frame_from_points, make_scene, refine
+from ai_wam.action_images.pose_sequences import bracket
 from ai_wam.poses import (
     continuous_quaternions,
     geodesic_angle,

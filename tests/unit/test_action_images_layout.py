@@ -8,7 +8,7 @@ from source_fixtures import action_images_layout as fixture
 from source_fixtures.truth import pictures
 
 from ai_wam.cli import main
-from ai_wam.types import Episode
+from ai_wam.episodes import Episode
 from ai_wam.video import VideoEncoding, decode_frames, write_video
 from benchmarks.speed.data import MovingSquares
 from datamodules.action_images_layout import ActionImagesLayout, ActionImagesWriter

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from ai_wam.arrays import read_header, read_npy, read_npz
+from ai_wam.files.numpy_arrays import read_header, read_npy, read_npz
 
 SHAPES = [(), (0,), (3,), (2, 3), (5, 0, 2), (1, 2, 3, 4)]
 TYPES = ["<f4", "<f8", "<f2", "|u1", "|i1", "<i8", "<u2", "|b1", ">f4", ">i2"]

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ai_wam.averaging import AveragedWeights
+from ai_wam.utils.ema import AveragedWeights
 
 
 class Line(LightningModule):

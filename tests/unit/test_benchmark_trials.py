@@ -12,9 +12,9 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ai_wam.action_images import ActionImageTokenizer
-from ai_wam.averaging import AveragedWeights
-from ai_wam.cli.on_ray import merge
+from ai_wam.cli.ray_trials import merge
 from ai_wam.types import ActionChunk, Clip
+from ai_wam.utils.ema import AveragedWeights
 from benchmarks.benchmark import Benchmark, TrialResult
 from benchmarks.policies import Expert, HoldStill
 from benchmarks.protocol import EvaluationProtocol

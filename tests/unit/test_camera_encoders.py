@@ -8,7 +8,7 @@ from torch import nn
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
-from ai_wam.noise import FlowMatching
+from ai_wam.diffusion.noise_paths import FlowMatching
 from ai_wam.types import Batch, Clip
 from backbones.block_inputs import CameraEncoders, ray_videos
 from backbones.codec import PatchCodec

@@ -8,7 +8,7 @@ from moving_clips import batch_of
 from torch import Tensor
 
 from ai_wam.canvas import Canvas, Kind, plan
-from ai_wam.cli.configs import instantiate
+from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
 from tasks.joint import JointGeneration

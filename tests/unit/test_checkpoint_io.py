@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ai_wam import checkpoint_io
-from ai_wam.checkpoint_io import WholeCheckpointIO, check_finite, remove_partial
+from ai_wam.cli import checkpoint_io
+from ai_wam.cli.checkpoint_io import WholeCheckpointIO, check_finite, remove_partial
 
 
 def content(value: float) -> dict:

@@ -14,7 +14,7 @@ from upath import UPath
 from yaml import YAMLError
 
 from ai_wam.cli import main
-from ai_wam.cli.checks import hyperparameters
+from ai_wam.cli.checkpoint_settings import hyperparameters
 from ai_wam.cli.errors import SWITCH, one_sentence
 from ai_wam.cli.resuming import named_file
 from ai_wam.cli.signals import Terminated

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ai_wam.cli import main
-from ai_wam.files import write_json
+from ai_wam.files.atomic import write_json
 from ai_wam.types import Clip
 from benchmarks.base import Trial
 from benchmarks.benchmark import TrialResult

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ai_wam.types import Episode, SourceCard
+from ai_wam.episodes import Episode, SourceCard
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
 from datamodules.action_images_layout import ActionImagesLayout

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ai_wam.types import EpisodeSource, Frame
+from ai_wam.episodes import EpisodeSource, Frame
 from benchmarks.base import Simulator, SimulatorCrash, StepResult, Trial
 from benchmarks.demonstrations import Demonstrations
 from benchmarks.tabletop.simulator import Tabletop

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_wam.documents import parse_json, read_json, read_text, read_yaml
+from ai_wam.files.json_yaml import parse_json, read_json, read_text, read_yaml
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])

@@ -19,7 +19,7 @@ BUILT_IN = {
 }  # fmt: skip
 FAULTS = {  # mistakes in a program that uses these modules, which a traceback serves better
     "ai_wam/__init__.py": "ImportError",  # raised while the package is imported, before there is a command
-    "ai_wam/cli/replacing.py": "TypeError",
+    "ai_wam/cli/backbone_override.py": "TypeError",
     "benchmarks/confidence.py": "SystemExit",  # a script of its own
     "benchmarks/rlbench.py": "RuntimeError",
     "benchmarks/speed/codec.py": "SystemExit",  # a script of its own

@@ -25,7 +25,7 @@ from released_twins import (
 from torch.distributed.device_mesh import DeviceMesh
 
 from ai_wam.cli.export_checkpoint import write_backbone
-from ai_wam.noise import TimeSampling
+from ai_wam.diffusion.noise_paths import TimeSampling
 from backbones.cogvideox import CogVideoX
 from backbones.deferred import deferred_weights
 from backbones.experts import Experts

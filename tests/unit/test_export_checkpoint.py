@@ -17,7 +17,7 @@ from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.cli import export_checkpoint as command
 from ai_wam.cli import main
-from ai_wam.cli.configs import config_path, instantiate
+from ai_wam.cli.shipped_configs import config_path, instantiate
 from backbones import folders
 from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
@@ -205,7 +205,9 @@ def test_a_network_is_used_as_it_was_trained(
     out = tmp_path / "mine"
     run(monkeypatch, f"--ckpt_path={file}", f"--out={out}")
     content = yaml.safe_load((out / "backbone.yaml").read_text())
-    content["init_args"][option] = {"class_path": "ai_wam.noise.EDM"} if option == "path" else value
+    content["init_args"][option] = (
+        {"class_path": "ai_wam.diffusion.noise_paths.EDM"} if option == "path" else value
+    )
     message = rf"was trained with {option}: '.*', not '.*{value}'.*backbone\.yaml"
     with pytest.raises(ValueError, match=message):
         instantiate(content, VideoBackbone)

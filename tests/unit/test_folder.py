@@ -8,7 +8,7 @@ from jsonargparse import auto_cli
 
 from ai_wam.cli import main
 from ai_wam.cli.collect import collect
-from ai_wam.types import EpisodeSource
+from ai_wam.episodes import EpisodeSource
 from ai_wam.video import VideoEncoding, write_video
 from benchmarks.speed.data import MovingSquares
 from datamodules.folder import COLUMNS, FolderSource

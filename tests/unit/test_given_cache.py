@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
-from ai_wam.noise import FlowMatching
+from ai_wam.diffusion.noise_paths import FlowMatching
 from backbones import wan_attention
 from backbones.codec import PatchCodec
 from backbones.prompts import Context, HashedWords

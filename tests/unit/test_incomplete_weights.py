@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ai_wam.cli import main
-from ai_wam.cli.checks import check_fits, shards_weights
+from ai_wam.cli.checkpoint_settings import check_fits, shards_weights
 from backbones import loading
 from backbones.base import VideoBackbone
 from backbones.cogvideox import CogVideoX

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ai_wam.cli import main
-from ai_wam.types import Frame
+from ai_wam.episodes import Frame
 from benchmarks.speed.data import MovingSquares
 from datamodules.inspection import chosen_frames
 from datamodules.recording import write_shards

@@ -15,9 +15,9 @@ import yaml
 
 from ai_wam.canvas import Kind
 from ai_wam.cli import main
-from ai_wam.cli.configs import config_path, instantiate
-from ai_wam.labels import Labels
-from ai_wam.types import Clip, Episode, Frame, View
+from ai_wam.cli.shipped_configs import config_path, instantiate
+from ai_wam.episodes import Episode, Frame, Labels, View
+from ai_wam.types import Clip
 from backbones.base import VideoBackbone
 from datamodules.recording import write_shards
 from datamodules.shard_reader import ShardSet

@@ -9,8 +9,9 @@ import pytest
 import torch
 from lightning import Trainer
 
-from ai_wam.cli.configs import instantiate
-from ai_wam.types import Clip, Episode
+from ai_wam.cli.shipped_configs import instantiate
+from ai_wam.episodes import Episode
+from ai_wam.types import Clip
 from backbones.base import VideoBackbone
 from benchmarks.speed.data import MovingSquares
 from datamodules.cache_writer import Caching, write_cache

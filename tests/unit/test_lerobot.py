@@ -10,7 +10,7 @@ from source_fixtures import lerobot as fixture
 from source_fixtures import lerobot__v21 as older
 
 from ai_wam.cli import main
-from ai_wam.types import Episode, EpisodeSource
+from ai_wam.episodes import Episode, EpisodeSource
 from ai_wam.video import VideoEncoding, decode_frames, write_video
 from benchmarks.speed.data import MovingSquares
 from datamodules.lerobot import LeRobotSource

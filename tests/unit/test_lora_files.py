@@ -24,7 +24,7 @@ from released_twins import (
 from safetensors.torch import load_file
 
 from ai_wam.cli.export_checkpoint import write_adapters, write_backbone
-from ai_wam.noise import VariancePreserving
+from ai_wam.diffusion.noise_paths import VariancePreserving
 from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
 from backbones.cogvideox import CogVideoX

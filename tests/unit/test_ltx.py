@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5Enc
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
-from ai_wam.noise import FlowMatching
+from ai_wam.diffusion.noise_paths import FlowMatching
 from backbones.codec import PatchCodec
 from backbones.ltx import LTX, LTX095, LTXVAE, LTXPrompts
 from backbones.prompts import Context, HashedWords

@@ -8,7 +8,14 @@ from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMSchedule
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from ai_wam.noise import EDM, FlowMatching, NoisePath, TimeSampling, VariancePreserving, shifted
+from ai_wam.diffusion.noise_paths import (
+    EDM,
+    FlowMatching,
+    NoisePath,
+    TimeSampling,
+    VariancePreserving,
+    shifted,
+)
 
 PATHS = [
     FlowMatching(),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ai_wam.labels import Labels
+from ai_wam.episodes import Labels
 from datamodules.plausibility import Bounds, implausible, odd_gripper, unseen, warnings
 from datamodules.shard_reader import EpisodeHeader
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.cli import main
-from ai_wam.cli.configs import instantiate
+from ai_wam.cli.shipped_configs import instantiate
 from backbones.base import VideoBackbone
 from backbones.codec import PatchCodec
 from backbones.prompts import Context, HashedWords

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ai_wam.cameras import Cameras
+from ai_wam.episodes import Frame
 from ai_wam.errors import UserError
-from ai_wam.types import Frame
 from benchmarks import rlbench
 from benchmarks.base import Simulator, SimulatorCrash, Trial
 from benchmarks.remote import EnvironmentServerError

@@ -11,7 +11,7 @@ from PIL import Image
 from source_fixtures import rlbench_demos as fixture
 from source_fixtures.truth import FRONT, WRIST, poses
 
-from ai_wam.types import Frame
+from ai_wam.episodes import Frame
 from datamodules.recording import write_shards
 from datamodules.rlbench_demos import RLBenchDemos
 from datamodules.safe_pickle import load_pickle

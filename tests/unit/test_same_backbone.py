@@ -8,7 +8,7 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
-from ai_wam.cli.checks import check_backbone, warn_of_rounding
+from ai_wam.cli.checkpoint_settings import check_backbone, warn_of_rounding
 from backbones.codec import PatchCodec
 from backbones.lora import LoRA
 from backbones.prompts import HashedWords

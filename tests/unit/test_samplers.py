@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ai_wam.noise import EDM, FlowMatching, NoisePath, VariancePreserving
-from ai_wam.samplers import Solver, integrate
+from ai_wam.diffusion.noise_paths import EDM, FlowMatching, NoisePath, VariancePreserving
+from ai_wam.diffusion.solvers import Solver, integrate
 
 SPREAD = 0.7  # standard deviation of the data
 PATHS = [FlowMatching(sampler_shift=3.0), EDM(), VariancePreserving()]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from ai_wam.types import Episode, EpisodeSource
+from ai_wam.episodes import Episode, EpisodeSource
 from ai_wam.video import VideoEncoding, decode_frames
 from benchmarks.speed.data import MovingSquares
 from datamodules.episode_members import encode_episode
@@ -348,7 +348,7 @@ def test_settings_are_described_and_compared():
         "b": [1, None],
         "c": [1, 2],
     }
-    assert describe(Episode) == "ai_wam.types.Episode"
+    assert describe(Episode) == "ai_wam.episodes.Episode"
     assert differences({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}, "d": 4}) == [
         "b.c: 2 != 3",
         "d: 'absent' != 4",

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from ai_wam.cli.configs import config_path
+from ai_wam.cli.shipped_configs import config_path
 from benchmarks.speed import memory
 from benchmarks.speed.memory import budget, saving, text_encoder
 

@@ -9,7 +9,7 @@ from moving_clips import batch_of
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
-from ai_wam.cli.configs import instantiate
+from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.types import Clip
 from backbones.base import VideoBackbone
 from tasks.joint import JointGeneration

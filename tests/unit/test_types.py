@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ai_wam.seeds import named_generator, stable_seed
-from ai_wam.types import Clip, Frame, Observation, View
+from ai_wam.episodes import Frame, View
+from ai_wam.types import Clip, Observation
+from ai_wam.utils.seeds import named_generator, stable_seed
 
 CLIP = Clip(frames=9, stride=4, control_hz=20.0, size=(32, 48), views=("front", "wrist"))
 POSE = np.array([0.3, 0.0, 1.0, 0, 0, 0, 1, 1])

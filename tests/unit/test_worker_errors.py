@@ -10,8 +10,8 @@ from av.error import InvalidDataError
 
 from ai_wam.cli.errors import sentence
 from ai_wam.cli.signals import Terminated
-from ai_wam.documents import read_json
 from ai_wam.errors import CannotContinue, InvalidValue, LostEpisode, UserError
+from ai_wam.files.json_yaml import read_json
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
 from datamodules.recording import Recording, write_shards

@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from ai_wam.errors import InvalidIndex, InvalidValue
-from ai_wam.video_turns import Turn
+from ai_wam.video.orientation import Turn
 
 _CODECS_KEPT = 16
 _RATE_TOLERANCE = 0.01  # 29.97 frames a second are called 30

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ai_wam.cli.parsing import WordParser
-from ai_wam.cluster import ray_cluster
 from ai_wam.errors import CannotContinue, InvalidValue
+from ai_wam.utils.ray_cluster import ray_cluster
 from benchmarks.base import Trial
 from benchmarks.journal import Results
 from benchmarks.results import assemble

@@ -13,7 +13,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from ai_wam.noise import NoisePath
+from ai_wam.diffusion.noise_paths import NoisePath
 
 Solver = Literal["euler", "heun", "dpm++2m"]
 Denoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

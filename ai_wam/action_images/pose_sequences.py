@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ai_wam.pose_fit import (
+from ai_wam.action_images.pose_fit import (
     Fit,
     Poses,
     Scene,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lightning import LightningModule
 
-from ai_wam.cli.checks import check_plans, hyperparameters, state_dict
-from ai_wam.cli.configs import instantiate
+from ai_wam.cli.checkpoint_settings import check_plans, hyperparameters, state_dict
+from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.errors import InvalidType
 from tasks.base import WorldActionTask
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ai_wam.errors import InvalidValue
-from ai_wam.numbers import check_numbers
+from ai_wam.utils.number_checks import check_numbers
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ai_wam.documents import read_yaml
 from ai_wam.errors import InvalidValue
+from ai_wam.files.json_yaml import read_yaml
 from backbones.base import VideoBackbone
 
 _FILES = (".yaml", ".yml")

@@ -10,8 +10,8 @@ from lightning.fabric.utilities.types import _PATH
 from torch import Tensor
 
 from ai_wam.errors import InvalidType, InvalidValue
-from ai_wam.files import PARTIAL, as_path, unwritten, whole_file
-from ai_wam.weights import is_finite
+from ai_wam.files.atomic import PARTIAL, as_path, unwritten, whole_file
+from ai_wam.files.weights import is_finite
 
 _WEIGHTS = ("state_dict", "current_model_state")  # the averages, where a run keeps some, and the weights
 

@@ -1,4 +1,4 @@
-"""Videos as bytes, written frame by frame or whole, and pictures composed of them; read: `video_reading`.
+"""Videos as bytes, written frame by frame or whole.
 
 H.264 in MP4, one thread, no B-frames: the bytes depend on the frames alone. The default keeps full colour
 resolution (4:4:4); `lossless` is exact; `browser` is the 4:2:0 that web pages play. Colours are stored as
@@ -6,38 +6,17 @@ BT.601 in limited range, and say so in the file, so that every player converts t
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, sqrt
 from typing import Any
 
 import av
 import numpy as np
-import torch
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import UInt8
 
 from ai_wam.errors import InvalidValue
-from ai_wam.video_reading import FrameDecoder, OpenFile, VideoTable, decode_frames, iterate_video
-
-__all__ = [
-    "FrameDecoder",
-    "OpenFile",
-    "VideoEncoding",
-    "VideoTable",
-    "VideoWriter",
-    "decode_frames",
-    "grid",
-    "iterate_video",
-    "overlay",
-    "to_uint8",
-    "triptych",
-    "write_video",
-]
-
-_PEDESTAL = 0.25  # an action image's blue background reaches this level without any point there
 
 
 @dataclass(frozen=True)
@@ -155,59 +134,3 @@ def write_video(frames: Iterable[np.ndarray], hz: float, encoding: VideoEncoding
     if writer is None:
         raise InvalidValue("write_video: a video needs at least one frame, got none")
     return writer.finish()
-
-
-def to_uint8(video: Float[Tensor, "*n 3 h w"]) -> UInt8[np.ndarray, "*n h w 3"]:
-    """Video in [-1, 1] as pictures, channels last; values outside are clipped."""
-    levels = (video.detach().float().cpu() + 1) * 127.5
-    return levels.round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).contiguous().numpy()
-
-
-def overlay(
-    observation: Float[Tensor, "*n 3 h w"], action_images: Float[Tensor, "*n 3 h w"]
-) -> UInt8[np.ndarray, "*n h w 3"]:
-    """The points of action images painted over what the camera saw; both in [-1, 1].
-
-    What the background level of the blue channel (the gripper's openness) can explain is left transparent.
-    """
-    level = (action_images.detach().float().cpu() + 1) / 2
-    colour = ((level - _PEDESTAL) / (1 - _PEDESTAL)).clamp(0, 1)
-    opacity = colour.amax(dim=-3, keepdim=True)
-    scene = (observation.detach().float().cpu() + 1) / 2
-    return to_uint8((scene * (1 - opacity) + colour) * 2 - 1)
-
-
-def triptych(
-    observation: Float[Tensor, "v 3 t h w"], action_images: Float[Tensor, "v 3 t h w"]
-) -> UInt8[np.ndarray, "t vh w3 3"]:
-    """Observation, action images and their overlay side by side, one row per view; both in [-1, 1]."""
-    scene, actions = observation.movedim(1, 2), action_images.movedim(1, 2)  # v t 3 h w
-    columns = np.concatenate(
-        [to_uint8(scene), to_uint8(actions), overlay(scene, actions)], axis=-2
-    )  # v t h 3w 3
-    return np.concatenate(list(columns), axis=1)
-
-
-def grid(videos: Sequence[np.ndarray], columns: int | None = None) -> UInt8[np.ndarray, "t gh gw 3"]:
-    """Videos of one frame size on one sheet, row by row.
-
-    Shorter ones hold their last frame; empty cells are black.
-
-    Args:
-        videos: uint8 "t h w 3", of any lengths.
-        columns: cells per row; a nearly square sheet if left out.
-
-    Raises:
-        ValueError: no video, or frames of different sizes.
-    """
-    sizes = {video.shape[1:] for video in videos}
-    if len(sizes) != 1:
-        raise InvalidValue(
-            f"grid: the videos must be at least one, all of one frame size; got {sorted(sizes)}"
-        )
-    longest = max(len(video) for video in videos)
-    columns = columns or ceil(sqrt(len(videos)))
-    held = [np.concatenate([video, np.repeat(video[-1:], longest - len(video), axis=0)]) for video in videos]
-    held += [np.zeros_like(held[0])] * (-len(held) % columns)
-    rows = [np.concatenate(held[i : i + columns], axis=2) for i in range(0, len(held), columns)]
-    return np.concatenate(rows, axis=1)

@@ -7,9 +7,9 @@ Each action becomes three points of the tool, drawn as Gaussian blobs into the c
     G   p + axis_length * tool x axis
     B   p - axis_length * tool z axis; where this blob is at most 0.25 the pixel is 0.25 * openness instead
 
-Decoding finds the blobs (`ai_wam.blob_finding`), fits one rigid pose per step to all views
-(`ai_wam.pose_fit`) and judges every clip by itself (`ai_wam.pose_sequences`). Geometry is float64 inside,
-whatever the images' precision and the autocast.
+Decoding finds the blobs (`ai_wam.action_images.blob_finding`), fits one rigid pose per step to all views
+(`ai_wam.action_images.pose_fit`) and judges every clip by itself (`ai_wam.action_images.pose_sequences`).
+Geometry is float64 inside, whatever the images' precision and the autocast.
 """
 
 from dataclasses import dataclass
@@ -18,16 +18,22 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from ai_wam.blob_finding import Blobs, background_level, find_blobs
-from ai_wam.blobs import PEDESTAL, draw_blobs, draw_blobs_on_pedestal, empty_images
+from ai_wam.action_images.blob_drawing import PEDESTAL, draw_blobs, draw_blobs_on_pedestal, empty_images
+from ai_wam.action_images.blob_finding import Blobs, background_level, find_blobs
+from ai_wam.action_images.pose_fit import make_scene
+from ai_wam.action_images.pose_sequences import (
+    DecodeStatus,
+    Limits,
+    PoseSequences,
+    bracket,
+    estimate_sequences,
+)
 from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
-from ai_wam.movable import Movable
-from ai_wam.numbers import check_numbers
-from ai_wam.pose_fit import make_scene
-from ai_wam.pose_sequences import DecodeStatus, Limits, PoseSequences, bracket, estimate_sequences
 from ai_wam.poses import rotation_from_quaternion
-from ai_wam.precision import full_precision
+from ai_wam.utils.autocast import full_precision
+from ai_wam.utils.number_checks import check_numbers
+from ai_wam.utils.tensor_dataclass import Movable
 
 __all__ = ["ActionImageTokenizer", "DecodeStatus", "DecodedActions", "tool_points"]
 

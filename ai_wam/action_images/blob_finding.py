@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from ai_wam.blobs import PEDESTAL, gaussian
+from ai_wam.action_images.blob_drawing import PEDESTAL, gaussian
 
 _ROWS = 1.6  # rows and candidates per blob width; the response is a smooth blob, 1.4 times as wide
 _COLUMNS = 3.2  # columns per blob width: reading a row costs more than reading on in it

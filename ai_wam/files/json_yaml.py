@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ai_wam.errors import InvalidValue
-from ai_wam.files import AnyPath
+from ai_wam.files.atomic import AnyPath
 
 _MOST = 100_000  # values of one YAML text, those behind aliases counted each time; ours have a few hundred
 _DEEPEST = 100  # nested levels; ours have at most a dozen

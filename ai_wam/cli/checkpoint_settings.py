@@ -14,11 +14,11 @@ from lightning import LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from ai_wam.cli.configs import instantiate
 from ai_wam.cli.resuming import named_file
+from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.errors import InvalidType, InvalidValue
+from ai_wam.files.weights import check_weights, read_torch
 from ai_wam.types import Clip
-from ai_wam.weights import check_weights, read_torch
 from backbones.base import VideoBackbone
 from backbones.parts import without_weights
 from tasks.base import WorldActionTask

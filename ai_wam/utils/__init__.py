@@ -1,0 +1,1 @@
+"""Small tools on top of torch and the standard library."""
