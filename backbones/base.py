@@ -1,4 +1,4 @@
-"""The interface of a video backbone: how it is built, encodes and decodes; `backbones.diffusion` computes."""
+"""The interface of a video backbone: how it is built and shared out; `loss_and_sampling` computes with it."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,17 @@ from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.diffusion.noise_paths import NoisePath
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
-from backbones.adapter import ADDED, adapt_input, conditioned
-from backbones.block_inputs import BlockConditions, ToldBlocks, tell
-from backbones.codec import LatentCodec
-from backbones.deferred import empty_denoiser, read_weights, weights_are_deferred
-from backbones.diffusion import Prediction
-from backbones.encoding import EncodingDiffusion
-from backbones.folders import (
+from backbones.codecs.base import LatentCodec
+from backbones.conditions.block_conditions import BlockConditions, ToldBlocks, tell
+from backbones.conditions.encoding import EncodingDiffusion
+from backbones.conditions.image_encoders import ImageEncoder
+from backbones.conditions.input_adapter import ADDED, adapt_input, conditioned
+from backbones.conditions.prompts import Context, PromptEncoder
+from backbones.loss_and_sampling import Prediction
+from backbones.networks.fp32_modules import islands, keep_precise
+from backbones.weights.checkpoint_contents import drop_released, forgive_released
+from backbones.weights.checkpoint_parts import weight_files
+from backbones.weights.denoiser_folder import (
     base_model,
     check_parts,
     check_trained_as,
@@ -31,13 +35,9 @@ from backbones.folders import (
     released_name,
     split_weights,
 )
-from backbones.images import ImageEncoder
-from backbones.loading import load_part, new_denoiser, one_source, or_released, survey
-from backbones.lora import LoRA, add_lora, start_lora
-from backbones.parts import weight_files
-from backbones.precise import islands, keep_precise
-from backbones.prompts import Context, PromptEncoder
-from backbones.saving import drop_released, forgive_released
+from backbones.weights.loading import load_part, new_denoiser, one_source, or_released, survey
+from backbones.weights.lora import LoRA, add_lora, start_lora
+from backbones.weights.sharded_loading import empty_denoiser, read_weights, weights_are_deferred
 
 Time = Literal["shared", "per_frame", "per_token"]
 
@@ -272,8 +272,8 @@ class VideoBackbone(EncodingDiffusion):
     def shard(self, mesh: DeviceMesh) -> None:
         """Shard the denoiser over a mesh (FSDP2): every block a unit, the rest one more.
 
-        Weights that wait to be read (`backbones.deferred.deferred_weights`) are read now, by each process its
-        own.
+        Weights that wait to be read (`backbones.weights.sharded_loading.deferred_weights`) are read now, by
+        each process its own.
         """
         if self.weights_dtype != torch.float32 and self.lora is None:
             raise InvalidValue(

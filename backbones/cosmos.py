@@ -18,9 +18,9 @@ from ai_wam.diffusion.noise_paths import FlowMatching, NoisePath, TimeSampling
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
-from backbones.codec import LatentCodec
-from backbones.prompts import Context, PromptEncoder
-from backbones.t5 import T5Prompts
+from backbones.codecs.base import LatentCodec
+from backbones.conditions.prompts import Context, PromptEncoder
+from backbones.conditions.t5 import T5Prompts
 from backbones.wan import WanVAE
 
 

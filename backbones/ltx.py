@@ -18,10 +18,10 @@ from ai_wam.diffusion.noise_paths import FlowMatching, NoisePath, TimeSampling
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
-from backbones.codec import LatentCodec
-from backbones.loading import load_codec
-from backbones.prompts import Context, PromptEncoder
-from backbones.t5 import T5Prompts
+from backbones.codecs.base import LatentCodec
+from backbones.conditions.prompts import Context, PromptEncoder
+from backbones.conditions.t5 import T5Prompts
+from backbones.weights.loading import load_codec
 
 
 class LTXVAE(LatentCodec):
@@ -82,7 +82,7 @@ class LTXPrompts(T5Prompts):
 
     Args:
         pretrained: local folder or hub id in diffusers' layout.
-        options: `dtype`, `device` and `cache` of `backbones.t5.T5Prompts`.
+        options: `dtype`, `device` and `cache` of `backbones.conditions.t5.T5Prompts`.
     """
 
     def __init__(self, pretrained: str, **options: Any) -> None:

@@ -20,10 +20,10 @@ from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from ai_wam.utils.autocast import full_precision
 from backbones.base import VideoBackbone
-from backbones.codec import LatentCodec
-from backbones.loading import load_codec
-from backbones.prompts import Context, PromptEncoder
-from backbones.t5 import T5Prompts
+from backbones.codecs.base import LatentCodec
+from backbones.conditions.prompts import Context, PromptEncoder
+from backbones.conditions.t5 import T5Prompts
+from backbones.weights.loading import load_codec
 
 
 class MochiVAE(LatentCodec):
@@ -81,7 +81,7 @@ class MochiPrompts(T5Prompts):
 
     Args:
         pretrained: local folder or hub id in diffusers' layout.
-        options: `dtype`, `device` and `cache` of `backbones.t5.T5Prompts`.
+        options: `dtype`, `device` and `cache` of `backbones.conditions.t5.T5Prompts`.
     """
 
     def __init__(self, pretrained: str, **options: Any) -> None:

@@ -18,10 +18,10 @@ from ai_wam.diffusion.noise_paths import EDM, NoisePath
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
-from backbones.codec import LatentCodec
-from backbones.images import CLIPImages, ImageEncoder
-from backbones.loading import load_codec
-from backbones.prompts import Context, PromptEncoder
+from backbones.codecs.base import LatentCodec
+from backbones.conditions.image_encoders import CLIPImages, ImageEncoder
+from backbones.conditions.prompts import Context, PromptEncoder
+from backbones.weights.loading import load_codec
 
 
 class SVDVAE(LatentCodec):
@@ -90,8 +90,8 @@ class NoPrompts(PromptEncoder):
         if given is not None:
             raise InvalidValue(
                 f"Stable Video Diffusion knows no text, but was given {given[:60]!r}; set `prompts` of the "
-                "backbone (backbones.prompts.HashedWords, backbones.t5.T5Prompts), which adds a text path, "
-                "or train with empty instructions"
+                "backbone (backbones.conditions.prompts.HashedWords, backbones.conditions.t5.T5Prompts), "
+                "which adds a text path, or train with empty instructions"
             )
 
 

@@ -1,6 +1,6 @@
 """Wan (arXiv 2503.20314) through diffusers: WanTransformer3DModel, AutoencoderKLWan and UMT5, or a tiny twin.
 
-Reading order: the video autoencoder, the backbone; the network is in `backbones.wan_network`.
+Reading order: the video autoencoder, the backbone; the network is in `backbones.networks.wan_network`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ from ai_wam.diffusion.noise_paths import FlowMatching, NoisePath, TimeSampling
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
-from backbones.block_inputs import CameraEncoders, ray_videos
-from backbones.codec import LatentCodec
-from backbones.experts import FOLDERS, Expert, Experts, boundary_of, chosen_expert, share_of
-from backbones.images import CLIPImages, ImageEncoder
-from backbones.loading import load_codec
-from backbones.prompts import Context, PromptEncoder
-from backbones.t5 import T5Prompts
-from backbones.wan_attention import GuidedAttention
-from backbones.wan_network import GuidedWan
+from backbones.codecs.base import LatentCodec
+from backbones.conditions.block_conditions import CameraEncoders, ray_videos
+from backbones.conditions.image_encoders import CLIPImages, ImageEncoder
+from backbones.conditions.prompts import Context, PromptEncoder
+from backbones.conditions.t5 import T5Prompts
+from backbones.networks.two_experts import FOLDERS, Expert, Experts, boundary_of, chosen_expert, share_of
+from backbones.networks.wan_attention import GuidedAttention
+from backbones.networks.wan_network import GuidedWan
+from backbones.weights.loading import load_codec
 
 
 class WanVAE(LatentCodec):
@@ -82,8 +82,8 @@ class Wan(VideoBackbone):
     """A Wan denoiser on the canvas: text to video (2.1), image to video (2.1), both (2.2 TI2V), or 2.2 A14B.
 
     A14B, from text or from a picture, is two networks: one for noise levels from `boundary` on, one for those
-    below (`backbones.experts`). Each is as large as Wan 2.1 14B, so both in float32 are 114 GB of weights, 57
-    GB in bfloat16; one expert can be trained at a time, acting needs both.
+    below (`backbones.networks.two_experts`). Each is as large as Wan 2.1 14B, so both in float32 are 114 GB
+    of weights, 57 GB in bfloat16; one expert can be trained at a time, acting needs both.
 
     An image-to-video network sees, beside the noisy latents, which frames are given (one channel per video
     frame of a latent frame) and the latents of a clip whose later frames are grey; given frames stand there

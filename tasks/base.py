@@ -17,19 +17,27 @@ from ai_wam.types import ActionChunk, Batch, Clip
 from ai_wam.utils.number_checks import check_numbers
 from ai_wam.utils.seeds import named_generator
 from backbones.base import VideoBackbone
-from backbones.prompts import Context
-from tasks.action_head import ActionHead
-from tasks.chunking import check_dropin, draw_prefix
-from tasks.decoders import readings
-from tasks.evaluation import PlanErrors, Trials, log_sample_videos
-from tasks.finite import FiniteSteps, SeenBatch
-from tasks.judge import Judge, finish
+from backbones.conditions.prompts import Context
+from tasks.decoding.action_head import ActionHead
+from tasks.decoding.decoders import readings
+from tasks.evaluation.recorded_clips import Judge, finish
+from tasks.evaluation.sample_videos import PlanErrors, Trials, log_sample_videos
 from tasks.metrics.networks import check_names, left_out, load_networks
-from tasks.mixture import WITHOUT_ACTIONS, Lengths, by_lengths, check_clip, draw_plans, drop_prompts, mixture
-from tasks.model import WorldActionModel
-from tasks.monitor import Monitor
-from tasks.optimization import Schedule, adamw, parameter_groups, schedule_end
-from tasks.resuming import check_same_names, check_same_optimizer
+from tasks.real_time_chunking import check_dropin, draw_prefix
+from tasks.training.finite_steps import FiniteSteps, SeenBatch
+from tasks.training.logged_means import Monitor
+from tasks.training.optimizer import Schedule, adamw, parameter_groups, schedule_end
+from tasks.training.plan_mixture import (
+    WITHOUT_ACTIONS,
+    Lengths,
+    by_lengths,
+    check_clip,
+    draw_plans,
+    drop_prompts,
+    mixture,
+)
+from tasks.training.resume_checks import check_same_names, check_same_optimizer
+from tasks.world_action_model import WorldActionModel
 
 
 class WorldActionTask(WorldActionModel):
@@ -61,7 +69,7 @@ class WorldActionTask(WorldActionModel):
             out. Whoever executes a part of a chunk saves the decoding of the rest.
         seed: of everything the task draws: plans, noise levels, noise.
         prefix_dropin: share of rows that train with a random number of their first actions given, as they
-            are while a chunk is carried out and the next one is planned; see `tasks.chunking`.
+            are while a chunk is carried out and the next one is planned; see `tasks.real_time_chunking`.
         give_committed: give committed actions to the model; if not, it plans as if it knew of none.
         test_plans: what `ai-wam test` judges on recorded clips, by name; the plans trained on, if left out.
         test_networks: files of the networks of video metrics, by the metric's name: `lpips_alex`,

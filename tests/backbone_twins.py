@@ -8,7 +8,7 @@ from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.cli.shipped_configs import instantiate
 from backbones.base import VideoBackbone
-from backbones.prompts import Context
+from backbones.conditions.prompts import Context
 
 TINY = sorted((Path(__file__).parents[1] / "configs" / "backbone").glob("*-tiny.yaml"))
 SIZE, FRAMES, VIEWS, BATCH = (64, 64), 9, 2, 2

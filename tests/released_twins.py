@@ -20,7 +20,7 @@ from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.diffusion.noise_paths import FlowMatching, NoisePath
 from backbones.base import VideoBackbone
-from backbones.prompts import Context
+from backbones.conditions.prompts import Context
 from backbones.wan import Wan
 
 PROMPT = "reach the red ball"

@@ -20,7 +20,7 @@ from ai_wam.errors import InvalidType, InvalidValue
 from ai_wam.files.weights import check_weights, read_torch
 from ai_wam.types import Clip
 from backbones.base import VideoBackbone
-from backbones.parts import without_weights
+from backbones.weights.checkpoint_parts import without_weights
 from tasks.base import WorldActionTask
 
 _EARLY = (

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from ai_wam.errors import ExistingFile, MissingFile
 from ai_wam.files.weights import read_safetensors
-from backbones.folders import ADAPTER, new_folder, write_denoiser
-from backbones.released import from_released, read_checkpoint, to_released
+from backbones.weights.action_images_release import from_released, read_checkpoint, to_released
+from backbones.weights.denoiser_folder import ADAPTER, new_folder, write_denoiser
 
 
 def convert_checkpoint(

@@ -16,8 +16,14 @@ from ai_wam.errors import InvalidValue
 from ai_wam.files.json_yaml import read_json
 from ai_wam.files.weights import load_weights, read_torch
 from backbones.base import VideoBackbone
-from backbones.folders import diffusers_class, new_folder, released_name, split_weights, write_denoiser
-from backbones.lora import merge_lora, write_lora
+from backbones.weights.denoiser_folder import (
+    diffusers_class,
+    new_folder,
+    released_name,
+    split_weights,
+    write_denoiser,
+)
+from backbones.weights.lora import merge_lora, write_lora
 
 What = Literal["both", "merged", "adapters"]
 

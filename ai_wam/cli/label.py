@@ -14,7 +14,7 @@ from ai_wam.video import VideoEncoding
 from datamodules.recording import OnBadEpisode, left_out_lines, write_shards
 from datamodules.shard_jobs import Workers
 from datamodules.shard_reader import ShardSet
-from tasks.labeler import PLAN, LabeledSource
+from tasks.labeled_source import PLAN, LabeledSource
 
 REPORT = "labels.json"
 

@@ -32,12 +32,12 @@ from ai_wam.cli.resuming import check_resumable
 from ai_wam.cli.run_folder import RunFolder, check_free, planned_folder
 from ai_wam.cli.shipped_configs import resolved
 from ai_wam.errors import InvalidValue
-from backbones.deferred import deferred_weights
+from backbones.weights.sharded_loading import deferred_weights
 from datamodules.coverage import CoverageReport
 from datamodules.images import ImagesDataModule
 from datamodules.shards import ShardDataModule
 from tasks.base import WorldActionTask
-from tasks.writer import ActionWriter, SampleWriter
+from tasks.evaluation.prediction_writer import ActionWriter, SampleWriter
 
 _FOREIGN = (  # warnings of libraries that a user can do nothing about
     (r".*isinstance\(treespec, LeafSpec\).*", FutureWarning),  # Lightning 2.6 asks torch in an old way

@@ -29,8 +29,8 @@ from ai_wam.cli.shipped_configs import config_path, instantiate
 from ai_wam.errors import CannotContinue
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
-from backbones.codec import PatchCodec
-from backbones.prompts import Context, HashedWords
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.prompts import Context, HashedWords
 from backbones.wan import Wan, WanVAE
 from benchmarks.speed.sizes import SIZES, build
 

@@ -21,7 +21,7 @@ from jsonargparse import auto_cli
 
 from ai_wam.canvas import latent_rays, plan
 from ai_wam.types import Batch, Clip
-from backbones.prompts import HashedWords
+from backbones.conditions.prompts import HashedWords
 from backbones.wan import Wan, WanVAE
 from benchmarks.speed.backbones import interleaved
 from benchmarks.speed.data import MovingSquares

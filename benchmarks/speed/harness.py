@@ -236,7 +236,7 @@ def print_runs(runs: int, trials: int) -> None:
 
 
 def _run(out: Path, trials: int) -> dict[str, Any]:
-    words = ["--model", "tasks.fixed.FixedPolicy", "--model.policy", "benchmarks.policies.Expert"]
+    words = ["--model", "tasks.fixed_policy.FixedPolicy", "--model.policy", "benchmarks.policies.Expert"]
     words += ["--model.policy.simulator", "benchmarks.tabletop.simulator.Tabletop"]
     words += ["--model.policy.tokenizer", "ai_wam.action_images.ActionImageTokenizer"]
     words += [

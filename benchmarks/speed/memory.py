@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ai_wam.cli.shipped_configs import config_path
 from backbones.base import VideoBackbone
-from backbones.codec import PatchCodec
-from backbones.lora import LoRA
+from backbones.codecs.patch import PatchCodec
+from backbones.weights.lora import LoRA
 from benchmarks.speed.backbones import canvas_of
 from benchmarks.speed.sizes import build
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from backbones.base import VideoBackbone
-from backbones.lora import LoRA
+from backbones.weights.lora import LoRA
 from benchmarks.speed.backbones import canvas_of, chunk, flops, whole_clip
 from benchmarks.speed.sizes import SIZES, build
 

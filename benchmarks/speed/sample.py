@@ -16,8 +16,8 @@ from ai_wam.cameras import Cameras
 from ai_wam.canvas import plan
 from ai_wam.types import Batch, Clip, Observation
 from benchmarks.speed.backbones import interleaved, shipped
-from tasks.action_head import ActionHead
 from tasks.base import WorldActionTask
+from tasks.decoding.action_head import ActionHead
 from tasks.joint import JointGeneration
 
 _RUNGS = ("whole", "geometric", "beginning", "head")

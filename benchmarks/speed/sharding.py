@@ -24,10 +24,10 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 
 from ai_wam.errors import CannotContinue
-from backbones.codec import PatchCodec
-from backbones.deferred import deferred_weights
-from backbones.prompts import HashedWords
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.prompts import HashedWords
 from backbones.wan import Wan
+from backbones.weights.sharded_loading import deferred_weights
 
 WIDTH = {"num_attention_heads": 4, "attention_head_dim": 128, "ffn_dim": 2048, "text_dim": 64}
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from ai_wam.errors import InvalidValue
 from backbones.base import VideoBackbone
 from backbones.cogvideox import CogVideoX, CogVideoXVAE
+from backbones.conditions.image_encoders import ImageEncoder
+from backbones.conditions.prompts import HashedWords
 from backbones.cosmos import Cosmos
-from backbones.images import ImageEncoder
 from backbones.ltx import LTX, LTXVAE
 from backbones.mochi import Mochi, MochiVAE
-from backbones.prompts import HashedWords
 from backbones.svd import SVD, SVDVAE
 from backbones.wan import Wan, WanVAE
 

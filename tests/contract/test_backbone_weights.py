@@ -20,9 +20,9 @@ from backbone_twins import (
 from ai_wam.canvas import Canvas
 from ai_wam.types import Clip
 from backbones.base import VideoBackbone
-from backbones.deferred import deferred_weights
-from backbones.folders import split_weights
-from backbones.lora import merge_lora
+from backbones.weights.denoiser_folder import split_weights
+from backbones.weights.lora import merge_lora
+from backbones.weights.sharded_loading import deferred_weights
 from tasks.joint import JointGeneration
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import backbones
-from backbones.codec import LatentCodec, PatchCodec
+from backbones.codecs.base import LatentCodec
+from backbones.codecs.patch import PatchCodec
 from backbones.cogvideox import CogVideoXVAE
 from backbones.ltx import LTXVAE
 from backbones.mochi import MochiVAE
@@ -92,7 +93,7 @@ def same(one: Tensor, other: Tensor) -> None:
 
 def test_every_codec_is_here():
     modules = [
-        importlib.import_module(f"backbones.{each.name}") for each in pkgutil.iter_modules(backbones.__path__)
+        importlib.import_module(each.name) for each in pkgutil.walk_packages(backbones.__path__, "backbones.")
     ]
     kinds = {kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)}
     assert {k for k in kinds if issubclass(k, LatentCodec) and not inspect.isabstract(k)} == set(TINY)

@@ -41,7 +41,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from ai_wam.diffusion.noise_paths import VariancePreserving
 from backbones.cogvideox import CogVideoX
-from backbones.prompts import Context, HashedWords
+from backbones.conditions.prompts import Context, HashedWords
 from backbones.svd import SVD
 from backbones.wan import Wan
 

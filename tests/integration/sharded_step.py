@@ -15,7 +15,7 @@ from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, blank, build_canvas, plan
 from ai_wam.cli.shipped_configs import instantiate
 from backbones.base import VideoBackbone
-from backbones.deferred import deferred_weights
+from backbones.weights.sharded_loading import deferred_weights
 
 ROWS, VIEWS, SIZE, FRAMES = 2, 2, (32, 32), 9
 

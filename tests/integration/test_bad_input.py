@@ -25,7 +25,7 @@ from tasks.base import WorldActionTask
 
 FIT = ["--config=configs/quickstart.yaml", "--data.workers=0", "--trainer.logger=false"]
 TRIALS = ["--data=configs/benchmark/reach_target.yaml", "--data.benchmark.protocol.trials_per_task=1"]
-HOLD = ["--model=tasks.fixed.FixedPolicy", "--model.policy=benchmarks.policies.HoldStill"]
+HOLD = ["--model=tasks.fixed_policy.FixedPolicy", "--model.policy=benchmarks.policies.HoldStill"]
 SQUARES = ["--source=benchmarks.speed.data.MovingSquares", "--source.episodes=1", "--source.frames=5"]
 
 

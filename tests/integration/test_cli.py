@@ -245,7 +245,7 @@ def test_the_shipped_recipe_of_a_head_takes_clip_and_plans_of_the_checkpoint(
 def test_a_head_is_put_on_trained_weights_and_taken_off(place: Path, monkeypatch: pytest.MonkeyPatch):
     """Batches of one row, half of which train no action: a head on a frozen backbone must bear them."""
     monkeypatch.chdir(place)
-    head = "--model.action_head=tasks.action_head.ActionHead"
+    head = "--model.action_head=tasks.decoding.action_head.ActionHead"
     frozen = ["--model.freeze_backbone=true", "--data.batch_size=1", "--data.decode=all"]
     plans = "--model.plans=" + json.dumps({"policy": 0.5, "video_only": 0.5})
     with pytest.raises(SystemExit, match=f"action_head off.*--weights {OLD} instead"):

@@ -32,7 +32,7 @@ def console(folder: Path, *words: str) -> str:
 
 def evaluate(folder: Path, out: str, *more: str) -> dict:
     simulator = "--model.policy.simulator"
-    words = ["--model=tasks.fixed.FixedPolicy", "--model.policy=benchmarks.policies.Expert"]
+    words = ["--model=tasks.fixed_policy.FixedPolicy", "--model.policy=benchmarks.policies.Expert"]
     words += [f"{simulator}=benchmarks.tabletop.simulator.Tabletop", f"{simulator}.rig=framed"]
     words += ["--model.policy.tokenizer=ai_wam.action_images.ActionImageTokenizer"]
     words += ["--model.policy.horizon=4", "--data=configs/benchmark/reach_target_receding.yaml"]
@@ -76,7 +76,7 @@ def test_ray_workers_give_the_results_of_one_process(place: Path, workers: int):
 def test_a_ray_worker_that_dies_is_started_again_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     doubles = Path(__file__).parents[1] / "doubles"
     monkeypatch.setenv("PYTHONPATH", f"{doubles}:{os.environ.get('PYTHONPATH', '')}")
-    words = ["--model=tasks.fixed.FixedPolicy", "--model.policy=mortal_policy.Mortal"]
+    words = ["--model=tasks.fixed_policy.FixedPolicy", "--model.policy=mortal_policy.Mortal"]
     words += [f"--model.policy.grave={tmp_path / 'grave'}"]
     words += ["--data=configs/benchmark/reach_target_receding.yaml", f"--data.out={tmp_path / 'out'}"]
     words += ["--data.trials_per_step=1", "--data.references=false", f"{RULES}.trials_per_task={TRIALS}"]

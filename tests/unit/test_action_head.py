@@ -10,7 +10,7 @@ from ai_wam.canvas import Kind, plan
 from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
-from tasks.action_head import ActionHead
+from tasks.decoding.action_head import ActionHead
 from tasks.joint import JointGeneration
 from tasks.policy import PolicyControl
 

@@ -22,7 +22,7 @@ from benchmarks.results import assemble, check_complete
 from benchmarks.rollout import RolloutCallback
 from benchmarks.tabletop.simulator import Tabletop
 from benchmarks.trials import TrialBatch, TrialDataModule
-from tasks.fixed import FixedPolicy
+from tasks.fixed_policy import FixedPolicy
 
 SIZE = (32, 32)
 CLIP = Clip(size=SIZE, views=("front", "left_shoulder"))
@@ -70,7 +70,7 @@ def test_a_fixed_policy_is_tested_through_the_trainer(tmp_path):
     assert results["mean"] == {arm: summary[arm]["rate"] for arm in ("policy", "ceiling", "floor")}
     assert results["protocol_hash"] == PROTOCOL.hash(SIMULATOR, CLIP)
     assert results["protocol"] == PROTOCOL.describe(SIMULATOR, CLIP)
-    assert results["policy"]["name"] == "tasks.fixed.FixedPolicy"
+    assert results["policy"]["name"] == "tasks.fixed_policy.FixedPolicy"
     assert results["policy"]["config"] == {}  # built by hand; the command line keeps its configuration
     for trial, expected in zip(results["trials"], PROTOCOL.trials(SIMULATOR), strict=True):
         assert (trial["id"], trial["seed"]) == (expected.id, expected.seed)
@@ -301,7 +301,7 @@ from benchmarks.policies import HoldStill
 from benchmarks.protocol import EvaluationProtocol
 from benchmarks.tabletop.simulator import Tabletop
 from benchmarks.trials import TrialDataModule
-from tasks.fixed import FixedPolicy
+from tasks.fixed_policy import FixedPolicy
 from ai_wam.types import Clip
 
 rules = EvaluationProtocol(max_seconds=0.1, trials_per_task=5, tasks=("reach_target",))

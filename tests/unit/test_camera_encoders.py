@@ -10,9 +10,9 @@ from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.diffusion.noise_paths import FlowMatching
 from ai_wam.types import Batch, Clip
-from backbones.block_inputs import CameraEncoders, ray_videos
-from backbones.codec import PatchCodec
-from backbones.prompts import Context, HashedWords
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.block_conditions import CameraEncoders, ray_videos
+from backbones.conditions.prompts import Context, HashedWords
 from backbones.wan import Wan
 from tasks.policy import PolicyControl
 

@@ -11,9 +11,9 @@ from ai_wam.canvas import Kind, plan
 from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.types import Batch, Clip, Committed
 from backbones.base import VideoBackbone
-from tasks.chunking import draw_prefix
 from tasks.joint import JointGeneration
 from tasks.policy import PolicyControl
+from tasks.real_time_chunking import draw_prefix
 
 CLIP = Clip(frames=17, size=(32, 32), views=("front", "side"))
 TINY = sorted(Path("configs/backbone").glob("*-tiny.yaml"))

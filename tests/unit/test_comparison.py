@@ -164,7 +164,7 @@ def test_a_table_without_a_ceiling_says_so():
 
 
 def test_a_policy_that_wraps_another_is_named_with_it():
-    one = made(FIRST + FIRST, policy="tasks.fixed.FixedPolicy")
+    one = made(FIRST + FIRST, policy="tasks.fixed_policy.FixedPolicy")
     one["policy"]["config"] = {"policy": {"class_path": "benchmarks.policies.Expert"}}
     assert comparison_table(one, one).splitlines()[0].startswith("a: FixedPolicy: Expert ")
 

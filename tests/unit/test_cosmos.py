@@ -17,10 +17,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5Enc
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
-from backbones.codec import PatchCodec
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.prompts import HashedWords
+from backbones.conditions.t5 import T5Prompts
 from backbones.cosmos import Cosmos, CosmosFlow
-from backbones.prompts import HashedWords
-from backbones.t5 import T5Prompts
 
 SIZE, FRAMES = (32, 32), 9
 SMALL = {

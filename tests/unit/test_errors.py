@@ -9,7 +9,7 @@ import pytest
 
 from ai_wam import errors
 from ai_wam.errors import InvalidValue, UserError
-from backbones.parts import MissingPart
+from backbones.weights.checkpoint_parts import MissingPart
 
 ROOT = Path(__file__).parents[2]
 BUILT_IN = {

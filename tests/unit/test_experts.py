@@ -27,11 +27,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from ai_wam.cli.export_checkpoint import write_backbone
 from ai_wam.diffusion.noise_paths import TimeSampling
 from backbones.cogvideox import CogVideoX
-from backbones.deferred import deferred_weights
-from backbones.experts import Experts
-from backbones.lora import LoRA
-from backbones.prompts import HashedWords
+from backbones.conditions.prompts import HashedWords
+from backbones.networks.two_experts import Experts
 from backbones.wan import Wan
+from backbones.weights.lora import LoRA
+from backbones.weights.sharded_loading import deferred_weights
 
 BOUNDARY = 0.875
 PARTS: dict[str, Any] = {"time": "shared", "first_observation": False}

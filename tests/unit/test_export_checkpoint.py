@@ -18,12 +18,12 @@ from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.cli import export_checkpoint as command
 from ai_wam.cli import main
 from ai_wam.cli.shipped_configs import config_path, instantiate
-from backbones import folders
 from backbones.base import VideoBackbone
-from backbones.codec import PatchCodec
-from backbones.folders import split_weights
-from backbones.prompts import Context, HashedWords
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.prompts import Context, HashedWords
 from backbones.wan import Wan
+from backbones.weights import denoiser_folder as folders
+from backbones.weights.denoiser_folder import split_weights
 
 SIZE, FRAMES, VIEWS = (64, 64), 9, 2
 CLIP = {"frames": FRAMES, "stride": 1, "control_hz": 5, "size": list(SIZE), "views": ["a", "b"]}

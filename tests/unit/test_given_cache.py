@@ -10,11 +10,11 @@ from torch._dynamo.utils import counters
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.diffusion.noise_paths import FlowMatching
-from backbones import wan_attention
-from backbones.codec import PatchCodec
-from backbones.prompts import Context, HashedWords
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.prompts import Context, HashedWords
+from backbones.networks import wan_attention
+from backbones.networks.wan_attention import GuidedAttention
 from backbones.wan import Wan
-from backbones.wan_attention import GuidedAttention
 
 SIZE, FRAMES, VIEWS, BATCH = (32, 32), 9, 2, 2
 SMALL = {

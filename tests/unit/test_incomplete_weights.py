@@ -25,16 +25,16 @@ from transformers import (
 
 from ai_wam.cli import main
 from ai_wam.cli.checkpoint_settings import check_fits, shards_weights
-from backbones import loading
 from backbones.base import VideoBackbone
 from backbones.cogvideox import CogVideoX
+from backbones.conditions.image_encoders import CLIPImages
 from backbones.cosmos import Cosmos
-from backbones.deferred import deferred_weights
-from backbones.images import CLIPImages
 from backbones.ltx import LTX
 from backbones.mochi import Mochi
 from backbones.svd import SVD
 from backbones.wan import Wan
+from backbones.weights import loading
+from backbones.weights.sharded_loading import deferred_weights
 
 FAMILIES: dict[str, tuple[type[VideoBackbone], str, str]] = {
     "Wan": (Wan, "transformer", "WanTransformer3DModel"),
@@ -238,7 +238,10 @@ def test_captions_are_refused_before_anything_is_read(
     command = ["ai-wam", "collect", "--config=configs/collect/reach_target.yaml", *words]
     monkeypatch.setattr(sys, "argv", command)
     main()
-    prompts = {"class_path": "backbones.prompts.HashedWords", "init_args": {"width": 16, "length": 1}}
+    prompts = {
+        "class_path": "backbones.conditions.prompts.HashedWords",
+        "init_args": {"width": 16, "length": 1},
+    }
     backbone = {
         "class_path": "backbones.wan.Wan",
         "init_args": {"pretrained": str(release), "prompts": prompts},
@@ -262,7 +265,7 @@ def test_captions_are_refused_before_anything_is_read(
 
 @pytest.mark.parametrize(("name", "text"), [("hashed", "one two three"), ("none", "one")])
 def test_prompts_can_be_checked_alone(name: str, text: str):
-    from backbones.prompts import HashedWords
+    from backbones.conditions.prompts import HashedWords
     from backbones.svd import NoPrompts
 
     encoder = HashedWords(length=2) if name == "hashed" else NoPrompts()

@@ -18,7 +18,7 @@ from benchmarks.recording import Recording
 from benchmarks.run import TrialResult
 from benchmarks.tabletop.simulator import Tabletop
 from benchmarks.trials import TrialDataModule
-from tasks.fixed import FixedPolicy
+from tasks.fixed_policy import FixedPolicy
 
 CLIP = Clip(size=(32, 32))
 SIMULATOR = Tabletop(rig="framed", image_size=(32, 32))

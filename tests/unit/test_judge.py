@@ -16,8 +16,8 @@ from ai_wam.canvas import Kind, plan
 from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
+from tasks.evaluation.recorded_clips import Judge, table
 from tasks.joint import JointGeneration
-from tasks.judge import Judge, table
 
 CLIP = Clip(frames=5, size=(64, 64), views=("front", "side"))
 TOKENIZER = ActionImageTokenizer()

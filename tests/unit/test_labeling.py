@@ -21,7 +21,7 @@ from ai_wam.types import Clip
 from backbones.base import VideoBackbone
 from datamodules.recording import write_shards
 from datamodules.shard_reader import ShardSet
-from tasks.labeler import LabeledSource, _Seen, _windows
+from tasks.labeled_source import LabeledSource, _Seen, _windows
 from tasks.labeling import ActionLabeling
 from tasks.policy import PolicyControl
 

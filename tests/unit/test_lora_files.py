@@ -26,13 +26,13 @@ from safetensors.torch import load_file
 from ai_wam.cli.export_checkpoint import write_adapters, write_backbone
 from ai_wam.diffusion.noise_paths import VariancePreserving
 from backbones.base import VideoBackbone
-from backbones.codec import PatchCodec
+from backbones.codecs.patch import PatchCodec
 from backbones.cogvideox import CogVideoX
-from backbones.images import Thumbnails
-from backbones.lora import LoRA
-from backbones.prompts import HashedWords
+from backbones.conditions.image_encoders import Thumbnails
+from backbones.conditions.prompts import HashedWords
 from backbones.svd import SVD
 from backbones.wan import Wan
+from backbones.weights.lora import LoRA
 
 TUNED = LoRA(rank=2, alpha=6.0)
 

@@ -20,9 +20,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5Enc
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.diffusion.noise_paths import FlowMatching
-from backbones.codec import PatchCodec
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.prompts import Context, HashedWords
 from backbones.ltx import LTX, LTX095, LTXVAE, LTXPrompts
-from backbones.prompts import Context, HashedWords
 
 SIZE, FRAMES = (64, 64), 17
 VAE = {

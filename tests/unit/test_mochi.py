@@ -17,9 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5Enc
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
-from backbones.codec import PatchCodec
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.prompts import Context, HashedWords
 from backbones.mochi import Mochi, MochiFlow, MochiVAE
-from backbones.prompts import Context, HashedWords
 
 SIZE, FRAMES, PROMPT = (32, 32), 13, "reach the red ball"
 VAE = {

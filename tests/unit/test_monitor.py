@@ -16,11 +16,11 @@ from ai_wam.canvas import plan
 from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
-from tasks.action_head import ActionHead
-from tasks.evaluation import animated
+from tasks.decoding.action_head import ActionHead
+from tasks.evaluation.sample_videos import animated
 from tasks.joint import JointGeneration
 from tasks.labeling import ActionLabeling
-from tasks.monitor import Monitor
+from tasks.training.logged_means import Monitor
 
 CLIP = Clip(frames=5, size=(32, 32), views=("front", "side"))
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Found .* eval mode")

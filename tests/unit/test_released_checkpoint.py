@@ -16,10 +16,10 @@ from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.cli import main
 from ai_wam.cli.shipped_configs import instantiate
 from backbones.base import VideoBackbone
-from backbones.codec import PatchCodec
-from backbones.prompts import Context, HashedWords
-from backbones.released import from_released, read_checkpoint, to_released
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.prompts import Context, HashedWords
 from backbones.wan import Wan
+from backbones.weights.action_images_release import from_released, read_checkpoint, to_released
 
 WIDTH, HEAD, LAYERS, FFN, FREQ, TEXT, LATENT = 48, 24, 2, 64, 16, 16, 12
 SIZE, FRAMES, VIEWS = (32, 32), 9, 2

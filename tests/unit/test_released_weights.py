@@ -37,14 +37,14 @@ from transformers import (
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from backbones.base import VideoBackbone
-from backbones.codec import PatchCodec
+from backbones.codecs.patch import PatchCodec
 from backbones.cogvideox import CogVideoX
-from backbones.deferred import deferred_weights
-from backbones.folders import check_parts
-from backbones.images import Thumbnails
-from backbones.prompts import Context, HashedWords
-from backbones.t5 import T5Prompts
+from backbones.conditions.image_encoders import Thumbnails
+from backbones.conditions.prompts import Context, HashedWords
+from backbones.conditions.t5 import T5Prompts
 from backbones.wan import Wan
+from backbones.weights.denoiser_folder import check_parts
+from backbones.weights.sharded_loading import deferred_weights
 
 TEXT = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 8}
 

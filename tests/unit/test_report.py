@@ -162,7 +162,7 @@ def test_a_wrapped_policy_is_named():
     _, results = results_of(
         ["success"],
         policy={
-            "name": "tasks.fixed.FixedPolicy",
+            "name": "tasks.fixed_policy.FixedPolicy",
             "config": {"policy": "benchmarks.policies.Expert"},
             "checkpoint": None,
         },

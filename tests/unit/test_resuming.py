@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.finite import FiniteSteps, SeenBatch
-from tasks.optimization import schedule_end
-from tasks.resuming import check_same_names, check_same_optimizer
+from tasks.training.finite_steps import FiniteSteps, SeenBatch
+from tasks.training.optimizer import schedule_end
+from tasks.training.resume_checks import check_same_names, check_same_optimizer
 
 BEGUN = {
     "learning_rate": 2e-3,

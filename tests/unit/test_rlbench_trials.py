@@ -14,7 +14,7 @@ from benchmarks.policies import Expert, HoldStill
 from benchmarks.protocol import EvaluationProtocol
 from benchmarks.remote import EnvironmentServer
 from benchmarks.rlbench import RLBench
-from tasks.fixed import FixedPolicy
+from tasks.fixed_policy import FixedPolicy
 
 DOUBLE = str(Path(__file__).parents[1] / "doubles" / "rlbench_double")
 SIZE = (48, 64)

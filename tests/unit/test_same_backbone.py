@@ -9,17 +9,17 @@ import torch
 from jsonargparse import Namespace
 
 from ai_wam.cli.checkpoint_settings import check_backbone, warn_of_rounding
-from backbones.codec import PatchCodec
-from backbones.lora import LoRA
-from backbones.prompts import HashedWords
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.prompts import HashedWords
 from backbones.wan import Wan
+from backbones.weights.lora import LoRA
 
 T5 = {"pretrained": "/old/wan2.2", "encoder": "UMT5EncoderModel", "length": 512, "padding": "zeros"}
 SAVED: dict[str, Any] = {
     "class_path": "backbones.wan.Wan",
     "init_args": {
         "pretrained": "/old/wan2.2",
-        "prompts": {"class_path": "backbones.t5.T5Prompts", "init_args": T5},
+        "prompts": {"class_path": "backbones.conditions.t5.T5Prompts", "init_args": T5},
         "codec": {"class_path": "backbones.wan.WanVAE", "init_args": {"pretrained": "/old/wan2.2"}},
     },
 }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backbones.codec import PatchCodec
+from backbones.codecs.patch import PatchCodec
 from benchmarks.speed.backbones import canvas_of, chunk, computed, interleaved
 from benchmarks.speed.sizes import SIZES, build
 

@@ -52,7 +52,7 @@ def test_without_checkpointing_the_budget_is_broken():
 
 def test_a_text_encoder_beside_the_model_is_counted():
     options = {"encoder": "UMT5EncoderModel", "length": 512}
-    described = {"class_path": "backbones.t5.T5Prompts", "init_args": options}
+    described = {"class_path": "backbones.conditions.t5.T5Prompts", "init_args": options}
     assert 1e-9 * text_encoder(described) == 1e-9 * text_encoder(None) == pytest.approx(11.4, abs=0.1)
     options["device"] = "cpu"
     assert text_encoder(described) == 0

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from backbones.base import VideoBackbone
-from backbones.codec import PatchCodec
-from backbones.prompts import HashedWords
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.prompts import HashedWords
 from backbones.wan import Wan
 from benchmarks.speed import on_gpu
 from benchmarks.speed.sizes import SIZES

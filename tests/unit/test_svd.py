@@ -14,9 +14,9 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, Kind, build_canvas, plan
-from backbones.codec import PatchCodec
-from backbones.images import Thumbnails
-from backbones.prompts import HashedWords
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.image_encoders import Thumbnails
+from backbones.conditions.prompts import HashedWords
 from backbones.svd import SVD
 
 SIZE, FRAMES = (64, 64), 3

@@ -13,8 +13,8 @@ from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.types import Clip
 from backbones.base import VideoBackbone
 from tasks.joint import JointGeneration
-from tasks.mixture import check_clip, draw_plans, mixture
 from tasks.policy import PolicyControl
+from tasks.training.plan_mixture import check_clip, draw_plans, mixture
 
 CLIP = Clip(frames=9, size=(32, 32), views=("front", "side"))
 

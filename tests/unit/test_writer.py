@@ -16,7 +16,7 @@ from ai_wam.action_images import ActionImageTokenizer, DecodeStatus
 from ai_wam.cameras import Cameras
 from ai_wam.types import ActionChunk, Batch
 from ai_wam.video import decode_frames
-from tasks.writer import SampleWriter, sample_files, validity
+from tasks.evaluation.prediction_writer import SampleWriter, sample_files, validity
 
 SIZE, STEPS = (128, 128), 5
 POSES = torch.tensor(

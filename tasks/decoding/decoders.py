@@ -14,7 +14,7 @@ from ai_wam.action_images import ActionImageTokenizer, DecodedActions
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, Kind
 from ai_wam.types import ActionChunk, Observation
-from tasks.action_head import ActionHead
+from tasks.decoding.action_head import ActionHead
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath, as_path, whole_file
-from backbones.loading import load_part
-from backbones.parts import require, together
-from backbones.prompts import Context, PromptEncoder
+from backbones.conditions.prompts import Context, PromptEncoder
+from backbones.weights.checkpoint_parts import require, together
+from backbones.weights.loading import load_part
 
 
 class T5Prompts(PromptEncoder):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lightning import LightningModule
 
 from ai_wam.types import ActionChunk, Clip, Observation, Policy
-from tasks.evaluation import Trials
+from tasks.evaluation.sample_videos import Trials
 
 
 class FixedPolicy(LightningModule):

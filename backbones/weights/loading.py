@@ -13,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ai_wam.errors import InvalidValue, UserError
 from ai_wam.files.json_yaml import read_json
 from ai_wam.files.weights import check_finite
-from backbones.families import family_of
-from backbones.parts import (
+from backbones.weights.checkpoint_parts import (
     MissingPart,
     find,
     require,
@@ -23,6 +22,7 @@ from backbones.parts import (
     weights_are_wanted,
     without_weights,
 )
+from backbones.weights.family_names import family_of
 
 _T = TypeVar("_T")
 
@@ -36,7 +36,7 @@ def load_part(
 ) -> Any:
     """One part (transformer, vae, text_encoder, tokenizer) of a local folder or a hub repository.
 
-    Inside `backbones.parts.without_weights` a network of diffusers is only described.
+    Inside `backbones.weights.checkpoint_parts.without_weights` a network of diffusers is only described.
 
     Args:
         kind: a class with `from_pretrained`.

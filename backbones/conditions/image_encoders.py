@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backbones.loading import load_part
-from backbones.parts import require, together
+from backbones.weights.checkpoint_parts import require, together
+from backbones.weights.loading import load_part
 
 
 class ImageEncoder(nn.Module, ABC):

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ai_wam.canvas import Canvas, Kind
 from ai_wam.utils.autocast import full_precision
-from backbones.codec import LatentCodec
-from backbones.diffusion import CanvasDiffusion
-from backbones.images import ImageEncoder
-from backbones.prompts import Context, PromptEncoder
+from backbones.codecs.base import LatentCodec
+from backbones.conditions.image_encoders import ImageEncoder
+from backbones.conditions.prompts import Context, PromptEncoder
+from backbones.loss_and_sampling import CanvasDiffusion
 
 
 class EncodingDiffusion(CanvasDiffusion, ABC):

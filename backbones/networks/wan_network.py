@@ -6,8 +6,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from backbones.block_inputs import CameraEncoders
-from backbones.wan_attention import Guide
+from backbones.conditions.block_conditions import CameraEncoders
+from backbones.networks.wan_attention import Guide
 
 
 class GuidedWan(WanTransformer3DModel):

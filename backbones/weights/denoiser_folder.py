@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ai_wam.errors import ExistingFile, InvalidValue
 from ai_wam.files.json_yaml import read_json
 from ai_wam.files.weights import check_weights, read_safetensors, whole_weights
-from backbones.parts import MissingPart, find
+from backbones.weights.checkpoint_parts import MissingPart, find
 
 ADAPTER = "adapter.safetensors"
 # Entries of model_index.json that are no networks of the model itself.

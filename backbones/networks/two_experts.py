@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ai_wam.canvas import Canvas
 from ai_wam.diffusion.noise_paths import NoisePath
 from ai_wam.errors import InvalidValue
-from backbones.folders import model_index, trained_as
-from backbones.parts import find
-from backbones.prompts import Context
+from backbones.conditions.prompts import Context
+from backbones.weights.checkpoint_parts import find
+from backbones.weights.denoiser_folder import model_index, trained_as
 
 Expert = Literal["high", "low", "both"]
 FOLDERS = ("transformer", "transformer_2")  # of the expert for high noise, and of that for low

@@ -14,7 +14,7 @@ from ai_wam.diffusion.solvers import Solver, integrate
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from ai_wam.utils.autocast import half_precision
-from backbones.prompts import Context
+from backbones.conditions.prompts import Context
 
 Prediction = Literal["native", "clean", "change"]
 

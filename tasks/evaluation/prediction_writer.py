@@ -19,7 +19,7 @@ from ai_wam.errors import CannotContinue
 from ai_wam.files.atomic import AnyPath, inside, whole_file
 from ai_wam.types import ActionChunk, Batch
 from ai_wam.video import VideoEncoding, overlay, to_uint8, write_video
-from tasks.trajectory import draw_trajectory
+from tasks.evaluation.trajectory_plot import draw_trajectory
 
 _REASONS = {
     DecodeStatus.OK: "sure enough to be measured, but refused by the policy",

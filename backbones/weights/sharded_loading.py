@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ai_wam.files.weights import check_finite
-from backbones.loading import check_complete, saved_config
-from backbones.parts import require, weight_files
+from backbones.weights.checkpoint_parts import require, weight_files
+from backbones.weights.loading import check_complete, saved_config
 
 _LATER: ContextVar[bool] = ContextVar("deferred_weights", default=False)
 _FILES = ("config.json", "diffusion_pytorch_model.safetensors*", "diffusion_pytorch_model-*.safetensors")

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ai_wam.errors import InvalidValue
-from tasks.optimization import rate
+from tasks.training.optimizer import rate
 
 
 def check_same_optimizer(
@@ -20,7 +20,7 @@ def check_same_optimizer(
     anew, so another end would make the rate jump.
 
     Args:
-        begun: `tasks.optimization.adamw`'s settings by name, as a checkpoint holds them.
+        begun: `tasks.training.optimizer.adamw`'s settings by name, as a checkpoint holds them.
         asked: the same of this run.
         step: at which it resumes.
         free_end: whether the end of the schedule was set on purpose: a jump is then a warning.

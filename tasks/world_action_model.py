@@ -23,12 +23,12 @@ from ai_wam.types import ActionChunk, Batch, Clip, Encoded, Observation, Policy
 from ai_wam.utils.number_checks import check_numbers
 from ai_wam.utils.seeds import named_generator
 from backbones.base import VideoBackbone
-from backbones.prompts import Context
-from tasks.action_head import ActionHead
-from tasks.chunking import begin, committed_prefix
-from tasks.decoders import ActingBy, Generated, ladder
-from tasks.encoding import encode_pictures, encoder_identity
-from tasks.mixture import check_video
+from backbones.conditions.prompts import Context
+from tasks.decoding.action_head import ActionHead
+from tasks.decoding.decoders import ActingBy, Generated, ladder
+from tasks.real_time_chunking import begin, committed_prefix
+from tasks.training.cache_encoding import encode_pictures, encoder_identity
+from tasks.training.plan_mixture import check_video
 
 
 class WorldActionModel(LightningModule):

@@ -1,8 +1,8 @@
 """The released Action Images checkpoint (arXiv 2604.06168) in our names, and back.
 
 It is a Wan 2.2 TI2V denoiser in the names of the original Wan code, with two modules more in every block:
-`cam_encoder`, which becomes `backbones.block_inputs.CameraEncoders`, and `projector`, a linear map after the
-output projection of self-attention, which is multiplied into it.
+`cam_encoder`, which becomes `backbones.conditions.block_conditions.CameraEncoders`, and `projector`, a linear
+map after the output projection of self-attention, which is multiplied into it.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ai_wam.errors import InvalidValue
 from ai_wam.files.weights import check_weights, read_safetensors, read_torch
-from backbones.block_inputs import CameraEncoders
+from backbones.conditions.block_conditions import CameraEncoders
 
 _EMBEDDER = "condition_embedder"
 _OUTER = {  # their names: diffusers' names

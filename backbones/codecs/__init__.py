@@ -1,0 +1,1 @@
+"""Latent codecs: the interface, and those that belong to no family."""

@@ -1,0 +1,1 @@
+"""Networks behind the families, where diffusers has not what a canvas needs."""

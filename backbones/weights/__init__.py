@@ -1,0 +1,1 @@
+"""Files of weights: found, checked, loaded, adapted (LoRA), converted and saved."""

@@ -1,0 +1,1 @@
+"""From a generated canvas to poses: the geometric decoder and a learned one."""

@@ -1,0 +1,1 @@
+"""What tests and predictions leave behind: errors on recorded clips, sample videos, files."""
