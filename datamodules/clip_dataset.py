@@ -16,13 +16,13 @@ from ai_wam.cameras import Cameras, CropResize
 from ai_wam.errors import InvalidValue
 from ai_wam.files.read_errors import DATA_FAULTS, fault, of_machine
 from ai_wam.types import Batch, Encoded
-from datamodules.latent_cache import LatentCache
-from datamodules.rotations import continuous_actions
+from datamodules.clip_windows import Windows
+from datamodules.reading.rotations import continuous_actions
 from datamodules.sampling import Stream, generator
-from datamodules.shard_folder import Recent
-from datamodules.shard_format import CAMERAS, EpisodeEntry, ShardError
-from datamodules.shard_reader import ROWS_KEPT, ROWS_PER_EPISODE, ShardSet
-from datamodules.windows import Windows
+from datamodules.shards.folder import Recent
+from datamodules.shards.format import CAMERAS, EpisodeEntry, ShardError
+from datamodules.shards.latent_cache import LatentCache
+from datamodules.shards.reader import ROWS_KEPT, ROWS_PER_EPISODE, ShardSet
 
 _TRIED = 100  # windows in the place of a batch that is damaged as a whole
 Decode = Literal["all", "first"]

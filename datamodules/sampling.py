@@ -106,8 +106,8 @@ class EpochSampler(DistributedSampler[Any]):
 
     Attributes:
         epoch: of the current iteration, or of the coming one.
-        step: batches of that epoch which the loader has handed out (`datamodules.loader` counts them, because
-            samplers run ahead of it).
+        step: batches of that epoch which the loader has handed out (`datamodules.resumable_loader` counts
+            them, because samplers run ahead of it).
     """
 
     def __init__(self, dataset: Sized, plan: EpochPlan, batch_size: int, ranks: int, rank: int) -> None:

@@ -2,10 +2,10 @@
 
 from ai_wam.episodes import EpisodeSource, SourceCard
 from ai_wam.video import VideoEncoding
-from datamodules.plausibility import Bounds, look_over
-from datamodules.recording import OnBadEpisode, left_out_lines, write_shards
-from datamodules.shard_jobs import Workers
-from datamodules.shard_reader import ShardSet
+from datamodules.checks.wrong_units import Bounds, look_over
+from datamodules.shards.convert_source import OnBadEpisode, left_out_lines, write_shards
+from datamodules.shards.parallel_writing import Workers
+from datamodules.shards.reader import ShardSet
 
 
 def collect(
@@ -29,7 +29,8 @@ def collect(
         out: folder of the shards, a path or an address such as s3://bucket/folder; made if missing.
         episodes_per_shard: episodes in all shards but the last.
         workers: processes, each writing one shard at a time; 0 writes in this one.
-        ray: workers of a Ray cluster that write instead (extra `ray`); see `datamodules.shard_jobs.Workers`.
+        ray: workers of a Ray cluster that write instead (extra `ray`); see
+            `datamodules.shards.parallel_writing.Workers`.
         lossless: keep every pixel exactly, at about ten times the size.
         gop: frames from one key frame to the next; 1 reads fastest, 12 is two to four times smaller.
         card: title, licence, homepage, citation and known defects for the README.md beside the shards, where

@@ -15,9 +15,9 @@ from ai_wam.errors import ExistingFile, InvalidValue, UserError
 from ai_wam.files.atomic import PARTIAL, AnyPath, as_path, unwritten
 from ai_wam.files.read_errors import FORMAT_FAULTS, fault
 from ai_wam.video import VideoEncoding
-from datamodules.episode_choice import Episodes, chosen_episodes
-from datamodules.shard_reader import ShardSet
-from datamodules.view_names import Views
+from datamodules.export.episode_choice import Episodes, chosen_episodes
+from datamodules.reading.view_names import Views
+from datamodules.shards.reader import ShardSet
 
 Layout: TypeAlias = Literal["action_images", "lerobot"]
 _MARK = ".ai-wam-export"  # in a folder that an export began, and may delete
@@ -119,9 +119,9 @@ def _whole_folder(place: AnyPath) -> Iterator[Path]:
 
 def _writer(to: Layout, folder: Path, encoding: VideoEncoding) -> Writer:
     if to == "lerobot":  # pyarrow is imported where it is asked for
-        from datamodules.lerobot_writer import LeRobotWriter
+        from datamodules.export.lerobot import LeRobotWriter
 
         return LeRobotWriter(folder, encoding)
-    from datamodules.action_images_layout import ActionImagesWriter
+    from datamodules.export.action_images import ActionImagesWriter
 
     return ActionImagesWriter(folder, encoding)

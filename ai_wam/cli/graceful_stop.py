@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ai_wam.cli.errors import Ended
 from ai_wam.cli.run_folder import savers
-from datamodules.shards import ShardDataModule
+from datamodules.shard_datamodule import ShardDataModule
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _LAST = f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}{ModelCheckpoint.FILE_EXTENSION}"

@@ -10,14 +10,14 @@ from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.files.atomic import AnyPath, as_path, write_json
 from ai_wam.utils.number_checks import check_numbers
-from datamodules.camera_check import ViewCheck
-from datamodules.camera_check import camera_check as check_cameras
-from datamodules.contact_sheet import write_contact_sheet
-from datamodules.folder import INSPECTION
-from datamodules.inspection import EpisodeReport, Limits, inspect_episodes
-from datamodules.plausibility import Bounds, odd_gripper
-from datamodules.shard_format import ShardError
-from datamodules.shard_reader import ShardSet
+from datamodules.checks.camera_check import ViewCheck
+from datamodules.checks.camera_check import camera_check as check_cameras
+from datamodules.checks.contact_sheet import write_contact_sheet
+from datamodules.checks.inspection import EpisodeReport, Limits, inspect_episodes
+from datamodules.checks.wrong_units import Bounds, odd_gripper
+from datamodules.shards.format import ShardError
+from datamodules.shards.reader import ShardSet
+from datamodules.sources.folder import INSPECTION
 
 _SHOWN = 10  # violations in full; inspection.json has them all
 

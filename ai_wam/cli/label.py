@@ -11,9 +11,9 @@ from ai_wam.episodes import EpisodeSource
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import as_path, write_json
 from ai_wam.video import VideoEncoding
-from datamodules.recording import OnBadEpisode, left_out_lines, write_shards
-from datamodules.shard_jobs import Workers
-from datamodules.shard_reader import ShardSet
+from datamodules.shards.convert_source import OnBadEpisode, left_out_lines, write_shards
+from datamodules.shards.parallel_writing import Workers
+from datamodules.shards.reader import ShardSet
 from tasks.labeled_source import PLAN, LabeledSource
 
 REPORT = "labels.json"
@@ -44,7 +44,8 @@ def label(
         ckpt_path: a model that was trained on the annotation plan.
         out: folder of the labeled shards; made if missing.
         shards: folder of the shards to be labeled, or
-        source: any other source, such as datamodules.folder.FolderSource, by class_path and init_args.
+        source: any other source, such as datamodules.sources.folder.FolderSource, by class_path and
+            init_args.
         min_confidence: of the decoder (1 = exact), below which a frame is not sure.
         min_share: of sure frames, below which an episode gets no actions.
         sampling_steps: of the model; the checkpoint's own if left out.

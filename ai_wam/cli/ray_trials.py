@@ -18,7 +18,7 @@ from benchmarks.base import Trial
 from benchmarks.journal import Results
 from benchmarks.results import assemble
 from benchmarks.trials import TrialDataModule, write_results
-from datamodules.worker_errors import Failure
+from datamodules.shards.worker_errors import Failure
 
 _RETRIES = 2
 _Share = tuple[list[Trial], Results, dict[str, Any]]

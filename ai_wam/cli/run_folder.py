@@ -12,8 +12,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 from ai_wam.cli.checkpoint_io import remove_partial
 from ai_wam.errors import CannotContinue, InvalidValue, UserError
 from ai_wam.files.weights import read_torch
-from datamodules.folder_lock import lock_folder, unlock_folder
-from datamodules.shard_format import ShardError
+from datamodules.shards.format import ShardError
+from datamodules.shards.lock import lock_folder, unlock_folder
 
 _OTHER = "--trainer.logger.init_args.version NAME (or save_dir FOLDER)"
 _VERSIONED = ("TensorBoardLogger", "CSVLogger")  # of Lightning, whose folders follow from their settings

@@ -33,9 +33,9 @@ from ai_wam.cli.run_folder import RunFolder, check_free, planned_folder
 from ai_wam.cli.shipped_configs import resolved
 from ai_wam.errors import InvalidValue
 from backbones.weights.sharded_loading import deferred_weights
-from datamodules.coverage import CoverageReport
-from datamodules.images import ImagesDataModule
-from datamodules.shards import ShardDataModule
+from datamodules.checks.epoch_coverage import CoverageReport
+from datamodules.image_datamodule import ImagesDataModule
+from datamodules.shard_datamodule import ShardDataModule
 from tasks.base import WorldActionTask
 from tasks.evaluation.prediction_writer import ActionWriter, SampleWriter
 

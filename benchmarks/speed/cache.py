@@ -26,13 +26,13 @@ from backbones.wan import Wan, WanVAE
 from benchmarks.speed.backbones import interleaved
 from benchmarks.speed.data import MovingSquares
 from benchmarks.speed.data_bars import USED, VIEWS, rival_rate, whole_mp4s
-from datamodules.cache_writer import Caching, write_cache
 from datamodules.clip_dataset import ClipDataset, Collate
-from datamodules.latent_cache import cache_settings, find_cache
-from datamodules.recording import write_shards
-from datamodules.shard_jobs import Workers
-from datamodules.shard_reader import ShardSet
-from datamodules.windows import Windows
+from datamodules.clip_windows import Windows
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.latent_cache import cache_settings, find_cache
+from datamodules.shards.latent_cache_writer import Caching, write_cache
+from datamodules.shards.parallel_writing import Workers
+from datamodules.shards.reader import ShardSet
 from tasks.joint import JointGeneration
 
 _FASTER = 50.0  # the bar

@@ -22,10 +22,10 @@ from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding, decode_frames, iterate_video
 from benchmarks.speed.data import MovingSquares
 from benchmarks.speed.data_scale import measure_scale, write_index
-from datamodules.episode_members import encode_episode
-from datamodules.recording import write_shards
-from datamodules.shard_reader import ShardSet
-from datamodules.shards import ShardDataModule
+from datamodules.shard_datamodule import ShardDataModule
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.episode_members import encode_episode
+from datamodules.shards.reader import ShardSet
 
 VIEWS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
 USED = VIEWS[:2]

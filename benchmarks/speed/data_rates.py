@@ -18,8 +18,8 @@ from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
 from datamodules.clip_dataset import Decode
-from datamodules.recording import write_shards
-from datamodules.shards import ShardDataModule
+from datamodules.shard_datamodule import ShardDataModule
+from datamodules.shards.convert_source import write_shards
 
 _BATCH = 32
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ai_wam.types import Clip
-from datamodules.coverage import cover
+from datamodules.checks.epoch_coverage import cover
 from datamodules.sampling import EpochPlan, EpochSampler
-from datamodules.shard_format import EpisodeEntry, Member, ShardEntry
-from datamodules.shards import ShardDataModule
+from datamodules.shard_datamodule import ShardDataModule
+from datamodules.shards.format import EpisodeEntry, Member, ShardEntry
 
 VIEWS = ("ext1", "ext2", "wrist", "front")
 _PER_SHARD = 600

@@ -22,7 +22,7 @@ from lightning import Callback, LightningModule, Trainer
 from ai_wam.cli.shipped_configs import config_path
 from benchmarks.speed.data import MovingSquares
 from benchmarks.speed.sizes import SIZES
-from datamodules.recording import write_shards
+from datamodules.shards.convert_source import write_shards
 
 STEPS = 2  # of the first run, and again of the resumed one
 _KNOWN = ("<pad>", "</s>", "<unk>", "move", "the", "square")

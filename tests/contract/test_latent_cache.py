@@ -11,13 +11,13 @@ from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
 from benchmarks.speed.data import MovingSquares
-from datamodules.cache_writer import Caching, write_cache
 from datamodules.clip_dataset import ClipDataset, Collate
-from datamodules.latent_cache import cache_settings, find_cache
-from datamodules.recording import write_shards
-from datamodules.shard_jobs import Workers
-from datamodules.shard_reader import ShardSet
-from datamodules.windows import Windows
+from datamodules.clip_windows import Windows
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.latent_cache import cache_settings, find_cache
+from datamodules.shards.latent_cache_writer import Caching, write_cache
+from datamodules.shards.parallel_writing import Workers
+from datamodules.shards.reader import ShardSet
 from tasks.joint import JointGeneration
 
 TINY = sorted((Path(__file__).parents[2] / "configs" / "backbone").glob("*-tiny.yaml"))

@@ -22,7 +22,7 @@ from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.episodes import Episode, EpisodeSource, Frame
 from ai_wam.files.atomic import as_path
 from ai_wam.poses import geodesic_angle, rotation_from_quaternion
-from datamodules.shard_reader import ShardSet
+from datamodules.shards.reader import ShardSet
 
 TESTS = Path(__file__).parents[1]
 YAMLS = sorted((TESTS.parent / "configs" / "convert").glob("*.yaml"))

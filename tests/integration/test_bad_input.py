@@ -20,7 +20,7 @@ from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.cli.training import settings_of_fit
 from backbones.base import VideoBackbone
 from benchmarks.speed.data import MovingSquares
-from datamodules.recording import write_shards
+from datamodules.shards.convert_source import write_shards
 from tasks.base import WorldActionTask
 
 FIT = ["--config=configs/quickstart.yaml", "--data.workers=0", "--trainer.logger=false"]

@@ -21,8 +21,8 @@ from ai_wam.cli import main
 from ai_wam.cli.errors import Ended, one_sentence
 from ai_wam.types import Clip
 from benchmarks.speed.data import MovingSquares
-from datamodules.images import ImagesDataModule
-from datamodules.recording import write_shards
+from datamodules.image_datamodule import ImagesDataModule
+from datamodules.shards.convert_source import write_shards
 
 TESTS = Path(__file__).parents[1]
 FIXTURES = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ai_wam.cli import main
-from datamodules.shard_reader import ShardSet
+from datamodules.shards.reader import ShardSet
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ["--source=doubles.slow_squares.SlowSquares", "--source.episodes=10", "--source.frames=3"]

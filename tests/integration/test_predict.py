@@ -13,7 +13,7 @@ from ai_wam.cli import main
 from ai_wam.episodes import Frame
 from ai_wam.video import decode_frames
 from benchmarks.speed.data import MovingSquares
-from datamodules.recording import write_shards
+from datamodules.shards.convert_source import write_shards
 
 VIEWS = ("front", "left_shoulder")
 SQUARES = MovingSquares(episodes=2, frames=40, size=(96, 128), hz=20.0, views=VIEWS)

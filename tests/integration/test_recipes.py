@@ -17,7 +17,7 @@ from ai_wam.cli import main
 from ai_wam.cli.shipped_configs import config_path
 from benchmarks.speed.data import MovingSquares
 from benchmarks.speed.recipes import write_release
-from datamodules.recording import write_shards
+from datamodules.shards.convert_source import write_shards
 
 RECIPES = sorted(file.stem for file in config_path("configs/recipes").glob("*.yaml"))
 STEPS = 2  # of the first fit; the second resumes it for as many more

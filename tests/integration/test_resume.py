@@ -19,7 +19,7 @@ from ai_wam.cli import main
 from ai_wam.cli.shipped_configs import config_path
 from backbones.base import VideoBackbone
 from benchmarks.speed.data import MovingSquares
-from datamodules.recording import write_shards
+from datamodules.shards.convert_source import write_shards
 from tasks.base import WorldActionTask
 
 # A restored checkpoint lies in another run's folder here, so that both can be compared.

@@ -17,11 +17,11 @@ from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import as_path
 from ai_wam.types import Clip
 from benchmarks.speed.data import MovingSquares
-from datamodules.recording import write_shards
-from datamodules.shard_format import ShardError
-from datamodules.shard_jobs import Workers
-from datamodules.shard_reader import ShardSet
-from datamodules.shards import ShardDataModule
+from datamodules.shard_datamodule import ShardDataModule
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.format import ShardError
+from datamodules.shards.parallel_writing import Workers
+from datamodules.shards.reader import ShardSet
 
 # Ray's own: an idle worker's log file, a note on accelerators, and its monitors' pipes at shutdown.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip. In future versions of Ray")

@@ -70,7 +70,5 @@ def test_nothing_but_a_store(environment: dict[str, str], tmp_path: Path):
     assert "latents come from s3://bucket/train/caches/" in said
     assert "`max_steps=2` reached" in said
     python(MAIN, "export", "--shards=s3://bucket/train", "--to=lerobot", "--out=s3://bucket/lerobot")
-    again = (
-        "import sys; from datamodules.lerobot import LeRobotSource; print(len(LeRobotSource(sys.argv[1])))"
-    )
+    again = "import sys, datamodules.sources.lerobot as m; print(len(m.LeRobotSource(sys.argv[1])))"
     assert python(again, "s3://bucket/lerobot").strip() == "3"

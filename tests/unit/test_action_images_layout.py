@@ -11,8 +11,9 @@ from ai_wam.cli import main
 from ai_wam.episodes import Episode
 from ai_wam.video import VideoEncoding, decode_frames, write_video
 from benchmarks.speed.data import MovingSquares
-from datamodules.action_images_layout import ActionImagesLayout, ActionImagesWriter
-from datamodules.recording import write_shards
+from datamodules.export.action_images import ActionImagesWriter
+from datamodules.shards.convert_source import write_shards
+from datamodules.sources.action_images import ActionImagesLayout
 
 FIRST = Path("close_jar", "variation3", "episodes", "episode0")
 

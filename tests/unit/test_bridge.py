@@ -9,8 +9,8 @@ from PIL import Image
 from source_fixtures import bridge as fixture
 
 from ai_wam.poses import rotation_from_quaternion
-from datamodules.bridge import Bridge
-from datamodules.rotations import to_quaternion
+from datamodules.reading.rotations import to_quaternion
+from datamodules.sources.bridge import Bridge
 
 FIRST = fixture.SESSION / "traj_group0" / "traj2"
 

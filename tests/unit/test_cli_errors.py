@@ -20,9 +20,9 @@ from ai_wam.cli.resuming import named_file
 from ai_wam.cli.signals import Terminated
 from ai_wam.types import Clip
 from benchmarks.speed.data import MovingSquares
-from datamodules.recording import write_shards
-from datamodules.shard_format import ShardError
-from datamodules.shard_reader import ShardSet
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.format import ShardError
+from datamodules.shards.reader import ShardSet
 
 
 def test_a_refusal_is_one_sentence():

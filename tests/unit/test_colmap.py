@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.colmap import read_colmap
+from datamodules.cameras.colmap import read_colmap
 
 LENS = "1 PINHOLE 64 48 50 50 32 24"
 

@@ -11,9 +11,9 @@ import torch
 
 from ai_wam.types import Clip
 from benchmarks.speed.data import MovingSquares
-from datamodules.coverage import CoverageReport
-from datamodules.recording import write_shards
-from datamodules.shards import ShardDataModule
+from datamodules.checks.epoch_coverage import CoverageReport
+from datamodules.shard_datamodule import ShardDataModule
+from datamodules.shards.convert_source import write_shards
 
 SOURCE = MovingSquares(4, 12, (32, 32))
 CLIP = Clip(frames=3, stride=4, size=(32, 32))

@@ -11,15 +11,15 @@ import yaml
 from ai_wam.episodes import Episode, SourceCard
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
-from datamodules.action_images_layout import ActionImagesLayout
-from datamodules.bridge import Bridge
-from datamodules.data_card import merged
-from datamodules.droid import Droid
-from datamodules.recording import write_shards
-from datamodules.rlbench_demos import RLBenchDemos
-from datamodules.shard_format import ShardError
-from datamodules.shard_reader import ShardSet
-from datamodules.shard_writer import ShardWriter
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.data_card import merged
+from datamodules.shards.format import ShardError
+from datamodules.shards.reader import ShardSet
+from datamodules.shards.writer import ShardWriter
+from datamodules.sources.action_images import ActionImagesLayout
+from datamodules.sources.bridge import Bridge
+from datamodules.sources.droid import Droid
+from datamodules.sources.rlbench import RLBenchDemos
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from source_fixtures import droid as fixture
 
 from ai_wam.cameras import Cameras
 from ai_wam.video import write_video
-from datamodules.droid import Droid
-from datamodules.droid_calibration import Limits, judge_hand, judge_scene
+from datamodules.sources.droid import Droid
+from datamodules.sources.droid_calibration import Limits, judge_hand, judge_scene
 
 FIRST = Path("raw", "CLVR", "success", "2023-05-09", "Tue_May__9_02:08:20_2023")
 MP4 = Path("recordings", "MP4")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks.speed.data_scale import measure_scale, write_index
-from datamodules.episode_table import EpisodeTable
 from datamodules.sampling import EpochPlan, EpochSampler, Stream, generator
-from datamodules.shard_format import EpisodeEntry, Member
+from datamodules.shards.format import EpisodeEntry, Member
+from datamodules.shards.index_table import EpisodeTable
 
 
 def entry(number: int, views: int = 2, hz: float = 20.0) -> EpisodeEntry:

@@ -26,10 +26,10 @@ FAULTS = {  # mistakes in a program that uses these modules, which a traceback s
     "benchmarks/tabletop/graphics.py": "RuntimeError",
     "benchmarks/tabletop/simulator.py": "RuntimeError",
     "benchmarks/trials.py": "RuntimeError",
-    "datamodules/safe_pickle.py": "Exception",  # never leaves its module
-    "datamodules/shard_jobs.py": "RuntimeError",
-    "datamodules/shards.py": "RuntimeError",
-    "datamodules/worker_errors.py": "Exception",  # a traceback, which is the cause of another error
+    "datamodules/reading/safe_pickle.py": "Exception",  # never leaves its module
+    "datamodules/shards/parallel_writing.py": "RuntimeError",
+    "datamodules/shard_datamodule.py": "RuntimeError",
+    "datamodules/shards/worker_errors.py": "Exception",  # a traceback, which is the cause of another error
 }
 
 

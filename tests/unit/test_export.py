@@ -13,11 +13,12 @@ from ai_wam.cli.errors import Ended
 from ai_wam.errors import UserError
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
-from datamodules.action_images_layout import RELEASED, ActionImagesWriter
-from datamodules.episode_choice import chosen_episodes
-from datamodules.lerobot_writer import LeRobotWriter
-from datamodules.recording import write_shards
-from datamodules.shard_reader import ShardSet
+from datamodules.export.action_images import ActionImagesWriter
+from datamodules.export.episode_choice import chosen_episodes
+from datamodules.export.lerobot import LeRobotWriter
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.reader import ShardSet
+from datamodules.sources.action_images import RELEASED
 
 KEYS = [f"squares-{number:04d}" for number in range(4)]
 SQUARES = MovingSquares(4, 5, (16, 16), views=("front", "side"))

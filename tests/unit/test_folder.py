@@ -11,8 +11,8 @@ from ai_wam.cli.collect import collect
 from ai_wam.episodes import EpisodeSource
 from ai_wam.video import VideoEncoding, write_video
 from benchmarks.speed.data import MovingSquares
-from datamodules.folder import COLUMNS, FolderSource
-from datamodules.shard_reader import ShardSet
+from datamodules.shards.reader import ShardSet
+from datamodules.sources.folder import COLUMNS, FolderSource
 
 SQUARES = MovingSquares(episodes=2, frames=5, size=(24, 32), hz=10.0, views=("front", "wrist"))
 
@@ -259,7 +259,7 @@ def test_collect_from_the_command_line(root, tmp_path, capsys):
     out = tmp_path / "out"
     config = tmp_path / "convert.yaml"
     config.write_text(
-        f"source:\n  class_path: datamodules.folder.FolderSource\n  init_args:\n    path: {root}\n"
+        f"source:\n  class_path: datamodules.sources.folder.FolderSource\n  init_args:\n    path: {root}\n"
         f"out: {out}\nworkers: 0\n"
     )
     auto_cli(collect, as_positional=False, args=["--config", str(config), "--lossless", "true"])

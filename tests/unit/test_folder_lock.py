@@ -12,14 +12,14 @@ import pytest
 
 from ai_wam.cli import main
 from benchmarks.speed.data import MovingSquares
-from datamodules.recording import write_shards
-from datamodules.shard_format import ShardError
-from datamodules.shard_reader import ShardSet
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.format import ShardError
+from datamodules.shards.reader import ShardSet
 
 SLOW = """
 import os, sys, time
 from benchmarks.speed.data import MovingSquares
-from datamodules.recording import write_shards
+from datamodules.shards.convert_source import write_shards
 
 class Slow(MovingSquares):
     def __getitem__(self, index):

@@ -12,7 +12,7 @@ from ai_wam.action_images import tool_points
 from ai_wam.cameras import Cameras
 from ai_wam.types import Clip
 from ai_wam.video import write_video
-from datamodules.images import ImagesDataModule
+from datamodules.image_datamodule import ImagesDataModule
 
 CLIP = Clip(frames=5, size=(64, 64), views=("front", "left_shoulder"))
 SIZE = (96, 128)
@@ -289,6 +289,6 @@ def test_pictures_with_transparency_are_refused(place: Path):
 
 
 def test_without_vggt_the_way_out_is_named(place: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("datamodules.uncalibrated.find_spec", lambda name: None)
+    monkeypatch.setattr("datamodules.cameras.vggt.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"ai-wam\[vggt\].*camera file"):
         read(place, cameras=None, vggt="nowhere", baseline=1.0)

@@ -254,7 +254,7 @@ def test_captions_are_refused_before_anything_is_read(
         "views": ["front", "left_shoulder"],
     }
     arguments = {"train": str(tmp_path / "data"), "clip": clip}
-    data = {"class_path": "datamodules.shards.ShardDataModule", "init_args": arguments}
+    data = {"class_path": "datamodules.shard_datamodule.ShardDataModule", "init_args": arguments}
     check_fits({"backbone": backbone, "clip": clip})
     with pytest.raises(ValueError, match="words, limit 1; raise `length`"):
         check_fits({"backbone": backbone, "clip": clip}, data)

@@ -14,8 +14,8 @@ from PIL import Image
 from ai_wam.cli import main
 from ai_wam.episodes import Frame
 from benchmarks.speed.data import MovingSquares
-from datamodules.inspection import chosen_frames
-from datamodules.recording import write_shards
+from datamodules.checks.inspection import chosen_frames
+from datamodules.shards.convert_source import write_shards
 
 
 @dataclass(frozen=True)

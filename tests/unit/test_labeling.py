@@ -19,8 +19,8 @@ from ai_wam.cli.shipped_configs import config_path, instantiate
 from ai_wam.episodes import Episode, Frame, Labels, View
 from ai_wam.types import Clip
 from backbones.base import VideoBackbone
-from datamodules.recording import write_shards
-from datamodules.shard_reader import ShardSet
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.reader import ShardSet
 from tasks.labeled_source import LabeledSource, _Seen, _windows
 from tasks.labeling import ActionLabeling
 from tasks.policy import PolicyControl

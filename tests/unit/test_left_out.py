@@ -8,9 +8,9 @@ import yaml
 
 from ai_wam.cli import main
 from benchmarks.speed.data import MovingSquares
-from datamodules.recording import write_shards
-from datamodules.shard_format import ShardError
-from datamodules.shard_reader import ShardSet
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.format import ShardError
+from datamodules.shards.reader import ShardSet
 
 SQUARES = MovingSquares(7, 4, (16, 24), views=("front",))
 
@@ -97,7 +97,7 @@ def test_the_command_lists_them(tmp_path, capsys, monkeypatch):
 
     truth = fixture.write(tmp_path / "raw")
     next((tmp_path / "raw").glob("**/traj10/obs_dict.pkl")).write_bytes(b"cut")
-    source = {"class_path": "datamodules.bridge.Bridge", "init_args": truth.init_args}
+    source = {"class_path": "datamodules.sources.bridge.Bridge", "init_args": truth.init_args}
     (tmp_path / "convert.yaml").write_text(yaml.safe_dump({"source": source, "out": str(tmp_path / "out")}))
     main(["convert", "--config", str(tmp_path / "convert.yaml"), "--workers=0", "--on_error=skip"])
     printed = capsys.readouterr().out

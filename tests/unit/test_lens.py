@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.calibration import Calibration, check_intrinsics
-from datamodules.colmap import read_colmap
-from datamodules.lens import Lens
+from datamodules.cameras.calibration import Calibration, check_intrinsics
+from datamodules.cameras.colmap import read_colmap
+from datamodules.cameras.lens_distortion import Lens
 
 POINTS = np.array([[0.5, -0.3, 1.0], [-0.4, 0.35, 1.2], [0.1, 0.2, 0.8]])  # in the camera
 # pycolmap 4.2.1: Camera(model, 320, 240, numbers).img_from_cam(POINTS)

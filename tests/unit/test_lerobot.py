@@ -13,10 +13,10 @@ from ai_wam.cli import main
 from ai_wam.episodes import Episode, EpisodeSource
 from ai_wam.video import VideoEncoding, decode_frames, write_video
 from benchmarks.speed.data import MovingSquares
-from datamodules.lerobot import LeRobotSource
-from datamodules.lerobot_writer import LeRobotWriter
-from datamodules.recording import write_shards
-from datamodules.rotations import continuous_actions
+from datamodules.export.lerobot import LeRobotWriter
+from datamodules.reading.rotations import continuous_actions
+from datamodules.shards.convert_source import write_shards
+from datamodules.sources.lerobot import LeRobotSource
 
 DATA = "data/chunk-000/file-000.parquet"
 VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"

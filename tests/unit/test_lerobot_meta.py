@@ -9,8 +9,8 @@ import pytest
 from source_fixtures import lerobot as fixture
 from source_fixtures import lerobot__v21 as older
 
-from datamodules.lerobot import LeRobotSource
-from datamodules.lerobot_meta import short_names
+from datamodules.sources.lerobot import LeRobotSource
+from datamodules.sources.lerobot_meta import short_names
 
 DATA = "data/chunk-000/file-000.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ai_wam.episodes import Labels
-from datamodules.plausibility import Bounds, implausible, odd_gripper, unseen, warnings
-from datamodules.shard_reader import EpisodeHeader
+from datamodules.checks.wrong_units import Bounds, implausible, odd_gripper, unseen, warnings
+from datamodules.shards.reader import EpisodeHeader
 
 HZ = 20.0
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.reading import read_picture
+from datamodules.reading.pictures_and_text import read_picture
 
 # EXIF's eight orientations: how the stored picture comes from the one that viewers show
 _STORED = {

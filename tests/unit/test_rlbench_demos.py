@@ -12,10 +12,10 @@ from source_fixtures import rlbench_demos as fixture
 from source_fixtures.truth import FRONT, WRIST, poses
 
 from ai_wam.episodes import Frame
-from datamodules.recording import write_shards
-from datamodules.rlbench_demos import RLBenchDemos
-from datamodules.safe_pickle import load_pickle
-from datamodules.shard_reader import ShardSet
+from datamodules.reading.safe_pickle import load_pickle
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.reader import ShardSet
+from datamodules.sources.rlbench import RLBenchDemos
 
 GOLDEN_K = [[-175.83856040078922, 0, 64], [0, -175.83856040078922, 64], [0, 0, 1]]
 GOLDEN_POSE = [[0, -0.42262, -0.90631, 1.35], [-1, 0, 0, 0], [0, 0.90631, -0.42262, 1.58], [0, 0, 0, 1]]

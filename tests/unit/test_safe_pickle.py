@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.safe_pickle import Shell, load_pickle
+from datamodules.reading.safe_pickle import Shell, load_pickle
 
 
 class Camera(Shell):

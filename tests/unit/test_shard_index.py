@@ -23,10 +23,10 @@ from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding, write_video
 from benchmarks.speed.data import MovingSquares
 from datamodules.clip_dataset import ClipDataset, Collate
-from datamodules.recording import write_shards
-from datamodules.shard_format import ShardError
-from datamodules.shard_reader import ShardSet
-from datamodules.windows import Windows
+from datamodules.clip_windows import Windows
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.format import ShardError
+from datamodules.shards.reader import ShardSet
 
 FRAMES, SIZE, VIEWS = 6, (32, 32), ("front", "wrist")
 
@@ -374,7 +374,7 @@ def test_faults_of_the_machine_are_not_skipped(folder: Path, monkeypatch: pytest
     def fails(*arguments: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("datamodules.shard_folder._opened", fails)
+    monkeypatch.setattr("datamodules.shards.folder._opened", fails)
     with pytest.raises(OSError, match="Too many open files"):
         clips(folder, "skip")[0]
 

@@ -13,12 +13,12 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from ai_wam.episodes import Episode, EpisodeSource
 from ai_wam.video import VideoEncoding, decode_frames
 from benchmarks.speed.data import MovingSquares
-from datamodules.episode_members import encode_episode
-from datamodules.recording import write_shards
-from datamodules.settings import describe, differences
-from datamodules.shard_format import ShardError
-from datamodules.shard_reader import ShardSet
-from datamodules.shard_writer import ShardWriter
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.episode_members import encode_episode
+from datamodules.shards.format import ShardError
+from datamodules.shards.reader import ShardSet
+from datamodules.shards.source_settings import describe, differences
+from datamodules.shards.writer import ShardWriter
 
 SOURCE = MovingSquares(episodes=5, frames=6, size=(32, 48), views=("front", "wrist"))
 LOSSLESS = VideoEncoding(lossless=True)

@@ -12,11 +12,11 @@ from torch.utils.data.distributed import DistributedSampler
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
-from datamodules.recording import write_shards
 from datamodules.sampling import EpochPlan, EpochSampler, FixedSampler, spread
-from datamodules.shard_format import ShardError
-from datamodules.shard_reader import ShardSet
-from datamodules.shards import ShardDataModule
+from datamodules.shard_datamodule import ShardDataModule
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.format import ShardError
+from datamodules.shards.reader import ShardSet
 
 SOURCE = MovingSquares(episodes=4, frames=12, size=(32, 32), views=("front", "wrist"))
 CLIP = Clip(frames=3, stride=4, control_hz=20.0, size=(32, 32), views=("front", "wrist"))
@@ -50,7 +50,7 @@ def test_signs_of_quaternions_do_not_jump_in_shards_and_batches(tmp_path, monkey
     source = Turned(np.where(smooth[:, 3:] < 0, -smooth, smooth))
     new = record(source, tmp_path / "new")
     assert np.allclose(ShardSet(new).header(0).actions[:, 3:7], smooth)
-    monkeypatch.setattr("datamodules.episode_members.continuous_actions", np.array)
+    monkeypatch.setattr("datamodules.shards.episode_members.continuous_actions", np.array)
     old = record(source, tmp_path / "old")
     assert (ShardSet(old).header(0).actions[:, 6] >= 0).all()
     clip = Clip(frames=4, stride=1, control_hz=20.0, size=(32, 32), views=("front",))

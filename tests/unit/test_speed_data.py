@@ -8,8 +8,8 @@ from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
 from benchmarks.speed.data_bars import _decode_sought, conversion_rate, rival_rate, shard_rate, whole_mp4s
-from datamodules.recording import write_shards
-from datamodules.shard_reader import Recent, ShardSet
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.reader import Recent, ShardSet
 
 
 def test_the_rivals_decode_what_the_shards_give(tmp_path: Path):

@@ -14,9 +14,9 @@ from ai_wam.errors import CannotContinue, InvalidValue, LostEpisode, UserError
 from ai_wam.files.json_yaml import read_json
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.data import MovingSquares
-from datamodules.recording import Recording, write_shards
-from datamodules.shard_format import ShardError
-from datamodules.worker_errors import Failure, WorkerTraceback
+from datamodules.shards.convert_source import Recording, write_shards
+from datamodules.shards.format import ShardError
+from datamodules.shards.worker_errors import Failure, WorkerTraceback
 
 
 class TwoWords(UserError, ValueError):

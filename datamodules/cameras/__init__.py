@@ -1,0 +1,1 @@
+"""Calibrations: camera files of several kinds, lens distortion, and estimated cameras."""

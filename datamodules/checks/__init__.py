@@ -1,0 +1,1 @@
+"""Looking at recordings: what is broken, implausible or unseen."""

@@ -1,0 +1,168 @@
+"""Recorded poses painted over a user's own pictures: the quickest way to see that a calibration is wrong."""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+
+from ai_wam.action_images import tool_points
+from ai_wam.cameras import Cameras
+from ai_wam.episodes import Episode, EpisodeSource, Frame, View
+from ai_wam.errors import InvalidValue
+from ai_wam.files.atomic import AnyPath, as_path, inside, whole_file
+from ai_wam.files.json_yaml import read_text
+from ai_wam.utils.number_checks import check_numbers
+from datamodules.shards.format import INDEX
+from datamodules.shards.reader import ShardSet
+from datamodules.sources.folder import FolderSource
+
+Points = Mapping[tuple[str, str, int], tuple[float, float]]  # (key, view, frame) -> pixel x, y
+_AXIS = 0.1  # metres
+_COLOURS = ((255, 60, 60), (70, 220, 90), (80, 140, 255))
+_EPISODES, _FRAMES = 3, 30  # looked at where no points are given: episodes, and every which frame
+_COLUMNS = ["key", "view", "frame", "x", "y"]
+
+
+@dataclass
+class ViewCheck:
+    """What was found of one camera.
+
+    Attributes:
+        distances: pixels of the recording between each seen point and the projected one; infinite where the
+            tool has no place in the picture.
+        frames: that were looked at.
+        placeless: of those, with the tool behind the camera or the calibration lost.
+    """
+
+    distances: list[float] = field(default_factory=list)
+    frames: int = 0
+    placeless: int = 0
+
+    def add(self, projected: Float[np.ndarray, "3 2"], seen: tuple[float, float] | None) -> None:
+        """Count a frame."""
+        known = bool(np.isfinite(projected[0]).all())
+        self.frames += 1
+        self.placeless += not known
+        if seen is not None:
+            self.distances.append(float(np.hypot(*(projected[0] - np.array(seen)))) if known else np.inf)
+
+    def passes(self, max_pixels: float) -> bool:
+        """Whether the tool has a place in half of the pictures or more, near where it was seen."""
+        near = not self.distances or bool(np.median(self.distances) <= max_pixels)
+        return near and self.placeless <= self.frames / 2
+
+
+def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict[str, ViewCheck]:
+    """Write overlays, and compare with where the tool was seen.
+
+    Args:
+        recordings: a folder of shards, or of plain recordings (`datamodules.sources.folder`).
+        out: folder of the overlays, `<key>-<view>-<frame>.png`.
+        seen: CSV of pixels (x right, y down, the first pixel's centre at 0.5) where the tool centre point is
+            seen; those frames are looked at. A few frames of the first episodes if left out.
+
+    Returns:
+        What was found of each view.
+
+    Raises:
+        ValueError: points that name no recorded frame.
+    """
+    shards = (as_path(recordings) / INDEX).is_file()
+    source: EpisodeSource = ShardSet(recordings) if shards else FolderSource(recordings)
+    points = {} if seen is None else read_points(as_path(seen))
+    keys = {key for key, _, _ in points}
+    found: dict[str, ViewCheck] = defaultdict(ViewCheck)
+    left = dict(points)
+    for number in range(len(source) if points else min(_EPISODES, len(source))):
+        episode = source[number]
+        if points and episode.key not in keys:
+            continue
+        _check_episode(episode, points, left, out, found)
+    if left:
+        raise InvalidValue(
+            f"{seen}: {len(left)} points name no recorded frame, the first one key, view and frame "
+            f"{next(iter(left))}; frames count from 0"
+        )
+    return dict(found)
+
+
+def read_points(path: AnyPath) -> dict[tuple[str, str, int], tuple[float, float]]:
+    """The CSV of seen points.
+
+    Raises:
+        ValueError: no file in UTF-8, other columns, rows that are no numbers, or a point that stands twice.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True))
+    except csv.Error as error:
+        raise InvalidValue(f"{path} is no CSV: {error}") from error
+    if not rows or list(rows[0]) != _COLUMNS:
+        found = f"columns {[*rows[0]]}" if rows else "no row of points"
+        raise InvalidValue(f"{path}: {found}, expected {','.join(_COLUMNS)}"[:300])
+    points: dict[tuple[str, str, int], tuple[float, float]] = {}
+    for number, row in enumerate(rows, 2):
+        try:
+            at, pixel = (row["key"], row["view"], int(row["frame"])), (float(row["x"]), float(row["y"]))
+        except (ValueError, TypeError) as error:
+            raise InvalidValue(f"{path}, line {number} is not key,view,frame,x,y: {error}") from error
+        check_numbers(f"{path}, line {number}", x=pixel[0], y=pixel[1])
+        if None in row:
+            raise InvalidValue(f"{path}, line {number} has more than {len(_COLUMNS)} values: {row}"[:300])
+        if at in points:
+            raise InvalidValue(f"{path}, line {number}: {at} was seen before, at {points[at]}")
+        points[at] = pixel
+    return points
+
+
+def _check_episode(
+    episode: Episode,
+    points: Points,
+    left: dict[tuple[str, str, int], tuple[float, float]],
+    out: AnyPath,
+    found: dict[str, ViewCheck],
+) -> None:
+    for number, frame in enumerate(episode.frames):
+        for name, view in frame.views.items():
+            at = (episode.key, name, number)
+            if frame.action is None or not (at in points if points else number % _FRAMES == 0):
+                continue
+            projected = project(frame, view)
+            found[name].add(projected, left.pop(at, None))
+            _paint(view, projected, points.get(at), inside(out, f"{episode.key}-{name}-{number:05d}.png"))
+
+
+def project(frame: Frame, view: View) -> Float[np.ndarray, "3 2"]:
+    """Pixels of the tool centre point, and of the ends of its x and its negative z axis; NaN if behind."""
+    action = torch.from_numpy(np.asarray(frame.action, np.float64))
+    k, e = (torch.from_numpy(np.asarray(m, np.float64)) for m in (view.intrinsics, view.world_from_camera))
+    found = Cameras(k, e).project(tool_points(action, _AXIS), (view.image.shape[0], view.image.shape[1]))
+    return found.pixels.masked_fill(found.depth[..., None] <= 0, torch.nan).numpy()
+
+
+def _paint(
+    view: View, projected: Float[np.ndarray, "3 2"], seen: tuple[float, float] | None, path: AnyPath
+) -> None:
+    """The tool's axes as lines from a cross at its centre point; a ring where it was seen."""
+    scale = max(1, round(512 / max(view.image.shape[:2])))
+    picture = Image.fromarray(view.image).resize(
+        (view.image.shape[1] * scale, view.image.shape[0] * scale), Image.Resampling.NEAREST
+    )
+    draw = ImageDraw.Draw(picture)
+    tool, *ends = (projected * scale).tolist()
+    if np.isfinite(projected).all():
+        for end, colour in zip(ends, _COLOURS[1:], strict=True):
+            draw.line([*tool, *end], colour, 2)
+        x, y = tool
+        for line in ([x - 7, y, x + 7, y], [x, y - 7, x, y + 7]):
+            draw.line(line, _COLOURS[0], 2)
+    if seen is not None:
+        x, y = seen[0] * scale, seen[1] * scale
+        draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=(255, 255, 255), width=2)
+    with whole_file(path) as stream:
+        picture.save(stream, "PNG")

@@ -1,0 +1,1 @@
+"""What readers of foreign files share: pictures, text, videos, depth, rotations, restricted pickles."""
