@@ -19,11 +19,10 @@ from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from backbones.codecs.base import LatentCodec
 from backbones.conditions.block_conditions import BlockConditions, ToldBlocks, tell
-from backbones.conditions.encoding import EncodingDiffusion
 from backbones.conditions.image_encoders import ImageEncoder
 from backbones.conditions.input_adapter import ADDED, adapt_input, conditioned
 from backbones.conditions.prompts import Context, PromptEncoder
-from backbones.loss_and_sampling import Prediction
+from backbones.loss_and_sampling import CanvasDiffusion, Prediction
 from backbones.networks.fp32_modules import islands, keep_precise
 from backbones.weights.checkpoint_contents import drop_released, forgive_released
 from backbones.weights.checkpoint_parts import weight_files
@@ -42,7 +41,7 @@ from backbones.weights.sharded_loading import empty_denoiser, read_weights, weig
 Time = Literal["shared", "per_frame", "per_token"]
 
 
-class VideoBackbone(EncodingDiffusion):
+class VideoBackbone(CanvasDiffusion):
     """A latent video diffusion model that denoises a canvas.
 
     A subclass names its network and writes a few hooks and `predict`; everything else is generic. The hooks

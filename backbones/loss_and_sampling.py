@@ -6,20 +6,21 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from ai_wam.canvas import Canvas
+from ai_wam.canvas import Canvas, Kind
 from ai_wam.diffusion.noise_paths import NoisePath
 from ai_wam.diffusion.solvers import Solver, integrate
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from ai_wam.utils.autocast import half_precision
+from backbones.conditions.encoding import FrozenEncoders
 from backbones.conditions.prompts import Context
 
 Prediction = Literal["native", "clean", "change"]
 
 
-class CanvasDiffusion(nn.Module, ABC):
+class CanvasDiffusion(FrozenEncoders, ABC):
     """A network that takes the noise off a canvas, along one noise path.
 
     Attributes:
@@ -40,6 +41,21 @@ class CanvasDiffusion(nn.Module, ABC):
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
     ) -> Float[Tensor, "b c f h w"]:
         """The network's raw output for a canvas at noise levels u; given positions hold clean latents."""
+
+    def hold(self, canvas: Canvas) -> Canvas:
+        """The canvas, knowing what it would be if nothing moved, for networks that predict the change."""
+        if self.prediction != "change":
+            return canvas
+        parts, stride = [], self.spec.spatial_stride
+        for segment, part in zip(canvas.segments, canvas.unpack(canvas.clean), strict=True):
+            frames, (rows, columns) = (segment.length - 1) * self.spec.temporal_stride + 1, part.shape[-2:]
+            if segment.kind is Kind.VIDEO:
+                now = self.decode(part[:, None, :, :1])
+            else:  # black, for all rows alike
+                now = part.new_full((1, 1, 3, 1, rows * stride, columns * stride), -1)
+            held = self.encode(now.expand(-1, -1, -1, frames, -1, -1))[:, 0]
+            parts.append(held.expand_as(part))
+        return replace(canvas, held=canvas.packed(parts))
 
     def prepare(self, canvas: Canvas, context: Context) -> Context:
         """Compute once what does not change while a canvas is sampled, and keep it in `Context.memory`."""

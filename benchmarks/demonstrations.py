@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from ai_wam.episodes import Episode, Frame, SourceCard
 from ai_wam.errors import InvalidIndex, InvalidValue, LostEpisode
-from benchmarks.base import Simulator, SimulatorCrash, Trial
+from benchmarks.simulator import Simulator, SimulatorCrash, Trial
 
 log = logging.getLogger(__name__)
 

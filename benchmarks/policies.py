@@ -13,7 +13,7 @@ from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.errors import InvalidValue
 from ai_wam.files.numpy_arrays import read_npz
 from ai_wam.types import ActionChunk, Observation
-from benchmarks.base import CHANGED, Simulator, SimulatorCrash, Trial
+from benchmarks.simulator import CHANGED, Simulator, SimulatorCrash, Trial
 
 
 class HoldStill:

@@ -16,9 +16,9 @@ from ai_wam.cameras import Cameras, CropResize
 from ai_wam.errors import InvalidValue
 from ai_wam.files.read_errors import DATA_FAULTS, fault, of_machine
 from ai_wam.types import Batch, Encoded
-from datamodules.clip_windows import Windows
 from datamodules.reading.rotations import continuous_actions
 from datamodules.sampling import Stream, generator
+from datamodules.shards.clip_windows import Windows
 from datamodules.shards.folder import Recent
 from datamodules.shards.format import CAMERAS, EpisodeEntry, ShardError
 from datamodules.shards.latent_cache import LatentCache

@@ -15,9 +15,9 @@ from ai_wam.errors import InvalidValue
 from ai_wam.types import Batch, Clip, ClipEncoder
 from datamodules.checks.epoch_coverage import FolderCoverage, cover
 from datamodules.clip_dataset import ClipDataset, Collate, Decode, OnError
-from datamodules.clip_windows import Pad, Windows
 from datamodules.resumable_loader import Position, StreamLoader, leave_signals_to_parent
 from datamodules.sampling import EpochPlan, EpochSampler, FixedSampler, spread
+from datamodules.shards.clip_windows import Pad, Windows
 from datamodules.shards.format import ShardError
 from datamodules.shards.latent_cache import CACHES, PROMPTS, LatentCache, cache_settings, find_cache
 from datamodules.shards.reader import ShardSet

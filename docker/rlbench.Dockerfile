@@ -5,7 +5,7 @@
 #   export AI_WAM_RLBENCH_PYTHON="docker run --rm --init --network host -v $PWD:$PWD:ro -e AI_WAM_SERVER_TOKEN ai-wam-rlbench"
 #   ai-wam rlbench-doctor
 #
-# $PWD must be the checkout whose `ai-wam` runs: the container reads benchmarks/environment_server from it, under its
+# $PWD must be the checkout whose `ai-wam` runs: the container reads benchmarks/simulators/rlbench/environment_server from it, under its
 # own path. With an installed ai-wam, mount the folder that `python -c "import benchmarks; print(benchmarks.__path__)"`
 # names instead. The same holds for every folder in the simulator's `paths`.
 FROM ubuntu:22.04

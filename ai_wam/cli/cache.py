@@ -10,9 +10,9 @@ from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.cli.training import settings_of_fit
 from ai_wam.errors import InvalidValue
 from ai_wam.types import ClipEncoder
+from datamodules.latent_cache_writer import Caching, write_cache
 from datamodules.shard_datamodule import ShardDataModule
 from datamodules.shards.latent_cache import CACHES, PROMPTS, cache_settings
-from datamodules.shards.latent_cache_writer import Caching, write_cache
 from datamodules.shards.parallel_writing import Workers
 
 _HELP = """\

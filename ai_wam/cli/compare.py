@@ -1,8 +1,8 @@
 """`ai-wam compare`: two results of one protocol, trial by trial."""
 
 from ai_wam.errors import InvalidValue
-from benchmarks.comparison import comparison_table
-from benchmarks.results import read_results
+from benchmarks.evaluation.comparison import comparison_table
+from benchmarks.evaluation.results import read_results
 
 
 def compare(first: str, second: str) -> None:

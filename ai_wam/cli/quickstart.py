@@ -10,7 +10,7 @@ from typing import Any
 
 from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.files.weights import read_torch
-from benchmarks.results import read_results
+from benchmarks.evaluation.results import read_results
 
 _SPLITS = {"train": 1.0, "val": 0.02}  # share of `episodes`
 _SAVED_EVERY = 500  # steps, as in configs/quickstart.yaml

@@ -14,10 +14,10 @@ from typing import Any
 from ai_wam.cli.parsing import WordParser
 from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.utils.ray_cluster import ray_cluster
-from benchmarks.base import Trial
-from benchmarks.journal import Results
-from benchmarks.results import assemble
-from benchmarks.trials import TrialDataModule, write_results
+from benchmarks.evaluation.journal import Results
+from benchmarks.evaluation.results import assemble
+from benchmarks.simulator import Trial
+from benchmarks.trial_datamodule import TrialDataModule, write_results
 from datamodules.shards.worker_errors import Failure
 
 _RETRIES = 2

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ai_wam.errors import CannotContinue
-from benchmarks.base import SimulatorCrash, Trial
-from benchmarks.remote import EnvironmentServerError
-from benchmarks.rlbench import PYTHON, RLBench, environment, interpreter
+from benchmarks.simulator import SimulatorCrash, Trial
+from benchmarks.simulators.rlbench.client import EnvironmentServerError
+from benchmarks.simulators.rlbench.simulator import PYTHON, RLBench, environment, interpreter
 
 _PAGE = "docs/rlbench.md"
 _LIBRARY = "libcoppeliaSim.so.1"  # 4.1's name of what PyRep is linked against

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
+from backbones.weights.action_images_release import POOLED_CAMERAS
 
 
 class BlockConditions(nn.Module):
@@ -98,11 +99,9 @@ class CameraEncoders(nn.Module):
         blocks: how many there are.
     """
 
-    POOLED = (48, 16, 16)
-
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
-        self.maps = nn.ModuleList(nn.Linear(math.prod(self.POOLED), width) for _ in range(blocks))
+        self.maps = nn.ModuleList(nn.Linear(math.prod(POOLED_CAMERAS), width) for _ in range(blocks))
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
@@ -117,7 +116,7 @@ class CameraEncoders(nn.Module):
                 "camera_encoders: the canvas has no camera latents; give those of the backbone's "
                 "`encode_cameras` to `build_canvas`"
             )
-        pooled = functional.adaptive_avg_pool3d(latents.transpose(1, 2), self.POOLED).flatten(2)
+        pooled = functional.adaptive_avg_pool3d(latents.transpose(1, 2), POOLED_CAMERAS).flatten(2)
         return torch.stack([encoder(pooled) for encoder in self.maps])
 
 

@@ -6,25 +6,26 @@ from dataclasses import replace
 
 from einops import rearrange
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from ai_wam.canvas import Canvas, Kind
+from ai_wam.types import LatentSpec
 from ai_wam.utils.autocast import full_precision
 from backbones.codecs.base import LatentCodec
 from backbones.conditions.image_encoders import ImageEncoder
 from backbones.conditions.prompts import Context, PromptEncoder
-from backbones.loss_and_sampling import CanvasDiffusion
 
 
-class EncodingDiffusion(CanvasDiffusion, ABC):
-    """A diffusion model on latents, with the frozen encoders around it.
+class FrozenEncoders(nn.Module, ABC):
+    """The frozen encoders around a denoiser.
 
     Attributes:
+        spec: of the latents.
         codec: video autoencoder.
         prompts: prompt encoder.
         images: image encoder; None for networks that are told of no pictures.
     """
 
+    spec: LatentSpec
     codec: LatentCodec
     prompts: PromptEncoder
     images: ImageEncoder | None
@@ -54,21 +55,6 @@ class EncodingDiffusion(CanvasDiffusion, ABC):
         with full_precision(latents.device):
             video: Tensor = self.codec.decode(parts.float()).float()
         return rearrange(video[:, :, :frames], "(b v) c t h w -> b v c t h w", b=latents.shape[0])
-
-    def hold(self, canvas: Canvas) -> Canvas:
-        """The canvas, knowing what it would be if nothing moved, for networks that predict the change."""
-        if self.prediction != "change":
-            return canvas
-        parts, stride = [], self.spec.spatial_stride
-        for segment, part in zip(canvas.segments, canvas.unpack(canvas.clean), strict=True):
-            frames, (rows, columns) = (segment.length - 1) * self.spec.temporal_stride + 1, part.shape[-2:]
-            if segment.kind is Kind.VIDEO:
-                now = self.decode(part[:, None, :, :1])
-            else:  # black, for all rows alike
-                now = part.new_full((1, 1, 3, 1, rows * stride, columns * stride), -1)
-            held = self.encode(now.expand(-1, -1, -1, frames, -1, -1))[:, 0]
-            parts.append(held.expand_as(part))
-        return replace(canvas, held=canvas.packed(parts))
 
     def encode_images(self, now: Float[Tensor, "b v 3 1 h w"]) -> Float[Tensor, "b v k d"] | None:
         """Tokens of observed pictures, for networks that are told of them; else None."""

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ai_wam.errors import InvalidValue
 from ai_wam.files.weights import check_weights, read_safetensors, read_torch
-from backbones.conditions.block_conditions import CameraEncoders
 
 _EMBEDDER = "condition_embedder"
 _OUTER = {  # their names: diffusers' names
@@ -44,6 +43,8 @@ _NORMS = {
 }
 _PROJECTOR = "projector"
 _PARTS = ("weight", "bias")
+
+POOLED_CAMERAS = (48, 16, 16)  # channels and grid to which a view's camera latents are pooled
 
 
 class Converted(NamedTuple):
@@ -117,7 +118,7 @@ def to_released(weights: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) ->
             "whose cameras come through camera encoders alone can be written so"
         )
     width = len(state["patch_embedding.bias"])
-    silent = {"weight": (width, math.prod(CameraEncoders.POOLED)), "bias": (width,)}
+    silent = {"weight": (width, math.prod(POOLED_CAMERAS)), "bias": (width,)}
     for theirs, ours in cameras.items():
         shape = silent[theirs.rpartition(".")[2]]
         state[theirs] = adapter[ours] if ours in adapter else torch.zeros(shape)
@@ -202,7 +203,7 @@ def _check_shapes(
         network = WanTransformer3DModel(**config).state_dict()
     width = network["proj_out.weight"].shape[1]
     wanted = {theirs: network[ours].shape for theirs, ours in plain.items()}
-    for names, taken in ((projectors, width), (cameras, math.prod(CameraEncoders.POOLED))):
+    for names, taken in ((projectors, width), (cameras, math.prod(POOLED_CAMERAS))):
         for name in names:
             wanted[name] = torch.Size([width, taken] if name.endswith("weight") else [width])
     wrong = [

@@ -23,14 +23,14 @@ from ai_wam.canvas import latent_rays, plan
 from ai_wam.types import Batch, Clip
 from backbones.conditions.prompts import HashedWords
 from backbones.wan import Wan, WanVAE
-from benchmarks.speed.backbones import interleaved
-from benchmarks.speed.data import MovingSquares
-from benchmarks.speed.data_bars import USED, VIEWS, rival_rate, whole_mp4s
+from benchmarks.speed.data import USED, VIEWS, rival_rate, whole_mp4s
+from benchmarks.speed.measuring import interleaved
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.clip_dataset import ClipDataset, Collate
-from datamodules.clip_windows import Windows
+from datamodules.latent_cache_writer import Caching, write_cache
+from datamodules.shards.clip_windows import Windows
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.latent_cache import cache_settings, find_cache
-from datamodules.shards.latent_cache_writer import Caching, write_cache
 from datamodules.shards.parallel_writing import Workers
 from datamodules.shards.reader import ShardSet
 from tasks.joint import JointGeneration

@@ -1,71 +1,210 @@
-"""The shard loader against its bars: `python -m benchmarks.speed.data`; and the drawn episodes that it reads.
+"""The shard loader against its bars: `python -m benchmarks.speed.data`; all ratios in one run.
 
-`benchmarks.speed.data_bars` holds the measurements; `benchmarks.speed.data_rates` gives plain rates of small
-pictures.
+Episodes are long, have five views of which a clip uses two, and are stored with a key frame every `gop`
+frames. The rival reads per-episode MP4 files as plain loaders do: it decodes a sample's episode whole, all
+views, and cuts the window out. A second rival seeks to the window first.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from jsonargparse import auto_cli
 
-from ai_wam.episodes import Episode, Frame, View
+from ai_wam.types import Clip
+from ai_wam.video import VideoEncoding, decode_frames, iterate_video
+from benchmarks.speed.data_scale import measure_scale, write_index
+from benchmarks.speed.moving_squares import MovingSquares
+from datamodules.shard_datamodule import ShardDataModule
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.episode_members import encode_episode
+from datamodules.shards.reader import ShardSet
 
-_INSTRUCTIONS = ("follow the square", "go after the square", "track it")
+VIEWS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
+USED = VIEWS[:2]
+_FASTER, _MEGABYTES, _CONVERTED = 5.0, 250.0, 100.0  # the bars
 
 
 @dataclass(frozen=True)
-class MovingSquares:
-    """Small drawn episodes with true geometry: a coloured square slides over a shaded background.
+class Memory:
+    """Private memory of a fresh process, MB (1e6 bytes).
 
     Attributes:
-        episodes: number of them.
-        frames: of the shortest episode; others have up to two more.
-        size: height and width.
-        hz: frames per second.
-        views: camera names; one called "wrist" moves, the others stand still.
-        actions: whether actions are recorded.
+        base: after all imports.
+        grown: what came on top while it worked.
+        largest: the largest of all moments, on top of the base; by the kernel's high-water mark.
     """
 
-    episodes: int = 4
-    frames: int = 20
-    size: tuple[int, int] = (64, 64)
-    hz: float = 20.0
-    views: tuple[str, ...] = ("front", "left_shoulder")
-    actions: bool = True
+    base: float
+    grown: float
+    largest: float
 
-    def __len__(self) -> int:
-        return self.episodes
 
-    def __getitem__(self, index: int) -> Episode:
-        key = f"squares-{index:04d}"
-        provenance = {"source": "moving squares", "number": index}
-        return Episode(key, self._frames(index), _INSTRUCTIONS, self.hz, provenance)
+def main(episodes: int = 6, frames: int = 400, size: int = 128, gop: int = 1, samples: int = 128) -> None:
+    """Write episodes, read them in both ways, measure memory and conversion, print all with their bars.
 
-    def _frames(self, index: int) -> Iterator[Frame]:
-        draw = np.random.default_rng(index)
-        colour, begin = draw.integers(0, 256, 3, dtype=np.uint8), draw.uniform(0, 0.5, 2)
-        for number in range(self.frames + index % 3):
-            place = (begin + 0.01 * number) % 0.75
-            views = {name: self._view(i, name, number, place, colour) for i, name in enumerate(self.views)}
-            action = np.array([*place, 0.8, 0.0, 1.0, 0.0, 0.0, number % 2])
-            yield Frame(views, action if self.actions else None, number / self.hz)
+    Args:
+        episodes: episodes written.
+        frames: frames per episode.
+        size: height and width, pixels.
+        gop: frames from one key frame of the shards to the next.
+        samples: samples read per measurement; the rivals read an eighth of them.
+    """
+    torch.set_num_threads(1)
+    source = MovingSquares(episodes, frames, (size, size), views=VIEWS)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "shards"
+        write_shards(source, folder, 2, workers=0, encoding=VideoEncoding(gop=gop), progress=False)
+        print(f"{episodes} episodes of {frames} frames, {len(VIEWS)} views of {size} px, 2 used; gop {gop}")
+        for length in (9, 41):
+            for stride in (1, 4):
+                clip = Clip(frames=length, stride=stride, size=(size, size), views=USED)
+                _compare(str(folder), clip, samples)
+        _print_memory("worker, these episodes", _apart(_read, str(folder), size))
+        long = MovingSquares(2, 10 * frames, (size, size), views=USED)
+        write_shards(
+            long, Path(place) / "long", 1, workers=0, encoding=VideoEncoding(gop=gop), progress=False
+        )
+        _print_memory("worker, ten times as long", _apart(_read, str(Path(place) / "long"), size))
+        for count in (frames, 10 * frames):
+            _print_memory(
+                f"conversion of one episode of {count} frames, 256 px", _apart(_convert_long, count)
+            )
+        _print_scale(Path(place) / "large", 180_000)
+    rate = conversion_rate(256)
+    print(f"conversion at 256 px: {rate:.0f} pictures/s of one core {_verdict(rate >= _CONVERTED, '>= 100')}")
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"load of the machine: {load} on {os.cpu_count()} cores")
 
-    def _view(self, order: int, name: str, number: int, place: np.ndarray, colour: np.ndarray) -> View:
-        h, w = self.size
-        rows, columns = np.arange(h)[:, None], np.arange(w)[None]
-        shade = (80 + 60 * order + 40 * rows / h + 40 * columns / w).clip(0, 255)
-        image = np.repeat(shade[..., None], 3, axis=2).astype(np.uint8)
-        top, left = (place * self.size).astype(int)
-        image[top : top + h // 4, left : left + w // 4] = colour
-        pose = np.diag([1.0, -1.0, -1.0, 1.0])  # looks down
-        pose[:3, 3] = [0.1 * order + (0.01 * number if name == "wrist" else 0.0), 0.0, 1.5]
-        return View(image, np.array([[w, 0, w / 2], [0, w, h / 2], [0, 0, 1.0]]), pose)
+
+def _print_scale(folder: Path, episodes: int) -> None:
+    """An index as large as DROID's: 4 views, 200 frames."""
+    folder.mkdir()
+    write_index(folder, episodes, 200)
+    with get_context("spawn").Pool(1) as pool:
+        cost = pool.apply(measure_scale, (str(folder),))
+    said = ", ".join(f"{what} {value:.1f}" for what, value in cost.items())
+    bar = _verdict(cost["MB of a forked worker"] <= _MEGABYTES, "worker <= 250 MB")
+    print(f"index of {episodes} episodes: {said} {bar}")
+
+
+def _compare(folder: str, clip: Clip, samples: int) -> None:
+    ours = shard_rate(folder, clip, samples)
+    shards, few = ShardSet(folder), max(4, samples // 8)
+    whole = rival_rate(shards, clip, max(4, few // 4), whole_mp4s)
+    sought = rival_rate(shards, clip, few, _decode_sought)
+    bar = _verdict(ours / whole >= _FASTER, ">= 5x") if clip.frames == 9 else "(no bar)"
+    print(
+        f"{clip.frames} frames, stride {clip.stride}: {ours:.1f} samples/s; whole MP4s of all views "
+        f"{whole:.2f}, {ours / whole:.0f}x {bar}; seeking in all views {sought:.1f}, {ours / sought:.1f}x"
+    )
+
+
+def shard_rate(folder: str, clip: Clip, samples: int) -> float:
+    """Samples per second of the data module in this process, batches of 8, in a second pass."""
+    data = ShardDataModule(clip, folder, batch_size=8, workers=0, epoch_size=samples)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    for _ in range(2):
+        begin = time.process_time()
+        count = sum(len(batch.keys) for batch in loader)
+        rate = count / (time.process_time() - begin)
+    return rate
+
+
+def rival_rate(
+    shards: ShardSet, clip: Clip, samples: int, decode: Callable[[bytes, Sequence[int]], np.ndarray]
+) -> float:
+    """Samples per second of a loader of per-episode MP4 files with all views; the files are in memory."""
+    draw, files = (
+        np.random.default_rng(0),
+        [[shards.read(index, f"{view}.mp4") for view in VIEWS] for index in range(len(shards))],
+    )
+    begin = time.process_time()
+    for _ in range(samples):
+        index = int(draw.integers(len(shards)))
+        last = shards.episodes[index].frames - 1
+        start = int(draw.integers(last + 1))
+        frames = [min(start + step * clip.stride, last) for step in range(clip.frames)]
+        views = np.stack([decode(file, frames) for file in files[index]])
+        torch.from_numpy(views[: len(USED)]).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+    return samples / (time.process_time() - begin)
+
+
+def whole_mp4s(file: bytes, frames: Sequence[int]) -> np.ndarray:
+    """All frames of a file decoded, some kept: what a loader that knows no places of frames does."""
+    return np.stack(list(iterate_video(file)))[list(frames)]
+
+
+def _decode_sought(file: bytes, frames: Sequence[int]) -> np.ndarray:
+    return decode_frames(file, frames)
+
+
+def conversion_rate(size: int, frames: int = 100) -> float:
+    """Pictures per second of this process's own time, two views, drawn beforehand."""
+    episode = MovingSquares(1, frames, (size, size), views=USED)[0]
+    drawn = replace(episode, frames=list(episode.frames))
+    begin = time.process_time()
+    encode_episode(drawn, VideoEncoding())
+    return frames * len(USED) / (time.process_time() - begin)
+
+
+def _apart(work: Callable[..., None], *arguments: Any) -> Memory:
+    """The memory of work in a fresh process that has imported what we have."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure, (work, arguments))
+
+
+def _measure(work: Callable[..., None], arguments: tuple[Any, ...]) -> Memory:
+    torch.set_num_threads(1)
+    base = _private()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
+    resident = _status("VmRSS")
+    work(*arguments)
+    return Memory(base, _private() - base, _status("VmHWM") - resident)
+
+
+def _read(folder: str, size: int) -> None:
+    """What a worker does: batches of windows of 9 frames at random."""
+    clip = Clip(frames=9, size=(size, size), views=USED)
+    data = ShardDataModule(clip, folder, batch_size=8, workers=0, epoch_size=400)
+    data.setup("fit")
+    for batch in data.train_dataloader():
+        del batch
+
+
+def _convert_long(frames: int) -> None:
+    encode_episode(MovingSquares(1, frames, (256, 256), views=USED)[0], VideoEncoding())
+
+
+def _private() -> float:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) * 1024 / 1e6
+
+
+def _print_memory(name: str, memory: Memory) -> None:
+    bar = _verdict(memory.largest <= _MEGABYTES, "<= 250 MB")
+    print(
+        f"{name}: {memory.grown:.0f} MB private above {memory.base:.0f} MB of imports, at most "
+        f"{memory.largest:.0f} MB {bar}"
+    )
+
+
+def _verdict(good: bool, bar: str) -> str:
+    return f"(bar {bar}: {'met' if good else 'MISSED'})"
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    from benchmarks.speed.data_bars import main
-
     auto_cli(main, as_positional=False)

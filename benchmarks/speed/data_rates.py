@@ -16,7 +16,7 @@ from jsonargparse import auto_cli
 from ai_wam.errors import CannotContinue
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.clip_dataset import Decode
 from datamodules.shard_datamodule import ShardDataModule
 from datamodules.shards.convert_source import write_shards

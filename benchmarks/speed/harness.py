@@ -23,13 +23,13 @@ from jsonargparse import auto_cli
 
 from ai_wam.episodes import Frame
 from ai_wam.types import ActionChunk, Clip, Observation, Policy
-from benchmarks.base import Action, Actions, Simulator, StepResult, Trial
-from benchmarks.benchmark import Benchmark
+from benchmarks.evaluation.benchmark import Benchmark
+from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.policies import Expert, HoldStill
-from benchmarks.protocol import EvaluationProtocol
-from benchmarks.speed.backbones import shipped
-from benchmarks.tables import results_table
-from benchmarks.tabletop.simulator import Tabletop
+from benchmarks.report.text_tables import results_table
+from benchmarks.simulator import Action, Actions, Simulator, StepResult, Trial
+from benchmarks.simulators.tabletop.simulator import Tabletop
+from benchmarks.speed.measuring import shipped
 from tasks.policy import PolicyControl
 
 _BAR_STEPS = 120.0  # control steps per CPU-second, two cameras of 128 pixels, without the model
@@ -237,7 +237,7 @@ def print_runs(runs: int, trials: int) -> None:
 
 def _run(out: Path, trials: int) -> dict[str, Any]:
     words = ["--model", "tasks.fixed_policy.FixedPolicy", "--model.policy", "benchmarks.policies.Expert"]
-    words += ["--model.policy.simulator", "benchmarks.tabletop.simulator.Tabletop"]
+    words += ["--model.policy.simulator", "benchmarks.simulators.tabletop.simulator.Tabletop"]
     words += ["--model.policy.tokenizer", "ai_wam.action_images.ActionImageTokenizer"]
     words += [
         "--model.clip.size=[128,128]",

@@ -21,7 +21,7 @@ from ai_wam.cli.shipped_configs import config_path
 from backbones.base import VideoBackbone
 from backbones.codecs.patch import PatchCodec
 from backbones.weights.lora import LoRA
-from benchmarks.speed.backbones import canvas_of
+from benchmarks.speed.measuring import canvas_of
 from benchmarks.speed.sizes import build
 
 _TWO_EXPERTS = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"

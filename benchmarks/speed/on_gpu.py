@@ -8,7 +8,7 @@ import torch
 
 from backbones.base import VideoBackbone
 from backbones.weights.lora import LoRA
-from benchmarks.speed.backbones import canvas_of, chunk, flops, whole_clip
+from benchmarks.speed.measuring import canvas_of, chunk, flops, whole_clip
 from benchmarks.speed.sizes import SIZES, build
 
 

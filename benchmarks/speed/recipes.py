@@ -20,7 +20,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from ai_wam.cli.shipped_configs import config_path
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from benchmarks.speed.sizes import SIZES
 from datamodules.shards.convert_source import write_shards
 

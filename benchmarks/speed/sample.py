@@ -15,7 +15,7 @@ import torch
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import plan
 from ai_wam.types import Batch, Clip, Observation
-from benchmarks.speed.backbones import interleaved, shipped
+from benchmarks.speed.measuring import interleaved, shipped
 from tasks.base import WorldActionTask
 from tasks.decoding.action_head import ActionHead
 from tasks.joint import JointGeneration

@@ -12,12 +12,14 @@ from collections.abc import Callable
 import numpy as np
 from jsonargparse import auto_cli
 
-from benchmarks.base import Trial
 from benchmarks.demonstrations import Demonstrations
-from benchmarks.tabletop import rigs, scene, tasks
-from benchmarks.tabletop.simulator import Tabletop
-from benchmarks.tabletop.tasks.reach_target import RADIUS, ReachTarget
-from benchmarks.tabletop.world import World
+from benchmarks.simulator import Trial
+from benchmarks.simulators.tabletop import camera_rigs as rigs
+from benchmarks.simulators.tabletop import robot_tasks as tasks
+from benchmarks.simulators.tabletop import scene
+from benchmarks.simulators.tabletop.physics_world import World
+from benchmarks.simulators.tabletop.robot_tasks.reach_target import RADIUS, ReachTarget
+from benchmarks.simulators.tabletop.simulator import Tabletop
 
 _BAR_MS = 8.0  # per picture of 128 x 128 pixels
 _BAR_EPISODES = 400  # reach_target per minute and process, 64 px, two views, 5 Hz

@@ -1,4 +1,4 @@
-"""Writes episodes in the layout of the Action Images release; `datamodules.sources.action_images` reads it."""
+"""Writes episodes in the layout of the Action Images release, which `sources.action_images` reads."""
 
 import base64
 import pickle

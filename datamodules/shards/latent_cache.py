@@ -23,7 +23,7 @@ from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath
 from ai_wam.files.numpy_arrays import read_header
 from ai_wam.types import Encoded
-from datamodules.clip_windows import Windows
+from datamodules.shards.clip_windows import Windows
 from datamodules.shards.folder import Recent, ShardFolder
 from datamodules.shards.format import INDEX, EpisodeEntry, ShardError, read_json
 from datamodules.shards.reader import ShardSet

@@ -15,11 +15,13 @@ import yaml
 
 from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.episodes import Frame
-from benchmarks.base import Simulator, Trial
+from benchmarks.simulator import Simulator, Trial
 
 TESTS = Path(__file__).parents[1]
 SMALL = {"image_size": [48, 64], "views": ["front", "left_shoulder"]}
-STANDING_IN = {"benchmarks.rlbench.RLBench": {"paths": [str(TESTS / "doubles" / "rlbench_double")]}}
+STANDING_IN = {
+    "benchmarks.simulators.rlbench.simulator.RLBench": {"paths": [str(TESTS / "doubles" / "rlbench_double")]}
+}
 
 
 def described() -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ai_wam.episodes import Episode
 from ai_wam.errors import InvalidValue
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 
 
 @dataclass(frozen=True)

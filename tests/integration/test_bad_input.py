@@ -19,14 +19,18 @@ from ai_wam.cli.errors import one_sentence
 from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.cli.training import settings_of_fit
 from backbones.base import VideoBackbone
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
 from tasks.base import WorldActionTask
 
 FIT = ["--config=configs/quickstart.yaml", "--data.workers=0", "--trainer.logger=false"]
 TRIALS = ["--data=configs/benchmark/reach_target.yaml", "--data.benchmark.protocol.trials_per_task=1"]
 HOLD = ["--model=tasks.fixed_policy.FixedPolicy", "--model.policy=benchmarks.policies.HoldStill"]
-SQUARES = ["--source=benchmarks.speed.data.MovingSquares", "--source.episodes=1", "--source.frames=5"]
+SQUARES = [
+    "--source=benchmarks.speed.moving_squares.MovingSquares",
+    "--source.episodes=1",
+    "--source.frames=5",
+]
 
 
 def _data(folder: Path) -> list[str]:

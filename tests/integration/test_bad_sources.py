@@ -20,7 +20,7 @@ from PIL import Image
 from ai_wam.cli import main
 from ai_wam.cli.errors import Ended, one_sentence
 from ai_wam.types import Clip
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.image_datamodule import ImagesDataModule
 from datamodules.shards.convert_source import write_shards
 

@@ -33,7 +33,7 @@ def console(folder: Path, *words: str) -> str:
 def evaluate(folder: Path, out: str, *more: str) -> dict:
     simulator = "--model.policy.simulator"
     words = ["--model=tasks.fixed_policy.FixedPolicy", "--model.policy=benchmarks.policies.Expert"]
-    words += [f"{simulator}=benchmarks.tabletop.simulator.Tabletop", f"{simulator}.rig=framed"]
+    words += [f"{simulator}=benchmarks.simulators.tabletop.simulator.Tabletop", f"{simulator}.rig=framed"]
     words += ["--model.policy.tokenizer=ai_wam.action_images.ActionImageTokenizer"]
     words += ["--model.policy.horizon=4", "--data=configs/benchmark/reach_target_receding.yaml"]
     words += [f"{RULES}.trials_per_task={TRIALS}", f"{RULES}.max_seconds=2.0", f"--data.out={out}"]

@@ -12,7 +12,7 @@ from PIL import Image
 from ai_wam.cli import main
 from ai_wam.episodes import Frame
 from ai_wam.video import decode_frames
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
 
 VIEWS = ("front", "left_shoulder")

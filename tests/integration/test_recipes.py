@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ai_wam.cli import main
 from ai_wam.cli.shipped_configs import config_path
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from benchmarks.speed.recipes import write_release
 from datamodules.shards.convert_source import write_shards
 

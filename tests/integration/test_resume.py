@@ -18,7 +18,7 @@ import yaml
 from ai_wam.cli import main
 from ai_wam.cli.shipped_configs import config_path
 from backbones.base import VideoBackbone
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
 from tasks.base import WorldActionTask
 

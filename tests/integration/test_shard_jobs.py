@@ -16,7 +16,7 @@ from ai_wam.episodes import Episode
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import as_path
 from ai_wam.types import Clip
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shard_datamodule import ShardDataModule
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.format import ShardError

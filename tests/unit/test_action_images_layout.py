@@ -10,7 +10,7 @@ from source_fixtures.truth import pictures
 from ai_wam.cli import main
 from ai_wam.episodes import Episode
 from ai_wam.video import VideoEncoding, decode_frames, write_video
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.export.action_images import ActionImagesWriter
 from datamodules.shards.convert_source import write_shards
 from datamodules.sources.action_images import ActionImagesLayout

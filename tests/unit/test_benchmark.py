@@ -5,11 +5,11 @@ import torch
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.types import ActionChunk, Clip
 from ai_wam.video import decode_frames
-from benchmarks.base import SimulatorCrash, Trial
-from benchmarks.benchmark import Benchmark
+from benchmarks.evaluation.benchmark import Benchmark
+from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.policies import Expert, HoldStill, Replay
-from benchmarks.protocol import EvaluationProtocol
-from benchmarks.tabletop.simulator import Tabletop
+from benchmarks.simulator import SimulatorCrash, Trial
+from benchmarks.simulators.tabletop.simulator import Tabletop
 
 SIZE = (32, 32)
 CLIP = Clip(size=SIZE, views=("front", "left_shoulder"))

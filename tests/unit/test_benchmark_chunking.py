@@ -8,11 +8,11 @@ import torch
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.types import ActionChunk, Clip
-from benchmarks.benchmark import Benchmark
+from benchmarks.evaluation.benchmark import Benchmark
+from benchmarks.evaluation.command_schedule import Plan, Schedule, jump
+from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.policies import Expert, HoldStill
-from benchmarks.protocol import EvaluationProtocol
-from benchmarks.schedule import Plan, Schedule, jump
-from benchmarks.tabletop.simulator import Tabletop
+from benchmarks.simulators.tabletop.simulator import Tabletop
 
 SIZE = (32, 32)
 CLIP = Clip(size=SIZE, views=("front", "left_shoulder"))

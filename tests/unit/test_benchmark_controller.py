@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
-from benchmarks.controller import commands, control_steps, hold_invalid, slerp
+from benchmarks.evaluation.controller import commands, control_steps, hold_invalid, slerp
 
 HOME = np.array([0.3, 0.0, 1.4, 0.0, 1.0, 0.0, 0.0, 1.0])
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pytest
 
 from ai_wam.types import Clip
-from benchmarks.base import Simulator, Trial
-from benchmarks.protocol import EvaluationProtocol, canonical, configuration
-from benchmarks.tabletop.simulator import Tabletop
+from benchmarks.evaluation.protocol import EvaluationProtocol, canonical, configuration
+from benchmarks.simulator import Simulator, Trial
+from benchmarks.simulators.tabletop.simulator import Tabletop
 
 SIMULATOR = Tabletop(rig="framed", image_size=(32, 32))
 CLIP = Clip(size=(32, 32))

@@ -15,13 +15,13 @@ from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cli.ray_trials import merge
 from ai_wam.types import ActionChunk, Clip
 from ai_wam.utils.ema import AveragedWeights
-from benchmarks.benchmark import Benchmark, TrialResult
+from benchmarks.evaluation.benchmark import Benchmark, TrialResult
+from benchmarks.evaluation.protocol import EvaluationProtocol
+from benchmarks.evaluation.results import assemble, check_complete
 from benchmarks.policies import Expert, HoldStill
-from benchmarks.protocol import EvaluationProtocol
-from benchmarks.results import assemble, check_complete
-from benchmarks.rollout import RolloutCallback
-from benchmarks.tabletop.simulator import Tabletop
-from benchmarks.trials import TrialBatch, TrialDataModule
+from benchmarks.rollout_callback import RolloutCallback
+from benchmarks.simulators.tabletop.simulator import Tabletop
+from benchmarks.trial_datamodule import TrialBatch, TrialDataModule
 from tasks.fixed_policy import FixedPolicy
 
 SIZE = (32, 32)
@@ -296,11 +296,11 @@ def test_rollouts_refuse_a_module_that_cannot_act(tmp_path):
 TWO_RANKS = """
 import sys
 from lightning.pytorch import Trainer
-from benchmarks.benchmark import Benchmark
+from benchmarks.evaluation.benchmark import Benchmark
 from benchmarks.policies import HoldStill
-from benchmarks.protocol import EvaluationProtocol
-from benchmarks.tabletop.simulator import Tabletop
-from benchmarks.trials import TrialDataModule
+from benchmarks.evaluation.protocol import EvaluationProtocol
+from benchmarks.simulators.tabletop.simulator import Tabletop
+from benchmarks.trial_datamodule import TrialDataModule
 from tasks.fixed_policy import FixedPolicy
 from ai_wam.types import Clip
 

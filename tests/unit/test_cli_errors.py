@@ -19,7 +19,7 @@ from ai_wam.cli.errors import SWITCH, one_sentence
 from ai_wam.cli.resuming import named_file
 from ai_wam.cli.signals import Terminated
 from ai_wam.types import Clip
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.format import ShardError
 from datamodules.shards.reader import ShardSet

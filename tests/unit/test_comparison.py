@@ -9,13 +9,13 @@ import pytest
 from ai_wam.cli import main
 from ai_wam.files.atomic import write_json
 from ai_wam.types import Clip
-from benchmarks.base import Trial
-from benchmarks.benchmark import TrialResult
-from benchmarks.comparison import comparison_table, differences, paired
-from benchmarks.protocol import EvaluationProtocol
-from benchmarks.results import assemble, read_results
-from benchmarks.tables import results_table
-from benchmarks.tabletop.simulator import Tabletop
+from benchmarks.evaluation.benchmark import TrialResult
+from benchmarks.evaluation.comparison import comparison_table, differences, paired
+from benchmarks.evaluation.protocol import EvaluationProtocol
+from benchmarks.evaluation.results import assemble, read_results
+from benchmarks.report.text_tables import results_table
+from benchmarks.simulator import Trial
+from benchmarks.simulators.tabletop.simulator import Tabletop
 
 CLIP = Clip(size=(32, 32))
 SIMULATOR = Tabletop(rig="framed", image_size=(32, 32))

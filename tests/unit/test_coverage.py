@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ai_wam.types import Clip
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.checks.epoch_coverage import CoverageReport
 from datamodules.shard_datamodule import ShardDataModule
 from datamodules.shards.convert_source import write_shards

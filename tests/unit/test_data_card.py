@@ -10,7 +10,7 @@ import yaml
 
 from ai_wam.episodes import Episode, SourceCard
 from ai_wam.video import VideoEncoding
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.data_card import merged
 from datamodules.shards.format import ShardError

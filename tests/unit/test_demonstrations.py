@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ai_wam.episodes import EpisodeSource, Frame
-from benchmarks.base import Simulator, SimulatorCrash, StepResult, Trial
 from benchmarks.demonstrations import Demonstrations
-from benchmarks.tabletop.simulator import Tabletop
+from benchmarks.simulator import Simulator, SimulatorCrash, StepResult, Trial
+from benchmarks.simulators.tabletop.simulator import Tabletop
 
 
 class Clumsy:
@@ -103,7 +103,7 @@ def test_provenance_says_where_it_comes_from(reach):
     trial = Trial("reach_target", 3, 0, "train")
     assert episode.provenance == {
         "source": "demonstration",
-        "simulator": "benchmarks.tabletop.simulator.Tabletop",
+        "simulator": "benchmarks.simulators.tabletop.simulator.Tabletop",
         **reach.simulator.settings,
         "task": "reach_target",
         "variation": 3,

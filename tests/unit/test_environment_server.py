@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.base import SimulatorCrash
-from benchmarks.environment_server import server
-from benchmarks.remote import EnvironmentServer, EnvironmentServerError
+from benchmarks.simulator import SimulatorCrash
+from benchmarks.simulators.rlbench.client import EnvironmentServer, EnvironmentServerError
+from benchmarks.simulators.rlbench.environment_server import server
 
 ADAPTER = Path(__file__).parents[1] / "doubles" / "fragile_world.py"
 FOLDER = Path(server.__file__).parent
@@ -114,7 +114,7 @@ def test_hang_is_killed_with_all_it_started(world):
 PARENT = """
 import sys
 from pathlib import Path
-from benchmarks.remote import EnvironmentServer
+from benchmarks.simulators.rlbench.client import EnvironmentServer
 world = EnvironmentServer(Path(sys.argv[1]), {})
 world.call("add", 10.0, number=1)
 print(world._live._process.pid, flush=True)

@@ -20,12 +20,12 @@ BUILT_IN = {
 FAULTS = {  # mistakes in a program that uses these modules, which a traceback serves better
     "ai_wam/__init__.py": "ImportError",  # raised while the package is imported, before there is a command
     "ai_wam/cli/backbone_override.py": "TypeError",
-    "benchmarks/confidence.py": "SystemExit",  # a script of its own
-    "benchmarks/rlbench.py": "RuntimeError",
+    "benchmarks/evaluation/std_threshold.py": "SystemExit",  # a script of its own
+    "benchmarks/simulators/rlbench/simulator.py": "RuntimeError",
     "benchmarks/speed/codec.py": "SystemExit",  # a script of its own
-    "benchmarks/tabletop/graphics.py": "RuntimeError",
-    "benchmarks/tabletop/simulator.py": "RuntimeError",
-    "benchmarks/trials.py": "RuntimeError",
+    "benchmarks/simulators/tabletop/mujoco_graphics.py": "RuntimeError",
+    "benchmarks/simulators/tabletop/simulator.py": "RuntimeError",
+    "benchmarks/trial_datamodule.py": "RuntimeError",
     "datamodules/reading/safe_pickle.py": "Exception",  # never leaves its module
     "datamodules/shards/parallel_writing.py": "RuntimeError",
     "datamodules/shard_datamodule.py": "RuntimeError",

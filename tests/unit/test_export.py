@@ -12,7 +12,7 @@ from ai_wam.cli import main
 from ai_wam.cli.errors import Ended
 from ai_wam.errors import UserError
 from ai_wam.video import VideoEncoding
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.export.action_images import ActionImagesWriter
 from datamodules.export.episode_choice import chosen_episodes
 from datamodules.export.lerobot import LeRobotWriter

@@ -10,7 +10,7 @@ from ai_wam.cli import main
 from ai_wam.cli.collect import collect
 from ai_wam.episodes import EpisodeSource
 from ai_wam.video import VideoEncoding, write_video
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.reader import ShardSet
 from datamodules.sources.folder import COLUMNS, FolderSource
 

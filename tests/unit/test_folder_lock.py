@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from ai_wam.cli import main
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.format import ShardError
 from datamodules.shards.reader import ShardSet
 
 SLOW = """
 import os, sys, time
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
 
 class Slow(MovingSquares):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ai_wam.cli import main
 from ai_wam.episodes import Frame
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.checks.inspection import chosen_frames
 from datamodules.shards.convert_source import write_shards
 

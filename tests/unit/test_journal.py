@@ -9,15 +9,15 @@ import pytest
 from lightning.pytorch import Trainer
 
 from ai_wam.types import Clip
-from benchmarks.base import Trial
-from benchmarks.benchmark import Benchmark
-from benchmarks.journal import Journal
+from benchmarks.evaluation.benchmark import Benchmark
+from benchmarks.evaluation.journal import Journal
+from benchmarks.evaluation.protocol import EvaluationProtocol
+from benchmarks.evaluation.trial_recording import Recording
+from benchmarks.evaluation.trial_run import TrialResult
 from benchmarks.policies import HoldStill
-from benchmarks.protocol import EvaluationProtocol
-from benchmarks.recording import Recording
-from benchmarks.run import TrialResult
-from benchmarks.tabletop.simulator import Tabletop
-from benchmarks.trials import TrialDataModule
+from benchmarks.simulator import Trial
+from benchmarks.simulators.tabletop.simulator import Tabletop
+from benchmarks.trial_datamodule import TrialDataModule
 from tasks.fixed_policy import FixedPolicy
 
 CLIP = Clip(size=(32, 32))

@@ -13,13 +13,13 @@ from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.episodes import Episode
 from ai_wam.types import Clip
 from backbones.base import VideoBackbone
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.clip_dataset import Decode
+from datamodules.latent_cache_writer import Caching, write_cache
 from datamodules.shard_datamodule import ShardDataModule
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.format import ShardError
 from datamodules.shards.latent_cache import cache_settings
-from datamodules.shards.latent_cache_writer import Caching, write_cache
 from datamodules.shards.parallel_writing import Workers
 from tasks.joint import JointGeneration
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ai_wam.cli import main
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.format import ShardError
 from datamodules.shards.reader import ShardSet

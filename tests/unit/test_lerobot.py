@@ -12,7 +12,7 @@ from source_fixtures import lerobot__v21 as older
 from ai_wam.cli import main
 from ai_wam.episodes import Episode, EpisodeSource
 from ai_wam.video import VideoEncoding, decode_frames, write_video
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.export.lerobot import LeRobotWriter
 from datamodules.reading.rotations import continuous_actions
 from datamodules.shards.convert_source import write_shards

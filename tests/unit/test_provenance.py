@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from benchmarks.provenance import content_hash, git_commit, versions
+from benchmarks.evaluation.provenance import content_hash, git_commit, versions
 
 
 @pytest.fixture

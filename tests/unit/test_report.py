@@ -12,14 +12,14 @@ import pytest
 
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding, decode_frames, write_video
-from benchmarks import report
-from benchmarks.base import Trial
-from benchmarks.benchmark import TrialResult
-from benchmarks.protocol import EvaluationProtocol
-from benchmarks.recording import Recording
-from benchmarks.report import render
-from benchmarks.results import assemble
-from benchmarks.tabletop.simulator import Tabletop
+from benchmarks.evaluation.benchmark import TrialResult
+from benchmarks.evaluation.protocol import EvaluationProtocol
+from benchmarks.evaluation.results import assemble
+from benchmarks.evaluation.trial_recording import Recording
+from benchmarks.report import html_report as report
+from benchmarks.report.html_report import render
+from benchmarks.simulator import Trial
+from benchmarks.simulators.tabletop.simulator import Tabletop
 
 SIMULATOR = Tabletop(rig="framed", image_size=(32, 32))
 CLIP = Clip(size=(32, 32))

@@ -11,11 +11,11 @@ import torch
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Frame
 from ai_wam.errors import UserError
-from benchmarks import rlbench
-from benchmarks.base import Simulator, SimulatorCrash, Trial
-from benchmarks.remote import EnvironmentServerError
-from benchmarks.rlbench import RLBench
-from benchmarks.rlbench_tasks import VARIATIONS
+from benchmarks.simulator import Simulator, SimulatorCrash, Trial
+from benchmarks.simulators.rlbench import simulator as rlbench
+from benchmarks.simulators.rlbench.client import EnvironmentServerError
+from benchmarks.simulators.rlbench.simulator import RLBench
+from benchmarks.simulators.rlbench.task_list import VARIATIONS
 
 DOUBLE = str(Path(__file__).parents[1] / "doubles" / "rlbench_double")
 SIZE = (48, 64)

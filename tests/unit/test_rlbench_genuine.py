@@ -16,14 +16,14 @@ import torch
 
 from ai_wam.cameras import Cameras
 from ai_wam.types import Clip
-from benchmarks import rlbench
-from benchmarks.base import SimulatorCrash, Trial
-from benchmarks.benchmark import Benchmark
 from benchmarks.demonstrations import Demonstrations
+from benchmarks.evaluation.benchmark import Benchmark
+from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.policies import HoldStill
-from benchmarks.protocol import EvaluationProtocol
-from benchmarks.rlbench import RLBench
-from benchmarks.rlbench_tasks import VARIATIONS
+from benchmarks.simulator import SimulatorCrash, Trial
+from benchmarks.simulators.rlbench import simulator as rlbench
+from benchmarks.simulators.rlbench.simulator import RLBench
+from benchmarks.simulators.rlbench.task_list import VARIATIONS
 
 SOURCES = os.environ.get("AI_WAM_RLBENCH_SOURCES")
 PATHS = (str(Path(__file__).parents[1] / "doubles" / "genuine"), f"{SOURCES}/RLBench")

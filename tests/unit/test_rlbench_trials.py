@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from ai_wam.types import Clip
-from benchmarks.base import SimulatorCrash, Trial
-from benchmarks.benchmark import Benchmark
 from benchmarks.demonstrations import Demonstrations
+from benchmarks.evaluation.benchmark import Benchmark
+from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.policies import Expert, HoldStill
-from benchmarks.protocol import EvaluationProtocol
-from benchmarks.remote import EnvironmentServer
-from benchmarks.rlbench import RLBench
+from benchmarks.simulator import SimulatorCrash, Trial
+from benchmarks.simulators.rlbench.client import EnvironmentServer
+from benchmarks.simulators.rlbench.simulator import RLBench
 from tasks.fixed_policy import FixedPolicy
 
 DOUBLE = str(Path(__file__).parents[1] / "doubles" / "rlbench_double")

@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader
 from ai_wam.cli.errors import Ended, one_sentence
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding, write_video
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.clip_dataset import ClipDataset, Collate
-from datamodules.clip_windows import Windows
+from datamodules.shards.clip_windows import Windows
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.format import ShardError
 from datamodules.shards.reader import ShardSet

@@ -12,7 +12,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ai_wam.episodes import Episode, EpisodeSource
 from ai_wam.video import VideoEncoding, decode_frames
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.episode_members import encode_episode
 from datamodules.shards.format import ShardError
@@ -342,7 +342,7 @@ def test_bad_arguments_are_named(tmp_path):
 
 def test_settings_are_described_and_compared():
     described = describe(SOURCE)
-    assert described["class"] == "benchmarks.speed.data.MovingSquares"
+    assert described["class"] == "benchmarks.speed.moving_squares.MovingSquares"
     assert describe({"a": np.arange(3), "b": (1, None), "c": {2, 1}}) == {
         "a": [0, 1, 2],
         "b": [1, None],

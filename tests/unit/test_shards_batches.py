@@ -11,7 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.sampling import EpochPlan, EpochSampler, FixedSampler, spread
 from datamodules.shard_datamodule import ShardDataModule
 from datamodules.shards.convert_source import write_shards

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from backbones.codecs.patch import PatchCodec
-from benchmarks.speed.backbones import canvas_of, chunk, computed, interleaved
+from benchmarks.speed.backbones import computed
+from benchmarks.speed.measuring import canvas_of, chunk, interleaved
 from benchmarks.speed.sizes import SIZES, build
 
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding
-from benchmarks.speed.data import MovingSquares
-from benchmarks.speed.data_bars import _decode_sought, conversion_rate, rival_rate, shard_rate, whole_mp4s
+from benchmarks.speed.data import _decode_sought, conversion_rate, rival_rate, shard_rate, whole_mp4s
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.reader import Recent, ShardSet
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from ai_wam.types import Clip
-from benchmarks.protocol import EvaluationProtocol
-from benchmarks.rlbench import RLBench
+from benchmarks.evaluation.protocol import EvaluationProtocol
+from benchmarks.simulators.rlbench.simulator import RLBench
+from benchmarks.simulators.tabletop.simulator import Tabletop
 from benchmarks.speed.harness import Clock, _resident, measure, print_soak, soak, tiny_wan
-from benchmarks.tabletop.simulator import Tabletop
 
 
 def test_copies_share_a_clock_that_counts_by_owner():

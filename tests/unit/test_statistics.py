@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from benchmarks.statistics import Proportion, mcnemar, mean_interval, wilson
+from benchmarks.evaluation.comparison import mcnemar
+from benchmarks.evaluation.confidence_intervals import Proportion, mean_interval, wilson
 
 
 def test_wilson_equals_values_worked_out_by_hand():

@@ -8,11 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.base import Simulator, Trial
-from benchmarks.tabletop import panda, platform
-from benchmarks.tabletop.kinematics import Kinematics, Pose
-from benchmarks.tabletop.rigs import WORKSPACES
-from benchmarks.tabletop.simulator import Tabletop
+from benchmarks.simulator import Simulator, Trial
+from benchmarks.simulators.tabletop import opengl_platform as platform
+from benchmarks.simulators.tabletop import panda
+from benchmarks.simulators.tabletop.camera_rigs import WORKSPACES
+from benchmarks.simulators.tabletop.kinematics import Kinematics, Pose
+from benchmarks.simulators.tabletop.simulator import Tabletop
 
 REACH = Trial("reach_target", 0, 0)
 HOME_TIP = np.array([0.2819, 0.0, 1.4533, 0.0, 0.9962, 0.0, 0.0871, 1.0])
@@ -297,18 +298,18 @@ def run_headless(code, **variables):
 def test_mujoco_imported_too_early_is_told():
     done = run_headless(
         "import mujoco\n"
-        "from benchmarks.tabletop.graphics import Pictures\n"
+        "from benchmarks.simulators.tabletop.mujoco_graphics import Pictures\n"
         "Pictures(mujoco.MjModel.from_xml_string('<mujoco/>'), (8, 8), False)\n"
     )
     assert "CannotContinue: MuJoCo cannot draw: " in done.stderr
     assert "with MUJOCO_GL unset" in done.stderr
-    assert "import benchmarks.tabletop before mujoco" in done.stderr
+    assert "import benchmarks.simulators.tabletop before mujoco" in done.stderr
 
 
 def test_draws_headless_and_exits_quietly():
     done = run_headless(
-        "from benchmarks.base import Trial\n"
-        "from benchmarks.tabletop.simulator import Tabletop\n"
+        "from benchmarks.simulator import Trial\n"
+        "from benchmarks.simulators.tabletop.simulator import Tabletop\n"
         "simulator = Tabletop(image_size=(16, 16))\n"
         "simulator.reset(Trial('reach_target', 0, 0))\n"
         "print(simulator.observe(['front']).views['front'].image.shape)\n"

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from ai_wam.cameras import Cameras
-from benchmarks.base import Trial
-from benchmarks.tabletop import rigs
-from benchmarks.tabletop.simulator import Tabletop
-from benchmarks.tabletop.tasks.reach_target import RADIUS
+from benchmarks.simulator import Trial
+from benchmarks.simulators.tabletop import camera_rigs as rigs
+from benchmarks.simulators.tabletop.robot_tasks.reach_target import RADIUS
+from benchmarks.simulators.tabletop.simulator import Tabletop
 
 AXIS = 0.1  # metres from the tip to the other points of an action image
 GOLDEN_FRONT = np.array(

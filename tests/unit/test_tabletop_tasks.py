@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 
-from benchmarks.base import Trial
-from benchmarks.tabletop import rigs, scene, tasks
-from benchmarks.tabletop.kinematics import Pose
-from benchmarks.tabletop.motion import DOWN, Leg, distance_to_segment, min_jerk, through
-from benchmarks.tabletop.simulator import Tabletop
-from benchmarks.tabletop.tasks.base import draw
-from benchmarks.tabletop.tasks.close_laptop_lid import CLOSED_BY
-from benchmarks.tabletop.tasks.close_laptop_lid import OPEN as LID_OPEN
-from benchmarks.tabletop.tasks.reach_target import APART, COLOURS, REACHED
-from benchmarks.tabletop.world import World
+from benchmarks.simulator import Trial
+from benchmarks.simulators.tabletop import camera_rigs as rigs
+from benchmarks.simulators.tabletop import robot_tasks as tasks
+from benchmarks.simulators.tabletop import scene
+from benchmarks.simulators.tabletop.expert_motions import DOWN, Leg, distance_to_segment, min_jerk, through
+from benchmarks.simulators.tabletop.kinematics import Pose
+from benchmarks.simulators.tabletop.physics_world import World
+from benchmarks.simulators.tabletop.robot_tasks.base import draw
+from benchmarks.simulators.tabletop.robot_tasks.close_laptop_lid import CLOSED_BY
+from benchmarks.simulators.tabletop.robot_tasks.close_laptop_lid import OPEN as LID_OPEN
+from benchmarks.simulators.tabletop.robot_tasks.reach_target import APART, COLOURS, REACHED
+from benchmarks.simulators.tabletop.simulator import Tabletop
 
 NAMES = tasks.names()
 HZ = 20.0

@@ -13,7 +13,7 @@ from ai_wam.cli.signals import Terminated
 from ai_wam.errors import CannotContinue, InvalidValue, LostEpisode, UserError
 from ai_wam.files.json_yaml import read_json
 from ai_wam.video import VideoEncoding
-from benchmarks.speed.data import MovingSquares
+from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import Recording, write_shards
 from datamodules.shards.format import ShardError
 from datamodules.shards.worker_errors import Failure, WorkerTraceback

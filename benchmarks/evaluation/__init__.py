@@ -1,0 +1,1 @@
+"""Closed-loop evaluation: protocol, trials, results, statistics and comparisons."""

@@ -1,0 +1,244 @@
+"""Closed-loop evaluation: any policy, any simulator, several trials per forward."""
+
+import copy
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import torch
+
+from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.episodes import Frame
+from ai_wam.errors import InvalidValue
+from ai_wam.types import Clip, Committed, Observation, Policy
+from benchmarks.evaluation.failure_analysis import explain
+from benchmarks.evaluation.protocol import EvaluationProtocol, canonical, configuration
+from benchmarks.evaluation.trial_run import Chunk, Run, TrialResult
+from benchmarks.policies import Expert, HoldStill
+from benchmarks.simulator import Simulator, Trial
+
+__all__ = ["Benchmark", "TrialResult"]
+
+
+class Benchmark:
+    """Trials of one simulator under one protocol.
+
+    Args:
+        simulator: prototype; it is copied for every world that runs.
+        protocol: how trials are drawn, executed and stopped.
+        parallel: worlds that share one forward of the policy; results do not depend on it.
+        tokenizer: the codec of the ceiling; the model's own if it differs from the default.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        protocol: EvaluationProtocol | None = None,
+        parallel: int = 8,
+        tokenizer: ActionImageTokenizer | None = None,
+    ) -> None:
+        if parallel < 1:
+            raise InvalidValue(f"Benchmark: parallel is {parallel}; at least one world must run")
+        self.simulator = simulator
+        self.protocol = protocol or EvaluationProtocol()
+        self.parallel = parallel
+        self.tokenizer = tokenizer or ActionImageTokenizer()
+        self._worlds: list[Simulator] = []
+        self._homes: dict[str, Simulator] = {}  # which world played a trial, and so may bring its scene back
+        self._scenes: dict[str, str] = {}
+        self.protocol.task_names(simulator)  # unknown tasks are reported before anything long has begun
+
+    def trials(self) -> list[Trial]:
+        """Every trial of the protocol."""
+        return self.protocol.trials(self.simulator)
+
+    @torch.no_grad()
+    def run(
+        self,
+        policy: Policy,
+        trials: Sequence[Trial],
+        clip: Clip,
+        record: Collection[str] = (),
+        device: torch.device | str = "cpu",
+    ) -> list[TrialResult]:
+        """Let a policy act.
+
+        Args:
+            policy: what is tested.
+            trials: which trials, in any order.
+            clip: the policy's views and size.
+            record: ids of the trials to take pictures of.
+            device: where the policy wants its observations.
+
+        Returns:
+            One result per trial, in their order.
+
+        Raises:
+            ValueError: the clip's control rate is not the simulator's.
+        """
+        self._check_rate(clip)
+        waiting, idle = list(trials), self._pool(min(self.parallel, len(trials)))
+        expert = _expert(policy)
+        running: list[Run] = []
+        results: dict[str, TrialResult] = {}
+        while waiting or running:
+            begun = [Run(*pair, self.protocol, clip, record) for pair in self._matched(waiting, idle)]
+            for run in (run for run in begun if run.stop_reason is None):
+                with run.surviving():  # an expert's world may crash as well
+                    if expert is not None:
+                        expert.solve(run.world, run.trial)
+                    policy.reset([run.trial.id])
+            running += begun
+            self._advance(policy, running, clip, device)
+            for run in running:
+                if run.stop_reason is not None:
+                    results[run.trial.id] = run.result()
+                    self._scenes[run.trial.id] = run.scene
+                    idle.append(run.world)
+            running = [run for run in running if run.stop_reason is None]
+        return [results[trial.id] for trial in trials]
+
+    def ceiling(
+        self, trials: Sequence[Trial], clip: Clip, tokenizer: ActionImageTokenizer | None = None
+    ) -> list[TrialResult]:
+        """The expert's demonstrations through an action-image codec and the same controller.
+
+        Args:
+            trials: which trials.
+            clip: views and size the codec draws.
+            tokenizer: the codec; the benchmark's own if left out.
+        """
+        codec = tokenizer or self.tokenizer
+        ahead = self.protocol.execute_frames + self.protocol.prefix
+        horizon = None if self.protocol.execution == "one_shot" else ahead
+        expert = Expert(self.simulator, clip.stride, self.protocol.max_seconds, horizon, codec)
+        try:
+            return self._reference("ceiling", expert, trials, clip, canonical(configuration(codec)))
+        finally:
+            expert.close()
+
+    def floor(self, trials: Sequence[Trial], clip: Clip) -> list[TrialResult]:
+        """Hold still: what the scenes give away for nothing."""
+        return self._reference("floor", HoldStill(), trials, clip)
+
+    def explain(
+        self, results: Sequence[TrialResult], tokenizer: ActionImageTokenizer | None = None
+    ) -> list[TrialResult]:
+        """The results, with the reason of every failure; see `benchmarks.evaluation.failure_analysis`.
+
+        Args:
+            results: of `run`.
+            tokenizer: as the policy draws action images; the benchmark's own if left out.
+        """
+        codec, seconds = tokenizer or self.tokenizer, self.protocol.max_seconds
+        explained = []
+        for result in results:
+            world = self._homes.get(result.trial.id) or self._pool(1)[0]
+            failure = explain(world, result, codec, seconds)
+            if failure and failure["verdict"] != "unknown" and world.scene() != result.scene:
+                failure = {
+                    "verdict": "unknown",
+                    "error": f"scene {result.scene} came back as {world.scene()}",
+                }
+            explained.append(replace(result, failure=failure, pictured=()))
+        return explained
+
+    def versions(self) -> dict[str, str]:
+        """Of what the worlds run on in processes of their own, as far as they have started."""
+        return dict(next((found for world in self._worlds if (found := world.versions())), {}))
+
+    def close(self) -> None:
+        """Release every world; a later run makes new ones."""
+        while self._worlds:
+            self._worlds.pop().close()
+        self._homes.clear()
+        self._scenes.clear()
+
+    def _reference(
+        self, name: str, policy: Policy, trials: Sequence[Trial], clip: Clip, codec: str = ""
+    ) -> list[TrialResult]:
+        """Run once per process what no model has a say in: several checkpoints are read against it."""
+        setting = self.protocol.hash(self.simulator, clip) + codec
+        known = _REFERENCES.setdefault((name, setting), {})
+        missing = [trial for trial in trials if not self._serves(known.get(trial.id))]
+        made = [replace(result, pictured=()) for result in self.run(policy, missing, clip)]
+        known.update({result.trial.id: result for result in made})
+        return [known[trial.id] for trial in trials]
+
+    def _serves(self, known: TrialResult | None) -> bool:
+        """Whether a reference was run to its end, in the scene that the trial has now."""
+        return (
+            known is not None
+            and known.stop_reason != "crash"
+            and self._scenes.get(known.trial.id, known.scene) == known.scene
+        )
+
+    def _matched(self, waiting: list[Trial], idle: list[Simulator]) -> list[tuple[Simulator, Trial]]:
+        """Take trials and worlds for them off the two lists: each trial the world it was played in before."""
+        pairs = []
+        for trial in list(waiting):
+            free = [world for world in idle if world is self._homes.get(trial.id, world)]
+            if free:
+                self._homes[trial.id] = free[0]
+                idle.remove(free[0])
+                waiting.remove(trial)
+                pairs.append((free[0], trial))
+        return pairs
+
+    def _advance(self, policy: Policy, runs: "Sequence[Run]", clip: Clip, device: torch.device | str) -> None:
+        """One forward for all, and what follows from it for each."""
+        frames: dict[Run, Frame] = {}
+        for run in (run for run in runs if run.stop_reason is None):
+            with run.surviving():
+                frames[run] = run.observe()
+        if not frames:
+            return
+        plans = self._plan(policy, list(frames), list(frames.values()), clip, device)
+        for run, plan in zip(frames, plans, strict=True):
+            with run.surviving():
+                run.execute(plan)
+
+    def _plan(
+        self,
+        policy: Policy,
+        runs: "Sequence[Run]",
+        frames: Sequence[Frame],
+        clip: Clip,
+        device: torch.device | str,
+    ) -> list[Chunk]:
+        prompts, names = [run.prompt for run in runs], [run.trial.id for run in runs]
+        observation = Observation.from_frames(frames, prompts, names, clip)
+        if self.protocol.prefix:
+            rows = [run.committed() for run in runs]
+            told = Committed(torch.cat([row.actions for row in rows]), torch.cat([row.valid for row in rows]))
+            observation = replace(observation, committed=told)
+        if torch.device(device).type != "cpu":  # moving checks every camera again, a third of a step's cost
+            observation = observation.to(device)
+        chunk = policy.predict_action(observation)
+        if len(chunk.actions) != len(runs):
+            raise InvalidValue(
+                f"{type(policy).__name__}.predict_action gave {len(chunk.actions)} rows of actions for "
+                f"{len(runs)} observations; it must give one per row"
+            )
+        return [Chunk.of(chunk, observation, row, run.recorded) for row, run in enumerate(runs)]
+
+    def _pool(self, count: int) -> list[Simulator]:
+        while len(self._worlds) < count:
+            self._worlds.append(copy.deepcopy(self.simulator))
+        return list(self._worlds)
+
+    def _check_rate(self, clip: Clip) -> None:
+        if clip.control_hz != self.simulator.control_hz:
+            raise InvalidValue(
+                f"the model's clip counts control steps at {clip.control_hz} Hz, "
+                f"{type(self.simulator).__name__} runs at {self.simulator.control_hz} Hz, so its stride of "
+                f"{clip.stride} would mean another time; evaluate at the rate the model was trained with"
+            )
+
+
+def _expert(policy: Policy) -> Expert | None:
+    """The expert that a policy is or wraps: it has to solve a trial in the very world that plays it."""
+    inner = getattr(policy, "policy", policy)
+    return inner if isinstance(inner, Expert) else None
+
+
+_REFERENCES: dict[tuple[str, str], dict[str, TrialResult]] = {}

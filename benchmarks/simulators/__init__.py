@@ -1,0 +1,1 @@
+"""Worlds to act in, each behind `benchmarks.simulator.Simulator`."""

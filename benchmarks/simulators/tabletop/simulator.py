@@ -1,0 +1,273 @@
+"""The suite as a `benchmarks.simulator.Simulator`."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ai_wam.cameras import Cameras
+from ai_wam.episodes import Frame, View
+from ai_wam.errors import InvalidValue
+from benchmarks.simulator import StepResult, Trial, checked_action, fingerprint
+from benchmarks.simulators.tabletop import camera_rigs as rigs
+from benchmarks.simulators.tabletop import panda, scene
+from benchmarks.simulators.tabletop import robot_tasks as tasks
+from benchmarks.simulators.tabletop.kinematics import Pose, Solution
+from benchmarks.simulators.tabletop.mujoco_graphics import Pictures
+from benchmarks.simulators.tabletop.physics_world import World, substeps
+from benchmarks.simulators.tabletop.robot_tasks.base import TabletopTask, draw
+
+_MAX_SIZE = 2048  # pixels; what off-screen buffers of software renderers surely hold
+
+
+class Tabletop:
+    """A Panda arm above a table, in RLBench's world frame: tip poses, camera names and actions as there.
+
+    Models and pictures are built when first needed, one set per task, so that an instance is cheap to make; a
+    pickled one carries its settings only. A trial's scene and physics depend on its seed alone, not on trials
+    before it. Pictures belong to the thread that drew the first one.
+
+    Args:
+        rig: "wide" (RLBench's front camera and 60 degrees for the others) or "framed" (the same names, aimed
+            at the box where the task happens and as narrow as shows it whole).
+        image_size: height and width in pixels.
+        views: cameras that `observe` draws when it is not told which.
+        control_hz: control steps per second.
+        shadows: shadows and antialiasing, several times slower without a GPU.
+        workspace: "wide" or "framed", the box that `reach_target` and random starts are drawn from; the rig's
+            namesake if left out.
+        randomise_start: probability that a trial begins at a random pose instead of the home pose, drawn from
+            the trial's seed. The scene around is the same either way.
+
+    Raises:
+        ValueError: an argument out of range; the message says what is possible.
+    """
+
+    _trial: Trial | None
+
+    def __init__(
+        self,
+        rig: str = "wide",
+        image_size: tuple[int, int] = (128, 128),
+        views: Sequence[str] = rigs.VIEWS,
+        control_hz: float = 20.0,
+        shadows: bool = False,
+        workspace: str | None = None,
+        randomise_start: float = 0.0,
+    ) -> None:
+        self.rig, self.image_size, self.views = rig, (int(image_size[0]), int(image_size[1])), tuple(views)
+        self.control_hz, self.shadows = float(control_hz), shadows
+        self.workspace, self.randomise_start = workspace or rig, float(randomise_start)
+        self._check()
+        self._forget()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON values."""
+        return {
+            "rig": self.rig,
+            "image_size": list(self.image_size),
+            "views": list(self.views),
+            "control_hz": self.control_hz,
+            "shadows": self.shadows,
+            "workspace": self.workspace,
+            "randomise_start": self.randomise_start,
+        }
+
+    def tasks(self) -> Mapping[str, int]:
+        """Names of the tasks with their numbers of variations."""
+        return {name: self._task(name).variations for name in tasks.names()}
+
+    def definition(self, names: Sequence[str]) -> str:
+        """Hash of what these tasks are: their models, and the code that places, moves and judges."""
+        models = [self._xml(name) for name in sorted(names)]
+        files = (
+            "kinematics.py",
+            "physics_world.py",
+            "robot_tasks/base.py",
+            *(f"robot_tasks/{name}.py" for name in sorted(names)),
+        )
+        code = [(Path(__file__).parent / file).read_text(encoding="utf-8") for file in files]
+        return hashlib.sha256("\0".join(models + code).encode()).hexdigest()
+
+    def reset(self, trial: Trial) -> tuple[str, ...]:
+        """Build the trial's scene; gives its instructions.
+
+        Raises:
+            ValueError: unknown task or variation.
+        """
+        task = self._task(trial.task)
+        if not 0 <= trial.variation < task.variations:
+            raise InvalidValue(
+                f"variation {trial.variation} of task {trial.task!r} is unknown: "
+                f"it has 0 to {task.variations - 1}"
+            )
+        world = self._world(trial.task)
+        of_scene, of_start = (np.random.default_rng([trial.seed, stream]) for stream in (0, 1))
+        world.reset()
+        task.place(world, of_scene, trial.variation)
+        if of_start.uniform() < self.randomise_start:
+            _start_somewhere(world, task, of_start)
+        else:
+            world.place_arm(panda.HOME)
+        self._trial, self._steps, self._scene = trial, 0, _fingerprint(world)
+        task.status(world)
+        return task.instructions(trial.variation)
+
+    def scene(self) -> str:
+        """Fingerprint of where everything stood, and how it was coloured, when the trial began."""
+        return self._scene
+
+    def observe(self, views: Sequence[str] | None = None) -> Frame:
+        """Draw the named cameras (the configured ones if left out) and read the pose.
+
+        Raises:
+            RuntimeError: before the first reset, or no OpenGL platform.
+            ValueError: unknown camera.
+        """
+        world, name = self._current()
+        wanted = self.views if views is None else tuple(views)
+        _check_views(wanted)
+        if wanted and name not in self._pictures:
+            self._pictures[name] = Pictures(world.model, self.image_size, self.shadows)
+        pictures = {view: self._view(world, name, view) for view in wanted}
+        return Frame(views=pictures, action=world.pose(), seconds=self._steps / self.control_hz)
+
+    def pose(self) -> Float[np.ndarray, "8"]:
+        """The tip's pose now and the openness last commanded, without drawing."""
+        return self._current()[0].pose()
+
+    def step(self, action: np.ndarray) -> StepResult:
+        """Follow an absolute action of 8 numbers for one control step.
+
+        A pose out of reach leaves the arm where it last was told to be, and says so in `reached`.
+
+        Raises:
+            ValueError: an action of another shape, not finite, or without an orientation.
+        """
+        world, name = self._current()
+        target = checked_action(action, "Tabletop")
+        reached = world.follow(Pose(target[:3], target[3:7] / np.linalg.norm(target[3:7])), float(target[7]))
+        self._steps += 1
+        status = self._task(name).status(world)
+        return StepResult(success=status.success, failed=status.failed, reached=reached)
+
+    def demonstrate(self) -> Iterator[Float[np.ndarray, "8"]]:
+        """The scripted expert's actions from the present state on; the caller steps."""
+        world, name = self._current()
+        return self._task(name).expert(world)
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """Task-specific figures of the trial so far."""
+        world, name = self._current()
+        return self._task(name).diagnostics(world)
+
+    def versions(self) -> Mapping[str, str]:
+        """Nothing: the suite runs in this process."""
+        return {}
+
+    def close(self) -> None:
+        """Release the OpenGL contexts; the next reset builds anew what it needs."""
+        for pictures in self._pictures.values():
+            pictures.close()
+        self._forget()
+
+    def _check(self) -> None:
+        rules = {
+            f"rig {self.rig!r} must be one of {list(rigs.RIGS)}": self.rig in rigs.RIGS,
+            f"workspace {self.workspace!r} must be one of {list(rigs.WORKSPACES)}": (
+                self.workspace in rigs.WORKSPACES
+            ),
+            f"image_size {self.image_size} must lie between 1 and {_MAX_SIZE} pixels": (
+                1 <= min(self.image_size) <= max(self.image_size) <= _MAX_SIZE
+            ),
+            f"control_hz {self.control_hz} must lie between 1 and 100": 1 <= self.control_hz <= 100,
+            f"randomise_start {self.randomise_start} must lie between 0 and 1": (
+                0 <= self.randomise_start <= 1
+            ),
+        }
+        broken = [rule for rule, kept in rules.items() if not kept]
+        if broken:
+            raise InvalidValue("Tabletop: " + "; ".join(broken))
+        _check_views(self.views)
+
+    def _forget(self) -> None:
+        self._tasks: dict[str, TabletopTask] = {}
+        self._worlds: dict[str, World] = {}
+        self._pictures: dict[str, Pictures] = {}
+        self._calibrations: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+        self._trial = None
+        self._steps, self._scene = 0, ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.settings
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**{**state, "image_size": tuple(state["image_size"])})  # type: ignore[misc]
+
+    def _task(self, name: str) -> TabletopTask:
+        if name not in self._tasks:
+            self._tasks[name] = tasks.load(name, rigs.WORKSPACES[self.workspace])
+        return self._tasks[name]
+
+    def _world(self, name: str) -> World:
+        if name not in self._worlds:
+            self._worlds[name] = World(self._xml(name), self.control_hz)
+        return self._worlds[name]
+
+    def _xml(self, name: str) -> str:
+        task = self._task(name)
+        timestep = 1 / self.control_hz / substeps(self.control_hz)
+        mounts = rigs.mounts(self.rig, task.region)
+        return scene.mjcf(task.bodies(), task.assets(), mounts, self.image_size, timestep, self.shadows)
+
+    def _current(self) -> tuple[World, str]:
+        if self._trial is None:
+            raise RuntimeError("Tabletop: no scene yet; call reset(trial) first")
+        return self._worlds[self._trial.task], self._trial.task
+
+    def _view(self, world: World, name: str, view: str) -> View:
+        camera = world.model.camera(view).id
+        if (name, view) not in self._calibrations or view == "wrist":  # the only one that moves
+            self._calibrations[name, view] = _calibration(world, camera, self.image_size)
+        image = self._pictures[name].draw(world.data, camera)
+        return View(image, *self._calibrations[name, view])
+
+
+def _calibration(
+    world: World, camera: int, size: tuple[int, int]
+) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "4 4"]]:
+    """Intrinsics and world_from_camera of one of MuJoCo's cameras in our convention."""
+    h, w = size
+    focal = h / 2 / math.tan(math.radians(float(world.model.cam_fovy[camera])) / 2)
+    intrinsics = torch.tensor([[focal, 0, w / 2], [0, focal, h / 2], [0, 0, 1]], dtype=torch.float64)
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3] = torch.from_numpy(world.data.cam_xmat[camera].reshape(3, 3))
+    pose[:3, 3] = torch.from_numpy(world.data.cam_xpos[camera])
+    calibrated = Cameras.from_opengl(intrinsics, pose)
+    return calibrated.intrinsics.numpy(), calibrated.world_from_camera.numpy()
+
+
+def _start_somewhere(world: World, task: TabletopTask, rng: np.random.Generator) -> None:
+    """Put the arm at a random pose that it can reach."""
+
+    def sample() -> Solution:
+        return world.kinematics.solve(task.random_start(world, rng), panda.HOME)
+
+    world.place_arm(draw(sample, lambda solution: solution.reached, "reachable random start").joints)
+
+
+def _fingerprint(world: World) -> str:
+    parts = (world.data.qpos, world.data.geom_xpos, world.data.geom_xmat, world.model.geom_rgba)
+    return fingerprint(np.concatenate([np.ravel(part) for part in parts]))
+
+
+def _check_views(views: Sequence[str]) -> None:
+    unknown = [view for view in views if view not in rigs.VIEWS]
+    if unknown:
+        raise InvalidValue(f"Tabletop: views {unknown} are unknown; the cameras are {list(rigs.VIEWS)}")

@@ -1,0 +1,368 @@
+"""Trials as test data: `Trainer.test` runs a benchmark like any other test set.
+
+    ai-wam test --ckpt_path x.ckpt --data configs/benchmark/tabletop.yaml
+
+A task needs one line for it: `test_step` calls `batch.run(self)`. Results are gathered when the test epoch
+ends, under the trials' names, so no step waits for another rank and no trial is padded, repeated or lost.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from ai_wam.errors import InvalidValue
+from ai_wam.files.atomic import write_json, write_text
+from ai_wam.types import Clip, Policy, ReadableInMoreWays
+from benchmarks.evaluation.benchmark import Benchmark, TrialResult
+from benchmarks.evaluation.journal import Journal, Results
+from benchmarks.evaluation.provenance import content_hash, versions
+from benchmarks.evaluation.results import assemble, check_complete
+from benchmarks.report.html_report import render
+from benchmarks.report.text_tables import results_table
+from benchmarks.simulator import Trial
+
+
+class TrialBatch:
+    """Trials that are run together. No dataclass, or Lightning would copy it field by field.
+
+    Args:
+        benchmark: what runs them.
+        trials: the trials.
+        clip: the policy's views and size.
+        record: ids of the trials to take pictures of.
+        references: run ceiling and floor too.
+        results: where results go, by arm and trial id.
+        explain: say why failed trials failed.
+        keep: told of the results of every run.
+        decoders: run the policy by each of its other decoders too.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        trials: list[Trial],
+        clip: Clip,
+        record: frozenset[str],
+        references: bool,
+        results: Results,
+        explain: bool = True,
+        keep: Callable[[Results], None] | None = None,
+        decoders: bool = True,
+    ) -> None:
+        self.explain, self.keep, self.decoders = explain, keep, decoders
+        self.benchmark, self.trials, self.clip = benchmark, trials, clip
+        self.record, self.references, self.results = record, references, results
+        self.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def to(self, device: torch.device | str, **_: Any) -> "TrialBatch":
+        """Remember where the policy wants its observations; the worlds stay where they are."""
+        self.device = torch.device(device)
+        return self
+
+    def run(self, policy: Policy) -> list[TrialResult]:
+        """Run every trial without a result yet, keep them for the end of the test, and give the policy's."""
+        known = self.results.get("policy", {})
+        if left := [trial for trial in self.trials if trial.id not in known]:
+            made = {
+                arm: {result.trial.id: result for result in results}
+                for arm, results in self._arms(policy, left).items()
+            }
+            for arm, results in made.items():
+                self.results.setdefault(arm, {}).update(results)
+            if self.keep is not None:
+                self.keep(made)
+        return [self.results["policy"][trial.id] for trial in self.trials]
+
+    def _arms(self, policy: Policy, trials: list[Trial]) -> dict[str, list[TrialResult]]:
+        own = self.benchmark.run(policy, trials, self.clip, self.record, self.device)
+        drawn = getattr(policy, "tokenizer", None)  # failures and ceiling are judged by this policy's drawing
+        if self.explain:
+            own = self.benchmark.explain(own, drawn)
+        references = {}
+        if self.references:
+            references["ceiling"] = self.benchmark.ceiling(trials, self.clip, drawn)
+            references["floor"] = self.benchmark.floor(trials, self.clip)
+        arms = {"policy": own, **self._readings(policy, trials), **references}
+        return {arm: [replace(result, pictured=()) for result in results] for arm, results in arms.items()}
+
+    def _readings(self, policy: Policy, trials: list[Trial]) -> dict[str, list[TrialResult]]:
+        """The trials by every other way to read the policy's actions, by its name."""
+        if not self.decoders or not isinstance(policy, ReadableInMoreWays):
+            return {}
+        limited = self.benchmark.protocol.max_position_std is not None
+        others = policy.by_decoder(knows_std=limited)
+        if taken := others.keys() & {"policy", "ceiling", "floor"}:
+            raise InvalidValue(f"{type(policy).__name__}.by_decoder: {sorted(taken)} are arms of every test")
+        return {
+            name: self.benchmark.run(other, trials, self.clip, device=self.device)
+            for name, other in others.items()
+        }
+
+
+class TrialLoader:
+    """One rank's batches in order. No `DataLoader`: Lightning would share it out between ranks, padded."""
+
+    def __init__(self, batches: list[TrialBatch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[TrialBatch]:
+        return iter(self.batches)
+
+
+class TrialDataModule(LightningDataModule):
+    """Test data whose items are trials; writes results.json and report.html when they have run.
+
+    Every rank runs every n-th trial with a whole model of its own. Finished trials are noted beside the
+    results, and the same test in the same folder goes on where it was interrupted.
+
+    Args:
+        benchmark: simulator and protocol.
+        clip: the model's; the command line links it.
+        out: folder of results.json and report.html; the trainer's log folder if None.
+        record: trials of every task, from its first on, to show in the report.
+        references: run ceiling and floor beside the policy.
+        trials_per_step: trials of one test step; as many as worlds run in parallel if None.
+        trials: ids of the protocol's trials to run; all of them if left out.
+        share: number k of n runs elsewhere that do the rest; this one runs every n-th trial from the k-th on,
+            or none, with nothing to write, where there are fewer trials.
+        explain: replay failed trials to say why they failed; see `benchmarks.evaluation.failure_analysis`.
+        decoders: where a policy's actions can be read in more ways than the one by which it acts (a learned
+            action head, the geometric decoder beneath it), run the trials by each; its arm bears its name.
+
+    Raises:
+        ValueError: an id that is none of the protocol's, or a share that is none.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        clip: Clip | None = None,
+        out: str | Path | None = None,
+        record: int = 12,
+        references: bool = True,
+        trials_per_step: int | None = None,
+        trials: Sequence[str] | None = None,
+        share: tuple[int, int] = (0, 1),
+        explain: bool = True,
+        decoders: bool = True,
+    ) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer trials than ranks is no error
+        self.benchmark = benchmark
+        self.clip = clip or Clip()
+        self.out = None if out is None else Path(out)
+        self.record = record
+        self.references = references
+        self.trials_per_step = trials_per_step or benchmark.parallel
+        self.trials = _chosen(benchmark.trials(), trials)
+        self._shared = self.trials[share[0] :: share[1]]
+        if not 0 <= share[0] < share[1]:
+            raise InvalidValue(f"TrialDataModule: share is {share}; it is (k, n) with 0 <= k < n")
+        self.arms: Results = {}
+        self.explain, self.decoders = explain, decoders
+        self.results: dict[str, Any] = {}
+        self._own: Results = {}
+        self._policy: dict[str, Any] = {}
+        self._journal: Journal | None = None
+        self._collector = _Collector(self)
+
+    def setup(self, stage: str) -> None:
+        """Hook into the end of the test."""
+        if stage != "test":
+            raise InvalidValue(
+                "TrialDataModule has trials to test, no data to fit or validate on: run Trainer.test"
+            )
+        callbacks: list[Callback] = self._trainer().callbacks  # type: ignore[attr-defined]
+        if self._collector not in callbacks:
+            callbacks.append(self._collector)
+        self._own.clear()
+
+    def teardown(self, stage: str) -> None:
+        """Release the simulators."""
+        callbacks: list[Callback] = self._trainer().callbacks  # type: ignore[attr-defined]
+        callbacks.remove(self._collector)
+        self.benchmark.close()
+
+    def test_dataloader(self) -> TrialLoader:
+        """This rank's trials: every n-th on n ranks."""
+        trainer = self._trainer()
+        own = self._shared[trainer.global_rank :: trainer.world_size]
+        step, record = self.trials_per_step, self._recorded()
+        batches = [
+            TrialBatch(
+                self.benchmark,
+                own[i : i + step],
+                self.clip,
+                record,
+                self.references,
+                self._own,
+                self.explain,
+                self._keep,
+                self.decoders,
+            )
+            for i in range(0, len(own), step)
+        ]
+        return TrialLoader(batches)
+
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Take over what an interrupted test has finished of this rank's trials.
+
+        Raises:
+            ValueError: the folder holds the trials of another test.
+        """
+        self._policy = _described(trainer, module) | {"frames": self.clip.frames}
+        identity = {
+            "protocol": self.benchmark.protocol.describe(self.benchmark.simulator, self.clip),
+            "policy": {name: told for name, told in self._policy.items() if name != "checkpoint"},
+            "versions": versions(),
+            **{name: getattr(self, name) for name in ("record", "references", "explain", "decoders")},
+        }
+        folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+        self._journal = journal = Journal(folder, trainer.global_rank, identity)
+        own = {trial.id for trial in self._shared[trainer.global_rank :: trainer.world_size]}
+        for arm, results in journal.finished.items():
+            self._own[arm] = {name: result for name, result in results.items() if name in own}
+        if done := len(self._own.get("policy", {})):
+            rank_zero_info(f"going on with {done} of {len(own)} trials finished")
+
+    def _keep(self, results: Results) -> None:
+        assert self._journal is not None
+        self._journal.add(results, self.benchmark.versions())
+
+    def finish(self, trainer: Trainer, module: LightningModule) -> None:
+        """Gather every rank's results, log the rates, write the files.
+
+        Raises:
+            RuntimeError: the ranks together did not run every trial exactly once.
+        """
+        self.arms = _gather(self._own, self._shared)
+        journal = self._journal
+        assert journal is not None
+        protocol, simulator = self.benchmark.protocol, self.benchmark.simulator
+        self.results = assemble(
+            self._shared,
+            self.arms,
+            protocol.describe(simulator, self.clip),
+            protocol.hash(simulator, self.clip),
+            self._policy,
+            self.benchmark.versions() or journal.world,
+        )
+        for name, value in _scalars(self.results).items():
+            module.log(name, value, sync_dist=trainer.world_size > 1)
+        if trainer.is_global_zero:
+            write_results(journal.path.parent, self.results, self.arms["policy"])
+        trainer.strategy.barrier()  # what was noted stays until the results are there
+        journal.remove(everything=trainer.is_global_zero)
+
+    def _recorded(self) -> frozenset[str]:
+        """The first trials of every task: chosen before they run, so the report shows no selection."""
+        tasks = dict.fromkeys(trial.task for trial in self.trials)
+        return frozenset(
+            trial.id for task in tasks for trial in [t for t in self.trials if t.task == task][: self.record]
+        )
+
+    def _trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise RuntimeError(
+                "TrialDataModule runs inside Trainer.test(model, datamodule=...); without a trainer use "
+                "Benchmark.run"
+            )
+        return self.trainer
+
+
+class _Collector(Callback):
+    """Tells the datamodule when trials begin and have all run: it has no hooks of its own for that."""
+
+    def __init__(self, datamodule: TrialDataModule) -> None:
+        self.datamodule = datamodule
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.datamodule.begin(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.datamodule.finish(trainer, pl_module)
+
+
+def write_results(folder: Path, results: Mapping[str, Any], runs: Mapping[str, TrialResult]) -> None:
+    """Write results.json and report.html, and print the table.
+
+    Args:
+        folder: where; made if missing.
+        results: content of results.json.
+        runs: the policy's trials, whose recordings are shown.
+    """
+    recordings = {name: run.recording for name, run in runs.items() if run.recording is not None}
+    write_json(folder / "results.json", results)
+    write_text(folder / "report.html", render(results, recordings))
+    places = f"results: {folder / 'results.json'}\nreport: {folder / 'report.html'}"
+    rank_zero_info(f"{results_table(results)}\n{places}")
+
+
+def _chosen(trials: list[Trial], ids: Sequence[str] | None) -> list[Trial]:
+    """The named trials, in the protocol's order."""
+    known = {trial.id: trial for trial in trials}
+    if ids is None:
+        return trials
+    if foreign := [name for name in ids if name not in known]:
+        raise InvalidValue(
+            f"TrialDataModule: trials {foreign[:3]} ({len(foreign)} of {len(ids)}) are not the protocol's, "
+            f"which are {trials[0].id} to {trials[-1].id} ({len(trials)}); take ids from a results.json of it"
+        )
+    if not ids:
+        raise InvalidValue("TrialDataModule: trials is empty; name some, or leave it out to run all of them")
+    return [trial for name, trial in known.items() if name in ids]
+
+
+def _class_path(component: object) -> str:
+    """What a configuration says of an object that was made in code."""
+    return f"{type(component).__module__}.{type(component).__qualname__}"
+
+
+def _described(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """What is tested."""
+    checkpoint = trainer.ckpt_path
+    return {
+        "name": _class_path(module),
+        "config": json.loads(json.dumps(dict(module.hparams), default=_class_path)),
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "checkpoint_hash": None if checkpoint is None else content_hash(checkpoint),
+    }
+
+
+def _gather(own: Results, trials: list[Trial]) -> Results:
+    """Results of all ranks by arm and trial id."""
+    parts = [own]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [{} for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(parts, own)
+    merged: Results = {}
+    for arm in dict.fromkeys(["policy", *(arm for part in parts for arm in part)]):
+        results = [result for part in parts if arm in part for result in part[arm].values()]
+        check_complete(arm, trials, [result.trial.id for result in results])
+        merged[arm] = {result.trial.id: result for result in results}
+    return merged
+
+
+def _scalars(results: Mapping[str, Any]) -> dict[str, float]:
+    """What loggers get: success rates by task and arm, their means, and the policy's diagnostics."""
+    scalars = {f"test/success/{arm}": rate for arm, rate in results["mean"].items() if rate is not None}
+    for task, summary in results["tasks"].items():
+        for arm in results["mean"]:
+            if summary[arm]["rate"] is not None:
+                scalars[f"test/{task}/{arm}"] = summary[arm]["rate"]
+        for name, value in summary["diagnostics"].items():
+            if value is not None:
+                scalars[f"test/{task}/{name}"] = value
+    return scalars
