@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.canvas import Canvas, Kind, Plan, blank, joined, plan
-from ai_wam.diffusion.solvers import Solver
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.errors import InvalidValue
 from ai_wam.types import ActionChunk, Batch, Clip
 from ai_wam.utils.number_checks import check_numbers
@@ -20,13 +20,22 @@ from backbones.base import VideoBackbone
 from backbones.conditions.prompts import Context
 from tasks.decoding.action_head import ActionHead
 from tasks.decoding.decoders import readings
-from tasks.evaluation.recorded_clips import Judge, finish
+from tasks.evaluation.recorded_clips import ClipEvaluation, Judge, finish
 from tasks.evaluation.sample_videos import PlanErrors, Trials, log_sample_videos
 from tasks.metrics.networks import check_names, left_out, load_networks
-from tasks.real_time_chunking import check_dropin, draw_prefix
+from tasks.real_time_chunking import Prefix, check_dropin, draw_prefix
 from tasks.training.finite_steps import FiniteSteps, SeenBatch
 from tasks.training.logged_means import Monitor
-from tasks.training.optimizer import Schedule, adamw, parameter_groups, schedule_end
+from tasks.training.optimizer import (
+    AdamW,
+    CosineWithWarmup,
+    LRSchedulerCallable,
+    OptimizerCallable,
+    check_optimizer,
+    optimizer_settings,
+    parameter_groups,
+    prepare,
+)
 from tasks.training.plan_mixture import (
     WITHOUT_ACTIONS,
     Lengths,
@@ -51,15 +60,12 @@ class WorldActionTask(WorldActionModel):
         tokenizer: how actions are drawn.
         plans: what is trained, by name, with relative shares; drawn per sample.
         control_plan: the plan by which `predict_action` acts.
-        learning_rate: peak rate of AdamW.
-        weight_decay: on matrices; biases, norms and modulation tables have none.
-        warmup_steps: of linear warm-up.
-        schedule: "cosine" falls to a hundredth at its end and stays there; "constant" stays at the peak.
-        schedule_steps: optimizer step at which the cosine ends; the trainer's last one if left out.
+        optimizer: of parameter groups; biases, norms and modulation tables have no weight decay.
+        lr_scheduler: of that optimizer, stepped with it; the default is a cosine that ends at the trainer's
+            last step.
         prompt_dropout: share of samples that train with the empty prompt.
-        sampling_steps: network evaluations of one prediction.
-        guidance: scale of classifier-free guidance; 1 is off.
-        solver: how a prediction walks the noise path; see `ai_wam.diffusion.solvers`.
+        sampling: steps, guidance and solver of a prediction.
+        prefix: how training and predictions are conditioned on committed actions.
         action_head: a learned decoder on top of the geometric one; trained beside the video model, on its
             estimates, without changing them.
         freeze_backbone: train the action head alone.
@@ -68,12 +74,7 @@ class WorldActionTask(WorldActionModel):
         decoded_frames: video frames of a prediction that are decoded, the present one included; all, if left
             out. Whoever executes a part of a chunk saves the decoding of the rest.
         seed: of everything the task draws: plans, noise levels, noise.
-        prefix_dropin: share of rows that train with a random number of their first actions given, as they
-            are while a chunk is carried out and the next one is planned; see `tasks.real_time_chunking`.
-        give_committed: give committed actions to the model; if not, it plans as if it knew of none.
-        test_plans: what `ai-wam test` judges on recorded clips, by name; the plans trained on, if left out.
-        test_networks: files of the networks of video metrics, by the metric's name: `lpips_alex`,
-            `lpips_vgg`, `fvd_i3d` ...; see `tasks.metrics.networks`. Metrics without a file are left out.
+        evaluation: plans and networks of video metrics by which `ai-wam test` evaluates recorded clips.
     """
 
     default_plans: ClassVar[dict[str, float]] = {}  # of a subclass that is given none
@@ -86,53 +87,44 @@ class WorldActionTask(WorldActionModel):
         plans: dict[str, float],
         control_plan: str,
         tokenizer: ActionImageTokenizer | None = None,
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.01,
-        warmup_steps: int = 100,
-        schedule: Schedule = "cosine",
-        schedule_steps: int | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        lr_scheduler: LRSchedulerCallable = CosineWithWarmup,
         prompt_dropout: float = 0.05,
-        sampling_steps: int = 4,
-        guidance: float = 1.0,
-        solver: Solver = "euler",
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        prefix: Prefix = Prefix(),  # noqa: B008 - frozen
         decoded_frames: int | None = None,
         action_head: ActionHead | None = None,
         freeze_backbone: bool = False,
         decoder: Literal["whole", "geometric", "head"] | None = None,
         seed: int = 0,
-        prefix_dropin: float = 0.0,
-        give_committed: bool = True,
-        test_plans: list[str] | None = None,
-        test_networks: dict[str, str] | None = None,
+        evaluation: ClipEvaluation = ClipEvaluation(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(
             backbone,
             clip,
             tokenizer or ActionImageTokenizer(),
             plan(control_plan),
-            sampling_steps=sampling_steps,
-            guidance=guidance,
-            solver=solver,
+            sampling=sampling,
+            prefix=prefix,
             seed=seed,
             action_head=action_head,
             decoder=decoder,
             decoded_frames=decoded_frames,
-            give_committed=give_committed,
         )
         self.plans = mixture(plans)
-        check_numbers("a task", at_least=0, learning_rate=learning_rate, weight_decay=weight_decay)
-        check_numbers("a task", at_least=0, warmup_steps=warmup_steps, prompt_dropout=prompt_dropout)
-        check_numbers("a task", at_most=1, prompt_dropout=prompt_dropout)
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.warmup_steps, self.schedule, self.schedule_steps = warmup_steps, schedule, schedule_steps
-        check_dropin(prefix_dropin, backbone.spec, clip.frames)
-        self.prompt_dropout, self.prefix_dropin = prompt_dropout, prefix_dropin
-        self.test_plans = [plan(name) for name in test_plans or [chosen.name for chosen, _ in self.plans]]
-        self.test_networks = test_networks or {}
+        check_numbers("a task", at_least=0, at_most=1, prompt_dropout=prompt_dropout)
+        check_optimizer(optimizer, lr_scheduler)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        check_dropin(prefix.dropin, backbone.spec, clip.frames)
+        self.prompt_dropout = prompt_dropout
+        named = evaluation.plans or [chosen.name for chosen, _ in self.plans]
+        self.test_plans, self.test_networks = [plan(name) for name in named], evaluation.networks or {}
         check_names(self.test_networks)
         self._judges: list[Judge] = []  # no modules of this one: their networks stay out of checkpoints
         self.monitor, self.errors, self._steps = Monitor(), PlanErrors(), FiniteSteps()
         self._begun: dict[str, Any] | None = None  # settings of the optimizer of a run that is resumed
+        self._settings: dict[str, Any] = {}  # of this run's
+        self._own_end = False  # whether its schedule was given an end
         self.freeze_backbone = freeze_backbone
         if freeze_backbone and action_head is None:
             raise InvalidValue("freeze_backbone needs an action_head, or nothing is trained; set one")
@@ -175,7 +167,7 @@ class WorldActionTask(WorldActionModel):
         """Sum of the losses of rows whose canvases can be joined: one forward, whatever they train by."""
         parts, canvases, contexts = [batch.rows(rows) for _, rows in group], [], []
         for (chosen, rows), part in zip(group, parts, strict=True):
-            prefix = draw_prefix(self.prefix_dropin, chosen, part, self.backbone.spec, generator)
+            prefix = draw_prefix(self.prefix.dropin, chosen, part, self.backbone.spec, generator)
             canvases.append(self.training_canvas(part, chosen, prefix))
             contexts.append(self._context([prompts[row] for row in rows], part.observation, part.encoded))
         canvas, context = joined(canvases), reduce(Context.joined, contexts)
@@ -222,14 +214,13 @@ class WorldActionTask(WorldActionModel):
     def on_train_start(self) -> None:
         """Refuse a checkpoint of a run with another optimizer, or with other weights."""
         if self._begun is not None and self.trainer.ckpt_path is not None:
-            asked, free = self.optimizer_settings(), self.schedule_steps is not None
-            check_same_optimizer(self._begun, asked, self.trainer.global_step, free)
+            check_same_optimizer(self._begun, self._settings, self.trainer.global_step, self._own_end)
         if self._sharded and self.trainer.ckpt_path is not None:
             check_same_names(self.trainer.ckpt_path, self.state_dict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the optimizer was made with, for runs that resume this one."""
-        checkpoint["optimizer_settings"] = self.optimizer_settings()
+        checkpoint["optimizer_settings"] = self._settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember what the run began with; compared when training starts."""
@@ -283,22 +274,16 @@ class WorldActionTask(WorldActionModel):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything that is trained; norms, biases and modulation tables without weight decay."""
         trained = [self.backbone.denoiser, *([] if self.action_head is None else [self.action_head])]
-        return parameter_groups(trained, self.weight_decay)
+        return parameter_groups(trained)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up, then the schedule."""
-        return adamw(self.parameter_groups(), self.optimizer_settings())
-
-    def optimizer_settings(self) -> dict[str, Any]:
-        """Everything that decides how weights follow gradients, as plain values."""
-        steps = self.trainer.estimated_stepping_batches
-        return {
-            "learning_rate": self.learning_rate,
-            "weight_decay": self.weight_decay,
-            "warmup_steps": self.warmup_steps,
-            "schedule": self.schedule,
-            "schedule_steps": schedule_end(self.schedule, self.schedule_steps, steps),
-        }
+        """The optimizer and its schedule."""
+        optimizer = self.optimizer(self.parameter_groups())
+        scheduler = self.lr_scheduler(optimizer)
+        self._own_end = isinstance(scheduler, CosineWithWarmup) and scheduler.settings["steps"] is not None
+        prepare(optimizer, scheduler, self.trainer.estimated_stepping_batches)
+        self._settings = optimizer_settings(optimizer, scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ------------------------------------------------------------------ judging
 

@@ -5,6 +5,8 @@ of `frame_multiple` video frames (4 for Wan). Given positions are never noised, 
 them, and they come back bit-identical.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,6 +14,20 @@ from torch import Tensor
 from ai_wam.canvas import Plan
 from ai_wam.errors import InvalidValue
 from ai_wam.types import Batch, LatentSpec, Observation
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """How a model is conditioned on committed actions, those carried out while the next chunk is planned.
+
+    Attributes:
+        dropin: share of rows that train with a random number of their first actions given.
+        condition: whether a prediction is conditioned on committed actions; if not, it plans as if there were
+            none.
+    """
+
+    dropin: float = 0.0
+    condition: bool = True
 
 
 def committed_prefix(
@@ -39,7 +55,7 @@ def committed_prefix(
         raise InvalidValue(
             f"a prefix of {count} committed actions does not fit this model: its latent frames hold {step} "
             f"actions at a time and its clip has {frames - 1}, so protocol.prefix may be one of {possible}; "
-            "give_committed: false plans without them"
+            "prefix.condition: false plans without them"
         )
     held = torch.where(valid[..., None], actions, observation.action[:, None])
     filled = valid.long().cumprod(dim=1).sum(dim=1) // step * (step // spec.temporal_stride)
@@ -53,12 +69,12 @@ def check_dropin(share: float, spec: LatentSpec, frames: int) -> None:
         ValueError: no share, or a clip too short to give some actions and generate others.
     """
     if not 0 <= share <= 1:
-        raise InvalidValue(f"prefix_dropin must lie between 0 and 1, got {share}")
+        raise InvalidValue(f"prefix.dropin must lie between 0 and 1, got {share}")
     step = spec.frame_multiple
     if share and frames - 1 <= step:
         raise InvalidValue(
-            f"prefix_dropin {share}: a clip of {frames} frames has {frames - 1} actions, and {step} are "
-            f"given at least; set clip.frames to {2 * step + 1} or more, or prefix_dropin to 0"
+            f"prefix.dropin {share}: a clip of {frames} frames has {frames - 1} actions, and {step} are "
+            f"given at least; set clip.frames to {2 * step + 1} or more, or prefix.dropin to 0"
         )
 
 

@@ -15,18 +15,17 @@ from torch import Tensor, nn
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, Kind, Plan, build_canvas
-from ai_wam.diffusion.solvers import Solver
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath
 from ai_wam.files.weights import check_finite, load_weights
 from ai_wam.types import ActionChunk, Batch, Clip, Encoded, Observation, Policy
-from ai_wam.utils.number_checks import check_numbers
 from ai_wam.utils.seeds import named_generator
 from backbones.base import VideoBackbone
 from backbones.conditions.prompts import Context
 from tasks.decoding.action_head import ActionHead
 from tasks.decoding.decoders import ActingBy, Generated, ladder
-from tasks.real_time_chunking import begin, committed_prefix
+from tasks.real_time_chunking import Prefix, begin, committed_prefix
 from tasks.training.cache_encoding import encode_pictures, encoder_identity
 from tasks.training.plan_mixture import check_video
 
@@ -44,28 +43,24 @@ class WorldActionModel(LightningModule):
         clip: Clip,
         tokenizer: ActionImageTokenizer,
         control_plan: Plan,
-        sampling_steps: int,
-        guidance: float,
-        solver: Solver,
+        sampling: Sampling,
         seed: int,
         action_head: ActionHead | None,
         decoder: str | None,
         decoded_frames: int | None,
-        give_committed: bool,
+        prefix: Prefix,
     ) -> None:
         super().__init__()
         self.backbone, self.clip, self.tokenizer = backbone, clip, tokenizer
         self.control_plan = control_plan
         self.latent_frames = backbone.spec.latent_frames(clip.frames)
         backbone.spec.grid(clip.size)
-        check_numbers("a task", at_least=1, sampling_steps=sampling_steps)
-        check_numbers("a task", at_least=0, guidance=guidance)
-        self.sampling_steps, self.guidance, self.solver, self.seed = sampling_steps, guidance, solver, seed
+        self.sampling, self.prefix, self.seed = sampling, prefix, seed
         if decoded_frames is not None and not 2 <= decoded_frames <= clip.frames:
             raise InvalidValue(
                 f"decoded_frames must lie between 2 and the clip's {clip.frames} frames, got {decoded_frames}"
             )
-        self.decoded_frames, self.give_committed = decoded_frames, give_committed
+        self.decoded_frames = decoded_frames
         self.action_head, self.ladder = action_head, ladder(action_head)
         self.decoder = decoder or ("whole" if action_head is None else "head")
         if self.decoder not in self.ladder:
@@ -245,7 +240,7 @@ class WorldActionModel(LightningModule):
     ) -> tuple[Canvas, Float[Tensor, "b c f h w"]]:
         """Sample the canvas of an observation; `video` and latents `action`: of what the plan gives whole."""
         prefix = None
-        if action is None and observation.committed is not None and self.give_committed:
+        if action is None and observation.committed is not None and self.prefix.condition:
             drawn, prefix = committed_prefix(observation, self.backbone.spec, self.clip.frames)
             latents = self.encode_actions(drawn, cameras[:, :, : drawn.shape[1]])
             action = begin(latents, prefix, self.latent_frames)
@@ -262,9 +257,9 @@ class WorldActionModel(LightningModule):
             ]
         ).to(self.device)
         context = self._context(observation.prompts, observation, encoded)
-        null = self._context([""] * len(noise), observation, encoded) if self.guidance != 1 else None
+        null = self._context([""] * len(noise), observation, encoded) if self.sampling.guidance != 1 else None
         return canvas, self.backbone.sample(
-            canvas, context, noise, self.sampling_steps, self.guidance, null, self.solver
+            canvas, context, noise, self.sampling.steps, self.sampling.guidance, null, self.sampling.solver
         )
 
     def generated(

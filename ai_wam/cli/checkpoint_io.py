@@ -65,7 +65,8 @@ def check_finite(checkpoint: Mapping[str, Any], path: str) -> None:
     if bad:
         raise InvalidValue(
             f"{path}: {len(bad)} tensors of the weights are not finite, {bad[0]} among them; nothing was "
-            "written, and the last checkpoint is as it was: begin anew from it, with a lower learning_rate"
+            "written, and the last checkpoint is as it was: begin anew from it, with a "
+            "lower learning rate (--model.optimizer.lr)"
         )
 
 

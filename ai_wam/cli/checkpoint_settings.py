@@ -4,6 +4,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from ai_wam.cli.renamed import check_current
 from ai_wam.cli.resuming import named_file
 from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.errors import InvalidType, InvalidValue
@@ -41,11 +43,9 @@ def hyperparameters(path: str) -> dict[str, Any]:
             "`ai-wam fit` do. In Python, build the task yourself and load the file's state_dict."
         )
     arguments = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
-    if arguments.pop("decode_observation", True) is False and arguments.get("decoder") is None:
-        arguments["decoder"] = (
-            "head" if arguments.get("action_head") else "geometric"
-        )  # what it was called once
-    return {"class_path": saved["_class_path"], "init_args": arguments}
+    model = {"class_path": saved["_class_path"], "init_args": arguments}
+    check_current(path, model)
+    return model
 
 
 def trained_backbone(path: str, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,8 +101,8 @@ def check_plans(saved: Mapping[str, Any], asked: Sequence[str]) -> None:
         raise InvalidValue(
             f"the checkpoint was trained on the plans {trained}, not on {foreign[0]!r}, by which it "
             "would be used here. Leave --model out to use the checkpoint's own, set --model.control_plan (to "
-            "act), --model.test_plans or --model.plans (to judge) to plans it knows, or train it on this "
-            "one; `ai-wam label` is what reads actions off videos."
+            "act), --model.evaluation.plans or --model.plans (to evaluate) to plans it knows, or train it on "
+            "this one; `ai-wam label` is what reads actions off videos."
         )
 
 
@@ -124,8 +124,8 @@ def settings_of(model: Mapping[str, Any]) -> dict[str, Any]:
 def _plans_asked(command: str, asked: Namespace, settings: Mapping[str, Any]) -> list[str]:
     if command == "predict" or (command == "test" and _has_trials(asked)):
         return [settings["control_plan"]]
-    if command == "test" and settings.get("test_plans"):
-        return list(settings["test_plans"])
+    if command == "test" and settings["evaluation"]["plans"]:
+        return list(settings["evaluation"]["plans"])
     return trained_plans(settings)
 
 
@@ -170,11 +170,12 @@ def _check_resumed(asked: Namespace, saved: Mapping[str, Any], settings: Mapping
 
 
 def _check_guidance(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    if settings["guidance"] != 1 and not settings_of(saved)["prompt_dropout"]:
+    guidance = settings["sampling"]["guidance"]
+    if guidance != 1 and not settings_of(saved)["prompt_dropout"]:
         raise InvalidValue(
-            f"guidance is {settings['guidance']}, but the checkpoint was trained with prompt_dropout "
-            "0 and has never seen the empty prompt that guidance leads away from; leave --model.guidance at "
-            "1, or train with prompt_dropout 0.05"
+            f"guidance is {guidance}, but the checkpoint was trained with prompt_dropout "
+            "0 and has never seen the empty prompt that guidance leads away from; leave "
+            "--model.sampling.guidance at 1, or train with prompt_dropout 0.05"
         )
 
 
@@ -271,8 +272,13 @@ def _defaults(class_path: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in reversed(getattr(import_module(module), name).__mro__):
         parameters = inspect.signature(kind.__init__).parameters.values()
-        found |= {each.name: each.default for each in parameters if each.default is not each.empty}
+        found |= {each.name: _plain(each.default) for each in parameters if each.default is not each.empty}
     return found
+
+
+def _plain(default: Any) -> Any:
+    """A default as a configuration writes it: groups of settings as mappings."""
+    return asdict(default) if is_dataclass(default) and not isinstance(default, type) else default
 
 
 def _identity(name: str, value: Any) -> Any:

@@ -61,9 +61,9 @@ def label(
         raise InvalidValue("give either --shards FOLDER or --source; one of them, not both")
     recordings = ShardSet(shards) if shards is not None else source
     assert recordings is not None
-    changes = [] if sampling_steps is None else [f"sampling_steps={sampling_steps}"]
+    changes = [] if sampling_steps is None else [f"sampling.steps={sampling_steps}"]
     task = load_task(ckpt_path, *changes, plan=PLAN)
-    known = {"file": Path(ckpt_path).name, "sha256": digest(ckpt_path), "steps": task.sampling_steps}
+    known = {"file": Path(ckpt_path).name, "sha256": digest(ckpt_path), "steps": task.sampling.steps}
     on_gpu = gpus > 0 if ray else torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     labeled = LabeledSource(recordings, task, known, min_confidence, min_share, batch_size, device)

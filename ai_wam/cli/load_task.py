@@ -16,7 +16,7 @@ def load_task(path: str, *changes: str, plan: str | None = None) -> WorldActionT
 
     Args:
         path: a .ckpt file.
-        changes: arguments to be set otherwise, as on the command line: "sampling_steps=10".
+        changes: arguments to be set otherwise, as on the command line: "sampling.steps=10".
         plan: that it must have been trained on, or nothing is built.
 
     Raises:

@@ -9,6 +9,7 @@ import jsonargparse
 import yaml
 
 from ai_wam.cli.errors import UsageError, refusal
+from ai_wam.cli.renamed import hint
 from ai_wam.errors import InvalidValue
 from ai_wam.files.json_yaml import check_yaml
 
@@ -38,7 +39,7 @@ class InOneSentence:
         """Refuse without the list of all options that argparse prints."""
         if not self.exit_on_error:  # the parser itself tries what a value may be
             super().error(message, ex)  # type: ignore[misc]  # of the parser that comes after this class
-        raise UsageError(refusal(ex) or short(message)) from ex
+        raise UsageError((refusal(ex) or short(message)) + hint(message)) from ex
 
     def parse_path(self, path: str | os.PathLike[str], *more: Any, **options: Any) -> Any:
         """Read a YAML file; errors name it."""

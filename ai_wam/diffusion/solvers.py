@@ -7,16 +7,42 @@ and takes the mean of both; DPM-Solver++(2M) (arXiv 2211.01095) carries on the l
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ai_wam.diffusion.noise_paths import NoisePath
+from ai_wam.errors import InvalidValue
+from ai_wam.utils.number_checks import check_numbers
 
 Solver = Literal["euler", "heun", "dpm++2m"]
 Denoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a prediction is sampled.
+
+    Attributes:
+        steps: of the path's grid; Heun evaluates the network twice in all but the last one.
+        guidance: scale of classifier-free guidance; 1 is off.
+        solver: how a step estimates the clean latents.
+    """
+
+    steps: int = 4
+    guidance: float = 1.0
+    solver: Solver = "euler"
+
+    def __post_init__(self) -> None:
+        check_numbers("sampling", at_least=1, steps=self.steps)
+        check_numbers("sampling", at_least=0, guidance=self.guidance)
+        if self.solver not in get_args(Solver):
+            raise InvalidValue(
+                f"sampling: solver {self.solver!r} is unknown; choose one of {', '.join(get_args(Solver))}"
+            )
 
 
 def integrate(

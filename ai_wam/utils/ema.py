@@ -154,7 +154,8 @@ def _check_finite(trained: Iterable[Tensor], step: int) -> None:
     if not bool((norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite()):
         raise InvalidValue(
             f"the weights are not finite after optimizer step {step}, so neither averages nor "
-            "checkpoints take them in; lower learning_rate, and begin anew with --weights LAST_CHECKPOINT"
+            "checkpoints take them in; lower the learning rate (--model.optimizer.lr), and begin anew with "
+            "--weights LAST_CHECKPOINT"
         )
 
 

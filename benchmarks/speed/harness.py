@@ -21,6 +21,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.episodes import Frame
 from ai_wam.types import ActionChunk, Clip, Observation, Policy
 from benchmarks.evaluation.benchmark import Benchmark
@@ -160,7 +161,7 @@ def print_speed(trials: int) -> None:
 
 def tiny_wan(clip: Clip) -> Policy:
     """The smallest model that acts, untrained: what a trial costs does not depend on its weights."""
-    return PolicyControl(shipped("wan-tiny"), clip, sampling_steps=4).eval()
+    return PolicyControl(shipped("wan-tiny"), clip, sampling=Sampling(steps=4)).eval()
 
 
 def measure(

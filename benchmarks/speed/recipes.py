@@ -92,21 +92,24 @@ def words_of(recipe: str, out: Path, tiny: bool, steps: int, save: bool = True) 
     """The words of `ai-wam fit` that run a recipe here; what they change is said above."""
     import yaml
 
-    trainer = yaml.safe_load(config_path(recipe).read_text())["trainer"]
+    content = yaml.safe_load(config_path(recipe).read_text())
+    trainer, schedule = content["trainer"], content["model"]["init_args"]["lr_scheduler"]["class_path"]
     sharded = isinstance(trainer.get("strategy"), dict)
     every = STEPS * trainer.get("accumulate_grad_batches", 1)
     init, release = "--model.backbone.init_args", out / "release"
     words = [
         *("fit", f"--config={recipe}", "--trainer.devices=1", "--trainer.enable_progress_bar=false"),
-        *(f"--trainer.max_steps={steps}", f"--model.schedule_steps={2 * STEPS}"),
+        f"--trainer.max_steps={steps}",
         *(f"--trainer.val_check_interval={every}", "--trainer.limit_val_batches=1"),
         *("--trainer.num_sanity_val_steps=0", f"--trainer.callbacks.every_n_train_steps={STEPS}"),
         "--trainer.callbacks.save_top_k=1",
         *(f"{init}.pretrained={release}", f"{init}.prompts.init_args.pretrained={release}"),
-        *(f"{init}.prompts.init_args.cache={out / 'prompts'}", "--model.sampling_steps=4"),
+        *(f"{init}.prompts.init_args.cache={out / 'prompts'}", "--model.sampling.steps=4"),
         *(f"--data.train={out / 'data'}", f"--data.val={out / 'data'}"),
         f"--trainer.logger.init_args.save_dir={out / 'runs'}",
     ]
+    if schedule.endswith(".CosineWithWarmup"):
+        words.append(f"--model.lr_scheduler.steps={2 * STEPS}")
     words += ["--trainer.strategy.init_args.data_parallel_size=1"] if sharded else []
     words += [] if save else ["--trainer.callbacks.save_last=false", "--trainer.callbacks.save_top_k=0"]
     words.append("--trainer.callbacks+=benchmarks.speed.recipes.StepTimes")

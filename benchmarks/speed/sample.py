@@ -14,6 +14,7 @@ import torch
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import plan
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Batch, Clip, Observation
 from benchmarks.speed.measuring import interleaved, shipped
 from tasks.base import WorldActionTask
@@ -30,7 +31,9 @@ def main(backbone: str, size: int, frames: int, steps: int, rounds: int) -> None
     torch.set_num_threads(1)
     torch.manual_seed(0)
     clip = Clip(frames=frames, size=(size, size), views=("one", "other"))
-    task = JointGeneration(shipped(backbone), clip, action_head=ActionHead(), sampling_steps=steps).eval()
+    task = JointGeneration(
+        shipped(backbone), clip, action_head=ActionHead(), sampling=Sampling(steps=steps)
+    ).eval()
     observation = seen(clip)
     calls: dict[str, Callable[[], object]] = {
         f"{name} {rung}": partial(act, task, observation, name, rung) for name in _ACTING for rung in _RUNGS

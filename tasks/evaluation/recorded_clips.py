@@ -14,6 +14,7 @@ gets right. Errors of actions are those of the steps that an arm vouches for, wh
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,6 +38,20 @@ Videos = Mapping[Kind, Float[Tensor, "b v 3 _ h w"]]
 Figures = dict[str, dict[str, float]]  # by arm and name
 _BASELINE = {Kind.VIDEO: "copy_first_frame", Kind.ACTION: "hold_still"}
 _ARMS = ("model", "head", *_BASELINE.values(), "codec")
+
+
+@dataclass(frozen=True)
+class ClipEvaluation:
+    """By what `ai-wam test` evaluates recorded clips.
+
+    Attributes:
+        plans: by name; the plans trained on, if left out.
+        networks: files of the networks of video metrics, by the metric's name: `lpips_alex`, `lpips_vgg`,
+            `fvd_i3d` ...; see `tasks.metrics.networks`. Metrics without a file are left out.
+    """
+
+    plans: list[str] | None = None
+    networks: dict[str, str] | None = None
 
 
 class Judge:

@@ -38,14 +38,14 @@ def check_names(networks: Mapping[str, str]) -> None:
     for name in networks:
         if name not in _PERCEPTUAL and not re.fullmatch(r"fvd_\w+", name):
             raise InvalidValue(
-                f"test_networks: unknown metric {name!r}; choose {', '.join(_PERCEPTUAL)} or fvd_NAME, where "
-                "NAME says which extractor the file holds"
+                f"evaluation.networks: unknown metric {name!r}; choose {', '.join(_PERCEPTUAL)} or fvd_NAME, "
+                "where NAME says which extractor the file holds"
             )
 
 
 def left_out(networks: Mapping[str, str]) -> dict[str, str]:
     """Why video metrics that need a network are missing, by metric."""
-    why = "no network given; test_networks: {%s: FILE} names one"
+    why = "no network given; evaluation.networks: {%s: FILE} names one"
     wanted = {"lpips": "lpips_alex", "fvd": "fvd_i3d"}
     return {
         kind: why % example
@@ -64,8 +64,8 @@ def load_networks(networks: Mapping[str, str], clip: Clip) -> dict[str, nn.Modul
     for name, file in networks.items():
         if not Path(file).is_file():
             raise MissingFile(
-                f"test_networks: {name} is to be read from {file!r}, which is no file; nothing is downloaded "
-                "for a metric. Give the path, or leave the metric out"
+                f"evaluation.networks: {name} is to be read from {file!r}, which is no file; nothing is "
+                "downloaded for a metric. Give the path, or leave the metric out"
             )
     return {
         name: Perceptual(_PERCEPTUAL[name], file) if name in _PERCEPTUAL else Extractor(file, clip)

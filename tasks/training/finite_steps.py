@@ -67,5 +67,5 @@ class FiniteSteps:
         raise InvalidValue(
             f"the {what} of optimizer step {step + 1} is not finite, so training ends before the weights "
             f"change. The rows: {rows}. Look at these recordings with `ai-wam inspect`, or lower "
-            "learning_rate; the last checkpoint is as it was"
+            "the learning rate (--model.optimizer.lr); the last checkpoint is as it was"
         )

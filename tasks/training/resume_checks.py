@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ai_wam.errors import InvalidValue
-from tasks.training.optimizer import rate
+from tasks.training.optimizer import learning_rate
 
 
 def check_same_optimizer(
@@ -20,7 +20,7 @@ def check_same_optimizer(
     anew, so another end would make the rate jump.
 
     Args:
-        begun: `tasks.training.optimizer.adamw`'s settings by name, as a checkpoint holds them.
+        begun: `tasks.training.optimizer.optimizer_settings`, as a checkpoint holds them.
         asked: the same of this run.
         step: at which it resumes.
         free_end: whether the end of the schedule was set on purpose: a jump is then a warning.
@@ -33,17 +33,18 @@ def check_same_optimizer(
     }
     if not differing:
         return
-    words = "; ".join(f"{name} was {old} and is now {new}" for name, (old, new) in differing.items())
-    rates = [begun["learning_rate"] * rate(step, begun), asked["learning_rate"] * rate(step, asked)]
-    jump = f"{words}: the learning rate of step {step} would be {rates[1]:.3g} instead of {rates[0]:.3g}"
-    if free_end and set(differing) == {"schedule_steps"}:
+    jump = "; ".join(f"{name} was {old} and is now {new}" for name, (old, new) in differing.items())
+    old, new = (learning_rate(step, each) for each in (begun, asked))
+    if old is not None and new is not None:
+        jump += f": the learning rate of step {step} would be {new:.3g} instead of {old:.3g}"
+    if free_end and set(differing) == {"lr_scheduler.steps"}:
         rank_zero_warn(jump.replace("would be", "is"))
         return
     kept = " ".join(f"--model.{name} {old}" for name, (old, _) in differing.items())
     raise InvalidValue(
         f"--ckpt_path resumes a run with its optimizer, but {jump}. Keep the run's own settings ({kept}); "
-        "accept a jump of the schedule by setting its end (--model.schedule_steps); or begin a new run from "
-        "these weights (--weights in the place of --ckpt_path)"
+        "accept a jump of the schedule by setting its end (--model.lr_scheduler.steps); or begin a new run "
+        "from these weights (--weights in the place of --ckpt_path)"
     )
 
 

@@ -11,6 +11,7 @@ from moving_clips import batch_of
 import tasks
 from ai_wam.canvas import Kind, plan
 from ai_wam.cli.shipped_configs import instantiate
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Batch, Clip, Policy
 from backbones.base import VideoBackbone
 from tasks.base import WorldActionTask
@@ -32,7 +33,7 @@ def backbone() -> VideoBackbone:
 
 @pytest.fixture(params=found(), ids=lambda kind: kind.__name__)
 def task(request: pytest.FixtureRequest, backbone: VideoBackbone) -> WorldActionTask:
-    return request.param(backbone, CLIP, sampling_steps=1)
+    return request.param(backbone, CLIP, sampling=Sampling(steps=1))
 
 
 @pytest.fixture(scope="module")

@@ -373,8 +373,8 @@ def test_a_fit_with_a_broken_backbone(place: Place, refused: Callable[..., str],
 # ---------------------------------------------------------------------- numbers, words, results
 
 WORDS = [
-    ("fit", ["--model.learning_rate=.nan"], "learning_rate must be finite"),
-    ("fit", ["--model.learning_rate=-1"], "learning_rate must be finite and at least 0"),
+    ("fit", ["--model.optimizer.lr=.nan"], "AdamW: lr must be finite"),
+    ("fit", ["--model.optimizer.lr=-1"], "AdamW: lr must be finite and at least 0"),
     ("fit", ["--model.clip.control_hz=.inf"], "control_hz > 0 and finite"),
     ("fit", ["--model.clip.control_hz=.nan"], "control_hz > 0 and finite"),
     ("fit", ["--model.clip.frames=1000000001"], "at most 174762 frames"),

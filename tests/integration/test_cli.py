@@ -90,7 +90,7 @@ def test_every_tiny_backbone_fits_every_task(
     decode = "--data.decode=all" if "joint" in task else "--data.decode=first"
     precision = "bf16-mixed" if "joint" in task else "32-true"
     words = [f"--model={task}", f"--model.backbone=configs/backbone/{backbone}.yaml", decode]
-    fit(monkeypatch, name, *words, f"--trainer.precision={precision}", "--model.sampling_steps=1")
+    fit(monkeypatch, name, *words, f"--trainer.precision={precision}", "--model.sampling.steps=1")
     assert (place / name / "fit" / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -148,7 +148,7 @@ def joint(place: Path) -> str:
 def judge_plans(patch: pytest.MonkeyPatch, checkpoint: str, *words: str) -> dict:
     """metrics.json of a test on recorded clips."""
     shards = ["--data=configs/data/shards.yaml", "--data.test=data", "--data.workers=0"]
-    few = ["--model.sampling_steps=1", "--data.batch_size=4", "--trainer.limit_test_batches=1"]
+    few = ["--model.sampling.steps=1", "--data.batch_size=4", "--trainer.limit_test_batches=1"]
     run(patch, "test", checkpoint, *shards, *few, "--trainer.logger=false", *words)
     return json.loads(Path("metrics.json").read_text())
 
@@ -175,7 +175,7 @@ def test_recorded_clips_are_judged_plan_by_plan(
     assert arms["labeling"]["codec"]["position_mm"] < 10
     assert arms["labeling"]["codec"]["average_jaccard"] > arms["labeling"]["hold_still"]["average_jaccard"]
     assert set(found["left_out"]) == {"lpips", "fvd"}
-    assert found["config"]["sampling_steps"] == 1
+    assert found["config"]["sampling"]["steps"] == 1
     assert "test/joint/codec/psnr" in capsys.readouterr().out  # Lightning's own table
     assert "lpips is left out: no network given" in caplog.text
 
@@ -185,8 +185,11 @@ def test_recorded_clips_are_judged_plan_by_plan(
     [
         ("--data.decode=first", r"'joint' needs all frames.*set `decode: all`"),
         ("--data.test=null", r"judges the shards that data\.test names"),
-        ("--model.test_networks={lpips_alex: alex.pth}", r"lpips_alex is to be read from 'alex\.pth'"),
-        ("--model.test_plans=[policy]", r"\['joint', 'labeling', 'action_conditioned'\], not on 'policy'"),
+        ("--model.evaluation.networks={lpips_alex: alex.pth}", r"lpips_alex is to be read from 'alex\.pth'"),
+        (
+            "--model.evaluation.plans=[policy]",
+            r"\['joint', 'labeling', 'action_conditioned'\], not on 'policy'",
+        ),
     ],
 )
 def test_what_a_test_on_clips_needs_is_said(
@@ -226,7 +229,7 @@ def test_random_weights_answer_nothing(place: Path, monkeypatch: pytest.MonkeyPa
 def test_guidance_needs_a_model_that_knows_no_prompt(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     with pytest.raises(SystemExit, match=r"guidance is 2\.0.*prompt_dropout 0 and has never seen"):
-        one_trial(monkeypatch, "refused", f"--ckpt_path={OLD}", "--model.guidance=2")
+        one_trial(monkeypatch, "refused", f"--ckpt_path={OLD}", "--model.sampling.guidance=2")
 
 
 def test_the_shipped_recipe_of_a_head_takes_clip_and_plans_of_the_checkpoint(
@@ -288,10 +291,12 @@ def test_a_checkpoint_is_known_by_any_name(place: Path, monkeypatch: pytest.Monk
 
 def test_the_command_line_wins_over_the_checkpoint(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
-    words = ["--ckpt_path=fit/fit/checkpoints/last.ckpt", "--model.sampling_steps=2"]
+    words = ["--ckpt_path=fit/fit/checkpoints/last.ckpt", "--model.sampling.steps=2"]
     found = one_trial(monkeypatch, "stepped", *words)
-    assert found["policy"]["config"]["sampling_steps"] == 2
-    assert found["policy"]["config"]["learning_rate"] == 2e-3  # what nobody overrides is the checkpoint's
+    assert found["policy"]["config"]["sampling"]["steps"] == 2
+    assert (
+        found["policy"]["config"]["optimizer"]["init_args"]["lr"] == 2e-3
+    )  # what nobody overrides is the checkpoint's
 
 
 def test_another_head_takes_the_same_weights(place: Path, monkeypatch: pytest.MonkeyPatch):

@@ -47,13 +47,16 @@ def shipped(name: str) -> dict[str, Any]:
 
 def short(name: str, steps: int) -> list[str]:
     """The words that run a training for a few steps; a validation ends each of the two fits."""
-    every = STEPS * shipped(name)["trainer"].get("accumulate_grad_batches", 1)  # batches
+    content = shipped(name)
+    every = STEPS * content["trainer"].get("accumulate_grad_batches", 1)  # batches
+    schedule = content["model"]["init_args"].get("lr_scheduler", {}).get("class_path", ".CosineWithWarmup")
     return [
         *("fit", f"--config=configs/{name}.yaml", "--trainer.accelerator=cpu"),
-        *(f"--trainer.max_steps={steps}", f"--model.schedule_steps={2 * STEPS}", "--model.warmup_steps=1"),
+        *(f"--trainer.max_steps={steps}", "--model.lr_scheduler.warmup_steps=1"),
+        *([f"--model.lr_scheduler.steps={2 * STEPS}"] if schedule.endswith(".CosineWithWarmup") else []),
         *(f"--trainer.val_check_interval={every}", "--trainer.limit_val_batches=1"),
         *("--trainer.log_every_n_steps=1", f"--trainer.callbacks.every_n_train_steps={STEPS}"),
-        "--model.sampling_steps=1",
+        "--model.sampling.steps=1",
     ]
 
 

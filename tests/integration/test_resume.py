@@ -195,7 +195,7 @@ def test_a_signal_ends_training_after_its_step(
 
 def test_a_signal_while_gradients_are_accumulated(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
-    more = ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=3", "--model.schedule_steps=3"]
+    more = ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=3", "--model.lr_scheduler.steps=3"]
     more += ["--trainer.limit_val_batches=0", "--data.workers=0"]
     fit(monkeypatch, "sums", *more)
     with monkeypatch.context() as patch:
@@ -235,11 +235,11 @@ def begun(place: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     """A run of its own, that ended at its third step."""
     monkeypatch.chdir(place)
     name = re.sub(r"\W", "-", request.node.name)
-    fit(monkeypatch, name, "--trainer.max_steps=3", "--model.schedule_steps=9", "--data.workers=0")
+    fit(monkeypatch, name, "--trainer.max_steps=3", "--model.lr_scheduler.steps=9", "--data.workers=0")
     return Path(name)
 
 
-LONGER = ["--trainer.max_steps=6", "--model.schedule_steps=9", "--data.workers=0"]
+LONGER = ["--trainer.max_steps=6", "--model.lr_scheduler.steps=9", "--data.workers=0"]
 
 
 def test_a_second_run_does_not_replace_the_first(begun: Path, monkeypatch: pytest.MonkeyPatch):
@@ -263,7 +263,7 @@ def test_an_older_file_does_not_replace_the_end(begun: Path, monkeypatch: pytest
 def test_the_end_between_two_checkpoints_resumes_exactly(place: Path, monkeypatch: pytest.MonkeyPatch):
     """It lies within an epoch, where Lightning's own last file begins another one."""
     monkeypatch.chdir(place)
-    ends = ["--trainer.max_steps=6", "--model.schedule_steps=9", "--data.workers=0"]
+    ends = ["--trainer.max_steps=6", "--model.lr_scheduler.steps=9", "--data.workers=0"]
     fit(monkeypatch, "ended", *ends, "--trainer.callbacks.every_n_train_steps=100")
     assert [file.name for file in checkpoint(Path("ended")).parent.iterdir()] == ["last.ckpt"]
     fit(monkeypatch, "ended-again", f"--ckpt_path={checkpoint(Path('ended'))}", "--data.workers=0")
@@ -345,17 +345,17 @@ def test_the_last_steps_are_saved_and_without_a_logger_nothing_is_overwritten(
 
 def test_a_longer_run_keeps_its_learning_rate_or_says_the_jump(begun: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(
-        SystemExit, match=r"schedule_steps was 9 and is now 6: the learning rate of step 3 would"
+        SystemExit, match=r"lr_scheduler\.steps was 9 and is now 6: the learning rate of step 3 would"
     ):
         fit(
             monkeypatch,
             str(begun),
             LONGER[0],
-            "--model.schedule_steps=null",
+            "--model.lr_scheduler.steps=null",
             f"--ckpt_path={checkpoint(begun)}",
         )
-    with pytest.raises(SystemExit, match=r"learning_rate was 0\.002 and is now 0\.1"):
-        fit(monkeypatch, str(begun), *LONGER, "--model.learning_rate=0.1", f"--ckpt_path={checkpoint(begun)}")
+    with pytest.raises(SystemExit, match=r"optimizer\.lr was 0\.002 and is now 0\.1"):
+        fit(monkeypatch, str(begun), *LONGER, "--model.optimizer.lr=0.1", f"--ckpt_path={checkpoint(begun)}")
 
 
 def test_two_ranks_go_on_exactly(place: Path, monkeypatch: pytest.MonkeyPatch):

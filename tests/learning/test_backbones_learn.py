@@ -17,6 +17,7 @@ from ai_wam.action_images import ActionImageTokenizer, tool_points
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
 from ai_wam.cli.shipped_configs import instantiate
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
 from tasks.joint import JointGeneration
@@ -97,7 +98,7 @@ def test_decoded_points_beat_chance_five_times(file: Path):
     torch.manual_seed(0)
     clip = Clip(frames=frames, size=(pixels, pixels), views=("one", "other"))
     backbone = instantiate(str(file), VideoBackbone)
-    task = JointGeneration(backbone, clip, plans={"labeling": 1.0}, sampling_steps=4)
+    task = JointGeneration(backbone, clip, plans={"labeling": 1.0}, sampling=Sampling(steps=4))
     optimizer = torch.optim.AdamW(task.parameter_groups(), lr=2e-3, betas=(0.9, 0.95))
     held_out = scenes(32, clip, torch.Generator().manual_seed(12345))
     g, began, step, error, chance = torch.Generator().manual_seed(0), time.process_time(), 0, math.inf, 1.0

@@ -8,6 +8,7 @@ import torch
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
 from ai_wam.cli.shipped_configs import instantiate
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
 from tasks.decoding.action_head import ActionHead
@@ -42,7 +43,7 @@ def backbone_of(name: str = "wan-tiny") -> VideoBackbone:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_untrained_head_returns_the_geometric_decode(name: str):
     task = PolicyControl(
-        backbone_of(name), CLIP, action_head=ActionHead(width=32, layers=1), sampling_steps=1
+        backbone_of(name), CLIP, action_head=ActionHead(width=32, layers=1), sampling=Sampling(steps=1)
     )
     batch = batch_of()
     canvas = task.training_canvas(batch, plan("policy"))
@@ -96,8 +97,10 @@ def test_what_a_head_adds_to_a_checkpoint_has_its_prefix():
 def test_the_geometric_decoder_can_act_beside_a_head():
     head = ActionHead(width=32, layers=1)
     torch.nn.init.normal_(head.correction.bias)
-    task = PolicyControl(backbone_of(), CLIP, action_head=head, decoder="geometric", sampling_steps=1).eval()
-    bare = PolicyControl(backbone_of(), CLIP, sampling_steps=1).eval()
+    task = PolicyControl(
+        backbone_of(), CLIP, action_head=head, decoder="geometric", sampling=Sampling(steps=1)
+    ).eval()
+    bare = PolicyControl(backbone_of(), CLIP, sampling=Sampling(steps=1)).eval()
     observation = batch_of().observation
     assert list(task.by_decoder()) == ["head"]
     assert not task.by_decoder(knows_std=True)
@@ -112,7 +115,7 @@ def test_the_geometric_decoder_can_act_beside_a_head():
 
 
 def test_observations_need_not_be_decoded_to_act():
-    task = JointGeneration(backbone_of(), CLIP, sampling_steps=1).eval()
+    task = JointGeneration(backbone_of(), CLIP, sampling=Sampling(steps=1)).eval()
     observation = batch_of().observation
     whole = task.predict_action(observation)
     part = task.act(observation, "geometric")

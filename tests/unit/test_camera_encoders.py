@@ -9,6 +9,7 @@ from torch import nn
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.diffusion.noise_paths import FlowMatching
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Batch, Clip
 from backbones.codecs.patch import PatchCodec
 from backbones.conditions.block_conditions import CameraEncoders, ray_videos
@@ -118,7 +119,9 @@ def test_they_start_silent_and_learn():
 
 def test_tasks_tell_the_cameras():
     """Training as acting: canvases carry camera latents, of cameras held still where the plan acts."""
-    task = PolicyControl(wan(), Clip(frames=FRAMES, size=SIZE, views=("a", "b")), sampling_steps=2).eval()
+    task = PolicyControl(
+        wan(), Clip(frames=FRAMES, size=SIZE, views=("a", "b")), sampling=Sampling(steps=2)
+    ).eval()
     moving = rig().map(lambda matrix: matrix.repeat(1, 1, FRAMES, 1, 1))
     moving.world_from_camera[:, 1, :, 1, 3] = torch.linspace(0, 1, FRAMES)
     batch = Batch(

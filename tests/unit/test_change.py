@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ai_wam.canvas import Canvas, Kind, plan
 from ai_wam.cli.shipped_configs import instantiate
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
 from tasks.joint import JointGeneration
@@ -19,7 +20,7 @@ CLIP = Clip(frames=9, size=(32, 32), views=("front", "side"))
 def task_of(prediction: str, name: str = "wan-tiny") -> JointGeneration:
     torch.manual_seed(0)
     backbone = instantiate(f"configs/backbone/{name}.yaml", VideoBackbone, f"prediction={prediction}")
-    return JointGeneration(backbone, CLIP, sampling_steps=2).eval()
+    return JointGeneration(backbone, CLIP, sampling=Sampling(steps=2)).eval()
 
 
 def still_clips() -> Batch:

@@ -9,11 +9,12 @@ import torch
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
 from ai_wam.cli.shipped_configs import instantiate
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Batch, Clip, Committed
 from backbones.base import VideoBackbone
 from tasks.joint import JointGeneration
 from tasks.policy import PolicyControl
-from tasks.real_time_chunking import draw_prefix
+from tasks.real_time_chunking import Prefix, draw_prefix
 
 CLIP = Clip(frames=17, size=(32, 32), views=("front", "side"))
 TINY = sorted(Path("configs/backbone").glob("*-tiny.yaml"))
@@ -62,7 +63,7 @@ def given_frames(canvas) -> list[list[int]]:
 
 @pytest.mark.parametrize("name", ["policy", "joint"])
 def test_every_row_is_given_what_it_has_committed(backbone: VideoBackbone, name: str):
-    task, batch = JointGeneration(backbone, CLIP, control_plan=name, sampling_steps=2), batch_of(4)
+    task, batch = JointGeneration(backbone, CLIP, control_plan=name, sampling=Sampling(steps=2)), batch_of(4)
     told = replace(batch.observation, committed=committed(batch, [8, 0, 7, 4]))
     canvas, latents = task.generate(plan(name), told, batch.cameras)
     assert given_frames(canvas) == [3, 1, 2, 2]  # 7 actions fill one latent frame of 4, rounded down
@@ -79,7 +80,7 @@ def test_every_row_is_given_what_it_has_committed(backbone: VideoBackbone, name:
 
 
 def test_a_row_does_not_depend_on_what_others_have_committed(backbone: VideoBackbone):
-    task, batch = PolicyControl(backbone, CLIP, sampling_steps=2).eval(), batch_of(2)
+    task, batch = PolicyControl(backbone, CLIP, sampling=Sampling(steps=2)).eval(), batch_of(2)
     both = replace(batch.observation, committed=committed(batch, [8, 0]))
     together = task.predict_action(both).imagined["action_images"]
     for row, count in enumerate([8, 0]):
@@ -93,7 +94,7 @@ def test_a_row_does_not_depend_on_what_others_have_committed(backbone: VideoBack
 
 def test_committed_actions_are_decoded_again(backbone: VideoBackbone):
     """At 64 pixels the tiny codec keeps blobs well enough to read them."""
-    task = PolicyControl(backbone, replace(CLIP, size=(64, 64)), sampling_steps=1).eval()
+    task = PolicyControl(backbone, replace(CLIP, size=(64, 64)), sampling=Sampling(steps=1)).eval()
     batch = batch_of(1, size=64)
     chunk = task.predict_action(replace(batch.observation, committed=committed(batch, [8])))
     assert chunk.position_std is not None
@@ -105,7 +106,7 @@ def test_committed_actions_are_decoded_again(backbone: VideoBackbone):
 
 
 def test_who_gives_no_committed_actions_plans_as_before(backbone: VideoBackbone):
-    task = PolicyControl(backbone, CLIP, sampling_steps=1, give_committed=False).eval()
+    task = PolicyControl(backbone, CLIP, sampling=Sampling(steps=1), prefix=Prefix(condition=False)).eval()
     batch = batch_of(1)
     told = replace(batch.observation, committed=committed(batch, [8]))
     assert torch.equal(task.predict_action(told).actions, task.predict_action(batch.observation).actions)
@@ -121,7 +122,9 @@ def test_prefixes_that_fill_no_latent_frames_or_all_are_refused(backbone: VideoB
 
 @pytest.mark.parametrize("path", TINY, ids=lambda path: path.stem)
 def test_every_backbone_continues_a_prefix(path: Path):
-    task = PolicyControl(instantiate(str(path), VideoBackbone), CLIP, sampling_steps=1, prefix_dropin=1.0)
+    task = PolicyControl(
+        instantiate(str(path), VideoBackbone), CLIP, sampling=Sampling(steps=1), prefix=Prefix(dropin=1.0)
+    )
     batch = batch_of(2)
     told = replace(batch.observation, committed=committed(batch, [8, 0]))
     canvas, latents = task.generate(task.control_plan, told, batch.cameras)
@@ -164,4 +167,4 @@ def test_shares_that_cannot_be_trained_are_refused(
     backbone: VideoBackbone, share: float, frames: int, message: str
 ):
     with pytest.raises(ValueError, match=message):
-        PolicyControl(backbone, replace(CLIP, frames=frames), prefix_dropin=share)
+        PolicyControl(backbone, replace(CLIP, frames=frames), prefix=Prefix(dropin=share))

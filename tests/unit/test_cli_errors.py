@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from yaml import YAMLError
 from ai_wam.cli import main
 from ai_wam.cli.checkpoint_settings import hyperparameters
 from ai_wam.cli.errors import SWITCH, one_sentence
+from ai_wam.cli.renamed import MODULES
 from ai_wam.cli.resuming import named_file
 from ai_wam.cli.signals import Terminated
 from ai_wam.types import Clip
@@ -111,18 +113,33 @@ def test_what_nobody_expected_keeps_its_traceback(wrong):
 
 
 @pytest.mark.parametrize(
-    ("saved", "decoder"),
+    ("saved", "message"),
     [
-        ({"decode_observation": False, "decoder": None}, "geometric"),
-        ({"decode_observation": False, "decoder": None, "action_head": {"class_path": "x"}}, "head"),
-        ({"decode_observation": True, "decoder": None}, None),
+        ({"decode_observation": False}, "decoder was called decode_observation"),
+        ({"sampling_steps": 4}, r"sampling\.steps was called sampling_steps"),
+        (
+            {"backbone": {"class_path": "x.Y", "init_args": {"path": {"class_path": "ai_wam.noise.EDM"}}}},
+            r"ai_wam\.diffusion\.noise_paths\.EDM was called ai_wam\.noise\.EDM",
+        ),
     ],
 )
-def test_checkpoints_from_before_the_ladder_are_understood(tmp_path: Path, saved: dict, decoder: str | None):
+def test_checkpoints_with_names_of_before_are_refused(tmp_path: Path, saved: dict, message: str):
     torch.save({"hyper_parameters": {"_class_path": "x", **saved}}, tmp_path / "old.ckpt")
-    found = hyperparameters(str(tmp_path / "old.ckpt"))["init_args"]
-    assert "decode_observation" not in found
-    assert found["decoder"] == decoder
+    with pytest.raises(ValueError, match=rf"before 0\.1\.0, in which {message}; .* train again"):
+        hyperparameters(str(tmp_path / "old.ckpt"))
+
+
+def is_module(name: str) -> bool:
+    try:
+        spec = find_spec(name)
+    except ModuleNotFoundError:  # nor is its package there
+        return False
+    return spec is not None and spec.submodule_search_locations is None
+
+
+def test_renamed_modules_are_in_their_new_place_alone():
+    assert all(map(is_module, MODULES.values()))
+    assert not any(map(is_module, MODULES))
 
 
 def test_an_export_that_a_store_does_not_take_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,9 +14,10 @@ from ai_wam.action_images import ActionImageTokenizer, DecodedActions
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
 from ai_wam.cli.shipped_configs import instantiate
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
-from tasks.evaluation.recorded_clips import Judge, table
+from tasks.evaluation.recorded_clips import ClipEvaluation, Judge, table
 from tasks.joint import JointGeneration
 
 CLIP = Clip(frames=5, size=(64, 64), views=("front", "side"))
@@ -181,7 +182,11 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> JointGeneration:
     backbone = instantiate("configs/backbone/wan-tiny.yaml", VideoBackbone)
     networks = {"fvd_colours": str(file)}
     return JointGeneration(
-        backbone, CLIP, plans={"video_only": 1.0, "policy": 1.0}, sampling_steps=1, test_networks=networks
+        backbone,
+        CLIP,
+        plans={"video_only": 1.0, "policy": 1.0},
+        sampling=Sampling(steps=1),
+        evaluation=ClipEvaluation(networks=networks),
     )
 
 
@@ -211,6 +216,6 @@ def test_a_test_writes_every_figure_and_leaves_nothing_behind(task: JointGenerat
 
 def test_unknown_plans_and_metrics_are_refused(task: JointGeneration):
     with pytest.raises(ValueError, match="unknown plan 'act'"):
-        JointGeneration(task.backbone, CLIP, test_plans=["act"])
+        JointGeneration(task.backbone, CLIP, evaluation=ClipEvaluation(plans=["act"]))
     with pytest.raises(ValueError, match="unknown metric 'fid'"):
-        JointGeneration(task.backbone, CLIP, test_networks={"fid": "x"})
+        JointGeneration(task.backbone, CLIP, evaluation=ClipEvaluation(networks={"fid": "x"}))

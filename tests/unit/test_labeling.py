@@ -16,6 +16,7 @@ import yaml
 from ai_wam.canvas import Kind
 from ai_wam.cli import main
 from ai_wam.cli.shipped_configs import config_path, instantiate
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.episodes import Episode, Frame, Labels, View
 from ai_wam.types import Clip
 from backbones.base import VideoBackbone
@@ -213,7 +214,7 @@ def test_models_and_thresholds_that_do_not_fit_are_named(backbone: VideoBackbone
 
 
 def test_a_worker_elsewhere_reads_the_same(backbone: VideoBackbone):
-    labeled = LabeledSource(Recordings(), ActionLabeling(backbone, CLIP, sampling_steps=1), {})
+    labeled = LabeledSource(Recordings(), ActionLabeling(backbone, CLIP, sampling=Sampling(steps=1)), {})
     sent = pickle.loads(pickle.dumps(labeled))
     found, wanted = sent[1].labels, labeled[1].labels
     for name, values in vars(wanted).items():
@@ -223,7 +224,7 @@ def test_a_worker_elsewhere_reads_the_same(backbone: VideoBackbone):
 
 def test_a_missing_view_is_left_out(backbone: VideoBackbone):
     source = Recordings(views=("front",))
-    labeled = LabeledSource(source, ActionLabeling(backbone, CLIP, sampling_steps=1), {})
+    labeled = LabeledSource(source, ActionLabeling(backbone, CLIP, sampling=Sampling(steps=1)), {})
     assert len(labeled[0].labels.valid) == 13
     frames = list(source[0].frames)
     mixed = [*frames[:4], replace(frames[4], views={**frames[4].views, "side": frames[4].views["front"]})]
@@ -240,7 +241,7 @@ def test_the_command_writes_labels_and_a_report_and_never_writes_over_them(
 ):
     monkeypatch.chdir(tmp_path)
     write_shards(Recordings(), "raw", workers=0, progress=False)
-    save(ActionLabeling(backbone, CLIP, sampling_steps=1), tmp_path / "x.ckpt")
+    save(ActionLabeling(backbone, CLIP, sampling=Sampling(steps=1)), tmp_path / "x.ckpt")
     words = ["label", "--ckpt_path=x.ckpt", "--shards=raw", "--out=labeled"]
     main(words)
     assert "of 2 episodes kept with actions" in capsys.readouterr().out
@@ -265,6 +266,6 @@ def save(task: ActionLabeling, file: Path) -> None:
     """As `ai-wam fit` would have saved it."""
     described = yaml.safe_load(config_path("configs/backbone/wan-tiny.yaml").read_text())
     clip = {"frames": 5, "stride": 2, "control_hz": 10.0, "size": [32, 32], "views": ["front", "side"]}
-    arguments = {"backbone": described, "clip": clip, "sampling_steps": 1}
+    arguments = {"backbone": described, "clip": clip, "sampling": {"steps": 1}}
     hyper = {"_class_path": "tasks.labeling.ActionLabeling", "_instantiator": "", **arguments}
     torch.save({"hyper_parameters": hyper, "state_dict": task.state_dict()}, file)

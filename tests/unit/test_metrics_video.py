@@ -195,5 +195,5 @@ def test_nothing_is_downloaded_or_guessed():
         check_names({"fid": "x"})
     check_names({"lpips_vgg": "x", "fvd_i3d": "y"})
     assert set(left_out({})) == {"lpips", "fvd"}
-    assert "test_networks: {fvd_i3d: FILE}" in left_out({"lpips_vgg": "x"})["fvd"]
+    assert "evaluation.networks: {fvd_i3d: FILE}" in left_out({"lpips_vgg": "x"})["fvd"]
     assert left_out({"lpips_vgg": "x", "fvd_i3d": "y"}) == {}

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import plan
 from ai_wam.cli.shipped_configs import instantiate
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
 from tasks.decoding.action_head import ActionHead
@@ -84,7 +85,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
 
 def test_shares_of_every_line_sum_to_one_and_are_those_asked_for(backbone: VideoBackbone, tmp_path: Path):
     plans = {"policy": 0.7, "video_only": 0.2, "labeling": 0.1}
-    task = JointGeneration(backbone, CLIP, plans=plans, sampling_steps=1)
+    task = JointGeneration(backbone, CLIP, plans=plans, sampling=Sampling(steps=1))
     fit(task, CSVLogger(tmp_path), Batches(40), log_every_n_steps=1, limit_val_batches=0)
     found = lines(tmp_path)
     assert [row["step"] for row in found] == list(range(40))
@@ -137,7 +138,7 @@ def test_figures_are_means_over_the_steps_between(backbone: VideoBackbone):
 def test_every_plan_that_acts_is_validated_and_every_plan_is_shown(backbone: VideoBackbone, tmp_path: Path):
     plans = {"policy": 1.0, "labeling": 1.0, "action_conditioned": 1.0, "video_only": 1.0}
     head = ActionHead(width=32, layers=1)
-    task = JointGeneration(backbone, CLIP, plans=plans, sampling_steps=1, action_head=head)
+    task = JointGeneration(backbone, CLIP, plans=plans, sampling=Sampling(steps=1), action_head=head)
     trainer = fit(task, TensorBoardLogger(tmp_path), Batches(1))
     measured = {name.rpartition("/")[0] for name in trainer.logged_metrics if name.startswith("val/")}
     assert measured == {f"val/{plan}{rung}" for plan in ("policy", "labeling") for rung in ("", "/head")}
@@ -148,7 +149,7 @@ def test_every_plan_that_acts_is_validated_and_every_plan_is_shown(backbone: Vid
 
 
 def test_a_labeling_model_is_validated_by_what_it_was_trained_on(backbone: VideoBackbone, tmp_path: Path):
-    trainer = fit(ActionLabeling(backbone, CLIP, sampling_steps=1), CSVLogger(tmp_path), Batches(1))
+    trainer = fit(ActionLabeling(backbone, CLIP, sampling=Sampling(steps=1)), CSVLogger(tmp_path), Batches(1))
     measured = {name.split("/")[1] for name in trainer.logged_metrics if name.startswith("val/")}
     assert measured == {"labeling", "annotation"}
 
@@ -179,7 +180,10 @@ def test_gradients_are_noted_once_per_optimizer_step(backbone: VideoBackbone, tm
 
 
 def test_the_recorded_part_is_what_validation_measures(backbone: VideoBackbone):
-    task, batch = JointGeneration(backbone, CLIP, plans={"policy": 1.0}, sampling_steps=1), batch_of(0)
+    task, batch = (
+        JointGeneration(backbone, CLIP, plans={"policy": 1.0}, sampling=Sampling(steps=1)),
+        batch_of(0),
+    )
     nothing = replace(batch, recorded=torch.arange(5).expand(4, 5) == 0)
     task.validation_step(nothing, 1)
     assert [name for name, value in task.errors.compute().items() if not value.isnan()] == []

@@ -6,31 +6,46 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from tasks.training.finite_steps import FiniteSteps, SeenBatch
-from tasks.training.optimizer import schedule_end
+from tasks.training.optimizer import (
+    AdamW,
+    ConstantWithWarmup,
+    CosineWithWarmup,
+    check_optimizer,
+    learning_rate,
+    optimizer_settings,
+)
 from tasks.training.resume_checks import check_same_names, check_same_optimizer
 
+COSINE, CONSTANT = (f"tasks.training.optimizer.{name}WithWarmup" for name in ("Cosine", "Constant"))
 BEGUN = {
-    "learning_rate": 2e-3,
-    "weight_decay": 0.01,
-    "warmup_steps": 100,
-    "schedule": "cosine",
-    "schedule_steps": 2500,
+    "optimizer": "tasks.training.optimizer.AdamW",
+    "optimizer.lr": 2e-3,
+    "optimizer.weight_decay": 0.01,
+    "lr_scheduler": COSINE,
+    "lr_scheduler.warmup_steps": 100,
+    "lr_scheduler.steps": 2500,
 }
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schedule_steps": 5000}, r"would be 0\.00101 instead of 2e-05.*--model\.schedule_steps 2500"),
         (
-            {"schedule": "constant", "schedule_steps": None},
-            r"schedule was cosine and is now constant.*0\.002",
+            {"lr_scheduler.steps": 5000},
+            r"would be 0\.00101 instead of 2e-05.*--model\.lr_scheduler\.steps 2500",
         ),
-        ({"learning_rate": 1e-3}, r"learning_rate was 0\.002 and is now 0\.001.*--weights in the place"),
-        ({"weight_decay": 0.1}, r"weight_decay was 0\.01 and is now 0\.1"),
-        ({"warmup_steps": 10}, "warmup_steps was 100 and is now 10"),
+        (
+            {"lr_scheduler": CONSTANT, "lr_scheduler.steps": None},
+            rf"lr_scheduler was {COSINE} and is now {CONSTANT}.*0\.002",
+        ),
+        ({"optimizer.lr": 1e-3}, r"optimizer\.lr was 0\.002 and is now 0\.001.*--weights in the place"),
+        ({"optimizer.weight_decay": 0.1}, r"weight_decay was 0\.01 and is now 0\.1"),
+        ({"lr_scheduler.warmup_steps": 10}, "warmup_steps was 100 and is now 10"),
+        ({"optimizer": "torch.optim.sgd.SGD"}, r"--model\.optimizer tasks\.training\.optimizer\.AdamW"),
     ],
 )
 def test_another_optimizer_is_refused_with_its_learning_rates(change: dict[str, Any], message: str):
@@ -40,18 +55,77 @@ def test_another_optimizer_is_refused_with_its_learning_rates(change: dict[str, 
 
 def test_an_end_set_on_purpose_is_a_warning():
     with pytest.warns(UserWarning, match=r"of step 2500 is 0\.00101 instead of 2e-05"):
-        check_same_optimizer(BEGUN, {**BEGUN, "schedule_steps": 5000}, 2500, free_end=True)
-    with pytest.raises(ValueError, match="learning_rate"):
-        check_same_optimizer(BEGUN, {**BEGUN, "learning_rate": 1e-3}, 2500, free_end=True)
+        check_same_optimizer(BEGUN, {**BEGUN, "lr_scheduler.steps": 5000}, 2500, free_end=True)
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        check_same_optimizer(BEGUN, {**BEGUN, "optimizer.lr": 1e-3}, 2500, free_end=True)
     check_same_optimizer(BEGUN, dict(BEGUN), 2500, free_end=False)
 
 
+def rates(scheduler: LRScheduler, steps: int) -> list[float]:
+    found = []
+    for _ in range(steps):
+        found.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return found
+
+
+def one(optimizer: type[Optimizer] = AdamW, **options: Any) -> Optimizer:
+    return optimizer([torch.nn.Parameter(torch.zeros(1))], **options)
+
+
 def test_the_schedule_ends_where_it_is_said():
-    assert schedule_end("cosine", None, 2500) == 2500
-    assert schedule_end("cosine", 4000, 2500) == schedule_end("cosine", 4000, math.inf) == 4000
-    assert schedule_end("constant", None, math.inf) is None
-    with pytest.raises(ValueError, match="needs an end: set schedule_steps"):
-        schedule_end("cosine", None, math.inf)
+    scheduler, given = CosineWithWarmup(one(), 2), CosineWithWarmup(one(), 2, 4000)
+    scheduler.end_at(2500)
+    given.end_at(math.inf)
+    assert (scheduler.settings["steps"], given.settings["steps"]) == (2500, 4000)
+    with pytest.raises(ValueError, match=r"needs an end: set model\.lr_scheduler\.steps"):
+        CosineWithWarmup(one(), 2).end_at(math.inf)
+
+
+def test_the_default_warms_up_and_falls_to_a_hundredth():
+    scheduler = CosineWithWarmup(one(lr=1.0), 4)
+    scheduler.end_at(10)
+    found = rates(scheduler, 13)
+    cosine = [0.01 + 0.99 * (1 + math.cos(math.pi * min(step / 10, 1))) / 2 for step in range(13)]
+    assert found == pytest.approx([share * min(1, (k + 1) / 4) for k, share in enumerate(cosine)])
+    assert found[10:] == pytest.approx([0.01] * 3)
+    assert rates(ConstantWithWarmup(one(lr=1.0), 4), 6) == [0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_a_resumed_schedule_follows_the_settings_it_was_given():
+    scheduler = CosineWithWarmup(one(), 2, 10)
+    rates(scheduler, 5)
+    longer = CosineWithWarmup(one(), 2, 20)
+    longer.load_state_dict(scheduler.state_dict())
+    assert longer.last_epoch == 5
+    assert longer.settings == {"warmup_steps": 2, "steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "message"),
+    [
+        (lambda p: AdamW(p, lr=math.nan), CosineWithWarmup, "AdamW: lr must be finite"),
+        (lambda p: AdamW(p, betas=(2.0, 0.9)), CosineWithWarmup, r"Invalid beta parameter.*init_args"),
+        (AdamW, lambda o: CosineWithWarmup(o, -1), "warmup_steps must be finite and at least 0"),
+        (AdamW, lambda o: CosineWithWarmup(o, 1, 0), "steps must be finite and at least 1"),
+        (AdamW, torch.optim.lr_scheduler.ReduceLROnPlateau, "follows a metric"),
+    ],
+)
+def test_settings_that_no_optimizer_takes_are_refused_at_once(optimizer, schedule, message):
+    with pytest.raises(ValueError, match=message):
+        check_optimizer(optimizer, schedule)
+
+
+def test_settings_of_any_optimizer_are_plain_and_only_ours_say_a_rate():
+    optimizer = one(torch.optim.SGD, lr=0.1)
+    settings = optimizer_settings(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 3))
+    assert settings["optimizer.lr"] == 0.1
+    assert settings["lr_scheduler"] == "torch.optim.lr_scheduler.StepLR"
+    assert learning_rate(5, settings) is None
+    with pytest.raises(ValueError, match=r"optimizer\.lr was 0\.1 and is now 0\.2\. Keep"):
+        check_same_optimizer(settings, settings | {"optimizer.lr": 0.2}, 5, free_end=False)
+    assert learning_rate(5, BEGUN) == pytest.approx(2e-3 * 6 / 100, rel=1e-3)
 
 
 def test_weights_of_another_model_are_named(tmp_path: Path):

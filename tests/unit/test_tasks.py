@@ -10,6 +10,7 @@ from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, plan
 from ai_wam.cli.shipped_configs import instantiate
+from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Clip
 from backbones.base import VideoBackbone
 from tasks.joint import JointGeneration
@@ -63,7 +64,7 @@ def test_rows_of_a_batch_are_their_own(backbone: VideoBackbone):
 
 @pytest.mark.parametrize("kind", [PolicyControl, JointGeneration])
 def test_a_prediction_does_not_depend_on_its_batch(backbone: VideoBackbone, kind: type):
-    task = kind(backbone, CLIP, sampling_steps=2).eval()
+    task = kind(backbone, CLIP, sampling=Sampling(steps=2)).eval()
     together = task.predict_action(batch_of().observation)
     alone = task.predict_action(batch_of().rows([1]).observation)
     torch.testing.assert_close(
@@ -75,7 +76,10 @@ def test_a_prediction_does_not_depend_on_its_batch(backbone: VideoBackbone, kind
 
 
 def test_another_moment_draws_other_noise(backbone: VideoBackbone):
-    task, observation = PolicyControl(backbone, CLIP, sampling_steps=1).eval(), batch_of(1).observation
+    task, observation = (
+        PolicyControl(backbone, CLIP, sampling=Sampling(steps=1)).eval(),
+        batch_of(1).observation,
+    )
     later = replace(observation, seconds=observation.seconds + 1)
     first, second = (task.predict_action(seen).imagined["action_images"] for seen in (observation, later))
     assert not torch.allclose(first, second)
@@ -83,7 +87,7 @@ def test_another_moment_draws_other_noise(backbone: VideoBackbone):
 
 def test_the_given_action_comes_back_through_the_canvas(backbone: VideoBackbone):
     """Action frame 0 of a sample is the present pose as the codec keeps it."""
-    task, batch = PolicyControl(backbone, CLIP, sampling_steps=1).eval(), batch_of(1)
+    task, batch = PolicyControl(backbone, CLIP, sampling=Sampling(steps=1)).eval(), batch_of(1)
     generated = task.predict_action(batch.observation).imagined["action_images"]
     now = 2 * task.tokenizer.encode(batch.actions[:, :1], batch.cameras[:, :, :1], CLIP.size) - 1
     kept = backbone.decode(backbone.encode(now))
