@@ -35,8 +35,9 @@ from backbones.weights.denoiser_folder import (
     split_weights,
 )
 from backbones.weights.loading import load_part, new_denoiser, one_source, or_released, survey
-from backbones.weights.lora import LoRA, add_lora, start_lora
+from backbones.weights.lora import add_lora, start_lora
 from backbones.weights.sharded_loading import empty_denoiser, read_weights, weights_are_deferred
+from backbones.weights.training_options import Training
 
 Time = Literal["shared", "per_frame", "per_token"]
 
@@ -75,10 +76,7 @@ class VideoBackbone(CanvasDiffusion):
             models that are shown a picture natively.
         prompt_modulation: whether the pooled prompt also scales and shifts the input tokens.
         block_rank: rank of the maps that tell every block the condition again; 0 leaves them out.
-        gradient_checkpointing: recompute blocks in the backward pass: less memory, a third more time.
-        lora: train low-rank adapters and the conditions' own weights only; released weights stay as they are.
-        compile_blocks: compile the repeated blocks, one by one.
-        dtype: precision in which released weights are loaded.
+        training: how weights are held and trained: precision, low-rank adapters, memory against time.
 
     Raises:
         ValueError: neither or both of `pretrained` and `architecture`, a missing part, or parts that do not
@@ -106,10 +104,7 @@ class VideoBackbone(CanvasDiffusion):
         first_observation: bool = True,
         prompt_modulation: bool = False,
         block_rank: int = 0,
-        gradient_checkpointing: bool = False,
-        lora: LoRA | None = None,
-        compile_blocks: bool = False,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        training: Training = Training(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         one_source(self.Denoiser, pretrained, architecture)
@@ -135,24 +130,24 @@ class VideoBackbone(CanvasDiffusion):
         self.weights_dtype = torch.float32
         if pretrained is not None:
             self.codec = or_released(codec, "codec", self.base_model, self.released_codec)
-            self.weights_dtype = getattr(torch, dtype)
+            self.weights_dtype = getattr(torch, training.dtype)
             load = empty_denoiser if weights_are_deferred() else load_part
             made = [load(self.Denoiser, pretrained, name, self.weights_dtype) for name in self.folders]
         self.denoiser = made[0] if len(made) == 1 else self.combined(made)
         self.released_names = frozenset(made[0].state_dict())
-        self.prompt_modulation, self.lora = prompt_modulation, lora
+        self.prompt_modulation, self.lora = prompt_modulation, training.lora
         for folder, network in self.networks().items():
             self._adapt(network, block_rank)
             if pretrained is not None:
                 check_trained_as(pretrained, folder, self.trained_as())
                 load_adapter(pretrained, folder, network, self.input_projection, self.released_names)
-            if lora is not None:
-                add_lora(network, lora, self._added(network))
+            if self.lora is not None:
+                add_lora(network, self.lora, self._added(network))
                 if weights_are_deferred():
                     start_lora(network)
-            if gradient_checkpointing:
+            if training.gradient_checkpointing:
                 network.enable_gradient_checkpointing()
-        if compile_blocks:
+        if training.compile_blocks:
             for block in self.units():
                 block.compile()
         for part in self._frozen():
@@ -277,7 +272,7 @@ class VideoBackbone(CanvasDiffusion):
         if self.weights_dtype != torch.float32 and self.lora is None:
             raise InvalidValue(
                 f"{type(self).__name__}: weights of two precisions cannot be sharded together, and dtype "
-                f"{self.weights_dtype} keeps some in float32; set dtype: float32, or train with lora"
+                f"{self.weights_dtype} keeps some in float32; set training.dtype: float32, or train with lora"
             )
         for block in self.units():
             fully_shard(block, mesh=mesh)

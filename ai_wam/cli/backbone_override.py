@@ -26,7 +26,8 @@ def replacing(words: Sequence[str]) -> list[str]:
     """Command-line words, a blank put before every whole backbone that follows another.
 
     Arguments of one class are otherwise kept where another of the same name is read: Wan 2.2 would be given
-    the tiny twin's codec. Single settings such as `--model.backbone.lora.rank=8` change what is there.
+    the tiny twin's codec. Single settings such as `--model.backbone.training.lora.rank=8` change what is
+    there.
     """
     found: list[str] = []
     known, rest = False, iter(words)

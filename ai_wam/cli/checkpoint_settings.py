@@ -44,7 +44,7 @@ def hyperparameters(path: str) -> dict[str, Any]:
         )
     arguments = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
     model = {"class_path": saved["_class_path"], "init_args": arguments}
-    check_current(path, model)
+    check_current(path, model, lambda: _accepted(model["class_path"]))
     return model
 
 
@@ -217,7 +217,7 @@ def check_fits(arguments: Mapping[str, Any], data: Mapping[str, Any] | None = No
 
 
 # Where weights lie, their precision, and what a step costs may change, what they compute may not.
-_FREE = ("pretrained", "dtype", "gradient_checkpointing", "compile_blocks", "cache_given", "low_guidance")
+_FREE = ("pretrained", "cache_given", "low_guidance")
 _FREE_INSIDE = ("pretrained", "dtype", "device", "cache", "decode_chunk")  # of codec, prompts and images
 
 
@@ -261,7 +261,8 @@ def warn_of_rounding(backbone: VideoBackbone) -> None:
     if backbone.weights_dtype != torch.float32 and backbone.lora is None:
         warnings.warn(
             f"all weights are trained in {backbone.weights_dtype}, which rounds small steps away; set the "
-            "backbone's dtype: float32 (and --trainer.precision bf16-mixed), or train low-rank adapters",
+            "backbone's training.dtype: float32 (and --trainer.precision bf16-mixed), or train "
+            "low-rank adapters",
             stacklevel=2,
         )
 
@@ -276,6 +277,13 @@ def _defaults(class_path: str) -> dict[str, Any]:
     return found
 
 
+def _accepted(class_path: str) -> set[str]:
+    """Names of the arguments of a class, those of its base classes included."""
+    return {
+        name for kind in _class(class_path).__mro__ for name in inspect.signature(kind.__init__).parameters
+    }
+
+
 def _plain(default: Any) -> Any:
     """A default as a configuration writes it: groups of settings as mappings."""
     return asdict(default) if is_dataclass(default) and not isinstance(default, type) else default
@@ -284,6 +292,8 @@ def _plain(default: Any) -> Any:
 def _identity(name: str, value: Any) -> Any:
     """What of an argument must agree: of a noise path its kind, of parts all but where and how they run."""
     value = bare(value)
+    if name == "training":
+        return value.get("lora")
     if not isinstance(value, dict) or "class_path" not in value:
         return value
     if name == "path":

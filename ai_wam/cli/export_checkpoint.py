@@ -42,7 +42,6 @@ _ADAPTERS = """Here are its low-rank adapters alone: `pipeline.load_lora_weights
 puts them on the released model. They do not carry what the backbone adds to it (which latents are given, what
 they show, and from where), so the policy cannot act with them; export it with `--what merged`."""
 _ARMS = ("policy", "ceiling", "floor")
-_REPLACED = ("architecture", "lora")  # arguments that the folder's weights stand for
 
 
 def export_checkpoint(
@@ -121,9 +120,9 @@ def _describe(backbone: VideoBackbone, model: Mapping[str, Any], folder: Path, p
     described = model["init_args"]["backbone"]
     # What is replaced is named, since YAML files are laid over one another.
     arguments = {**described["init_args"], "pretrained": place, "architecture": None}
-    arguments.update({name: None for name in _REPLACED if name in arguments})
-    if backbone.lora is not None and backbone.weights_dtype != torch.float32:
-        arguments["dtype"] = "float32"  # half precision would round away what was learned
+    if backbone.lora is not None:
+        # The folder's weights hold the adapters; half precision would round away what was learned.
+        arguments["training"] = {**arguments["training"], "lora": None, "dtype": "float32"}
     loaded = {"class_path": described["class_path"], "init_args": arguments}
     task = {"class_path": model["class_path"], "init_args": {**model["init_args"], "backbone": loaded}}
     for name, content in (("backbone", loaded), ("task", task)):

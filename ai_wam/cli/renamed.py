@@ -1,7 +1,7 @@
 """What classes and settings were called before version 0.1.0, so that their end names their new place."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from ai_wam.errors import InvalidValue
@@ -35,6 +35,10 @@ MODULES = {
     "tasks.writer": "tasks.evaluation.prediction_writer",
 }
 SETTINGS = {
+    "gradient_checkpointing": "training.gradient_checkpointing",
+    "compile_blocks": "training.compile_blocks",
+    "lora": "training.lora",
+    "dtype": "training.dtype",
     "decode_observation": "decoder",
     "learning_rate": "optimizer.lr",
     "weight_decay": "optimizer.weight_decay",
@@ -62,18 +66,22 @@ def hint(message: str) -> str:
     return "".join(f". {one}" for one in found)
 
 
-def check_current(path: str, model: Mapping[str, Any]) -> None:
+def check_current(path: str, model: Mapping[str, Any], accepted: Callable[[], Container[str]]) -> None:
     """Refuse a checkpoint whose classes or settings have the names of an earlier version.
 
     Args:
         path: of the checkpoint.
         model: its class path and arguments.
+        accepted: names of the arguments that its class takes; asked where an old name is among the model's.
 
     Raises:
         ValueError: the first old name, with its new one.
     """
-    old = [name for name in model["init_args"] if name in SETTINGS]
-    old += [each for each in _class_paths(model) if _CLASS.match(each)]
+    old = [each for each in _class_paths(model) if _CLASS.match(each)]
+    names = [name for name in model["init_args"] if name in SETTINGS]
+    if names and not old:
+        taken = accepted()
+        old = [name for name in names if name not in taken]
     if old:
         new = SETTINGS.get(old[0]) or hint(old[0]).partition(" is now ")[2]
         raise InvalidValue(

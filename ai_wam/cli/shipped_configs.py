@@ -19,7 +19,7 @@ def instantiate(described: str | Mapping[str, Any], kind: type[_T], *changes: st
         described: the file, or a shipped one by its name, such as "configs/backbone/wan-tiny.yaml"; or what
             such a file holds: class_path and init_args.
         kind: the interface it must have, such as `backbones.base.VideoBackbone`.
-        changes: arguments to be set, as on the command line: "lora.rank=8".
+        changes: arguments to be set, as on the command line: "training.lora.rank=8".
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--object", type=kind, sub_configs=True)

@@ -21,6 +21,7 @@ from ai_wam.cli.shipped_configs import config_path
 from backbones.base import VideoBackbone
 from backbones.codecs.patch import PatchCodec
 from backbones.weights.lora import LoRA
+from backbones.weights.training_options import Training
 from benchmarks.speed.measuring import canvas_of
 from benchmarks.speed.sizes import build
 
@@ -54,17 +55,19 @@ def budget(recipe: dict[str, Any]) -> dict[str, float]:
     arguments, trainer = recipe["model"]["init_args"], recipe["trainer"]
     options, clip = arguments["backbone"]["init_args"], arguments["clip"]
     name = _NAMES[options["pretrained"]]
-    lora = LoRA(**options["lora"]) if "lora" in options else None
+    training = _training(options)
     shards = trainer["devices"] if isinstance(trainer.get("strategy"), dict) else 1
     averaged = any("AveragedWeights" in callback["class_path"] for callback in trainer["callbacks"])
     with torch.device("meta"):
-        model = build(name, lora=lora)
-    released = 2 if options.get("dtype") == "bfloat16" else 4
+        model = build(name, training=training)
+    released = 2 if training.dtype == "bfloat16" else 4
     both = options["pretrained"] == _TWO_EXPERTS and options.get("expert", "both") == "both"
     trained, frozen = ((1 + both) * _count(model.denoiser, asked) for asked in (True, False))
     block = sum(p.numel() for p in model.units()[0].parameters())
-    kept, working = _activations(name, lora, released, clip, recipe["data"]["init_args"]["batch_size"])
-    if not options.get("gradient_checkpointing"):
+    kept, working = _activations(
+        name, training.lora, released, clip, recipe["data"]["init_args"]["batch_size"]
+    )
+    if not training.gradient_checkpointing:
         kept, working = _LAYERS[name] * working, 0.0
     rows = {
         "frozen weights": frozen * released,
@@ -90,9 +93,9 @@ def saving(recipe: dict[str, Any]) -> dict[str, float]:
         recipe: its content; its ModelCheckpoint keeps all files, as those of the shipped recipes do.
     """
     options, trainer = recipe["model"]["init_args"]["backbone"]["init_args"], recipe["trainer"]
-    lora = LoRA(**options["lora"]) if "lora" in options else None
     with torch.device("meta"):
-        trained = _count(build(_NAMES[options["pretrained"]], lora=lora).denoiser, True) * 4e-9
+        denoiser = build(_NAMES[options["pretrained"]], training=_training(options)).denoiser
+        trained = _count(denoiser, True) * 4e-9
     averaged = any("AveragedWeights" in callback["class_path"] for callback in trainer["callbacks"])
     saver = next(
         each["init_args"] for each in trainer["callbacks"] if "ModelCheckpoint" in each["class_path"]
@@ -121,6 +124,13 @@ def text_encoder(prompts: dict[str, Any] | None) -> float:
     return sum(p.numel() for p in encoder.parameters()) * (4.0 if options.get("dtype") == "float32" else 2.0)
 
 
+def _training(options: dict[str, Any]) -> Training:
+    """A recipe's group of settings; adapters are added, while nothing is checkpointed or compiled yet."""
+    settings = dict(options.get("training", {}))
+    lora = settings.pop("lora", None)
+    return Training(**settings, lora=None if lora is None else LoRA(**lora))
+
+
 def _count(module: nn.Module, trained: bool) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad == trained)
 
@@ -136,7 +146,7 @@ def _activations(
         channels = spec.channels + -spec.channels % 3  # a channel or two more enter; blocks are as they are
         codec = PatchCodec(channels, spec.spatial_stride, spec.temporal_stride)
         with torch.device("meta"):
-            model = build(name, lora=lora, layers=layers, codec=codec)
+            model = build(name, training=Training(lora=lora), layers=layers, codec=codec)
         model.to_empty(device="cpu")  # their values count for nothing, drawing them takes seconds
         for parameter in model.denoiser.parameters():
             if released == 2 and not parameter.requires_grad:

@@ -8,6 +8,7 @@ import torch
 
 from backbones.base import VideoBackbone
 from backbones.weights.lora import LoRA
+from backbones.weights.training_options import Training
 from benchmarks.speed.measuring import canvas_of, chunk, flops, whole_clip
 from benchmarks.speed.sizes import SIZES, build
 
@@ -53,7 +54,7 @@ def training(
 ) -> str:
     """Seconds of a LoRA step on cached latents, and how much more the released recipe's encoding takes."""
     with torch.device(device):
-        model = half(build(name, lora=LoRA(rank=32), gradient_checkpointing=True)).train()
+        model = half(build(name, training=Training(lora=LoRA(rank=32), gradient_checkpointing=True))).train()
         size, frames = _fitting(model, size), whole_clip(model.spec, frames)
         canvas, context = canvas_of(model, "joint", size, frames)
         noise, u = torch.randn_like(canvas.clean), torch.full((1,), 0.5)

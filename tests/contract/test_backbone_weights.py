@@ -62,7 +62,7 @@ def test_a_saved_step_goes_on_bitwise(
 @pytest.mark.filterwarnings(  # the tracer looks at .grad of every tensor it meets
     "ignore:The .grad attribute of a Tensor that is not a leaf Tensor is being accessed:UserWarning"
 )
-@pytest.mark.parametrize("change", ["gradient_checkpointing=true", "compile_blocks=true"])
+@pytest.mark.parametrize("change", ["training.gradient_checkpointing=true", "training.compile_blocks=true"])
 @pytest.mark.parametrize("file", TINY, ids=lambda file: file.stem)
 def test_a_step_is_the_same_with_less_memory_and_compiled(
     file: Path, change: str, monkeypatch: pytest.MonkeyPatch
@@ -90,7 +90,7 @@ def released(backbone: VideoBackbone, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def low_rank(released: Path) -> list[str]:
-    return [f"pretrained={released}", "architecture=null", "lora.rank=2"]
+    return [f"pretrained={released}", "architecture=null", "training.lora.rank=2"]
 
 
 def test_adapters_learn_are_saved_alone_and_merge(
@@ -129,7 +129,7 @@ def test_adapters_learn_are_saved_alone_and_merge(
 def test_adapters_stay_float32_on_bfloat16_weights(
     backbone: VideoBackbone, low_rank: list[str], request: pytest.FixtureRequest
 ):
-    lora = build(request.node.callspec.params["backbone"], *low_rank, "dtype=bfloat16")
+    lora = build(request.node.callspec.params["backbone"], *low_rank, "training.dtype=bfloat16")
     trained = [p for p in lora.denoiser.parameters() if p.requires_grad]
     frozen = [p for p in lora.denoiser.parameters() if not p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
@@ -148,7 +148,9 @@ def test_adapters_stay_float32_on_bfloat16_weights(
         torch.testing.assert_close(lora.sample(canvas, context, noise, 2), alone)
 
 
-@pytest.mark.parametrize("change", ["gradient_checkpointing=false", "gradient_checkpointing=true"])
+@pytest.mark.parametrize(
+    "change", ["training.gradient_checkpointing=false", "training.gradient_checkpointing=true"]
+)
 def test_every_block_can_be_told_the_condition(
     backbone: VideoBackbone, change: str, released: Path, request: pytest.FixtureRequest
 ):
@@ -192,7 +194,7 @@ def test_every_block_can_be_told_the_condition(
 def test_weights_that_are_read_later_are_those_read_at_once(
     backbone: VideoBackbone, low_rank: list[str], request: pytest.FixtureRequest
 ):
-    file, words = request.node.callspec.params["backbone"], [*low_rank, "dtype=bfloat16"]
+    file, words = request.node.callspec.params["backbone"], [*low_rank, "training.dtype=bfloat16"]
     with deferred_weights():
         later = build(file, *words)
     empty = {name for name, value in later.denoiser.state_dict().items() if value.is_meta}

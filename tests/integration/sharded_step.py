@@ -101,7 +101,7 @@ def main(rank: int, store: str, files: list[str]) -> None:
         share = compare(rank, mesh, file, words)
         assert 0.4 < share < 0.6, share
         print(f"{Path(file).stem} rank {rank}: {share:.2f} of the parameters", flush=True)
-    compare(rank, mesh, files[-1], [*words, "lora.rank=2", "block_rank=2"])
+    compare(rank, mesh, files[-1], [*words, "training.lora.rank=2", "block_rank=2"])
     distributed.destroy_process_group()
 
 

@@ -59,10 +59,13 @@ def test_a_later_configuration_replaces_it_too(tmp_path: Path, nested: bool):
 
 
 def test_single_settings_change_what_is_there(tmp_path: Path):
-    (tmp_path / "part.yaml").write_text("model: {init_args: {backbone: {init_args: {lora: {rank: 4}}}}}")
+    (tmp_path / "part.yaml").write_text(
+        "model: {init_args: {backbone: {init_args: {training: {lora: {rank: 4}}}}}}"
+    )
     on_top = ["--config", str(tmp_path / "part.yaml"), "--model.backbone.prediction=native"]
     swapped = backbone(*TINY, f"--model.backbone={RELEASED[-1]}", *on_top)
     wanted = alone(RELEASED[-1], tmp_path)["init_args"]
-    assert swapped["init_args"]["lora"]["rank"] == 4
-    assert {**swapped["init_args"], "lora": None} == {**wanted, "prediction": "native"}
+    assert swapped["init_args"]["training"]["lora"]["rank"] == 4
+    swapped["init_args"]["training"]["lora"] = None
+    assert swapped["init_args"] == {**wanted, "prediction": "native"}
     assert backbone(*TINY, *on_top)["init_args"]["architecture"]["num_layers"] == 4

@@ -15,6 +15,7 @@ from backbones.codecs.patch import PatchCodec
 from backbones.conditions.block_conditions import CameraEncoders, ray_videos
 from backbones.conditions.prompts import Context, HashedWords
 from backbones.wan import Wan
+from backbones.weights.training_options import Training
 from tasks.policy import PolicyControl
 
 SIZE, FRAMES, VIEWS, BATCH = (32, 32), 9, 2, 2
@@ -107,7 +108,7 @@ def test_they_start_silent_and_learn():
     canvas, context, noise = inputs(model, "joint")
     u = torch.tensor([0.9, 0.5])
     model.loss(canvas, context, u, noise).sum().backward()
-    again = wan(gradient_checkpointing=True)
+    again = wan(training=Training(gradient_checkpointing=True))
     nn.init.zeros_(again.denoiser.camera_encoders.maps[0].weight)
     again.train().loss(canvas, context, u, noise).sum().backward()
     for one, other in zip(

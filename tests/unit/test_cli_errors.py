@@ -124,7 +124,9 @@ def test_what_nobody_expected_keeps_its_traceback(wrong):
     ],
 )
 def test_checkpoints_with_names_of_before_are_refused(tmp_path: Path, saved: dict, message: str):
-    torch.save({"hyper_parameters": {"_class_path": "x", **saved}}, tmp_path / "old.ckpt")
+    torch.save(
+        {"hyper_parameters": {"_class_path": "tasks.policy.PolicyControl", **saved}}, tmp_path / "old.ckpt"
+    )
     with pytest.raises(ValueError, match=rf"before 0\.1\.0, in which {message}; .* train again"):
         hyperparameters(str(tmp_path / "old.ckpt"))
 

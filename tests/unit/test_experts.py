@@ -32,6 +32,7 @@ from backbones.networks.two_experts import Experts
 from backbones.wan import Wan
 from backbones.weights.lora import LoRA
 from backbones.weights.sharded_loading import deferred_weights
+from backbones.weights.training_options import Training
 
 BOUNDARY = 0.875
 PARTS: dict[str, Any] = {"time": "shared", "first_observation": False}
@@ -81,7 +82,7 @@ def test_sampling_is_the_released_pipeline(tmp_path: Path, shown: bool, guidance
 
 
 def test_a_step_trains_each_row_by_its_expert(folder: str):
-    model = load(folder, gradient_checkpointing=True).train()
+    model = load(folder, training=Training(gradient_checkpointing=True)).train()
     assert len(model.units()) == 4
     canvas, context = (rows_of(part) for part in (clip_of(model, 9), told(model, PROMPT)))
     noise, u = noise_for(canvas), torch.tensor([0.3, 0.95])
@@ -138,14 +139,14 @@ def test_levels_at_pure_noise_are_the_high_experts():
 
 
 def test_low_rank_adapters_checkpoints_and_exports_have_both(folder: str, tmp_path: Path):
-    model = load(folder, lora=LoRA(rank=2))
+    model = load(folder, training=Training(lora=LoRA(rank=2)))
     with torch.no_grad():
         for name, parameter in model.denoiser.named_parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
     state = model.state_dict()
     assert {name.split(".")[1] for name in state} == {"high", "low"}
-    again = load(folder, lora=LoRA(rank=2))
+    again = load(folder, training=Training(lora=LoRA(rank=2)))
     again.load_state_dict(state)
     canvas, context = clip_of(model, 9), told(model, PROMPT)
     sampled = [each.sample(canvas, context, noise_for(canvas), 8) for each in (model, again)]

@@ -254,7 +254,7 @@ def test_low_rank_adapters_are_merged_into_a_copy(tmp_path: Path, monkeypatch: p
     out = tmp_path / "mine"
     run(monkeypatch, f"--ckpt_path={file}", f"--out={out}")
     content = yaml.safe_load((out / "backbone.yaml").read_text())
-    content["init_args"]["lora"] = {"rank": 2}
+    content["init_args"]["training"] = {"lora": {"rank": 2}}
     adapted = instantiate(content, VideoBackbone)
     for name, parameter in adapted.denoiser.named_parameters():
         if "lora_B" in name:
@@ -262,7 +262,7 @@ def test_low_rank_adapters_are_merged_into_a_copy(tmp_path: Path, monkeypatch: p
     wanted = predicted(adapted)
     command.write_backbone(adapted, tmp_path / "merged", None)
     torch.testing.assert_close(predicted(adapted), wanted, atol=0, rtol=0)
-    content["init_args"].update(lora=None, pretrained=str(tmp_path / "merged"))
+    content["init_args"].update(training={"lora": None}, pretrained=str(tmp_path / "merged"))
     merged = instantiate(content, VideoBackbone)
     assert not any("lora" in name for name in merged.denoiser.state_dict())
     torch.testing.assert_close(predicted(merged), wanted, atol=1e-4, rtol=1e-4)
@@ -280,7 +280,7 @@ def test_what_is_written_of_low_rank_adapters_is_said(
     run(monkeypatch, f"--ckpt_path={file}", f"--out={tmp_path / 'base'}")
     assert "base: written, transformer in float32\n" in capsys.readouterr().out
     content = yaml.safe_load((tmp_path / "base" / "backbone.yaml").read_text())
-    content["init_args"].update(lora={"rank": 2}, dtype="bfloat16")
+    content["init_args"].update(training={"lora": {"rank": 2}, "dtype": "bfloat16"})
     adapted = instantiate(content, VideoBackbone)
     saved = torch.load(file, weights_only=True)
     saved["state_dict"] = {f"backbone.{key}": value for key, value in adapted.state_dict().items()}
@@ -297,7 +297,9 @@ def test_what_is_written_of_low_rank_adapters_is_said(
     names += ["pytorch_lora_weights.safetensors"] * len(alone)
     assert sorted(part.name for part in out.iterdir()) == sorted(names)
     if merged:
-        assert yaml.safe_load((out / "backbone.yaml").read_text())["init_args"]["dtype"] == "float32"
+        assert (
+            yaml.safe_load((out / "backbone.yaml").read_text())["init_args"]["training"]["dtype"] == "float32"
+        )
 
 
 def test_pushing_asks_the_hub_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

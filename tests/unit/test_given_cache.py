@@ -15,6 +15,7 @@ from backbones.conditions.prompts import Context, HashedWords
 from backbones.networks import wan_attention
 from backbones.networks.wan_attention import GuidedAttention
 from backbones.wan import Wan
+from backbones.weights.training_options import Training
 
 SIZE, FRAMES, VIEWS, BATCH = (32, 32), 9, 2, 2
 SMALL = {
@@ -105,7 +106,7 @@ def test_the_mask_reaches_training():
     losses = [model.loss(canvas, context, u, noise) for model in (full, one_way)]
     assert not torch.allclose(*losses)
     losses[1].sum().backward()
-    again = wan(given_attention="one_way", gradient_checkpointing=True)
+    again = wan(given_attention="one_way", training=Training(gradient_checkpointing=True))
     again.train().loss(canvas, context, u, noise).sum().backward()
     for (name, one), other in zip(
         one_way.denoiser.named_parameters(), again.denoiser.parameters(), strict=True
@@ -165,7 +166,7 @@ def test_compiled_blocks_share_their_graphs_whatever_their_number(monkeypatch: p
         monkeypatch.setattr(owner, name, inspect.unwrap(getattr(owner, name)))  # shape checks are not traced
     monkeypatch.setitem(SMALL, "num_layers", 12)
     options = {"given_attention": "one_way", "cache_given": True}
-    plain, compiled = wan(**options), wan(**options, compile_blocks=True)
+    plain, compiled = wan(**options), wan(**options, training=Training(compile_blocks=True))
     canvas, context, noise = inputs(plain, "policy")
     torch._dynamo.reset()
     counters.clear()

@@ -35,6 +35,7 @@ from backbones.svd import SVD
 from backbones.wan import Wan
 from backbones.weights import loading
 from backbones.weights.sharded_loading import deferred_weights
+from backbones.weights.training_options import Training
 
 FAMILIES: dict[str, tuple[type[VideoBackbone], str, str]] = {
     "Wan": (Wan, "transformer", "WanTransformer3DModel"),
@@ -284,7 +285,7 @@ def test_prompts_can_be_checked_alone(name: str, text: str):
 def test_a_clip_that_does_not_fit_is_refused_before_anything_is_read(
     release: Path, read: list[str], clip: dict[str, Any], message: str
 ):
-    options = {"pretrained": str(release), "lora": {"rank": 2}, "dtype": "bfloat16"}
+    options = {"pretrained": str(release), "training": {"lora": {"rank": 2}, "dtype": "bfloat16"}}
     backbone = {"class_path": "backbones.wan.Wan", "init_args": options}
     with pytest.raises(ValueError, match=message):
         check_fits({"backbone": backbone, "clip": clip})
@@ -294,6 +295,6 @@ def test_a_clip_that_does_not_fit_is_refused_before_anything_is_read(
 
 def test_weights_of_two_precisions_are_not_sharded(release: Path):
     with deferred_weights():
-        backbone = Wan(str(release), dtype="bfloat16")
+        backbone = Wan(str(release), training=Training(dtype="bfloat16"))
     with pytest.raises(ValueError, match="dtype: float32, or train with lora"):
         backbone.shard(Mock(spec=DeviceMesh))

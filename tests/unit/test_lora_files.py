@@ -33,6 +33,7 @@ from backbones.conditions.prompts import HashedWords
 from backbones.svd import SVD
 from backbones.wan import Wan
 from backbones.weights.lora import LoRA
+from backbones.weights.training_options import Training
 
 TUNED = LoRA(rank=2, alpha=6.0)
 
@@ -73,7 +74,7 @@ def test_the_genuine_wan_pipeline_loads_the_adapters(tmp_path: Path, experts: bo
             path=OurLevels.path,
             time="shared",
             first_observation=False,
-            lora=TUNED,
+            training=Training(lora=TUNED),
         )
     )
     canvas = clip_of(model, 9)
@@ -102,7 +103,7 @@ def test_the_genuine_cogvideox_pipeline_loads_the_adapters(tmp_path: Path):
             prompts=HashedWords(16, 226),
             path=VariancePreserving(snr_shift=1.0),
             first_observation=False,
-            lora=TUNED,
+            training=Training(lora=TUNED),
         )
     )
     canvas = clip_of(model, 9)
@@ -130,7 +131,9 @@ def test_peft_loads_the_adapters_of_a_unet(tmp_path: Path):
         in_channels=24, out_channels=12, cross_attention_dim=48, **size
     ).eval()
     plain.save_pretrained(tmp_path / "unet")
-    model = learned(SVD(str(tmp_path), first_observation=False, time="shared", lora=TUNED, **parts))
+    model = learned(
+        SVD(str(tmp_path), first_observation=False, time="shared", training=Training(lora=TUNED), **parts)
+    )
     write_adapters(model, tmp_path / "mine", str(tmp_path))
     adapted = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "mine" / "unet_lora")
     canvas, context = clip_of(model, 3, size=64), told(model, "", 64)
@@ -151,7 +154,7 @@ def test_what_a_light_fine_tune_learned_on_half_precision_is_kept(tmp_path: Path
     options: dict[str, Any] = {
         "prompts": HashedWords(16, 512), "path": OurLevels.path, "time": "shared", "first_observation": False
     }  # fmt: skip
-    model = learned(Wan(folder, dtype="bfloat16", lora=TUNED, **options), size)
+    model = learned(Wan(folder, training=Training(dtype="bfloat16", lora=TUNED), **options), size)
     weights = {n: p.clone() for n, p in model.denoiser.named_parameters()}
     said = write_backbone(model, tmp_path / "mine", folder)
     assert said == "low-rank adapters merged into transformer in float32"
@@ -159,7 +162,10 @@ def test_what_a_light_fine_tune_learned_on_half_precision_is_kept(tmp_path: Path
     tensors = load_file(tmp_path / "mine" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in tensors.values()} == {torch.float32}
 
-    merged, base = Wan(str(tmp_path / "mine"), **options), Wan(folder, dtype="bfloat16", **options)
+    merged, base = (
+        Wan(str(tmp_path / "mine"), **options),
+        Wan(folder, training=Training(dtype="bfloat16"), **options),
+    )
     canvas, context = clip_of(model, 9), told(model, PROMPT)
     noise, u = noise_for(canvas), torch.tensor([0.7])
     with torch.no_grad():  # all computed in float32, so that nothing but the weights differs

@@ -46,7 +46,7 @@ def check(changes: dict[str, Any]) -> None:
         ("prompts.dtype", "float32"),
         ("codec.dtype", "bfloat16"),
         ("codec.pretrained", "/new/wan2.2"),
-        ("dtype", "bfloat16"),
+        ("training", {"dtype": "bfloat16", "compile_blocks": True, "gradient_checkpointing": True}),
     ],
 )
 def test_where_and_how_parts_run_is_free(name: str, value: str, capsys: pytest.CaptureFixture[str]):
@@ -56,7 +56,13 @@ def test_where_and_how_parts_run_is_free(name: str, value: str, capsys: pytest.C
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("prompts.length", 226), ("prompts.padding", "states"), ("prediction", "clean"), ("codec", None)],
+    [
+        ("prompts.length", 226),
+        ("prompts.padding", "states"),
+        ("prediction", "clean"),
+        ("codec", None),
+        ("training", {"lora": {"rank": 2}}),
+    ],
 )
 def test_what_they_compute_is_not(name: str, value: Any):
     with pytest.raises(ValueError, match=rf"another backbone:\n  {name.split('.')[0]}: checkpoint"):

@@ -46,7 +46,7 @@ def test_both_experts_are_twice_the_weights_of_one(monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow  # traces a forward pass that keeps everything
 def test_without_checkpointing_the_budget_is_broken():
     recipe = yaml.safe_load(config_path("configs/recipes/lora_24gb.yaml").read_text())
-    recipe["model"]["init_args"]["backbone"]["init_args"]["gradient_checkpointing"] = False
+    recipe["model"]["init_args"]["backbone"]["init_args"]["training"]["gradient_checkpointing"] = False
     assert sum(budget(recipe).values()) > 60
 
 
