@@ -43,7 +43,7 @@ class _Figure(NamedTuple):
 
 
 class _Square(NamedTuple):
-    """A trial in the strip of its task; it leads to the trial's video if that is shown."""
+    """A trial in the strip of its task, linked to its video if that is shown."""
 
     trial: str
     reason: str
@@ -120,7 +120,7 @@ def _lead(results: Mapping[str, Any]) -> list[str]:
 
 
 def _figures(results: Mapping[str, Any]) -> list[_Figure]:
-    """The means over tasks, and the share of trials in which the policy could not vouch for some action."""
+    """The means over tasks, and the share of trials in which some action was invalid."""
     boxes = []
     for arm, rate in results["mean"].items():
         label = _mean_label(arm, results)
@@ -130,7 +130,7 @@ def _figures(results: Mapping[str, Any]) -> list[_Figure]:
             boxes.append(_Figure(_percent(rate), f"{arm}: {_ARMS.get(arm, arm)}"))
     runs = [trial["policy"] for trial in results["trials"]]
     share = sum(run["invalid_frames"] > 0 for run in runs) / len(runs)
-    return [*boxes, _Figure(_percent(share), "of trials met an action the policy could not vouch for")]
+    return [*boxes, _Figure(_percent(share), "of trials had an invalid action")]
 
 
 def _mean_label(arm: str, results: Mapping[str, Any]) -> str:
