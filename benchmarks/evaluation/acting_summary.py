@@ -1,11 +1,9 @@
-"""How a policy acts, for results.json and the report: why trials failed, seams, confidence."""
+"""How a policy acts, for results.json: failures by verdict, held actions, seams."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.evaluation.failure_analysis import VERDICTS
-from benchmarks.evaluation.std_threshold import cells, curve
 from benchmarks.evaluation.trial_run import TrialResult
 
 
@@ -24,32 +22,3 @@ def acting_summary(runs: Sequence[TrialResult]) -> dict[str, Any]:
             for name, jumps in seams.items()
         },
     }
-
-
-def acting(results: Mapping[str, Any]) -> str:
-    """Tables for the report."""
-    tasks = [_task(name, summary) for name, summary in results["tasks"].items()]
-    head = ("task", *VERDICTS, "not executed, vague", "seam, mean and largest (mm)", "(degrees)")
-    rows = curve(results)
-    parts = [_table("Failures and seams", head, tasks)]
-    if rows:
-        head = ("largest standard deviation (mm)", "solved of the trials below it", "and above it")
-        parts.append(_table("Success against confidence", head, [cells(row) for row in rows]))
-    return "".join(parts)
-
-
-def _task(name: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
-    failures = [str(summary["failures"].get(verdict, 0)) for verdict in VERDICTS]
-    seams = [summary[f"seam_{unit}"] for unit in ("mm", "degrees")]
-    jumps = ["none" if seam is None else f"{seam['mean']:.1f}, {seam['max']:.1f}" for seam in seams]
-    return (name, *failures, str(summary["vague_frames"]), *jumps)
-
-
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [_line("th", head), *(_line("td", row) for row in rows)]
-    table = f'<div class="scroll"><table>{"".join(lines)}</table></div>'
-    return f'<div class="task"><h3>{escape(title)}</h3>{table}</div>'
-
-
-def _line(tag: str, texts: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<{tag}>{escape(text)}</{tag}>' for text in texts)}</tr>"

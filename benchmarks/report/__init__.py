@@ -1,1 +1,1 @@
-"""What people read of an evaluation: text tables and a page of HTML."""
+"""What people read of an evaluation: text tables, a page of HTML, the README's picture."""

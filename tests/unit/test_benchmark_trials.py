@@ -153,7 +153,7 @@ def test_one_trial_alone_goes_as_in_the_full_run(tmp_path):
     assert alone["trials"] == [third]
     assert alone["protocol_hash"] == whole["protocol_hash"]
     assert alone["tasks"]["reach_target"]["policy"]["trials"] == 1
-    assert "1 of the protocol&#x27;s 3 trials" in (tmp_path / "report.html").read_text()
+    assert "1 of the protocol&#39;s 3 trials" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

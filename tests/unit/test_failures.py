@@ -11,13 +11,13 @@ import torch
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.types import ActionChunk, Clip
-from benchmarks.evaluation.acting_summary import acting
 from benchmarks.evaluation.benchmark import Benchmark
 from benchmarks.evaluation.failure_analysis import explain
 from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.evaluation.results import assemble
 from benchmarks.evaluation.std_threshold import cells, curve
 from benchmarks.policies import Expert
+from benchmarks.report.html_report import render
 from benchmarks.simulator import SimulatorCrash, Trial
 from benchmarks.simulators.tabletop.simulator import Tabletop
 
@@ -242,12 +242,13 @@ def test_results_and_report_say_how_the_policy_acts():
     results = [results_of(unsure, rules, drawn(aside))[0], results_of(unsure, rules)[1]]
     arms = {"policy": {result.trial.id: result for result in results}}
     described = rules.describe(SIMULATOR, CLIP)
-    content = assemble([result.trial for result in results], arms, described, "", {"name": "x", "config": {}})
+    policy = {"name": "x", "config": {}, "checkpoint": None}
+    content = assemble([result.trial for result in results], arms, described, "", policy)
     summary = content["tasks"]["reach_target"]
     assert summary["failures"] == {"imagined wrong": 1, "no picture": 1}
     jumps = [mm for result in results for mm, _ in result.seams]
     assert summary["seam_mm"] == {"mean": pytest.approx(np.mean(jumps)), "max": max(jumps)}
-    page = acting(content)
+    page = render(content, {})
     assert (
         "<th>imagined wrong</th><th>decoded wrong</th><th>controller missed</th><th>no picture</th>" in page
     )

@@ -135,6 +135,17 @@ def test_texts_are_escaped(page):
     assert "&lt;b&gt;red&lt;/b&gt;" in page
 
 
+def test_names_of_settings_views_and_messages_are_escaped():
+    trials, results = results_of(["crash"], policy={"name": "<p>", "config": {}, "checkpoint": "<c>.ckpt"})
+    results["trials"][0]["policy"]["error"] = "<e>"
+    results["trials"][0]["policy"]["diagnostics"] = {"<d>": 1.0}
+    results["protocol"]["simulator"]["init_args"]["<s>"] = "<t>"
+    page = render(results, {trials[0].id: Recording(("<r>",), ('"<v>"',), b"", b"")})
+    for letter in "pcedstrv":
+        assert f"<{letter}>" not in page
+        assert f"&lt;{letter}&gt;" in page
+
+
 def test_the_protocol_is_stated(page):
     assert PROTOCOL.hash(SIMULATOR, CLIP) in page
     assert "receding horizon, 4 actions per plan" in page
@@ -155,7 +166,7 @@ def test_tasks_with_a_low_ceiling_are_apart(page):
     parted = render(lowered, {})
     assert parted.index("Listed apart, in no mean: the ceiling is below 50 %") < parted.index("<h3>reach")
     assert "success, 0 of 0 trials, 1 apart" in parted
-    assert "of the protocol&#x27;s 4 trials" in parted  # two of them were run
+    assert "of the protocol&#39;s 4 trials" in parted  # two of them were run
 
 
 def test_a_wrapped_policy_is_named():
@@ -199,7 +210,7 @@ def test_the_gallery_is_by_stop_reason_and_quotes_crashes():
     trials, results = results_of(["success", "crash", "timeout", "failed", "timeout"])
     results["trials"][1]["policy"]["error"] = "step: died of <SIGSEGV>"
     page = render(results, {trials[i].id: recording() for i in (0, 2, 3)})
-    groups = re.findall(r'<section class="group"><h3><i class="(\w+)"></i>.*?<small>(.*?)</small>', page)
+    groups = re.findall(r'<section class="group">\s*<h3><i class="(\w+)"></i>.*?<small>(.*?)</small>', page)
     assert groups == [
         ("failed", "1 trials, 1 shown"),
         ("timeout", "2 trials, 1 shown"),

@@ -1,0 +1,39 @@
+"""How a policy acts, as tables of the report: why trials failed, seams, confidence."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.evaluation.failure_analysis import VERDICTS
+from benchmarks.evaluation.std_threshold import cells, curve
+
+_SEAMS = ("task", *VERDICTS, "not executed, low confidence", "seam, mean and largest (mm)", "(degrees)")
+_CONFIDENCE = ("largest standard deviation (mm)", "solved of the trials below it", "and above it")
+
+
+class Table(NamedTuple):
+    """A titled table: cells of its first row, and of the others."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def acting_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Failures and seams by task; success against confidence where the policy gives standard deviations.
+
+    Args:
+        results: content of results.json.
+    """
+    tables = [
+        Table("Failures and seams", _SEAMS, [_row(name, task) for name, task in results["tasks"].items()])
+    ]
+    if rows := curve(results):
+        tables.append(Table("Success against confidence", _CONFIDENCE, list(map(cells, rows))))
+    return tables
+
+
+def _row(name: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
+    failures = [str(summary["failures"].get(verdict, 0)) for verdict in VERDICTS]
+    seams = [summary[f"seam_{unit}"] for unit in ("mm", "degrees")]
+    jumps = ["none" if seam is None else f"{seam['mean']:.1f}, {seam['max']:.1f}" for seam in seams]
+    return (name, *failures, str(summary["vague_frames"]), *jumps)
