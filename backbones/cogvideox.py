@@ -4,7 +4,7 @@ Reading order: the video autoencoder, the network, the backbone.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
@@ -18,54 +18,31 @@ from ai_wam.diffusion.noise_paths import NoisePath, TimeSampling, VariancePreser
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
+from backbones.codecs.autoencoder import ScaledAutoencoder
 from backbones.codecs.base import LatentCodec
 from backbones.conditions.prompts import Context, PromptEncoder
 from backbones.conditions.t5 import T5Prompts
-from backbones.weights.loading import load_codec
 
 
-class CogVideoXVAE(LatentCodec):
+class CogVideoXVAE(ScaledAutoencoder):
     """CogVideoX's video autoencoder: 16 channels, 8x in space, 4x in time.
 
     It is not causal: the first latent frame of a clip has seen up to eight later frames, which is why the
     canvas takes the first frame encoded alone. Clips of 8k + 1 frames come back with as many frames as went
     in.
-
-    Args:
-        pretrained: local folder or hub id in diffusers' layout.
-        architecture: constructor arguments of an autoencoder with random weights instead.
-        dtype: the weights' precision.
     """
 
+    Autoencoder = AutoencoderKLCogVideoX
     causal = "blocks"
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        architecture: dict[str, Any] | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-    ) -> None:
-        super().__init__()
-        self.vae = load_codec(AutoencoderKLCogVideoX, pretrained, architecture, getattr(torch, dtype))
-        config = self.vae.config
+    def configure(self, config: Any) -> None:
+        """Clips of pairs of blocks; 1.5 was conditioned on pictures divided by the scale, not multiplied."""
         self.channels, self.scale = config.latent_channels, config.scaling_factor
         self.spatial_stride = 2 ** (len(config.block_out_channels) - 1)
         self.temporal_stride = int(config.temporal_compression_ratio)
         self.frame_multiple = 2 * self.temporal_stride
-        if config.invert_scale_latents:  # 1.5 was shown pictures divided by the scale instead of multiplied
+        if config.invert_scale_latents:
             self.image_scale = self.scale**-2
-
-    @torch.no_grad()
-    def encode(self, video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n c tl lh lw"]:
-        """The posterior's mode, scaled."""
-        latents: Tensor = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode().float()
-        return latents * self.scale
-
-    @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "n c tl lh lw"]) -> Float[Tensor, "n 3 t h w"]:
-        """Video, clamped to [-1, 1]."""
-        video: Tensor = self.vae.decode((latents / self.scale).to(self.vae.dtype), return_dict=False)[0]
-        return video.float().clamp(-1, 1)
 
 
 class PreciseCogVideoX(CogVideoXTransformer3DModel):

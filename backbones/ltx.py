@@ -4,7 +4,7 @@ Reading order: the video autoencoder, the prompts, the network, the backbone.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
@@ -18,63 +18,38 @@ from ai_wam.diffusion.noise_paths import FlowMatching, NoisePath, TimeSampling
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
+from backbones.codecs.autoencoder import NormalizedAutoencoder
 from backbones.codecs.base import LatentCodec
 from backbones.conditions.prompts import Context, PromptEncoder
 from backbones.conditions.t5 import T5Prompts
-from backbones.weights.loading import load_codec
 
 
-class LTXVAE(LatentCodec):
-    """LTX-Video's video autoencoder: 128 channels, 32x in space, 8x in time, normalised per channel.
+class LTXVAE(NormalizedAutoencoder):
+    """LTX-Video's video autoencoder: 128 channels, 32x in space, 8x in time, normalized per channel.
 
-    The encoder is exactly causal; the decoder looks ahead. Since 0.9.1 the decoder also denoises and is told
-    how noisy its latents are: here 0, as the pipelines have it by default, since ours are clean. 0.9.1 alone
-    draws noise inside the decoder; it is drawn from one seed, so that latents always give the same video.
-
-    Args:
-        pretrained: local folder or hub id in diffusers' layout.
-        architecture: constructor arguments of an autoencoder with random weights instead.
-        dtype: the weights' precision.
+    The encoder is exactly causal; the decoder looks ahead. Since 0.9.1 the decoder also denoises and is
+    conditioned on the noise level of its latents: here 0, as the pipelines have it by default, since ours are
+    clean. 0.9.1 alone draws noise inside the decoder; it is drawn from one seed, so that latents always give
+    the same video.
     """
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        architecture: dict[str, Any] | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-    ) -> None:
-        super().__init__()
-        self.vae = load_codec(AutoencoderKLLTXVideo, pretrained, architecture, getattr(torch, dtype))
-        config = self.vae.config
+    Autoencoder = AutoencoderKLLTXVideo
+
+    def configure(self, config: Any) -> None:
+        """Statistics are buffers that the checkpoint brings."""
         self.channels = config.latent_channels
         self.spatial_stride = self.vae.spatial_compression_ratio
         self.temporal_stride = self.frame_multiple = self.vae.temporal_compression_ratio
         self.causal = "exact" if config.decoder_causal else "encoder"
+        self.set_statistics(self.vae.latents_mean, self.vae.latents_std, config.scaling_factor)
 
-    @torch.no_grad()
-    def encode(self, video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n c tl lh lw"]:
-        """The posterior's mode, normalised."""
-        latents = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode().float()
-        mean, scale = self._statistics()
-        return (latents - mean) / scale
-
-    @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "n c tl lh lw"]) -> Float[Tensor, "n 3 t h w"]:
-        """Video, clamped to [-1, 1]."""
-        mean, scale = self._statistics()
-        raw = (latents * scale + mean).to(self.vae.dtype)
+    def decode_raw(self, raw: Float[Tensor, "n c tl lh lw"]) -> Float[Tensor, "n 3 t h w"]:
+        """Video, with the decoder's own noise from one seed."""
         noise = raw.new_zeros(len(raw)) if self.vae.config.timestep_conditioning else None
         with torch.random.fork_rng([raw.device] if raw.is_cuda else []):
             torch.manual_seed(0)
             video: Tensor = self.vae.decode(raw, noise, return_dict=False)[0]
-        return video.float().clamp(-1, 1)
-
-    def _statistics(self) -> tuple[Float[Tensor, "1 c 1 1 1"], Float[Tensor, "1 c 1 1 1"]]:
-        """Mean and scale of the raw latents; the checkpoint brings them as buffers."""
-        mean, std = (
-            part.float().view(1, -1, 1, 1, 1) for part in (self.vae.latents_mean, self.vae.latents_std)
-        )
-        return mean, std / self.vae.config.scaling_factor
+        return video
 
 
 class LTXPrompts(T5Prompts):

@@ -6,7 +6,7 @@ Reading order: the video autoencoder, the prompts, the noise path, the network, 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_mochi import AutoencoderKLMochi
@@ -20,60 +20,28 @@ from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from ai_wam.utils.autocast import full_precision
 from backbones.base import VideoBackbone
+from backbones.codecs.autoencoder import NormalizedAutoencoder
 from backbones.codecs.base import LatentCodec
 from backbones.conditions.prompts import Context, PromptEncoder
 from backbones.conditions.t5 import T5Prompts
-from backbones.weights.loading import load_codec
 
 
-class MochiVAE(LatentCodec):
-    """Mochi's video autoencoder: 12 channels, 8x in space, 6x in time, normalised per channel.
+class MochiVAE(NormalizedAutoencoder):
+    """Mochi's video autoencoder: 12 channels, 8x in space, 6x in time, normalized per channel.
 
     Encoder and decoder look back only: convolutions are padded on the left, the encoder's attention over time
-    is causal, and normalisation is frame by frame.
-
-    Args:
-        pretrained: local folder or hub id in diffusers' layout.
-        architecture: constructor arguments of an autoencoder with random weights instead.
-        dtype: the weights' precision.
+    is causal, and normalization is frame by frame.
     """
 
+    Autoencoder = AutoencoderKLMochi
     causal = "exact"
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        architecture: dict[str, Any] | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-    ) -> None:
-        super().__init__()
-        self.vae = load_codec(AutoencoderKLMochi, pretrained, architecture, getattr(torch, dtype))
-        self.channels = self.vae.config.latent_channels
+    def configure(self, config: Any) -> None:
+        """Statistics stand in the configuration, strides beside it."""
+        self.channels = config.latent_channels
         self.spatial_stride = self.vae.spatial_compression_ratio
         self.temporal_stride = self.frame_multiple = self.vae.temporal_compression_ratio
-
-    @torch.no_grad()
-    def encode(self, video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n c tl lh lw"]:
-        """The posterior's mode, normalised."""
-        latents = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode().float()
-        mean, scale = self._statistics(latents)
-        return (latents - mean) / scale
-
-    @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "n c tl lh lw"]) -> Float[Tensor, "n 3 t h w"]:
-        """Video, clamped to [-1, 1]."""
-        mean, scale = self._statistics(latents)
-        video: Tensor = self.vae.decode((latents * scale + mean).to(self.vae.dtype), return_dict=False)[0]
-        return video.float().clamp(-1, 1)
-
-    def _statistics(self, like: Tensor) -> tuple[Float[Tensor, "c 1 1 1"], Float[Tensor, "c 1 1 1"]]:
-        """Mean and scale of the raw latents, from the configuration."""
-        config = self.vae.config
-        mean, std = (
-            torch.tensor(part, device=like.device).view(-1, 1, 1, 1)
-            for part in (config.latents_mean, config.latents_std)
-        )
-        return mean, std / config.scaling_factor
+        self.set_statistics(config.latents_mean, config.latents_std, config.scaling_factor)
 
 
 class MochiPrompts(T5Prompts):

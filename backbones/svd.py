@@ -18,55 +18,56 @@ from ai_wam.diffusion.noise_paths import EDM, NoisePath
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
+from backbones.codecs.autoencoder import ScaledAutoencoder
 from backbones.codecs.base import LatentCodec
 from backbones.conditions.image_encoders import CLIPImages, ImageEncoder
 from backbones.conditions.prompts import Context, PromptEncoder
-from backbones.weights.loading import load_codec
 
 
-class SVDVAE(LatentCodec):
+class SVDVAE(ScaledAutoencoder):
     """SVD's video autoencoder: 4 channels, 8x in space; frames are encoded alone, the decoder looks around.
 
     Args:
         pretrained: local folder or hub id in diffusers' layout.
         architecture: constructor arguments of an autoencoder with random weights instead.
-        decode_chunk: frames decoded at once; they see one another, but nothing beyond.
         dtype: the weights' precision.
+        decode_chunk: frames decoded at once; they see one another, but nothing beyond.
     """
 
+    Autoencoder = AutoencoderKLTemporalDecoder
     causal = "encoder"
 
     def __init__(
         self,
         pretrained: str | None = None,
         architecture: dict[str, Any] | None = None,
-        decode_chunk: int = 14,
         dtype: Literal["float32", "bfloat16"] = "float32",
+        decode_chunk: int = 14,
     ) -> None:
-        super().__init__()
-        self.vae = load_codec(AutoencoderKLTemporalDecoder, pretrained, architecture, getattr(torch, dtype))
-        config = self.vae.config
+        super().__init__(pretrained, architecture, dtype)
+        self.decode_chunk = decode_chunk
+
+    def configure(self, config: Any) -> None:
+        """Every frame is a latent frame; the network is conditioned on unscaled pictures."""
         self.channels, self.scale = config.latent_channels, config.scaling_factor
         self.spatial_stride = 2 ** (len(config.block_out_channels) - 1)
         self.temporal_stride = self.frame_multiple = 1
-        self.image_scale = 1 / self.scale  # pictures are shown unscaled
-        self.decode_chunk = decode_chunk
+        self.image_scale = 1 / self.scale
 
     @torch.no_grad()
     def encode(self, video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n c tl lh lw"]:
-        """The posterior's mode, scaled."""
+        """The posterior's mode of every frame, scaled."""
         frames = rearrange(video, "n c t h w -> (n t) c h w").to(self.vae.dtype)
-        latents = self.vae.encode(frames).latent_dist.mode().float() * self.scale
+        latents = self.normalize(self.vae.encode(frames).latent_dist.mode().float()[:, :, None])[:, :, 0]
         return rearrange(latents, "(n t) c h w -> n c t h w", n=len(video))
 
-    @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "n c tl lh lw"]) -> Float[Tensor, "n 3 t h w"]:
-        """Video, clamped to [-1, 1]."""
+    def decode_raw(self, raw: Float[Tensor, "n c tl lh lw"]) -> Float[Tensor, "n 3 t h w"]:
+        """Video, some frames at a time."""
         clips = []
-        for clip in (latents / self.scale).to(self.vae.dtype).transpose(1, 2):
+        for clip in raw.transpose(1, 2):
             parts = clip.split(self.decode_chunk)
             clips.append(torch.cat([self.vae.decode(part, num_frames=len(part)).sample for part in parts]))
-        return torch.stack(clips).transpose(1, 2).float().clamp(-1, 1)
+        return torch.stack(clips).transpose(1, 2)
 
 
 class NoPrompts(PromptEncoder):

@@ -20,6 +20,7 @@ from ai_wam.diffusion.noise_paths import FlowMatching, NoisePath, TimeSampling
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from backbones.base import VideoBackbone
+from backbones.codecs.autoencoder import NormalizedAutoencoder
 from backbones.codecs.base import LatentCodec
 from backbones.conditions.block_conditions import CameraEncoders, ray_videos
 from backbones.conditions.image_encoders import CLIPImages, ImageEncoder
@@ -28,54 +29,23 @@ from backbones.conditions.t5 import T5Prompts
 from backbones.networks.two_experts import FOLDERS, Expert, Experts, boundary_of, chosen_expert, share_of
 from backbones.networks.wan_attention import GuidedAttention
 from backbones.networks.wan_network import GuidedWan
-from backbones.weights.loading import load_codec
 
 
-class WanVAE(LatentCodec):
-    """Wan's causal video autoencoder (2.1: 16 channels, 8x; 2.2: 48 channels, 16x), normalised per channel.
+class WanVAE(NormalizedAutoencoder):
+    """Wan's causal video autoencoder (2.1: 16 channels, 8x; 2.2: 48 channels, 16x), normalized per channel.
 
     It is exactly causal: the first latent frame of a clip equals the first frame encoded alone.
-
-    Args:
-        pretrained: local folder or hub id in diffusers' layout.
-        architecture: constructor arguments of an autoencoder with random weights instead.
-        dtype: the weights' precision.
     """
 
+    Autoencoder = AutoencoderKLWan
     causal = "exact"
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        architecture: dict[str, Any] | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-    ) -> None:
-        super().__init__()
-        self.vae = load_codec(AutoencoderKLWan, pretrained, architecture, getattr(torch, dtype))
-        config = self.vae.config
+    def configure(self, config: Any) -> None:
+        """Statistics and strides stand in the configuration."""
         self.channels = config.z_dim
         self.spatial_stride, self.temporal_stride = config.scale_factor_spatial, config.scale_factor_temporal
         self.frame_multiple = self.temporal_stride
-        shape = (1, -1, 1, 1, 1)
-        self.register_buffer("mean", torch.tensor(config.latents_mean).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(config.latents_std).view(shape), persistent=False)
-
-    mean: Tensor
-    std: Tensor
-
-    @torch.no_grad()
-    def encode(self, video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n c tl lh lw"]:
-        """The posterior's mode, normalised."""
-        latents = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode().float()
-        return (latents - self.mean) / self.std
-
-    @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "n c tl lh lw"]) -> Float[Tensor, "n 3 t h w"]:
-        """Video, clamped to [-1, 1]."""
-        video: Tensor = self.vae.decode(
-            (latents * self.std + self.mean).to(self.vae.dtype), return_dict=False
-        )[0]
-        return video.float().clamp(-1, 1)
+        self.set_statistics(config.latents_mean, config.latents_std)
 
 
 class Wan(VideoBackbone):
