@@ -21,7 +21,7 @@ from torch.nn import functional
 from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
-from ai_wam.utils.tensor_dataclass import Movable
+from ai_wam.utils.tensor_dataclass import TensorDataclass
 
 RAY_CHANNELS = 6
 
@@ -52,7 +52,7 @@ class Plan:
     """Which segments exist and what is given.
 
     Attributes:
-        name: how YAML, logs and errors call it.
+        name: in YAML, logs and errors.
         video: rule of the observation segments.
         action: rule of the action segments; None leaves them out.
         first_video: rule of view 0's observation segment where it differs.
@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def knows_cameras(self) -> bool:
-        """Whether the future of a moving camera is known; who acts does not know where the wrist will be."""
+        """Whether the future of a moving camera is known; while acting, the wrist's is not."""
         return self.video.given == "all" or (self.action is not None and self.action.given == "all")
 
     @property
@@ -144,7 +144,7 @@ class Segment:
         given: how many of them, from the first, are given clean; on a joined canvas, in every row.
         still: the first frame is repeated over the whole length (where segments must be equally long).
         pad: copies of the first frame put before it, for networks whose tokens span several frames; a
-            picture that is shown beside the latents is not repeated (`Canvas.image`).
+            picture condition beside the latents is not repeated (`Canvas.image`).
     """
 
     kind: Kind
@@ -156,8 +156,8 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Canvas(Movable):
-    """The packed latents of one plan, with everything a denoiser is told about them.
+class Canvas(TensorDataclass):
+    """The packed latents of one plan, with everything that conditions their denoising.
 
     Attributes:
         segments: in packing order.
@@ -167,9 +167,9 @@ class Canvas(Movable):
         counted: True where the loss counts: generated, and the truth is known.
         condition: per position: rays of the view (Pluecker, frame of view 0 at time 0), given, is-action,
             and, where the spec says so, the clean first-observation latent of the view.
-        image: what an image-to-video model is shown of each segment: latents of its first frame alone, as
-            `VideoBackbone.encode_still` makes them, from the segment's first position on, padding or not,
-            and zeros at the end of a padded one; None for models that are not shown any.
+        image: picture condition of an image-to-video model for each segment: latents of its first frame
+            alone, as `VideoBackbone.encode_still` makes them, from the segment's first position on, padding
+            or not, and zeros at the end of a padded one; None for other models.
         camera_latents: the view's cameras as `VideoBackbone.encode_cameras` makes them; None for models that
             know them by the rays of the condition alone.
         held: what the segments would be if nothing moved, the observation's first frame held and no action
@@ -239,8 +239,8 @@ def build_canvas(
         video: latents of the whole observation clips, where known.
         action: latents of the whole action clips, where known.
         latent_frames: length of a full segment; needed only where neither clip is known.
-        stills: for image-to-video models, what they are shown of the first frames of the observation and of
-            the action clip.
+        stills: for image-to-video models, the picture conditions of the first frames of the observation and
+            of the action clip.
         camera_latents: of every view, for models that take them.
         prefix: latent frames after the first that every row's action segments are given besides, from
             `action`; none, if left out.
@@ -288,8 +288,8 @@ def build_canvas(
         for name, value in values.items():
             parts[name].append(_padded(value, segment.pad))
         if stills is not None:
-            shown = stills[0 if is_video else 1][:, segment.view, :, : segment.length] * present
-            parts["image"].append(functional.pad(shown, (0, 0, 0, 0, 0, segment.pad)))
+            picture = stills[0 if is_video else 1][:, segment.view, :, : segment.length] * present
+            parts["image"].append(functional.pad(picture, (0, 0, 0, 0, 0, segment.pad)))
     packed = {name: pack(part, spec.pack_axis) for name, part in parts.items()}
     return Canvas(segments, spec.pack_axis, **packed)
 

@@ -18,7 +18,7 @@ class View:
         image: RGB, row 0 at the top.
         intrinsics: K in pixels of this image.
         world_from_camera: rigid 4 x 4, metres, OpenCV axes.
-        depth: metres along the camera's forward axis; None where nobody recorded it.
+        depth: metres along the camera's forward axis; None where it was not recorded.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -33,7 +33,7 @@ class Frame:
 
     Attributes:
         views: pictures by camera name.
-        action: where the tool is now and how open the gripper is now; None where nobody recorded it.
+        action: where the tool is now and how open the gripper is now; None where it was not recorded.
         seconds: time since the episode began.
     """
 
@@ -44,7 +44,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Labels:
-    """What goes with labeled actions.
+    """Quality of labeled actions, frame by frame.
 
     Attributes:
         valid: whether the pose was measured; it is interpolated where not.
@@ -85,7 +85,7 @@ class Episode:
         instructions: phrasings of what was to be done, at least one (the empty string where none is known).
         hz: frames per second of the recording.
         provenance: where it comes from (JSON values): source, task, variation, seed, licence ...
-        labels: how sure a model is of actions that it read off the pictures; None for measured actions.
+        labels: quality of actions that a model labeled; None for measured actions.
     """
 
     key: str
@@ -98,14 +98,14 @@ class Episode:
 
 @dataclass(frozen=True)
 class SourceCard:
-    """What only a source knows of itself, for the card beside its recordings; a source may have it as `card`.
+    """Facts about a data set for its data card; a source may have one as its attribute `card`.
 
     Attributes:
         title: its name for humans.
         licence: of the data, as the hub calls it, such as cc-by-4.0.
         homepage: where it is described.
         citation: what to cite.
-        defects: what is known to be wrong with it, one sentence each.
+        defects: known defects, one sentence each.
     """
 
     title: str = ""

@@ -1,4 +1,4 @@
-"""What every part of the framework speaks in.
+"""The types that models, data and benchmarks exchange.
 
 Letters, the same in every shape of the project:
 
@@ -23,14 +23,14 @@ from ai_wam.cameras import Cameras, CropResize
 from ai_wam.episodes import Frame
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath
-from ai_wam.utils.tensor_dataclass import Movable, is_blank
+from ai_wam.utils.tensor_dataclass import TensorDataclass, is_blank
 
 _MOST_NUMBERS = 2**31 - 1  # of one tensor, as convolution kernels index them
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What a model, its data and its benchmark must agree on.
+    """Frames, rate, size and views of a sample: equal for a model, its data and its benchmark.
 
     Attributes:
         frames: number of video frames, the current one included.
@@ -68,7 +68,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """What canvas, loss and sampling need to know of a backbone's latents.
+    """The latents of a backbone, as canvas, loss and sampling need them.
 
     Attributes:
         channels: latent channels c.
@@ -78,8 +78,8 @@ class LatentSpec:
         patch: latent cells per token, both ways.
         patch_time: latent frames per token; segments are filled up to a multiple of it.
         pack_axis: how segments share the canvas.
-        time: whom the network tells a noise level apart: nobody ("shared"), or given frames or tokens, which
-            are then told that they are clean.
+        time: whether all latents share one diffusion time ("shared"), or given frames or tokens have their
+            own, that of clean latents.
         first_observation: whether the clean first-observation latent is among the conditions.
         only_grid: the one latent grid that the network has positions for; None where any will do.
     """
@@ -132,7 +132,7 @@ class LatentSpec:
 
 
 @dataclass(frozen=True)
-class Committed(Movable):
+class Committed(TensorDataclass):
     """Actions that will be carried out whatever is planned now: the end of the last chunk.
 
     Attributes:
@@ -145,7 +145,7 @@ class Committed(Movable):
 
 
 @dataclass(frozen=True)
-class Observation(Movable):
+class Observation(TensorDataclass):
     """Batched input of a policy.
 
     Attributes:
@@ -155,8 +155,8 @@ class Observation(Movable):
         action: the current pose and openness.
         seconds: time since each row's episode began.
         prompts: one instruction per row.
-        episodes: a name per row, stable over its episode; seeds whatever a policy draws.
-        committed: what is carried out while the policy thinks; None where the world waits for it.
+        episodes: a name per row, stable over its episode; seeds what a policy draws.
+        committed: actions carried out while the policy computes; None where the world waits for it.
     """
 
     video: Float[Tensor, "b v 3 t h w"]
@@ -191,14 +191,14 @@ class Observation(Movable):
 
 
 @dataclass(frozen=True)
-class Encoded(Movable):
-    """What a model's frozen encoders make of clips, beforehand (`ai-wam cache`) or as they come.
+class Encoded(TensorDataclass):
+    """Outputs of a model's frozen encoders, from a cache (`ai-wam cache`) or computed.
 
     Attributes:
         first: latents of the first frame alone.
-        video: latents of the whole clip; None where nobody looks past the first frame.
-        still: what an image-to-video model is shown of the first frame; None for others.
-        images: tokens of the first frame, for models that are told of pictures; None for others.
+        video: latents of the whole clip; None where only the first frame is used.
+        still: picture condition of an image-to-video model, of the first frame; None for others.
+        images: tokens of the first frame, for models conditioned on pictures; None for others.
         cameras: what `VideoBackbone.encode_cameras` makes, for models that take it; None for others.
         first_action: latents of the first action image alone.
         action: latents of the action images; they come with `first_action`, from a cache only.
@@ -214,12 +214,12 @@ class Encoded(Movable):
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """What there is, by name."""
+        """The outputs that are not None, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
-class Batch(Movable):
+class Batch(TensorDataclass):
     """An observation, its future and its actions: what a task trains on.
 
     Attributes:
@@ -228,13 +228,13 @@ class Batch(Movable):
         view_mask: False where a view is missing.
         video_valid: False on frames whose pictures are not there (not decoded; zero). Past the end of the
             recording the last frame repeats, which is valid to train on: the robot holds still.
-        recorded: False where a frame repeats the recording's last one. Such frames are nobody's measurement,
-            so no metric counts them.
+        recorded: False where a frame repeats the recording's last one. Such frames were not measured, so no
+            metric counts them.
         actions: pose and openness at every frame; zeros where not recorded.
         action_valid: False where no action was recorded.
         prompts: one instruction per row.
         keys: the sample's name: episode and first frame.
-        encoded: what a cache knows of the pictures, which are then not decoded; None without one.
+        encoded: cached latents of the pictures, which are then not decoded; None without a cache.
     """
 
     video: Float[Tensor, "b v 3 t h w"]
@@ -276,12 +276,12 @@ class Batch(Movable):
 
 
 @dataclass(frozen=True)
-class ActionChunk(Movable):
-    """What a policy wants to do next.
+class ActionChunk(TensorDataclass):
+    """The next actions of a policy.
 
     Attributes:
         actions: poses and openness at dt, 2 dt, ... after the observation.
-        valid: False where the policy cannot vouch for the pose (it is then a guess or NaN).
+        valid: False where the pose must not be executed (it is then a guess or NaN).
         confidence: in [0, 1].
         dt: seconds between two actions.
         imagined: videos in [-1, 1] that the policy pictured, for reports: "observation" and "action_images".
@@ -302,14 +302,14 @@ class ActionChunk(Movable):
 
 @runtime_checkable
 class ClipEncoder(Protocol):
-    """All that data modules know of a model: how it encodes what never changes, so that it can be kept."""
+    """The part of a model that a cache of latents needs: its frozen encoders."""
 
     def encoders(self) -> dict[str, Any]:
-        """JSON values that tell its frozen encoders from others; equal ones make equal latents."""
+        """The identity of its frozen encoders as JSON values; equal ones make equal latents."""
         ...
 
     def encode_batch(self, batch: Batch, actions: bool) -> Encoded:
-        """What its encoders make of decoded clips; of action images only if asked."""
+        """Latents of decoded clips; of action images only if `actions`."""
         ...
 
     def keep_prompts(self, folder: AnyPath, prompts: Sequence[str] = ()) -> bool:
@@ -323,10 +323,10 @@ class ClipEncoder(Protocol):
 
 @runtime_checkable
 class Policy(Protocol):
-    """All that a benchmark knows of a model. Rows are independent, so n simulators share one forward."""
+    """The interface of a model for benchmarks. Rows are independent, so n simulators share one forward."""
 
     def reset(self, episodes: Sequence[str]) -> None:
-        """Named episodes are about to begin: forget what is remembered of them."""
+        """Named episodes are about to begin: drop any state kept for them."""
         ...
 
     def predict_action(self, observation: Observation) -> ActionChunk:
@@ -336,13 +336,13 @@ class Policy(Protocol):
 
 @runtime_checkable
 class ReadableInMoreWays(Protocol):
-    """A policy whose actions can be read in more ways than the one by which it acts; tests run them all."""
+    """A policy with several action decoders; tests run each of them."""
 
     def by_decoder(self, knows_std: bool) -> Mapping[str, Policy]:
-        """The policy acting by each of the others, by name.
+        """The policy with each of its other decoders, by name.
 
         Args:
-            knows_std: leave out those that do not know how sure they are.
+            knows_std: leave out decoders without standard deviations.
         """
         ...
 

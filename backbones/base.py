@@ -18,13 +18,13 @@ from ai_wam.diffusion.noise_paths import NoisePath
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
 from backbones.codecs.base import LatentCodec
-from backbones.conditions.block_conditions import BlockConditions, ToldBlocks, tell
+from backbones.conditions.block_conditions import BlockConditions, ConditionedBlocks, condition_blocks
 from backbones.conditions.image_encoders import ImageEncoder
 from backbones.conditions.input_adapter import ADDED, adapt_input, conditioned
 from backbones.conditions.prompts import Context, PromptEncoder
 from backbones.loss_and_sampling import CanvasDiffusion, Prediction
-from backbones.networks.fp32_modules import islands, keep_precise
-from backbones.weights.checkpoint_contents import drop_released, forgive_released
+from backbones.networks.fp32_modules import fp32_modules, keep_in_fp32
+from backbones.weights.checkpoint_contents import allow_missing_released, leave_out_released
 from backbones.weights.checkpoint_parts import weight_files
 from backbones.weights.denoiser_folder import (
     base_model,
@@ -45,17 +45,17 @@ Time = Literal["shared", "per_frame", "per_token"]
 class VideoBackbone(CanvasDiffusion):
     """A latent video diffusion model that denoises a canvas.
 
-    A subclass names its network and writes a few hooks and `predict`; everything else is generic. The hooks
-    are called in the order in which they stand here.
+    A subclass names its network and implements a few hooks and `predict`; everything else is shared. The
+    hooks are called in the order in which they are defined here.
 
     Attributes:
         Denoiser: the network's class in diffusers.
         folder: where a released checkpoint keeps it.
         input_projection: dotted name of the projection that takes the latents in.
-        blocks: dotted names of the lists of repeated blocks: units of sharding and compilation.
-        times: time modes the network can do; the first one is how it was released.
-        precise: parts of names of modules that compute in their weights' precision whatever the autocast,
-            besides those of which diffusers keeps the weights in float32.
+        blocks: dotted names of the lists of repeated blocks, which are sharded and compiled one by one.
+        times: supported time modes; the first one is that of the released model.
+        fp32_parts: parts of names of modules that compute without autocast, besides those whose weights
+            diffusers keeps in float32.
 
     Args:
         pretrained: local folder or hub id of a released checkpoint in diffusers' layout, or of one that
@@ -67,15 +67,17 @@ class VideoBackbone(CanvasDiffusion):
         images: image encoder; the released one, if the model has one and this is left out.
         path: noise path; the released model's if left out.
         prediction: "native" reads the network's output as the path's own target; "clean" as the clean
-            latents, which small models trained from scratch learn faster; "change" as what the clean latents
-            have beyond those of a scene in which nothing moves, so that no width is spent on the background.
-            The codec is asked for these in every step, which is little for `PatchCodec` alone.
-        time: whether given frames or tokens are told that they are clean, or all are told the same; as
-            released if left out.
-        first_observation: whether the clean first-observation latent enters at every position; not for
-            models that are shown a picture natively.
+            latents, which small models trained from scratch learn faster; "change" as the
+            difference of the clean latents from those of a scene in which nothing moves, so that no width is
+            spent on the background. The codec encodes that scene in every step, which is cheap for
+            `PatchCodec` alone.
+        time: whether given frames or tokens have their own diffusion time, 0, or all share one; as released
+            if left out.
+        first_observation: whether the clean first-observation latent is a condition at every position; not
+            for image-to-video models, which have it natively.
         prompt_modulation: whether the pooled prompt also scales and shifts the input tokens.
-        block_rank: rank of the maps that tell every block the condition again; 0 leaves them out.
+        block_rank: rank of the maps by which every block is conditioned on the canvas again; 0 leaves them
+            out.
         training: how weights are held and trained: precision, low-rank adapters, memory against time.
 
     Raises:
@@ -89,7 +91,7 @@ class VideoBackbone(CanvasDiffusion):
     input_projection: ClassVar[str]
     blocks: ClassVar[tuple[str, ...]]
     times: ClassVar[tuple[Time, ...]] = ("shared",)
-    precise: ClassVar[tuple[str, ...]] = ()
+    fp32_parts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -114,18 +116,18 @@ class VideoBackbone(CanvasDiffusion):
         if pretrained is not None:
             check_parts(pretrained, self.parts, type(self).__name__)
         if config is None:
-            size = self.widths(architecture or {})
+            size = self.channels(architecture or {})
             made = [new_denoiser(self.Denoiser, architecture, size) for _ in self.folders]
             config = made[0].config
         self.spec = replace(
-            self.describe(config),
+            self.latent_spec(config),
             time=self._time(time),
             first_observation=self._context(first_observation, config),
         )
-        if prediction == "change" and self.shows_image(config):
+        if prediction == "change" and self.takes_image(config):
             raise InvalidValue(
-                f"{type(self).__name__}: this network is shown the first frame natively, so it need not "
-                "predict the change against it; set prediction: native or clean"
+                f"{type(self).__name__}: this network has the first frame as a condition natively, so it "
+                "need not predict the change against it; set prediction: native or clean"
             )
         self.weights_dtype = torch.float32
         if pretrained is not None:
@@ -148,12 +150,12 @@ class VideoBackbone(CanvasDiffusion):
             if training.gradient_checkpointing:
                 network.enable_gradient_checkpointing()
         if training.compile_blocks:
-            for block in self.units():
+            for block in self.fsdp_units():
                 block.compile()
         for part in self._frozen():
             part.requires_grad_(False).eval()
-        self.register_state_dict_post_hook(drop_released)
-        self.register_load_state_dict_post_hook(forgive_released)
+        self.register_state_dict_post_hook(leave_out_released)
+        self.register_load_state_dict_post_hook(allow_missing_released)
 
     # ------------------------------------------------------------------ what a subclass writes
 
@@ -174,27 +176,27 @@ class VideoBackbone(CanvasDiffusion):
         """The noise path of the released model."""
 
     @abstractmethod
-    def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
-        """Constructor arguments of the denoiser that follow from codec, prompts and images."""
+    def channels(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+        """Arguments of the denoiser that follow from codec, prompts and images: channels and widths."""
 
     @abstractmethod
-    def describe(self, config: Mapping[str, Any]) -> LatentSpec:
-        """The latents of a denoiser of this configuration, before any weight is read.
+    def latent_spec(self, config: Mapping[str, Any]) -> LatentSpec:
+        """The latent spec of a denoiser of this configuration, before any weight is read.
 
         Raises:
             ValueError: a configuration that this backbone cannot use with its codec.
         """
 
-    def shows_image(self, config: Mapping[str, Any]) -> bool:
-        """Whether a denoiser of this configuration is natively shown a picture beside the latents."""
+    def takes_image(self, config: Mapping[str, Any]) -> bool:
+        """Whether a denoiser of this configuration has a picture as a condition beside the latents."""
         return False
 
     def extras(self, config: Mapping[str, Any]) -> dict[str, nn.Module | None]:
-        """Modules by name that the denoiser gets and the released one lacks; silent at step 0, or None."""
+        """Modules by name that are added to the released denoiser, without effect at step 0, or None."""
         return {}
 
     def trained_as(self) -> dict[str, Any]:
-        """Options that a trained network must be used with though no weight shows them; kept beside it."""
+        """Options that a trained network must be used with; kept with its weights, which do not show them."""
         return {
             "path": f"{type(self.path).__module__}.{type(self.path).__name__}",
             "prediction": self.prediction,
@@ -204,7 +206,7 @@ class VideoBackbone(CanvasDiffusion):
     def encode_cameras(
         self, cameras: Cameras, size: tuple[int, int], frames: int
     ) -> Float[Tensor, "b v e tl lh lw"] | None:
-        """Camera latents, for networks that know cameras by more than the rays of the condition; else None.
+        """Camera latents, for networks conditioned on more than the rays of the canvas; else None.
 
         Args:
             cameras: leading dimensions "b v t"; t = 1 stands for cameras that do not move.
@@ -216,7 +218,7 @@ class VideoBackbone(CanvasDiffusion):
     def encode_still(
         self, first: Float[Tensor, "b v 3 1 h w"], latents: Float[Tensor, "b v c 1 lh lw"], frames: int
     ) -> Float[Tensor, "b v c tl lh lw"] | None:
-        """What the network is shown of clips of which only the first frame is known; None: nothing.
+        """The picture condition of clips by their first frame alone; None for networks without one.
 
         Args:
             first: the first frame in [-1, 1].
@@ -241,7 +243,7 @@ class VideoBackbone(CanvasDiffusion):
 
     @property
     def parts(self) -> set[str]:
-        """Parts of a release that are known here."""
+        """Parts of a release that are used."""
         images = () if self.images is None else ("image_encoder",)
         return {*self.folders, "vae", "text_encoder", *images}
 
@@ -256,8 +258,8 @@ class VideoBackbone(CanvasDiffusion):
             part.eval()
         return self
 
-    def units(self) -> list[nn.Module]:
-        """The repeated blocks: what is sharded, and compiled, one by one."""
+    def fsdp_units(self) -> list[nn.Module]:
+        """The repeated blocks, which are sharded (FSDP2) and compiled one by one."""
         networks = self.networks().values()
         return [
             block for one in networks for name in self.blocks for block in one.get_submodule(name).children()
@@ -274,30 +276,30 @@ class VideoBackbone(CanvasDiffusion):
                 f"{type(self).__name__}: weights of two precisions cannot be sharded together, and dtype "
                 f"{self.weights_dtype} keeps some in float32; set training.dtype: float32, or train with lora"
             )
-        for block in self.units():
+        for block in self.fsdp_units():
             fully_shard(block, mesh=mesh)
         fully_shard(self.denoiser, mesh=mesh)
         self.materialize(mesh.device_type)
 
     def materialize(self, device: str = "cpu") -> None:
-        """Read the released weights that wait to be read, if any do; what is not sharded goes to `device`."""
+        """Read released weights whose reading was deferred; tensors that are not sharded go to `device`."""
         waiting = any(value.is_meta for value in self.denoiser.state_dict().values())
         if self.pretrained is not None and waiting:
             released = partial(released_name, projection=self.input_projection)
             for folder, network in self.networks().items():
                 read_weights(network, weight_files(self.pretrained, folder)[0], released, device)
 
-    def islands(self, network: Any = None) -> dict[str, nn.Module]:
-        """Modules that compute in full precision, by name: time, and what ours adds.
+    def fp32_modules(self, network: Any = None) -> dict[str, nn.Module]:
+        """Modules that compute in float32 whatever the autocast, by name: time, and added conditions.
 
         Args:
-            network: which one's; the denoiser's, if left out.
+            network: of which; the denoiser, if left out.
         """
         kept = self.Denoiser._keep_in_fp32_modules or ()
-        return islands(self.denoiser if network is None else network, {*kept, *self.precise, *ADDED})
+        return fp32_modules(self.denoiser if network is None else network, {*kept, *self.fp32_parts, *ADDED})
 
     def unsaved(self) -> set[str]:
-        """Names of what a checkpoint leaves out, since it comes from the released one and never changes."""
+        """Names of tensors left out of checkpoints: frozen ones that the released checkpoint has."""
         if self.pretrained is None:
             return set()
         tensors = [*self.named_parameters(), *self.named_buffers()]
@@ -308,7 +310,7 @@ class VideoBackbone(CanvasDiffusion):
         return names
 
     def _added(self, network: Any) -> list[nn.Parameter]:
-        """What a network has beyond the released one."""
+        """Parameters that the released network does not have."""
         added = split_weights(network, self.input_projection, self.released_names)[1]
         return [parameter for name, parameter in network.named_parameters() if name in added]
 
@@ -324,15 +326,15 @@ class VideoBackbone(CanvasDiffusion):
         return asked or self.times[0]
 
     def _context(self, asked: bool, config: Mapping[str, Any]) -> bool:
-        if asked and self.shows_image(config):
+        if asked and self.takes_image(config):
             raise InvalidValue(
-                f"{type(self).__name__}: this network is shown the first frame natively, so the condition "
-                "must not carry it again; set first_observation: false"
+                f"{type(self).__name__}: this network has the first frame as a condition natively, so the "
+                "canvas condition must not repeat it; set first_observation: false"
             )
         return asked
 
     def _adapt(self, network: Any, rank: int) -> None:
-        """Put into a released network what ours adds; all of it starts silent."""
+        """Add our conditions to a released network, in place; none has an effect at step 0."""
         pooled = self.prompts.width if self.prompt_modulation else 0
         volume = self.spec.patch**2 * self.spec.patch_time
         channels = condition_channels(self.spec)
@@ -349,9 +351,9 @@ class VideoBackbone(CanvasDiffusion):
             width = network.get_submodule(self.input_projection).width
             blocks = network.get_submodule(self.blocks[0])
             network.block_conditions = BlockConditions(channels, patch, rank, width, len(blocks))
-            tell(blocks, network.block_conditions)
-        for module in self.islands(network).values():
-            keep_precise(module)
+            condition_blocks(blocks, network.block_conditions)
+        for module in self.fp32_modules(network).values():
+            keep_in_fp32(module)
 
     def network_input(
         self,
@@ -362,18 +364,18 @@ class VideoBackbone(CanvasDiffusion):
         chosen: Int[Tensor, "q"] | None = None,
         network: Any = None,
     ) -> Float[Tensor, "b d f h w"]:
-        """What the adapted input projection takes; the blocks of the next forward are told the condition.
+        """The input of the adapted projection; the blocks of the next forward are conditioned too.
 
         Args:
             noisy: latents.
-            canvas: the condition.
+            canvas: with the condition.
             context: the pooled prompt.
             native: channels that the released model concatenates.
-            chosen: the tokens that the forward computes; all, if left out.
-            network: whose forward it is, where there are several.
+            chosen: indices of the tokens that the forward computes; all, if left out.
+            network: the one whose forward it is, where there are several.
         """
         blocks = (self.denoiser if network is None else network).get_submodule(self.blocks[0])
-        if isinstance(blocks, ToldBlocks):
-            blocks.tell(canvas.condition, chosen)
+        if isinstance(blocks, ConditionedBlocks):
+            blocks.condition_on(canvas.condition, chosen)
         own = noisy if native is None else torch.cat([noisy, native.to(noisy)], dim=1)
         return conditioned(own, canvas.condition, context.pooled if self.prompt_modulation else None)

@@ -45,7 +45,7 @@ class CogVideoXVAE(ScaledAutoencoder):
             self.image_scale = self.scale**-2
 
 
-class PreciseCogVideoX(CogVideoXTransformer3DModel):
+class CogVideoXTransformer(CogVideoXTransformer3DModel):
     """diffusers' CogVideoX; what embeds the time stays in float32."""
 
     _keep_in_fp32_modules: ClassVar[list[str]] = ["time_embedding", "ofs_embedding"]
@@ -54,18 +54,18 @@ class PreciseCogVideoX(CogVideoXTransformer3DModel):
 class CogVideoX(VideoBackbone):
     """A CogVideoX denoiser on the canvas: 2B, 5B, 5B image to video, and 1.5; all positions share one time.
 
-    An image-to-video network sees, beside the noisy latents, the first frame's latent and zeros after it;
+    An image-to-video network takes, beside the noisy latents, the first frame's latent and zeros after it;
     later frames that are given stand there as they are. Tokens of 1.5 span two latent frames, so its segments
-    begin with a copy of their first frame where their number is odd. The picture is then shown at that copy
-    alone, as the model was trained and as its pipeline shows it, also where the first frame is given.
+    begin with a copy of their first frame where their number is odd. The picture condition is then at that
+    copy alone, as the model was trained and as its pipeline has it, also where the first frame is given.
     """
 
-    Denoiser = PreciseCogVideoX
+    Denoiser = CogVideoXTransformer
     input_projection = "patch_embed.proj"
     blocks = ("transformer_blocks",)
-    precise = ("norm1", "norm2", "norm_out")  # which turn the time into scales and shifts
+    fp32_parts = ("norm1", "norm2", "norm_out")  # which turn the time into scales and shifts
 
-    OFFSET = 2.0  # what the released image-to-video 1.5 is always told
+    OFFSET = 2.0  # the constant condition of the released image-to-video 1.5
 
     def released_codec(self, pretrained: str) -> LatentCodec:
         """CogVideoX's video autoencoder."""
@@ -79,13 +79,13 @@ class CogVideoX(VideoBackbone):
         """Variance preserving, as 5B and 1.5; 2B has `snr_shift` 3. Levels nearly uniform, as trained."""
         return VariancePreserving(sampling=TimeSampling(std=1.7), snr_shift=1.0)
 
-    def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+    def channels(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Latent channels and text width."""
         channels = self.codec.channels
         taken = architecture.get("in_channels", channels)
         return {"in_channels": taken, "out_channels": channels, "text_embed_dim": self.prompts.width}
 
-    def describe(self, config: Mapping[str, Any]) -> LatentSpec:
+    def latent_spec(self, config: Mapping[str, Any]) -> LatentSpec:
         """Equal channels, or twice as many for image to video; positions that can be computed."""
         codec, taken = self.codec, config["in_channels"]
         if taken not in (codec.channels, 2 * codec.channels) or config["out_channels"] != codec.channels:
@@ -97,11 +97,11 @@ class CogVideoX(VideoBackbone):
             )
         strides = (codec.spatial_stride, codec.temporal_stride, codec.frame_multiple)
         learned = config["use_learned_positional_embeddings"]
-        said, told = self.prompts.length, config["max_text_seq_length"]
-        if said != told and (learned or not config["use_rotary_positional_embeddings"]):
+        length, wanted = self.prompts.length, config["max_text_seq_length"]
+        if length != wanted and (learned or not config["use_rotary_positional_embeddings"]):
             raise InvalidValue(
-                f"CogVideoX: prompts of {said} tokens, but this transformer's positions begin after {told}; "
-                f"set `length: {told}` of the prompts"
+                f"CogVideoX: prompts of {length} tokens, but this transformer's positions begin after "
+                f"{wanted}; set `length: {wanted}` of the prompts"
             )
         return LatentSpec(
             codec.channels,
@@ -111,7 +111,7 @@ class CogVideoX(VideoBackbone):
             only_grid=(config["sample_height"], config["sample_width"]) if learned else None,
         )
 
-    def shows_image(self, config: Mapping[str, Any]) -> bool:
+    def takes_image(self, config: Mapping[str, Any]) -> bool:
         """Image-to-video networks take twice the codec's channels."""
         return bool(config["in_channels"] != self.codec.channels)
 
@@ -119,7 +119,7 @@ class CogVideoX(VideoBackbone):
         self, first: Float[Tensor, "b v 3 1 h w"], latents: Float[Tensor, "b v c 1 lh lw"], frames: int
     ) -> Float[Tensor, "b v c tl lh lw"] | None:
         """The first frame's latent and zeros, for image-to-video networks."""
-        if not self.shows_image(self.denoiser.config):
+        if not self.takes_image(self.denoiser.config):
             return None
         later = torch.zeros_like(latents).expand(-1, -1, -1, self.spec.latent_frames(frames) - 1, -1, -1)
         return torch.cat([latents, later], dim=3)

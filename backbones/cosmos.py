@@ -43,10 +43,10 @@ class CosmosFlow(FlowMatching):
     sigma_max: float = 80.0
 
     RHO = 7  # bend of the grid
-    CLEAN = 0.0001  # noise scale that given frames are told
+    CLEAN = 0.0001  # noise scale of given frames
 
     def model_time(self, u: Float[Tensor, "*n"]) -> Tensor:
-        """The noise level; what is clean is told a small noise scale."""
+        """The noise level; a small noise scale for what is clean."""
         return u.clamp(min=self.CLEAN / (1 + self.CLEAN))
 
     def grid(self, steps: int) -> Float[Tensor, "n"]:
@@ -106,11 +106,12 @@ class Cosmos(VideoBackbone):
     """A Cosmos-Predict2 Video2World denoiser on the canvas, 2B or 14B.
 
     Beside the noisy latents it sees which positions are given, and which are padding: none is. Given frames
-    hold clean latents and are told so. The released pipeline's guidance scale g is g + 1 here.
+    hold clean latents, with a diffusion time of their own. The released pipeline's guidance scale g is g + 1
+    here.
 
     Args:
         pretrained: local folder or hub id of a released checkpoint.
-        fps: frames per second that the network is told; it was released at 16 and at 10.
+        fps: frames per second, a condition of the network; it was released at 16 and at 10.
         options: the other arguments of `backbones.base.VideoBackbone`.
     """
 
@@ -118,7 +119,7 @@ class Cosmos(VideoBackbone):
     input_projection = "patch_embed.proj"
     blocks = ("transformer_blocks",)
     times = ("per_frame", "shared")
-    precise = ("rope",)
+    fp32_parts = ("rope",)
 
     def __init__(self, pretrained: str | None = None, *, fps: int = 16, **options: Any) -> None:
         super().__init__(pretrained, **options)
@@ -136,7 +137,7 @@ class Cosmos(VideoBackbone):
         """Log-normal noise scales around 4, and one sample in twenty at pure noise, as it was trained."""
         return CosmosFlow(sampling=TimeSampling(std=1.2, shift=4.0, pure_noise=0.05))
 
-    def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+    def channels(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Latent channels and the given mask, text width."""
         channels = self.codec.channels
         return {
@@ -145,7 +146,7 @@ class Cosmos(VideoBackbone):
             "text_embed_dim": self.prompts.width,
         }
 
-    def describe(self, config: Mapping[str, Any]) -> LatentSpec:
+    def latent_spec(self, config: Mapping[str, Any]) -> LatentSpec:
         """The codec's channels and one mask; none of what Cosmos 1 and Predict2.5 have besides."""
         codec, taken, made = self.codec, config["in_channels"], config["out_channels"]
         if (taken, made) != (codec.channels + 1, codec.channels):

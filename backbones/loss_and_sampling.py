@@ -1,4 +1,4 @@
-"""What is computed on a canvas, written once for all backbones: loss, denoising and sampling."""
+"""Training loss, denoising and sampling of a canvas, shared by all backbones."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -21,14 +21,14 @@ Prediction = Literal["native", "clean", "change"]
 
 
 class CanvasDiffusion(FrozenEncoders, ABC):
-    """A network that takes the noise off a canvas, along one noise path.
+    """A network that denoises a canvas along one noise path.
 
     Attributes:
-        path: how much noise there is at a level.
+        path: the noise path.
         prediction: "native" reads the network's output as the path's own target, "clean" as clean latents,
-            "change" as what they have beyond `Canvas.held`.
-        spec: of the latents, and how the network is told the time.
-        weights_dtype: in which it computes outside of autocast.
+            "change" as the difference of clean latents from `Canvas.held`.
+        spec: of the latents, and how the diffusion time enters.
+        weights_dtype: precision of its computation outside of autocast.
     """
 
     path: NoisePath
@@ -43,7 +43,7 @@ class CanvasDiffusion(FrozenEncoders, ABC):
         """The network's raw output for a canvas at noise levels u; given positions hold clean latents."""
 
     def hold(self, canvas: Canvas) -> Canvas:
-        """The canvas, knowing what it would be if nothing moved, for networks that predict the change."""
+        """The canvas with `Canvas.held`, latents of a still scene, for networks that predict the change."""
         if self.prediction != "change":
             return canvas
         parts, stride = [], self.spec.spatial_stride
@@ -79,7 +79,7 @@ class CanvasDiffusion(FrozenEncoders, ABC):
     def denoise(
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
     ) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, "b c f h w"]]:
-        """The clean latents and the noise that the network sees in a noisy canvas, u > 0."""
+        """Estimates of the clean latents and of the noise in a noisy canvas, u > 0."""
         prediction, level = self._predicted(noisy, u, canvas, context), u.view(-1, 1, 1, 1, 1)
         if self.prediction == "native":
             return self.path.invert(prediction, noisy, level)
@@ -88,13 +88,13 @@ class CanvasDiffusion(FrozenEncoders, ABC):
     def _predicted(
         self, noisy: Float[Tensor, "b c f h w"], u: Float[Tensor, "b"], canvas: Canvas, context: Context
     ) -> Float[Tensor, "b c f h w"]:
-        """What the network says of a canvas: the path's own target, or clean latents."""
+        """The network's estimate: of the path's own target, or of the clean latents."""
         with half_precision(self.weights_dtype, noisy.device):
             prediction = self.predict(noisy, u, canvas, context).float()
         if self.prediction != "change":
             return prediction
         if canvas.held is None:
-            raise InvalidValue("prediction: change needs a canvas that `VideoBackbone.hold` has been given")
+            raise InvalidValue("prediction: change needs `Canvas.held`; call `VideoBackbone.hold` first")
         return prediction + canvas.held
 
     def loss(
@@ -106,7 +106,7 @@ class CanvasDiffusion(FrozenEncoders, ABC):
     def loss_and_estimate(
         self, canvas: Canvas, context: Context, u: Float[Tensor, "b"], noise: Float[Tensor, "b c f h w"]
     ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c f h w"], Float[Tensor, "b 1 f h w"]]:
-        """The loss, the clean latents that the network sees in the noisy ones, and the error by position.
+        """The loss per row, the estimate of the clean latents, and the error by position.
 
         The error is a mean over channels, 0 where nothing counts; the loss is its mean over what counts.
         """
@@ -147,15 +147,15 @@ class CanvasDiffusion(FrozenEncoders, ABC):
             raise InvalidValue(f"guidance {guidance} needs null_context (the empty prompts)")
 
         guided = guidance != 1 and null_context is not None
-        seen = _twice(canvas) if guided else canvas
-        told = context.joined(null_context) if guided and null_context is not None else context
+        doubled = _twice(canvas) if guided else canvas
+        both_contexts = context.joined(null_context) if guided and null_context is not None else context
         with half_precision(self.weights_dtype, noise.device):
-            told = self.prepare(seen, told)
+            both_contexts = self.prepare(doubled, both_contexts)
 
         def denoise(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
             if not guided:
-                return self.denoise(z, u, seen, told)
-            both = self.denoise(_twice(z), _twice(u), seen, told)
+                return self.denoise(z, u, doubled, both_contexts)
+            both = self.denoise(_twice(z), _twice(u), doubled, both_contexts)
             (clean, null_clean), (eps, null_eps) = (part.chunk(2) for part in both)
             scale = self.guidance_at(u, guidance)
             return null_clean + scale * (clean - null_clean), null_eps + scale * (eps - null_eps)

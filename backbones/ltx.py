@@ -70,7 +70,7 @@ class LTXPrompts(T5Prompts):
         return states, count
 
 
-class PreciseLTX(LTXVideoTransformer3DModel):
+class LTXTransformer(LTXVideoTransformer3DModel):
     """diffusers' LTX-Video; what embeds the time stays in float32."""
 
     _keep_in_fp32_modules: ClassVar[list[str]] = ["time_embed"]
@@ -79,21 +79,21 @@ class PreciseLTX(LTXVideoTransformer3DModel):
 class LTX(VideoBackbone):
     """An LTX-Video denoiser on the canvas, 0.9.0 and 0.9.1; see `LTX095` for later ones.
 
-    One network makes videos of texts and of pictures: given positions hold clean latents and are told so,
-    token by token. A token is one latent position. Text tokens after the prompt's end, which are zeros, are
+    One network makes videos of texts and of pictures: given positions hold clean latents, with a diffusion
+    time per token. A token is one latent position. Text tokens after the prompt's end, which are zeros, are
     not attended to.
 
     Args:
         pretrained: local folder or hub id of a released checkpoint.
-        fps: frames per second that the network is told; its positions count seconds.
+        fps: frames per second, a condition of the network; its positions count seconds.
         options: the other arguments of `backbones.base.VideoBackbone`.
     """
 
-    Denoiser = PreciseLTX
+    Denoiser = LTXTransformer
     input_projection = "proj_in"
     blocks = ("transformer_blocks",)
     times = ("per_token", "shared")
-    precise = ("rope",)
+    fp32_parts = ("rope",)
 
     def __init__(self, pretrained: str | None = None, *, fps: int = 25, **options: Any) -> None:
         super().__init__(pretrained, **options)
@@ -111,7 +111,7 @@ class LTX(VideoBackbone):
         """Flow matching; the released shift grows with the tokens, from 2.6 at 1,024 to 7.8 at 4,096."""
         return FlowMatching(sampling=TimeSampling(shift=5.0), sampler_shift=5.0)
 
-    def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+    def channels(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Latent channels and text width."""
         channels = self.codec.channels
         return {
@@ -120,7 +120,7 @@ class LTX(VideoBackbone):
             "caption_channels": self.prompts.width,
         }
 
-    def describe(self, config: Mapping[str, Any]) -> LatentSpec:
+    def latent_spec(self, config: Mapping[str, Any]) -> LatentSpec:
         """Equal channels, tokens of one position."""
         codec, taken, made = self.codec, config["in_channels"], config["out_channels"]
         patches = (config["patch_size_t"], config["patch_size"])

@@ -64,9 +64,9 @@ class MochiPrompts(T5Prompts):
 
 @dataclass(frozen=True)
 class MochiFlow(FlowMatching):
-    """Flow matching told backwards: the network knows 1000 (1 - u) and predicts the velocity x0 - eps.
+    """Flow matching with time reversed: the network's time is 1000 (1 - u), its target the velocity x0 - eps.
 
-    The sampler goes through the first noise slowly: half of its steps are equal and lead from u = 1 to
+    The sampler takes small steps near pure noise: half of its steps are equal and lead from u = 1 to
     1 - threshold, the others grow linearly on from there. At `threshold` 0.5 an even number are all equal.
 
     Attributes:
@@ -108,7 +108,7 @@ class MochiFlow(FlowMatching):
         return shifted(u, self.sampler_shift)
 
 
-class PreciseRoPE(MochiRoPE):
+class FP32RoPE(MochiRoPE):
     """diffusers' rotary positions; its own angles ask autocast for float32, which autocast warns it lacks."""
 
     def _create_rope(
@@ -137,7 +137,7 @@ class AdaptedMochi(MochiTransformer3DModel):
             weight = part.get_parameter("weight").detach()
             del part.weight
             part.register_buffer("weight", weight)
-        self.rope = PreciseRoPE()
+        self.rope = FP32RoPE()
         with torch.no_grad():  # a frame is 1 apart from the next, a picture 192 wide
             self.pos_frequencies[0].normal_(std=0.3)
             self.pos_frequencies[1:].normal_(std=0.03)
@@ -154,7 +154,7 @@ class Mochi(VideoBackbone):
     Denoiser = AdaptedMochi
     input_projection = "patch_embed.proj"
     blocks = ("transformer_blocks",)
-    precise = ("norm1", "norm1_context", "norm_out", "rope")  # norms turn the time into scales and gates
+    fp32_parts = ("norm1", "norm1_context", "norm_out", "rope")  # norms turn the time into scales and gates
 
     def released_codec(self, pretrained: str) -> LatentCodec:
         """Mochi's video autoencoder."""
@@ -168,12 +168,12 @@ class Mochi(VideoBackbone):
         """Noise levels within 0.01 of uniform, as Mochi is commonly fine-tuned."""
         return MochiFlow(sampling=TimeSampling(std=1.7))
 
-    def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+    def channels(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Latent channels and text width."""
         channels = self.codec.channels
         return {"in_channels": channels, "out_channels": channels, "text_embed_dim": self.prompts.width}
 
-    def describe(self, config: Mapping[str, Any]) -> LatentSpec:
+    def latent_spec(self, config: Mapping[str, Any]) -> LatentSpec:
         """Equal channels."""
         codec, taken = self.codec, config["in_channels"]
         made = config["out_channels"] or taken

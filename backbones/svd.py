@@ -71,26 +71,26 @@ class SVDVAE(ScaledAutoencoder):
 
 
 class NoPrompts(PromptEncoder):
-    """For networks that know no text: takes the empty prompt only."""
+    """For networks without a text condition: takes the empty prompt only."""
 
     width, length = 0, 1
 
     def encode(self, prompts: Sequence[str], device: torch.device) -> Context:
-        """Nothing.
+        """Tokens of width 0.
 
         Raises:
-            ValueError: a prompt that says something.
+            ValueError: a prompt that is not empty.
         """
         self.check(prompts)
         nothing = torch.zeros(len(prompts), 0, device=device)
         return Context(nothing[:, None], nothing)
 
     def check(self, prompts: Iterable[str]) -> None:
-        """Refuse prompts that say something."""
+        """Refuse prompts that are not empty."""
         given = next((prompt for prompt in prompts if prompt), None)
         if given is not None:
             raise InvalidValue(
-                f"Stable Video Diffusion knows no text, but was given {given[:60]!r}; set `prompts` of the "
+                f"Stable Video Diffusion has no text condition, but got {given[:60]!r}; set `prompts` of the "
                 "backbone (backbones.conditions.prompts.HashedWords, backbones.conditions.t5.T5Prompts), "
                 "which adds a text path, or train with empty instructions"
             )
@@ -121,7 +121,7 @@ class FrameTimedUNet(UNetSpatioTemporalConditionModel):
             sample: input channels of the widened projection.
             time: a quarter of the logarithm of each frame's noise scale.
             images: image tokens.
-            added: frames per second less one, motion bucket, noise in the shown picture.
+            added: frames per second less one, motion bucket, noise in the picture condition.
             pooled: pooled prompts.
         """
         b, f = sample.shape[:2]
@@ -129,21 +129,21 @@ class FrameTimedUNet(UNetSpatioTemporalConditionModel):
             images = images + self.text(pooled)[:, None]
         emb = self.time_embedding(self.time_proj(time.flatten()).to(sample.dtype))
         extra = self.add_embedding(self.add_time_proj(added.flatten()).reshape(b, -1).to(emb.dtype))
-        told = {
+        common = {
             "temb": emb + extra.repeat_interleave(f, dim=0),
             "image_only_indicator": sample.new_zeros(b, f),
         }
-        crossed = {**told, "encoder_hidden_states": images.repeat_interleave(f, dim=0)}
+        crossed = {**common, "encoder_hidden_states": images.repeat_interleave(f, dim=0)}
         x = self.conv_in(sample.flatten(0, 1))
         kept = [x]
         for block in self.down_blocks:
-            x, skipped = block(hidden_states=x, **(crossed if _attends(block) else told))
+            x, skipped = block(hidden_states=x, **(crossed if _attends(block) else common))
             kept.extend(skipped)
         x = self.mid_block(hidden_states=x, **crossed)
         for block in self.up_blocks:
             skipped = tuple(kept[-len(block.resnets) :])
             del kept[-len(block.resnets) :]
-            more = crossed if _attends(block) else told
+            more = crossed if _attends(block) else common
             x = block(hidden_states=x, res_hidden_states_tuple=skipped, **more)
         x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return x.unflatten(0, (b, f))
@@ -158,13 +158,13 @@ class SVD(VideoBackbone):
 
     Its temporal attention looks along one pixel, so segments lie side by side instead of one after the other,
     all equally long; where a plan keeps the first frame only, that frame is repeated, given and out of the
-    loss. Every frame is shown the latent of its segment's first frame, and all of it CLIP's tokens of every
-    view's picture. The released model knows no text: `prompts` adds a path for it.
+    loss. Every frame has the latent of its segment's first frame as a condition, and all of it CLIP's tokens
+    of every view's picture. The released model knows no text: `prompts` adds a path for it.
 
     Args:
         pretrained: local folder or hub id of a released checkpoint.
-        fps: frames per second that the network is told; between 5 and 30 for the released ones.
-        motion_bucket: how much motion it is told to make.
+        fps: frames per second, a condition of the network; between 5 and 30 for the released ones.
+        motion_bucket: amount of motion, a condition of the network.
         options: the other arguments of `backbones.base.VideoBackbone`.
     """
 
@@ -173,7 +173,7 @@ class SVD(VideoBackbone):
     input_projection = "conv_in"
     blocks = ("down_blocks", "up_blocks")
     times = ("shared", "per_frame")
-    precise = ("time_pos_embed",)
+    fp32_parts = ("time_pos_embed",)
 
     def __init__(
         self, pretrained: str | None = None, *, fps: int = 7, motion_bucket: int = 127, **options: Any
@@ -197,13 +197,13 @@ class SVD(VideoBackbone):
         """EDM with SVD's noise scales."""
         return EDM()
 
-    def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
-        """Noisy and shown channels, image width."""
+    def channels(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+        """Noisy and picture channels, image width."""
         channels = self.codec.channels
         widths = {"in_channels": 2 * channels, "out_channels": channels}
         return widths if self.images is None else {**widths, "cross_attention_dim": self.images.width}
 
-    def describe(self, config: Mapping[str, Any]) -> LatentSpec:
+    def latent_spec(self, config: Mapping[str, Any]) -> LatentSpec:
         """Twice the codec's channels; latent sizes that every level can halve."""
         codec, taken, made = self.codec, config["in_channels"], config["out_channels"]
         if (taken, made) != (2 * codec.channels, codec.channels):
@@ -220,7 +220,7 @@ class SVD(VideoBackbone):
         patch = 2 ** (len(config["block_out_channels"]) - 1)
         return LatentSpec(codec.channels, codec.spatial_stride, 1, 1, patch=patch, pack_axis="width")
 
-    def shows_image(self, config: Mapping[str, Any]) -> bool:
+    def takes_image(self, config: Mapping[str, Any]) -> bool:
         """Always."""
         return True
 
@@ -249,7 +249,7 @@ class SVD(VideoBackbone):
             )
         time = self.network_time(u, canvas)
         time = time[:, None].expand(-1, noisy.shape[2]) if time.ndim == 1 else time
-        # The shown picture is clean, so the noise in it is 0 (the released pipeline adds .02 and says so).
+        # The picture is clean, so its noise condition is 0 (the released pipeline adds .02 and passes that).
         added = noisy.new_tensor([self.fps - 1, self.motion_bucket, 0.0]).expand(len(noisy), -1)
         prediction: Tensor = self.denoiser(
             self.network_input(noisy, canvas, context, canvas.image).transpose(1, 2),

@@ -55,7 +55,7 @@ class Wan(VideoBackbone):
     below (`backbones.networks.two_experts`). Each is as large as Wan 2.1 14B, so both in float32 are 114 GB
     of weights, 57 GB in bfloat16; one expert can be trained at a time, acting needs both.
 
-    An image-to-video network sees, beside the noisy latents, which frames are given (one channel per video
+    An image-to-video network takes, beside the noisy latents, which frames are given (one channel per video
     frame of a latent frame) and the latents of a clip whose later frames are grey; given frames stand there
     as they are. Its image tokens are those of every view, one after the other.
 
@@ -66,7 +66,7 @@ class Wan(VideoBackbone):
             model must be trained the way it is used.
         cache_given: compute given tokens once per sample instead of in every step; the result is the same.
             Needs one-way attention and per-token time; rows with different views missing are not cached.
-        camera_encoders: tell every block the cameras as the released Action Images checkpoint does.
+        camera_encoders: condition every block on the cameras as the released Action Images checkpoint does.
         expert: of a release of two networks, which ones are loaded and trained: "high", "low" or "both";
             both, if left out. One alone is trained on its share of the noise levels, and cannot sample.
         boundary: the noise level from which on the expert "high" computes; the released one if left out. With
@@ -82,7 +82,7 @@ class Wan(VideoBackbone):
     input_projection = "patch_embedding"
     blocks = ("blocks",)
     times = ("per_token", "shared")
-    precise = ("time_proj",)
+    fp32_parts = ("time_proj",)
 
     TEXT_LENGTH = 512  # image-to-video attention splits image and text tokens at this number
 
@@ -140,22 +140,22 @@ class Wan(VideoBackbone):
         """Flow matching with the shift of Wan 2.2 TI2V."""
         return FlowMatching(sampling=TimeSampling(shift=5.0), sampler_shift=5.0)
 
-    def widths(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+    def channels(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Latent channels, text width and image width."""
         channels = self.codec.channels
         taken = architecture.get("in_channels", channels)
         widths = {"in_channels": taken, "out_channels": channels, "text_dim": self.prompts.width}
         return widths if self.images is None else {**widths, "image_dim": self.images.width}
 
-    def describe(self, config: Mapping[str, Any]) -> LatentSpec:
+    def latent_spec(self, config: Mapping[str, Any]) -> LatentSpec:
         """Equal channels, or those of an image-to-video network."""
         codec, taken = self.codec, config["in_channels"]
-        shown = 2 * codec.channels + codec.temporal_stride
-        if taken not in (codec.channels, shown) or config["out_channels"] != codec.channels:
+        with_image = 2 * codec.channels + codec.temporal_stride
+        if taken not in (codec.channels, with_image) or config["out_channels"] != codec.channels:
             raise InvalidValue(
                 f"Wan: the transformer takes {taken} channels and makes {config['out_channels']}, the video "
                 f"autoencoder makes {codec.channels}; this backbone needs {codec.channels} (text to video) "
-                f"or {shown} (image to video) in, {codec.channels} out: take both from one release"
+                f"or {with_image} (image to video) in, {codec.channels} out: take both from one release"
             )
         if config["image_dim"] is not None and self.prompts.length > self.TEXT_LENGTH:
             raise InvalidValue(
@@ -166,7 +166,7 @@ class Wan(VideoBackbone):
         strides = (codec.spatial_stride, codec.temporal_stride, codec.frame_multiple)
         return LatentSpec(codec.channels, *strides, patch=patch, patch_time=steps)
 
-    def shows_image(self, config: Mapping[str, Any]) -> bool:
+    def takes_image(self, config: Mapping[str, Any]) -> bool:
         """Image-to-video networks take more channels than the codec makes."""
         return bool(config["in_channels"] != self.codec.channels)
 
@@ -174,13 +174,13 @@ class Wan(VideoBackbone):
         self, first: Float[Tensor, "b v 3 1 h w"], latents: Float[Tensor, "b v c 1 lh lw"], frames: int
     ) -> Float[Tensor, "b v c tl lh lw"] | None:
         """Latents of the first frame followed by grey, for image-to-video networks."""
-        if not self.shows_image(self.denoiser.config):
+        if not self.takes_image(self.denoiser.config):
             return None
         grey = torch.zeros_like(first).expand(-1, -1, -1, frames - 1, -1, -1)
         return self.encode(torch.cat([first, grey], dim=3))
 
     def extras(self, config: Mapping[str, Any]) -> dict[str, nn.Module | None]:
-        """Cameras as the released Action Images checkpoint is told them."""
+        """Camera latents as the released Action Images checkpoint has them."""
         width, blocks = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
         return {"camera_encoders": CameraEncoders(width, blocks) if self.camera_encoders else None}
 
@@ -256,14 +256,14 @@ class Wan(VideoBackbone):
     ) -> Float[Tensor, "b c f h w"]:
         """One forward of one network, without what `prepare` remembered."""
         memory = context.memory or Memory(offsets=self._offsets(network, canvas))
-        told: dict[str, Any] = {"chosen": memory.generated, "past": memory.past, "offsets": memory.offsets}
+        extra: dict[str, Any] = {"chosen": memory.generated, "past": memory.past, "offsets": memory.offsets}
         if memory.past is None and self.given_attention == "one_way":
-            told["mask"] = _one_way(self._given(canvas))
+            extra["mask"] = _one_way(self._given(canvas))
         time = self.path.model_time(u).float()
         if self.spec.time == "per_token":
-            told["clean"] = self._given(canvas)
+            extra["clean"] = self._given(canvas)
             time = torch.stack([time, self.path.model_time(torch.zeros_like(u)).float()], dim=1)
-        return self._forward(network, noisy, time, canvas, context, **told)
+        return self._forward(network, noisy, time, canvas, context, **extra)
 
     def prepare(self, canvas: Canvas, context: Context) -> Context:
         """What cameras say; keys and values of the given tokens, where they may be remembered.
@@ -293,8 +293,8 @@ class Wan(VideoBackbone):
         record: list[tuple[Tensor, Tensor]] = []
         clean = torch.zeros(len(given), device=given.device)
         indices = (given[0].nonzero()[:, 0], (~given[0]).nonzero()[:, 0])
-        told = {"record": record, "offsets": offsets}
-        self._forward(network, canvas.clean, clean, canvas, context, chosen=indices[0], **told)
+        extra = {"record": record, "offsets": offsets}
+        self._forward(network, canvas.clean, clean, canvas, context, chosen=indices[0], **extra)
         return Memory(indices[1], record, offsets)
 
     def _offsets(self, network: Any, canvas: Canvas) -> Float[Tensor, "blocks b f width"] | None:

@@ -20,12 +20,12 @@ from backbones.base import VideoBackbone
 from backbones.conditions.prompts import Context
 from tasks.decoding.action_head import ActionHead
 from tasks.decoding.decoders import readings
-from tasks.evaluation.recorded_clips import ClipEvaluation, Judge, finish
+from tasks.evaluation.recorded_clips import ClipEvaluation, ClipEvaluator, report_metrics
 from tasks.evaluation.sample_videos import PlanErrors, Trials, log_sample_videos
 from tasks.metrics.networks import check_names, left_out, load_networks
 from tasks.real_time_chunking import Prefix, check_dropin, draw_prefix
 from tasks.training.finite_steps import FiniteSteps, SeenBatch
-from tasks.training.logged_means import Monitor
+from tasks.training.logged_means import LoggedMeans
 from tasks.training.optimizer import (
     AdamW,
     CosineWithWarmup,
@@ -69,10 +69,10 @@ class WorldActionTask(WorldActionModel):
         action_head: a learned decoder on top of the geometric one; trained beside the video model, on its
             estimates, without changing them.
         freeze_backbone: train the action head alone.
-        decoder: by what it acts: "whole" decodes everything, for pictures too; "geometric" decodes the action
-            segments only, with the same poses; "head" where there is one. If left out, the head or the whole.
+        decoder: of the actions: "whole" decodes everything, for pictures too; "geometric" decodes the action
+            segments only, with the same poses; "head" is the action head. If left out, the head or "whole".
         decoded_frames: video frames of a prediction that are decoded, the present one included; all, if left
-            out. Whoever executes a part of a chunk saves the decoding of the rest.
+            out. Where only a part of each chunk is executed, the rest need not be decoded.
         seed: of everything the task draws: plans, noise levels, noise.
         evaluation: plans and networks of video metrics by which `ai-wam test` evaluates recorded clips.
     """
@@ -120,8 +120,8 @@ class WorldActionTask(WorldActionModel):
         named = evaluation.plans or [chosen.name for chosen, _ in self.plans]
         self.test_plans, self.test_networks = [plan(name) for name in named], evaluation.networks or {}
         check_names(self.test_networks)
-        self._judges: list[Judge] = []  # no modules of this one: their networks stay out of checkpoints
-        self.monitor, self.errors, self._steps = Monitor(), PlanErrors(), FiniteSteps()
+        self._evaluators: list[ClipEvaluator] = []  # no submodules: their networks stay out of checkpoints
+        self.logged_means, self.errors, self._steps = LoggedMeans(), PlanErrors(), FiniteSteps()
         self._begun: dict[str, Any] | None = None  # settings of the optimizer of a run that is resumed
         self._settings: dict[str, Any] = {}  # of this run's
         self._own_end = False  # whether its schedule was given an end
@@ -142,15 +142,15 @@ class WorldActionTask(WorldActionModel):
         generator = named_generator(self.seed, "train", self.current_epoch, batch_idx, self.global_rank)
         prompts = drop_prompts(batch, self.prompt_dropout, generator)
         drawn = draw_plans(self.plans, batch, generator)
-        self._count(drawn)
+        self._count_plans(drawn)
         groups = by_lengths(drawn)
-        elsewhere = self._gone_through(groups)
-        total = self._nothing()
+        elsewhere = self._canvases_of_any_rank(groups)
+        total = self._zero_loss()
         for lengths, one in self._canvases.items():
             if lengths in groups:
                 total = total + self._group_loss(groups[lengths], batch, prompts, generator)
             elif lengths in elsewhere:
-                total = total + self._idle_loss(one, batch)
+                total = total + self._unused_loss(one, batch)
         total = total / len(batch.keys)
         rows = {chosen.name: [batch.keys[row] for row in rows] for chosen, rows in drawn}
         self._steps.add(SeenBatch(total.detach(), rows))
@@ -175,20 +175,20 @@ class WorldActionTask(WorldActionModel):
         noise = torch.randn(canvas.clean.shape, generator=generator).to(self.device)
         with torch.set_grad_enabled(not self.freeze_backbone):
             loss, estimate, error = self.backbone.loss_and_estimate(canvas, context, u, noise)
-        self.monitor.losses(canvas, u, loss, error)
+        self.logged_means.losses(canvas, u, loss, error)
         total = loss.new_zeros(()) if self.freeze_backbone else loss.sum()
         counts = [len(rows) for _, rows in group]
         each = zip(group, parts, canvases, loss.split(counts), estimate.detach().split(counts), strict=True)
         for (chosen, rows), part, own, losses, seen in each:
-            self.monitor.add(f"loss_{chosen.name}", losses.sum(), len(rows))
+            self.logged_means.add(f"loss_{chosen.name}", losses.sum(), len(rows))
             if self.action_head is not None and chosen.generates_actions:
                 corrected = self._head_loss(part, chosen, own, seen).sum()
-                self.monitor.add(f"head_{chosen.name}", corrected, len(rows))
+                self.logged_means.add(f"head_{chosen.name}", corrected, len(rows))
                 total = total + corrected
         return total
 
-    def _gone_through(self, groups: Container[Lengths]) -> set[Lengths]:
-        """Canvases that some process has in this step; only those that share weights must ask each other."""
+    def _canvases_of_any_rank(self, groups: Container[Lengths]) -> set[Lengths]:
+        """Canvases that any process computes in this step; asked only where processes share weights."""
         mesh = self.device_mesh
         if not self._sharded or mesh is None:
             return set()
@@ -196,8 +196,8 @@ class WorldActionTask(WorldActionModel):
         distributed.all_reduce(mine, distributed.ReduceOp.MAX, mesh["data_parallel"].get_group())
         return {each for each, present in zip(self._canvases, mine.tolist(), strict=True) if present}
 
-    def _idle_loss(self, chosen: Plan, batch: Batch) -> Tensor:
-        """0 after a forward: processes that share weights go through the network equally often."""
+    def _unused_loss(self, chosen: Plan, batch: Batch) -> Tensor:
+        """0 after a forward, since processes that share weights must run the network equally often."""
         row = batch.rows([0])
         canvas = blank(self.training_canvas(row, chosen))
         context = self._context([""], row.observation, row.encoded)
@@ -206,7 +206,7 @@ class WorldActionTask(WorldActionModel):
             return self.backbone.loss(canvas, context, u, canvas.clean).sum()
 
     def on_fit_start(self) -> None:
-        """Refuse captions that the prompt encoder cannot take now, not hours later."""
+        """Refuse captions that the prompt encoder cannot take, before training begins."""
         captions = getattr(self.trainer.datamodule, "captions", None)  # type: ignore[attr-defined]  # untyped
         if captions is not None:
             self.backbone.prompts.check(captions())
@@ -228,26 +228,26 @@ class WorldActionTask(WorldActionModel):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note the gradients before they are clipped, and end where one is not finite."""
-        norm, scaled = self.monitor.gradients(self), self.trainer.precision == "16-mixed"
+        norm, scaled = self.logged_means.gradients(self), self.trainer.precision == "16-mixed"
         self._steps.check(None if scaled else norm, self.trainer.global_step, self.trainer.strategy)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log what the steps told, as often as the trainer logs."""
-        self.monitor.log(self.trainer)
+        """Log the means of the steps, as often as the trainer logs."""
+        self.logged_means.log(self.trainer)
 
-    def _count(self, drawn: Sequence[tuple[Plan, list[int]]]) -> None:
+    def _count_plans(self, drawn: Sequence[tuple[Plan, list[int]]]) -> None:
         names = [*(chosen.name for chosen, _ in self.plans), WITHOUT_ACTIONS]
-        self.monitor.shares(names, {chosen.name: len(rows) for chosen, rows in drawn})
+        self.logged_means.shares(names, {chosen.name: len(rows) for chosen, rows in drawn})
 
-    def _nothing(self) -> Tensor:
-        """A loss of 0 that has a gradient even where no row of a batch trains the action head."""
+    def _zero_loss(self) -> Tensor:
+        """A loss of 0 with a gradient for the action head, for batches in which no row trains it."""
         unused = [] if self.action_head is None else [p.sum() for p in self.action_head.parameters()]
         return 0 * sum(unused, torch.zeros((), device=self.device))
 
     def _head_loss(
         self, batch: Batch, chosen: Plan, canvas: Canvas, estimate: Float[Tensor, "b c f h w"]
     ) -> Float[Tensor, "b"]:
-        """Loss of the action head on what the network sees in noisy latents."""
+        """Loss of the action head on the network's estimates of clean latents."""
         assert self.action_head is not None
         cameras = self.cameras_of(batch, chosen)
         images = self.decode_segments(canvas, estimate, kinds=(Kind.ACTION,))[Kind.ACTION]
@@ -267,7 +267,7 @@ class WorldActionTask(WorldActionModel):
                     "it on the trained weights afterwards, or use --trainer.strategy ddp"
                 )
             self.backbone.shard(self.device_mesh["data_parallel"])
-            # Lightning would miss what `drop_released` left out of a checkpoint; `check_same_names` does not.
+            # Strict loading would miss what `leave_out_released` left out; `check_same_names` does not.
             self._sharded, self.strict_loading = True, False
         self.backbone.materialize()
 
@@ -285,7 +285,7 @@ class WorldActionTask(WorldActionModel):
         self._settings = optimizer_settings(optimizer, scheduler)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    # ------------------------------------------------------------------ judging
+    # ------------------------------------------------------------------ evaluation
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Errors of every plan that was trained, decoder by decoder; sample videos of the first batch."""
@@ -295,7 +295,7 @@ class WorldActionTask(WorldActionModel):
             if batch_idx and not chosen.generates_actions:
                 continue
             cameras = self.cameras_of(batch, chosen)
-            canvas, latents = self.imagined(batch, chosen)
+            canvas, latents = self.generate_for(batch, chosen)
             videos = self.decode_segments(canvas, latents, kinds=kinds)
             if chosen.generates_actions:
                 made = self.generated(canvas, latents, videos[Kind.ACTION], cameras, batch.observation)
@@ -314,34 +314,34 @@ class WorldActionTask(WorldActionModel):
         return self.predict_action(batch.observation)
 
     def test_step(self, batch: Trials | Batch, batch_idx: int) -> None:
-        """Trials of a benchmark run closed loops; recorded clips are judged plan by plan."""
+        """Trials of a benchmark run closed loops; recorded clips are evaluated plan by plan."""
         if isinstance(batch, Trials):
             batch.run(self)
             return
         check_clip(batch, self.clip)
-        if not self._judges:
+        if not self._evaluators:
             networks = load_networks(self.test_networks, self.clip)
-            self._judges = [
-                Judge(each, self.tokenizer, networks, self.device, self.action_head is not None)
+            self._evaluators = [
+                ClipEvaluator(each, self.tokenizer, networks, self.device, self.action_head is not None)
                 for each in self.test_plans
             ]
-        for judge in self._judges:
-            cameras = self.cameras_of(batch, judge.plan)
-            codec = {kind: self.recode(batch, kind, cameras) for kind in judge.kinds}
-            canvas, latents = self.imagined(batch, judge.plan)
+        for evaluator in self._evaluators:
+            cameras = self.cameras_of(batch, evaluator.plan)
+            codec = {kind: self.recode(batch, kind, cameras) for kind in evaluator.kinds}
+            canvas, latents = self.generate_for(batch, evaluator.plan)
             videos, read = self.decode_segments(canvas, latents), {}
-            if judge.plan.generates_actions:
+            if evaluator.plan.generates_actions:
                 made = self.generated(canvas, latents, videos[Kind.ACTION], cameras, batch.observation)
                 read = readings(self.ladder, made)
-            judge.update(batch, cameras, videos, codec, read)
+            evaluator.update(batch, cameras, videos, codec, read)
 
     def on_test_epoch_start(self) -> None:
-        """Forget a test that was interrupted."""
-        self._judges = []
+        """Drop the metrics of a test that was interrupted."""
+        self._evaluators = []
 
     def on_test_epoch_end(self) -> None:
         """Report on recorded clips; trials report themselves."""
-        judges, self._judges = self._judges, []
-        if judges:
-            videos = any(Kind.VIDEO in judge.kinds for judge in judges)
-            finish(self, judges, left_out(self.test_networks) if videos else {})
+        evaluators, self._evaluators = self._evaluators, []
+        if evaluators:
+            videos = any(Kind.VIDEO in evaluator.kinds for evaluator in evaluators)
+            report_metrics(self, evaluators, left_out(self.test_networks) if videos else {})

@@ -9,11 +9,11 @@ from tasks.evaluation.sample_videos import Trials
 
 
 class FixedPolicy(LightningModule):
-    """Passes everything on to a policy: an expert, a replay, hold-still, a client of a remote model.
+    """Wraps any policy: an expert, a replay, hold-still, a client of a remote model.
 
     Args:
         policy: what acts.
-        clip: views, size and rate that the benchmark shall observe with; the policy need not look.
+        clip: views, size and rate of the observations; the policy need not use them.
     """
 
     def __init__(self, policy: Policy, clip: Clip | None = None) -> None:
@@ -22,7 +22,7 @@ class FixedPolicy(LightningModule):
         self.clip = clip or Clip()
 
     def reset(self, episodes: Sequence[str]) -> None:
-        """Tell the policy that episodes begin."""
+        """Episodes are about to begin."""
         self.policy.reset(episodes)
 
     def predict_action(self, observation: Observation) -> ActionChunk:
@@ -30,5 +30,5 @@ class FixedPolicy(LightningModule):
         return self.policy.predict_action(observation)
 
     def test_step(self, batch: Trials, batch_idx: int) -> None:
-        """Let the test data run the policy."""
+        """Run the policy on a batch of trials."""
         batch.run(self)

@@ -12,14 +12,14 @@ MIXTURE = {"joint": 0.85, "labeling": 0.05, "action_conditioned": 0.05, "video_o
 
 
 class JointGeneration(WorldActionTask):
-    """Imagines what the robot will see and do on one canvas; trained on the paper's mixture by default.
+    """Generates what the robot will see and do on one canvas; trained on the paper's mixture by default.
 
     Args:
         backbone: the video model.
         clip: frames, stride, size and views.
         tokenizer: how actions are drawn.
         plans: shares of the mixture.
-        control_plan: "joint" imagines the observation while acting; "policy" acts only.
+        control_plan: "joint" generates the observation while acting; "policy" generates actions only.
         kwargs: the other arguments of `tasks.base.WorldActionTask`.
     """
 

@@ -27,7 +27,7 @@ class LabeledSource(EpisodeSource):
     """Another source's episodes with a model's actions in the place of their own.
 
     Every frame is labeled by itself: at a recording faster than the clip, frames take turns in as many
-    passes. An episode of which too little is sure goes on without actions, and trains as video only. How sure
+    passes. An episode with too few valid steps gets no actions, and trains as video only. How sure
     each frame is goes with every episode as its `labels`.
 
     Attributes:
@@ -123,7 +123,7 @@ class LabeledSource(EpisodeSource):
             prompts=(episode.instructions[0],) * rows,
             keys=tuple(f"{episode.key}@{window[0].number}" for window in windows),
         ).to(device)
-        images = self._task.imagine(batch, plan(PLAN))[Kind.ACTION]
+        images = self._task.generate_videos(batch, plan(PLAN))[Kind.ACTION]
         read = self._task.tokenizer.decode((images + 1) / 2, batch.cameras, batch.view_mask)
         points = tool_points(read.actions.double(), self._task.tokenizer.axis_length)
         seen = batch.cameras.to(torch.float64).project(

@@ -9,7 +9,7 @@ from tasks.base import WorldActionTask
 
 
 class ActionLabeling(WorldActionTask):
-    """Reads actions off videos: half of the samples are given the first action, half are given none.
+    """Generates the actions of given videos; in half of the samples the first action is given, too.
 
     Args:
         backbone: the video model.

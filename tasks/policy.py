@@ -9,7 +9,7 @@ from tasks.base import WorldActionTask
 
 
 class PolicyControl(WorldActionTask):
-    """Acts without imagining: observation segments keep their first latent frame, so the canvas is shorter.
+    """Generates actions only: observation segments keep their first latent frame, so the canvas is shorter.
 
     Args:
         backbone: the video model.

@@ -1,4 +1,4 @@
-"""What every world action task does with a canvas: draw, encode, generate and decode."""
+"""Building, generating and decoding canvases, shared by all world action tasks."""
 
 import warnings
 from collections import defaultdict
@@ -31,7 +31,7 @@ from tasks.training.plan_mixture import check_video
 
 
 class WorldActionModel(LightningModule):
-    """A backbone that imagines and acts; `tasks.base.WorldActionTask` trains it and explains the arguments.
+    """A backbone that generates video and actions; `tasks.base.WorldActionTask` documents the arguments.
 
     Raises:
         ValueError: settings that do not fit the backbone, the clip or one another.
@@ -72,7 +72,7 @@ class WorldActionModel(LightningModule):
             action_head.fit_to(backbone.spec.channels)
         self.register_load_state_dict_pre_hook(_refuse_broken)
         self.register_load_state_dict_pre_hook(_drop_head)
-        self.register_load_state_dict_post_hook(_forgive_head)
+        self.register_load_state_dict_post_hook(_allow_new_head)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -88,7 +88,7 @@ class WorldActionModel(LightningModule):
     # ------------------------------------------------------------------ canvases
 
     def training_canvas(self, batch: Batch, chosen: Plan, prefix: Int[Tensor, "b"] | None = None) -> Canvas:
-        """The canvas of a batch whose truth is known; `prefix`: see `build_canvas`."""
+        """The canvas of recorded clips, with targets; `prefix`: see `build_canvas`."""
         cameras, encoded = self.cameras_of(batch, chosen), batch.encoded
         check_video(batch, chosen)
         if encoded is None:
@@ -101,7 +101,7 @@ class WorldActionModel(LightningModule):
 
     @staticmethod
     def cameras_of(batch: Batch, chosen: Plan) -> Cameras:
-        """A camera whose movement the plan does not know is taken to stay, as in `predict_action`."""
+        """The cameras of a plan: those whose movement it does not know stay where they are at time 0."""
         if chosen.knows_cameras:
             return batch.cameras
         return batch.cameras.map(lambda matrix: matrix[:, :, :1].expand_as(matrix))
@@ -110,9 +110,11 @@ class WorldActionModel(LightningModule):
         self, actions: Float[Tensor, "b t 8"], cameras: Cameras
     ) -> Float[Tensor, "b v c tl h w"]:
         """Latents of the action images of every view."""
-        return self.backbone.encode(self._draw(actions, cameras))
+        return self.backbone.encode(self._action_images(actions, cameras))
 
-    def _draw(self, actions: Float[Tensor, "b t 8"], cameras: Cameras) -> Float[Tensor, "b v 3 t h w"]:
+    def _action_images(
+        self, actions: Float[Tensor, "b t 8"], cameras: Cameras
+    ) -> Float[Tensor, "b v 3 t h w"]:
         """Action images in [-1, 1]."""
         return 2 * self.tokenizer.encode(actions, cameras, self.clip.size) - 1
 
@@ -133,18 +135,21 @@ class WorldActionModel(LightningModule):
     ) -> Canvas:
         """The canvas of encoded pictures and, where they are known, latents of the action images."""
         backbone, frames = self.backbone, self.clip.frames
-        drawn, first = self._draw(observation.action[:, None], cameras[:, :, :1]), encoded.first_action
+        drawn, first = (
+            self._action_images(observation.action[:, None], cameras[:, :, :1]),
+            encoded.first_action,
+        )
         first = backbone.encode(drawn) if first is None else first
         still = None
         if encoded.still is not None:
-            # The truth may be known, but nobody is shown it.
-            shown = drawn if chosen.knows_pose else torch.full_like(drawn, -1)
+            # The recorded pose may be at hand, but is no condition of this plan.
+            picture = drawn if chosen.knows_pose else torch.full_like(drawn, -1)
             still = backbone.encode_still(
-                shown, first if chosen.knows_pose else backbone.encode(shown), frames
+                picture, first if chosen.knows_pose else backbone.encode(picture), frames
             )
-        told = encoded.cameras
-        if told is None:
-            told = backbone.encode_cameras(cameras, self.clip.size, frames)
+        camera_latents = encoded.cameras
+        if camera_latents is None:
+            camera_latents = backbone.encode_cameras(cameras, self.clip.size, frames)
         canvas = build_canvas(
             chosen,
             backbone.spec,
@@ -157,7 +162,7 @@ class WorldActionModel(LightningModule):
             action=action,
             latent_frames=self.latent_frames,
             stills=None if encoded.still is None or still is None else (encoded.still, still),
-            camera_latents=told,
+            camera_latents=camera_latents,
             prefix=prefix,
         )
         return backbone.hold(canvas)
@@ -165,7 +170,7 @@ class WorldActionModel(LightningModule):
     # ------------------------------------------------------------------ caches: `ai_wam.types.ClipEncoder`
 
     def encoders(self) -> dict[str, Any]:
-        """What decides the latents of pictures, and of action images."""
+        """Everything on which the latents of pictures and action images depend, as JSON values."""
         return encoder_identity(self.backbone, self.tokenizer)
 
     @torch.no_grad()
@@ -177,7 +182,7 @@ class WorldActionModel(LightningModule):
         cameras = self.backbone.encode_cameras(batch.cameras, self.clip.size, self.clip.frames)
         if not actions:
             return replace(encoded, cameras=cameras)
-        drawn = self._draw(batch.actions, batch.cameras)
+        drawn = self._action_images(batch.actions, batch.cameras)
         first, action = self.backbone.encode(drawn[:, :, :, :1]), self.backbone.encode(drawn)
         return replace(encoded, cameras=cameras, first_action=first, action=action)
 
@@ -270,7 +275,7 @@ class WorldActionModel(LightningModule):
         cameras: Cameras,
         observation: Observation,
     ) -> Generated:
-        """What decoders look at; of the cameras, the frames whose action images were decoded."""
+        """The input of the decoders; of the cameras, the frames whose action images were decoded."""
         seen = cameras[:, :, : images.shape[3]]
         return Generated(canvas, latents, images, seen, observation, self.tokenizer)
 
@@ -299,45 +304,45 @@ class WorldActionModel(LightningModule):
             if len({view.shape[2] for view in views}) == 1
         }
 
-    def imagine(self, batch: Batch, chosen: Plan) -> dict[Kind, Float[Tensor, "b v 3 _ h w"]]:
-        """Videos in [-1, 1] of recorded clips as a plan generates them; it is told what it gives, no more."""
-        return self.decode_segments(*self.imagined(batch, chosen))
+    def generate_videos(self, batch: Batch, chosen: Plan) -> dict[Kind, Float[Tensor, "b v 3 _ h w"]]:
+        """Videos in [-1, 1] that a plan generates for recorded clips; only what it gives is a condition."""
+        return self.decode_segments(*self.generate_for(batch, chosen))
 
     @torch.no_grad()
-    def imagined(self, batch: Batch, chosen: Plan) -> tuple[Canvas, Float[Tensor, "b c f h w"]]:
-        """The canvas of recorded clips by a plan, and what was generated on it."""
+    def generate_for(self, batch: Batch, chosen: Plan) -> tuple[Canvas, Float[Tensor, "b c f h w"]]:
+        """The canvas of recorded clips by a plan, and the generated latents."""
         check_video(batch, chosen)
-        told = {each.kind for each in chosen.segments(batch.video.shape[1], 2) if each.given == 2}
+        given = {each.kind for each in chosen.segments(batch.video.shape[1], 2) if each.given == 2}
         cameras = self.cameras_of(batch, chosen)
-        video = batch.video if Kind.VIDEO in told else None
-        action = self.encode_actions(batch.actions, cameras) if Kind.ACTION in told else None
+        video = batch.video if Kind.VIDEO in given else None
+        action = self.encode_actions(batch.actions, cameras) if Kind.ACTION in given else None
         return self.generate(chosen, batch.observation, cameras, video, action)
 
     @torch.no_grad()
     def recode(self, batch: Batch, kind: Kind, cameras: Cameras) -> Float[Tensor, "b v 3 t h w"]:
-        """What is left of the recorded video, or of the recorded actions' images, behind the codec."""
-        shown = batch.video if kind is Kind.VIDEO else self._draw(batch.actions, cameras)
-        return self.backbone.decode(self.backbone.encode(shown))
+        """The recorded video, or the recorded actions' images, encoded and decoded by the codec."""
+        video = batch.video if kind is Kind.VIDEO else self._action_images(batch.actions, cameras)
+        return self.backbone.decode(self.backbone.encode(video))
 
 
-_HEAD = "action_head."  # what a learned decoder adds to a checkpoint
+_HEAD = "action_head."  # prefix of its weights in a checkpoint
 
 
 def _refuse_broken(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Lightning reads checkpoints itself; what it loads passes here."""
+    """Load hook: refuse weights that are not finite, also those that Lightning reads itself."""
     for name, value in state.items():
         check_finite(value, name, "the checkpoint")
 
 
 def _drop_head(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Weights of a head that this model does not have are left out."""
+    """Load hook: drop the weights of an action head that this model does not have."""
     if module.action_head is None:
         for name in [name for name in state if name.startswith(prefix + _HEAD)]:
             del state[name]
 
 
-def _forgive_head(module: nn.Module, incompatible: Any) -> None:
-    """A head may be new, but a part of one is none."""
+def _allow_new_head(module: nn.Module, incompatible: Any) -> None:
+    """Load hook: all weights of an action head may be missing (it is new), but not some of them."""
     missing = {name for name in incompatible.missing_keys if name.startswith(_HEAD)}
     own = {name for name in module.state_dict() if name.startswith(_HEAD)}
     if missing and missing == own:

@@ -17,13 +17,13 @@ from ai_wam.action_images.blob_drawing import PEDESTAL, gaussian
 
 _ROWS = 1.6  # rows and candidates per blob width; the response is a smooth blob, 1.4 times as wide
 _COLUMNS = 3.2  # columns per blob width: reading a row costs more than reading on in it
-_WINDOW = 2.0  # half side of the fitted square in blob widths: holds 95 % of what tells the place
+_WINDOW = 2.0  # half side of the fitted square in blob widths: holds 95 % of the information on the centre
 _DISC = PEDESTAL + 0.02  # on a pedestal only pixels whose blob is above this are fitted, a disc of
 _DISC_WINDOW = 1.75  # 1.62 blob widths
 _STEPS, _MORE_STEPS = 3, 5  # the second number where the first was not enough: blobs cut by the border
 _SETTLED = 0.02  # blob widths of the last step; the error left is about its square
 _SMALLEST_STD = 1e-4  # pixels; keeps perfect images from claiming infinite precision
-_OUTSIDE = 0.5  # a centre is believed up to so many blob widths outside the image
+_OUTSIDE = 0.5  # a centre is accepted up to so many blob widths outside the image
 _MIN_SIGNAL = 5.0  # amplitude over its own standard deviation; the best of pure noise reaches about 4
 _OPENNESS_SAMPLES = 1024  # background pixels read per image
 

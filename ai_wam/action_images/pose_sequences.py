@@ -1,8 +1,8 @@
 """Poses of whole clips: fit every step, say which to trust and how far, rescue and bridge the others.
 
-A clip judges itself: how well its steps agree on the median scales the predicted standard deviations (blobs
-of a video model err by more, and more smoothly, than the pixels around them show) and sets what counts as
-disagreement.
+Every clip sets its own scale: how well its steps agree on the median scales the predicted standard deviations
+(blobs of a video model err by more, and more smoothly, than the pixels around them show) and sets what counts
+as disagreement.
 """
 
 from enum import IntEnum
@@ -49,7 +49,7 @@ class DecodeStatus(IntEnum):
     FILLED: no view shows any blob.
     OFFSCREEN: one of the points is seen by fewer than two views.
     INCONSISTENT: the views show no common pose.
-    DEGENERATE: fewer than two views to begin with, or views too close together to tell the depth.
+    DEGENERATE: fewer than two views to begin with, or views too close together for depth.
     NONFINITE: NaN or infinite pixels or cameras left too little.
     """
 
@@ -99,7 +99,7 @@ class PoseSequences(NamedTuple):
 
 
 class _Estimate(NamedTuple):
-    """Fits of n steps with what is needed to judge them."""
+    """Fits of n steps, with the statistics by which their status is decided."""
 
     fit: Fit
     weight: Tensor
@@ -219,10 +219,10 @@ def _judge(
     scene: Scene, estimate: _Estimate, ambiguous: Tensor, lost: Tensor, gate: Tensor, limits: Limits
 ) -> Int[Tensor, "n"]:
     """Status of every step; of several reasons the first one in the order of the code is given."""
-    vague = (estimate.position_std > limits.position_std) | (estimate.rotation_std > limits.rotation_std)
+    uncertain = (estimate.position_std > limits.position_std) | (estimate.rotation_std > limits.rotation_std)
     flat = parallax(scene, estimate.fit.poses, scene.usable.double()) < limits.parallax
     disagree = (estimate.distance > gate) | ~_seen_twice(estimate.weight) | estimate.distance.isnan()
-    status = torch.where(ambiguous | vague, int(DecodeStatus.DEGENERATE), lost)
+    status = torch.where(ambiguous | uncertain, int(DecodeStatus.DEGENERATE), lost)
     status = torch.where(disagree, int(DecodeStatus.INCONSISTENT), status)
     status = torch.where(flat, int(DecodeStatus.DEGENERATE), status)
     return torch.where(lost == DecodeStatus.OK, status, lost)

@@ -8,7 +8,7 @@ Each action becomes three points of the tool, drawn as Gaussian blobs into the c
     B   p - axis_length * tool z axis; where this blob is at most 0.25 the pixel is 0.25 * openness instead
 
 Decoding finds the blobs (`ai_wam.action_images.blob_finding`), fits one rigid pose per step to all views
-(`ai_wam.action_images.pose_fit`) and judges every clip by itself (`ai_wam.action_images.pose_sequences`).
+(`ai_wam.action_images.pose_fit`) and validates every clip by itself (`ai_wam.action_images.pose_sequences`).
 Geometry is float64 inside, whatever the images' precision and the autocast.
 """
 
@@ -33,13 +33,13 @@ from ai_wam.errors import InvalidValue
 from ai_wam.poses import rotation_from_quaternion
 from ai_wam.utils.autocast import full_precision
 from ai_wam.utils.number_checks import check_numbers
-from ai_wam.utils.tensor_dataclass import Movable
+from ai_wam.utils.tensor_dataclass import TensorDataclass
 
 __all__ = ["ActionImageTokenizer", "DecodeStatus", "DecodedActions", "tool_points"]
 
 
 @dataclass(frozen=True)
-class DecodedActions(Movable):
+class DecodedActions(TensorDataclass):
     """Actions read from action images, and how far to trust them.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What a checkpoint can be asked to do: refused before weights are read, networks built or GPUs used."""
+"""Settings saved in a checkpoint against those asked for: refused before weights are read or GPUs used."""
 
 import inspect
 import sys
@@ -67,7 +67,7 @@ def named_checkpoint(command: str, asked: Namespace) -> str | None:
     if weights is not None and (command != "fit" or checkpoint is not None):
         raise InvalidValue(
             f"weights is {weights!r}, which begins a new run: it is for `ai-wam fit` without "
-            "ckpt_path; `--ckpt_path` goes on with a run, and is what the other commands take"
+            "ckpt_path; `--ckpt_path` resumes a run, and is what the other commands take"
         )
     return weights if checkpoint is None else checkpoint
 
@@ -157,13 +157,13 @@ def _pretrained(backbone: Mapping[str, Any]) -> Any:
 
 
 def _check_resumed(asked: Namespace, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """An optimizer goes on with the parameters it knows."""
+    """A resumed optimizer needs the parameters it began with."""
     before = settings_of(saved)
     for name in ("action_head", "freeze_backbone"):
         pair = [bool(each.get(name)) for each in (before, settings)]
         if asked.get("ckpt_path") is not None and pair[0] != pair[1]:
             raise InvalidValue(
-                f"--ckpt_path goes on with a run made with {name} {'on' if pair[0] else 'off'}, and "
+                f"--ckpt_path resumes a run made with {name} {'on' if pair[0] else 'off'}, and "
                 "its optimizer knows no other parameters; to begin a new run from these weights, say "
                 f"--weights {asked.ckpt_path} instead"
             )

@@ -22,7 +22,7 @@ def collect(
     """Write all episodes of a source into WebDataset shards.
 
     A demonstrating simulator and a reader of files are both a source, so recording and converting are one
-    command. Interrupted, it goes on at the first missing shard when run again with the same settings.
+    command. Interrupted, it resumes at the first missing shard when run again with the same settings.
 
     Args:
         source: where episodes come from, by class_path and init_args.

@@ -23,13 +23,13 @@ def convert_checkpoint(
     """Convert the released Action Images checkpoint into a folder for `pretrained:`, or such a folder back.
 
     The folder holds diffusers' transformer, the camera encoders beside it, and backbone.yaml, which loads
-    both. Nothing is overwritten. What was assumed is told in docs/checkpoints.md.
+    both. Nothing is overwritten. docs/checkpoints.md lists what was assumed.
 
     Args:
         source: a .ckpt or .safetensors file in the released names; or a folder, to go back.
         out: the new folder; or the new file, .ckpt or .safetensors.
         base_model: hub id or folder of the model that gives video autoencoder and text encoder.
-        head_width: channels of an attention head, which no weight tells.
+        head_width: channels of an attention head, which the weights do not show.
     """
     if Path(source).is_dir():
         _back(Path(source) / "transformer", Path(out))
@@ -49,7 +49,7 @@ def _convert(source: Path, out: Path, base_model: str, head_width: int) -> None:
             **dict.fromkeys(replaced),
             "prediction": "native",
             "camera_encoders": bool(adapter),
-            "time": "shared",  # as it was trained: given frames are told the noise level of the others
+            "time": "shared",  # as it was trained: given frames have the diffusion time of the others
             "first_observation": False,
         }
         described = {"class_path": "backbones.wan.Wan", "init_args": arguments}

@@ -38,7 +38,7 @@ def label(
     """Label every frame of every episode and say how much was kept.
 
     An episode of which too few frames are sure is written without actions, and trains as video only. A
-    finished folder is never written again; an interrupted one goes on at the first missing shard.
+    finished folder is never written again; an interrupted one resumes at the first missing shard.
 
     Args:
         ckpt_path: a model that was trained on the annotation plan.

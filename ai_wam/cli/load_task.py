@@ -33,6 +33,6 @@ def load_task(path: str, *changes: str, plan: str | None = None) -> WorldActionT
 
 
 def digest(path: str) -> str:
-    """Sixteen digits that tell a file from others."""
+    """The first sixteen digits of a file's SHA-256."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]

@@ -37,7 +37,7 @@ def quickstart(
     """Collect demonstrations, train a policy, test it in closed loop and write the report.
 
     Every step is an ordinary `ai-wam` command and is printed before it runs. A folder that holds the results
-    of a step is used again, so an interrupted quickstart goes on where it stopped.
+    of a step is used again, so an interrupted quickstart resumes where it stopped.
 
     Args:
         out: folder for everything that is written.

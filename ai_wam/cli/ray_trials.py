@@ -72,7 +72,7 @@ def _caught(words: list[str], number: int, workers: int, folder: str) -> _Share 
 def run_share(words: list[str], number: int, workers: int, folder: str) -> _Share:
     """Every n-th trial in this process: all trials of the test, results by arm and id, and their file.
 
-    What it has finished is noted in a folder of its own, so a worker that is started again goes on.
+    What it has finished is noted in a folder of its own, so a worker that is started again resumes.
     """
     from ai_wam.cli.training import run
 

@@ -152,7 +152,7 @@ def mismatches(versions: Mapping[str, str], commits: Mapping[str, str | None]) -
 
     Args:
         versions: of Python, numpy and RLBench.
-        commits: of PyRep and RLBench, None where an installation does not tell.
+        commits: of PyRep and RLBench, None where an installation does not say.
     """
     wrong = []
     oldest, newest = (".".join(map(str, end)) for end in _PYTHONS)
@@ -207,6 +207,9 @@ def _replay(task: str, variation: int, paths: Sequence[str], timeout: float) -> 
     found = f"{len(results)} steps in {time.monotonic() - began:.0f} s, {counted}"
     if not held.reached:
         return Check(
-            name, False, found, f"a step to the present pose moved or failed: tell the project, with {_PAGE}"
+            name,
+            False,
+            found,
+            f"a step to the present pose moved or failed: report it to the project, with {_PAGE}",
         )
     return Check(name, results[-1].success, found, "not solved: try another task, or arm_mode ik")

@@ -51,8 +51,8 @@ def _switch(word: str, following: str) -> str:
     name = option.removeprefix("--").replace("-", "_")
     if not option.startswith("--") or name not in _SWITCHES:
         return word
-    told = equals or following.lower() in ("true", "false")
-    return f"--{name}{equals}{value}" if told else f"--{name}=true"
+    explicit = equals or following.lower() in ("true", "false")
+    return f"--{name}{equals}{value}" if explicit else f"--{name}=true"
 
 
 def _resolve(word: str) -> str:

@@ -1,7 +1,7 @@
 """Gaussian noise paths z = a(u) x0 + b(u) eps from clean (u = 0) to pure noise (u = 1), without a network.
 
 Flow matching, variance-preserving v-prediction and EDM differ in four things only: the coefficients, what the
-network is asked to predict, the time it is told, and which times are drawn in training. Everything else
+network predicts, its time argument, and which times are drawn in training. Everything else
 (loss, sampling) is written once over these. All of them invert linearly, so one step z' = a' x0 + b' eps
 equals diffusers' FlowMatchEulerDiscreteScheduler, CogVideoXDDIMScheduler and EulerDiscreteScheduler.
 """
@@ -284,7 +284,7 @@ class EDM(NoisePath):
         return _from_velocity(*self.coefficients(u), prediction, noisy)
 
     def model_time(self, u: Float[Tensor, "*n"]) -> Tensor:
-        """ln(s) / 4; what is clean is told the smallest noise scale."""
+        """ln(s) / 4; the smallest noise scale for what is clean."""
         return self.sigma(u).clamp(min=self.sigma_min).log() / 4
 
     def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n"]:

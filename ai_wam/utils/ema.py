@@ -19,7 +19,7 @@ class AveragedWeights(Callback):
 
     Lightning's own callback copies the whole module, frozen encoders included, and refuses sharded ones. A
     checkpoint holds the averages as `state_dict`, so that every reader gets them, and the weights that
-    training goes on with as `current_model_state`.
+    training continues with as `current_model_state`.
 
     With a constant decay the average of a young run would hold the weights of its first steps for a
     thousand steps. So the first update takes the weights over, and after n updates the next one keeps at most

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from ai_wam.cameras import Cameras
 
-_Self = TypeVar("_Self", bound="Movable")  # typing.Self is unknown to runtime checks of single methods
+_Self = TypeVar(
+    "_Self", bound="TensorDataclass"
+)  # typing.Self is unknown to runtime checks of single methods
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a tensor is one number spread over a shape: pictures that nobody will look at."""
+    """Whether a tensor is one number expanded to a shape: a stand-in for pictures that are not decoded."""
     return isinstance(value, Tensor) and value.numel() > 1 and not any(value.stride())
 
 
@@ -24,7 +26,7 @@ def _apply(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
-class Movable:
+class TensorDataclass:
     """A frozen dataclass of tensors that moves to a device as a whole; Lightning looks for `.to`."""
 
     def to(self: _Self, device: torch.device | str, non_blocking: bool = False) -> _Self:
@@ -32,7 +34,7 @@ class Movable:
         moved = {
             field.name: _apply(lambda each: each.to(device, non_blocking=non_blocking), value)
             for field in fields(self)  # type: ignore[arg-type]
-            if isinstance(value := getattr(self, field.name), Tensor | Movable | Cameras)
+            if isinstance(value := getattr(self, field.name), Tensor | TensorDataclass | Cameras)
         }
         return replace(self, **moved)  # type: ignore[type-var]
 
@@ -43,6 +45,6 @@ class Movable:
             if isinstance(value, Cameras)
             else _apply(lambda each: each.pin_memory(), value)
             for field in fields(self)  # type: ignore[arg-type]
-            if isinstance(value := getattr(self, field.name), Tensor | Movable | Cameras)
+            if isinstance(value := getattr(self, field.name), Tensor | TensorDataclass | Cameras)
         }
         return replace(self, **pinned)  # type: ignore[type-var]

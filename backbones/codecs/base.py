@@ -15,10 +15,10 @@ class LatentCodec(nn.Module, ABC):
         spatial_stride: pixels per latent cell.
         temporal_stride: video frames per latent frame after the first.
         frame_multiple: clips of frame_multiple * k + 1 frames are valid.
-        causal: what a latent frame has seen of later frames: "exact", nothing beyond its own block, so a
-            clip's beginning can be encoded and decoded alone; "blocks", the same for clips of valid lengths
-            only; "encoder", the encoder does not look ahead, but the decoder does.
-        image_scale: factor from these latents to those an image-to-video network is shown.
+        causal: on which later frames a latent frame depends: "exact", none beyond its own block, so the
+            beginning of a clip can be encoded and decoded alone; "blocks", the same for clips of valid
+            lengths only; "encoder", the encoder does not look ahead, but the decoder does.
+        image_scale: factor from these latents to the picture condition of an image-to-video network.
     """
 
     channels: int

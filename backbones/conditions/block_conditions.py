@@ -1,4 +1,4 @@
-"""What blocks are told besides tokens: the canvas condition once more, and cameras as once released."""
+"""Conditions of every block: the canvas condition again, and cameras as in the Action Images release."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from backbones.weights.action_images_release import POOLED_CAMERAS
 
 
 class BlockConditions(nn.Module):
-    """The canvas condition once more, through a low-rank map of its own into every block; zero at step 0.
+    """Conditions every block on the canvas again, through a low-rank map per block; zero at step 0.
 
     Args:
         channels: of the condition.
@@ -37,30 +37,31 @@ class BlockConditions(nn.Module):
             nn.init.zeros_(up.get_parameter("weight"))
 
     def forward(self, condition: Float[Tensor, "b k f h w"], block: int) -> Float[Tensor, "b n d"]:
-        """What a block's tokens are told."""
+        """What is added to the tokens of a block."""
         tokens: Tensor = self.up[block](self.down[block](condition).flatten(2).transpose(1, 2))
         return tokens
 
 
-class ToldBlocks(nn.ModuleList):
-    """A list of blocks that, when a network walks through it, add the condition to the tokens they get.
+class ConditionedBlocks(nn.ModuleList):
+    """A list of blocks that adds the condition to the tokens of each when a network iterates over it.
 
-    It is added outside of the blocks, so that they are compiled once and not once for every place. A walk
-    takes what it was told last; blocks that are computed again in the backward pass remember it.
+    It is added outside of the blocks, so that they are compiled once and not once per position. An iteration
+    uses the condition that was set before it; blocks that are computed again in the backward pass keep
+    theirs.
     """
 
     _conditions: tuple[BlockConditions]  # no module of this list: its names stay as they are
-    _told: tuple[Tensor, Tensor | None] | None
+    _next: tuple[Tensor, Tensor | None] | None
 
-    def tell(self, condition: Float[Tensor, "b k f h w"], chosen: Int[Tensor, "q"] | None) -> None:
-        """What the next walk tells, and which tokens it has; all, if left out."""
-        self._told = (condition, chosen)
+    def condition_on(self, condition: Float[Tensor, "b k f h w"], chosen: Int[Tensor, "q"] | None) -> None:
+        """Set the condition of the next iteration, and the indices of its tokens (None: all)."""
+        self._next = (condition, chosen)
 
     def __iter__(self) -> Iterator[Any]:
-        """The blocks, or where there is something to tell, functions that tell it and call them."""
-        told, self._told = self._told, None
+        """The blocks, or, where a condition is set, functions that add it and call them."""
+        following, self._next = self._next, None
         for index, block in enumerate(super().__iter__()):
-            yield block if told is None else partial(self._call, block, index, *told)
+            yield block if following is None else partial(self._call, block, index, *following)
 
     def _call(
         self,
@@ -72,27 +73,28 @@ class ToldBlocks(nn.ModuleList):
         **named: Any,
     ) -> Any:
         """A block's result; its tokens come first, or by the name that diffusers gives them."""
-        told = self._conditions[0](condition, index)
-        told = told if chosen is None else told[:, chosen]
+        added = self._conditions[0](condition, index)
+        added = added if chosen is None else added[:, chosen]
         if arguments:
-            return block(arguments[0] + told.type_as(arguments[0]), *arguments[1:], **named)
+            return block(arguments[0] + added.type_as(arguments[0]), *arguments[1:], **named)
         tokens = named.pop("hidden_states")
-        return block(hidden_states=tokens + told.type_as(tokens), **named)
+        return block(hidden_states=tokens + added.type_as(tokens), **named)
 
 
-def tell(blocks: nn.Module, conditions: BlockConditions) -> None:
-    """Make a list of blocks one that tells conditions, in place."""
-    blocks.__class__ = ToldBlocks
-    assert isinstance(blocks, ToldBlocks)
-    blocks._conditions, blocks._told = (conditions,), None
+def condition_blocks(blocks: nn.Module, conditions: BlockConditions) -> None:
+    """Turn a list of blocks into a `ConditionedBlocks`, in place."""
+    blocks.__class__ = ConditionedBlocks
+    assert isinstance(blocks, ConditionedBlocks)
+    blocks._conditions, blocks._next = (conditions,), None
 
 
 class CameraEncoders(nn.Module):
     """Cameras as one vector per latent frame and block, added to what self-attention takes; zero at step 0.
 
-    This is how the released Action Images checkpoint knows its cameras: camera latents are pooled to 48
-    values (over neighbouring channels) on a grid of 16 x 16, and every block has a linear map of them. All
-    tokens of a frame hear the same. It costs two more clips to encode per view and, at 5 B, 1.1 B weights.
+    This is how the released Action Images checkpoint is conditioned on cameras: camera latents are pooled to
+    48 values (over neighbouring channels) on a grid of 16 x 16, and every block has a linear map of them. All
+    tokens of a frame get the same vector. It costs two more clips to encode per view and, at 5 B, 1.1 B
+    weights.
 
     Args:
         width: of the tokens.
@@ -106,7 +108,7 @@ class CameraEncoders(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, latents: Float[Tensor, "b e f h w"] | None) -> Float[Tensor, "blocks b f d"]:
-        """What the tokens of every frame are told, block by block.
+        """What is added to the tokens of every frame, block by block.
 
         Raises:
             ValueError: a canvas without camera latents.

@@ -1,4 +1,4 @@
-"""How pixels and words reach a network, written once for all backbones: codec, prompts and image encoder."""
+"""The frozen encoders around a denoiser, shared by all backbones: codec, prompt encoder and image encoder."""
 
 from abc import ABC
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class FrozenEncoders(nn.Module, ABC):
         spec: of the latents.
         codec: video autoencoder.
         prompts: prompt encoder.
-        images: image encoder; None for networks that are told of no pictures.
+        images: image encoder; None for networks without a picture condition.
     """
 
     spec: LatentSpec
@@ -45,7 +45,7 @@ class FrozenEncoders(nn.Module, ABC):
         Args:
             latents: of whole clips.
             frames: how many frames from the first on are wanted; all, if left out. A codec that does not look
-                ahead decodes no more than it must, with the same result.
+                ahead decodes only the frames needed, with the same result.
         """
         if frames is not None and self.codec.causal != "encoder":
             blocks = -(-(frames - 1) // self.spec.frame_multiple)  # ceiling
@@ -57,7 +57,7 @@ class FrozenEncoders(nn.Module, ABC):
         return rearrange(video[:, :, :frames], "(b v) c t h w -> b v c t h w", b=latents.shape[0])
 
     def encode_images(self, now: Float[Tensor, "b v 3 1 h w"]) -> Float[Tensor, "b v k d"] | None:
-        """Tokens of observed pictures, for networks that are told of them; else None."""
+        """Tokens of observed pictures, for networks conditioned on them; else None."""
         if self.images is None:
             return None
         with full_precision(now.device):
@@ -71,13 +71,13 @@ class FrozenEncoders(nn.Module, ABC):
         view_mask: Bool[Tensor, "b v"],
         images: Float[Tensor, "b v k d"] | None = None,
     ) -> Context:
-        """What the network is told of prompts and observed pictures; missing views are zeros.
+        """The context of prompts and observed pictures; tokens of missing views are zeros.
 
         Args:
             prompts: one per row.
-            now: the pictures; not looked at where their tokens are given.
+            now: the pictures; unused where `images` is given.
             view_mask: False where a view is missing.
-            images: what `encode_images` made of the pictures, where it is known already.
+            images: `encode_images` of the pictures, where it was computed before.
         """
         context = self.prompts.encode(prompts, now.device)
         tokens = self.encode_images(now) if images is None else images

@@ -1,4 +1,4 @@
-"""Image encoders: what image-to-video models are told of a picture besides its latents."""
+"""Image encoders: tokens of a picture on which image-to-video models are conditioned besides its latents."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Literal
@@ -26,7 +26,7 @@ class ImageEncoder(nn.Module, ABC):
         """Tokens of pictures in [-1, 1]."""
 
     def drop(self) -> None:
-        """Free what can be loaded again."""
+        """Free weights that can be loaded again."""
         return
 
 

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath
-from ai_wam.utils.tensor_dataclass import Movable
+from ai_wam.utils.tensor_dataclass import TensorDataclass
 
 
 @dataclass(frozen=True)
-class Context(Movable):
-    """What a denoiser is told besides the canvas.
+class Context(TensorDataclass):
+    """Conditions of a denoiser besides the canvas.
 
     Attributes:
         tokens: prompt embeddings for cross-attention or joint attention; zeros after the end of the prompt.
         pooled: one vector per prompt.
-        images: tokens of the observed pictures, view by view, for models that are told of pictures.
-        memory: whatever a backbone computes once per sample; see `VideoBackbone.prepare`.
+        images: tokens of the observed pictures, view by view, for models conditioned on pictures.
+        memory: what a backbone computes once per sample; see `VideoBackbone.prepare`.
     """
 
     tokens: Float[Tensor, "b l d"]
@@ -64,14 +64,14 @@ class PromptEncoder(nn.Module, ABC):
         return
 
     def drop(self) -> None:
-        """Free what can be loaded again."""
+        """Free weights that can be loaded again."""
         return
 
     def keep(self, folder: AnyPath, prompts: Sequence[str] = ()) -> bool:
-        """Use the embeddings that lie in a folder, and put those of some prompts there.
+        """Use embeddings kept in a folder, and add those of some prompts to it.
 
         Returns:
-            False for an encoder whose embeddings cost nothing, so that there is nothing to keep.
+            False for an encoder whose embeddings cost nothing and are not kept.
         """
         return False
 

@@ -1,4 +1,4 @@
-"""Islands of precision: modules that compute in their weights' own precision whatever the autocast."""
+"""Modules that compute in their weights' own precision, usually float32, whatever the autocast."""
 
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ai_wam.utils.autocast import full_precision
 
 
-def islands(network: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
+def fp32_modules(network: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
     """The outermost modules whose dotted names have one of `names` as a part, by their dotted names."""
     found: dict[str, nn.Module] = {}
     for name, module in network.named_modules():
@@ -20,18 +20,18 @@ def islands(network: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
     return found
 
 
-def keep_precise(module: nn.Module) -> None:
-    """Let a module compute without autocast, in the precision of its weights (float32 if it has none).
+def keep_in_fp32(module: nn.Module) -> None:
+    """Make a module compute without autocast, in the precision of its weights (float32 if it has none).
 
-    Its results come in the precision that it was asked for by an argument, or else in that of its first
-    tensor: the tokens around it stay as small as they were. Names, weights and hooks stay as they are.
+    Its results have the precision named by an argument, or else that of its first tensor, so that the tokens
+    around it keep theirs. Names, weights and hooks stay as they are.
     """
     kind: Any = type(module)
-    module.__class__ = _precise(kind)
+    module.__class__ = _fp32_class(kind)
 
 
 @cache
-def _precise(kind: Any) -> Any:
+def _fp32_class(kind: Any) -> Any:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         given = list(_leaves((args, kwargs)))
         tensors = [value for value in given if isinstance(value, Tensor)]
@@ -44,7 +44,7 @@ def _precise(kind: Any) -> Any:
         return _cast(found, asked[0]) if asked else found
 
     def reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
-        """The class is made anew on the other side, where nothing has its name."""
+        """Pickled by its original class, since this one has no importable name."""
         _, _, *state = kind.__reduce_ex__(self, protocol)
         return (_empty, (kind,), *state)
 
@@ -53,8 +53,8 @@ def _precise(kind: Any) -> Any:
 
 
 def _empty(kind: Any) -> Any:
-    precise = _precise(kind)
-    return precise.__new__(precise)
+    made = _fp32_class(kind)
+    return made.__new__(made)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -68,7 +68,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors, and floating types that are asked for, changed to `dtype`."""
+    """Floating tensors and floating dtypes, changed to `dtype`."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, torch.dtype):

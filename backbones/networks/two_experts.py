@@ -68,11 +68,11 @@ class Experts(nn.Module):
         chosen, idle = (self.high, self.low) if all_high else (self.low, self.high)
         if context.memory is not None:
             context = replace(context, memory=context.memory[FOLDERS[0 if all_high else 1]])
-        return forward(chosen, noisy, u, canvas, context) + _nothing(idle)
+        return forward(chosen, noisy, u, canvas, context) + _zero_of(idle)
 
 
 def _rows(value: _T, rows: Int[Tensor, "r"]) -> _T:
-    """Some rows, without what was remembered of all of them."""
+    """Some rows, without the memory of all of them."""
     tensors: dict[str, Any] = {
         name: part[rows] for name, part in vars(value).items() if isinstance(part, Tensor)
     }
@@ -81,10 +81,10 @@ def _rows(value: _T, rows: Int[Tensor, "r"]) -> _T:
     return replace(value, **tensors)
 
 
-def _nothing(network: nn.Module) -> Float[Tensor, ""] | float:
-    """0, with a gradient of 0 for a network that no row of a training batch went through.
+def _zero_of(network: nn.Module) -> Float[Tensor, ""] | float:
+    """0, with a gradient of 0 for a network that computed no row of a training batch.
 
-    Processes that train together add up gradients of every weight.
+    Processes that train together reduce gradients of every weight.
     """
     trained = [part for part in network.parameters() if part.requires_grad]
     if not torch.is_grad_enabled() or not trained:
@@ -97,7 +97,7 @@ def boundary_of(pretrained: str | None, asked: float | None, folders: tuple[str,
 
     Args:
         pretrained: a local folder or hub id.
-        asked: as the user has it.
+        asked: the setting, if any.
         folders: of the experts.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Wan's self-attention with a mask, remembered keys and values, and cameras told beside the tokens."""
+"""Wan's self-attention with a mask, cached keys and values, and an offset of its input (cameras)."""
 
 from typing import Any, NamedTuple
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 class Guide(NamedTuple):
-    """What self-attention of one block is told; goes where diffusers' blocks pass on rotary positions.
+    """Arguments of self-attention of one block; passed where diffusers' blocks pass rotary positions.
 
     Attributes:
         cos: rotary positions of the tokens,
         sin: the same.
         mask: which keys a query may look at; None for all.
         past: keys and values of tokens that are not computed again.
-        record: an empty list that receives keys and values, if they are to be remembered; one per block, as
-            blocks are compiled anew for every length of a list that they see.
+        record: an empty list that receives keys and values, if they are to be cached; one per block, since
+            blocks are recompiled for every length of a list argument.
         offset: what is added to the tokens.
     """
 
@@ -30,7 +30,7 @@ class Guide(NamedTuple):
 
 
 class GuidedAttention:
-    """Wan's self-attention, with a mask, remembered keys and values and an offset of its input."""
+    """Wan's self-attention, with a mask, cached keys and values and an offset of its input."""
 
     _attention_backend = None  # what diffusers' set_attention_backend sets
     _parallel_config = None

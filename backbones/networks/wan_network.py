@@ -62,15 +62,15 @@ class GuidedWan(WanTransformer3DModel):
         for index, block in enumerate(self.blocks):
             offset = None if offsets is None else offsets[index].repeat_interleave(grid[1] * grid[2], dim=1)
             offset = offset if offset is None or chosen is None else offset[:, chosen]
-            told_back: list[tuple[Tensor, Tensor]] | None = None if record is None else []
-            guide = Guide(cos, sin, mask, None if past is None else past[index], told_back, offset)
+            recorded: list[tuple[Tensor, Tensor]] | None = None if record is None else []
+            guide = Guide(cos, sin, mask, None if past is None else past[index], recorded, offset)
             arguments = (tokens, text, modulation, guide)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, *arguments)
             else:
                 tokens = block(*arguments)
-            if record is not None and told_back is not None:
-                record += told_back
+            if record is not None and recorded is not None:
+                record += recorded
         table = self.scale_shift_table.to(embedded.device)
         shift, scale = (table + embedded.unsqueeze(-2)).chunk(2, dim=-2)
         if clean is not None:
@@ -81,7 +81,7 @@ class GuidedWan(WanTransformer3DModel):
     def _timed(
         self, time: Float[Tensor, "b *two"], clean: Bool[Tensor, "b n"] | None
     ) -> tuple[Float[Tensor, "b *n d"], Float[Tensor, "b *n 6 d"]]:
-        """Embedded time and the blocks' modulation: of the two times of a row, then told to every token.
+        """Embedded time and the blocks' modulation: of the two times of a row, then expanded to every token.
 
         Each is embedded several times over, or matrix products would take ways of their own for so few rows
         and be a last bit off those of all tokens.

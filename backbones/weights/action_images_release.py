@@ -81,7 +81,7 @@ def from_released(state: Mapping[str, Tensor], head_width: int = 128) -> Convert
 
     Args:
         state: its weights by name.
-        head_width: channels of an attention head, which no weight tells; 128 in every released Wan.
+        head_width: channels of an attention head, which the weights do not show; 128 in every released Wan.
 
     Raises:
         ValueError: unknown or missing names, or wrong shapes; the message lists them.

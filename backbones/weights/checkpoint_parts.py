@@ -128,17 +128,16 @@ def _looks_like_a_path(pretrained: str) -> bool:
 def _told(place: str, parts: Mapping[str, str]) -> str:
     """One sentence: what is missing, and how to get it."""
     names = ", ".join(repr(part) for part in parts)
-    told = (
+    problem = (
         f"cannot load {names} of the pretrained model {place!r}: {'; '.join(dict.fromkeys(parts.values()))}."
     )
     wanted = " ".join([*(f"--include '{part}/*'" for part in parts), "--include model_index.json"])
     if Path(place).is_dir():
-        return (
-            f"{told} Download it again: hf download HUB_ID --local-dir {place} {wanted}; or pass the hub id."
-        )
+        again = f"hf download HUB_ID --local-dir {place} {wanted}"
+        return f"{problem} Download it again: {again}; or pass the hub id."
     if _looks_like_a_path(place):
         return (
-            f"{told} `pretrained` takes an existing folder in diffusers' layout, or a hub id of the form "
+            f"{problem} `pretrained` takes an existing folder in diffusers' layout, or a hub id of the form "
             "owner/name; correct the path."
         )
-    return f"{told} Fetch it with: hf download {place} {wanted} (or pass a local folder as `pretrained`)."
+    return f"{problem} Fetch it with: hf download {place} {wanted} (or pass a local folder as `pretrained`)."

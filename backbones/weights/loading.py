@@ -60,7 +60,7 @@ def load_part(
         if not network:
             return kind.from_pretrained(pretrained, subfolder=subfolder, **options)
         name = "dtype" if kind.__module__.startswith("transformers.") else "torch_dtype"
-        found, told = kind.from_pretrained(
+        found, info = kind.from_pretrained(
             pretrained, subfolder=subfolder, output_loading_info=True, use_safetensors=True,
             **{name: dtype}, **options,
         )  # fmt: skip
@@ -70,10 +70,10 @@ def load_part(
         raise MissingPart({pretrained: {subfolder: str(error).split("\n")[0].rstrip(".")}}) from error
     unused = _UNUSED if kind.__module__.startswith("transformers.") else None
     unread = [name for name, value in found.named_parameters() if value.is_meta]
-    lacking = sorted({*told["missing_keys"], *unread})
-    unknown = sorted(name for name in told["unexpected_keys"] if not (unused and unused.search(name)))
+    lacking = sorted({*info["missing_keys"], *unread})
+    unknown = sorted(name for name in info["unexpected_keys"] if not (unused and unused.search(name)))
     where = f"{subfolder!r} of {pretrained!r}"
-    check_complete(lacking, unknown, told.get("mismatched_keys") or [], where)
+    check_complete(lacking, unknown, info.get("mismatched_keys") or [], where)
     for name, value in found.named_parameters():
         check_finite(value, name, where)
     return found

@@ -28,7 +28,7 @@ def deferred_weights() -> Iterator[None]:
     """Inside, backbones are made without their denoiser's released weights.
 
     `VideoBackbone.shard` reads them afterwards, each process its own part, or `VideoBackbone.materialize` all
-    of them. Whatever ours adds to the released network is there at once.
+    of them. Modules that are added to the released network are made at once.
     """
     token = _LATER.set(True)
     try:

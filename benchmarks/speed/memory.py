@@ -63,7 +63,7 @@ def budget(recipe: dict[str, Any]) -> dict[str, float]:
     released = 2 if training.dtype == "bfloat16" else 4
     both = options["pretrained"] == _TWO_EXPERTS and options.get("expert", "both") == "both"
     trained, frozen = ((1 + both) * _count(model.denoiser, asked) for asked in (True, False))
-    block = sum(p.numel() for p in model.units()[0].parameters())
+    block = sum(p.numel() for p in model.fsdp_units()[0].parameters())
     kept, working = _activations(
         name, training.lora, released, clip, recipe["data"]["init_args"]["batch_size"]
     )
@@ -175,7 +175,7 @@ def _trace(model: VideoBackbone, clip: dict[str, Any], rows: int) -> tuple[float
         return tensor
 
     alive: list[Tensor] = []
-    model.units()[0].register_forward_pre_hook(lambda _, args: entering.append(args[0].nbytes))
+    model.fsdp_units()[0].register_forward_pre_hook(lambda _, args: entering.append(args[0].nbytes))
     with (
         fake,
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),

@@ -23,7 +23,7 @@ from tasks.joint import JointGeneration
 
 _RUNGS = ("whole", "geometric", "beginning", "head")
 _ACTING = ("joint", "policy")
-_IMAGINING = ("cross_view", "action_conditioned", "video_only", "labeling", "annotation")
+_GENERATING = ("cross_view", "action_conditioned", "video_only", "labeling", "annotation")
 
 
 def main(backbone: str, size: int, frames: int, steps: int, rounds: int) -> None:
@@ -39,13 +39,13 @@ def main(backbone: str, size: int, frames: int, steps: int, rounds: int) -> None
         f"{name} {rung}": partial(act, task, observation, name, rung) for name in _ACTING for rung in _RUNGS
     }
     clips = recorded(observation, clip)
-    calls |= {name: partial(task.imagine, clips, plan(name)) for name in _IMAGINING}
+    calls |= {name: partial(task.generate_videos, clips, plan(name)) for name in _GENERATING}
     found = interleaved(calls, rounds)
     print(f"{backbone}, {size} px, {frames} frames, 2 views, {steps} steps: ms per chunk on one thread")
     print(f"{'':<20}" + "".join(f"{rung:>12}" for rung in _RUNGS))
     for name in _ACTING:
         print(f"  {name:<18}" + "".join(f"{found[f'{name} {rung}']:>12.1f}" for rung in _RUNGS))
-    for name in _IMAGINING:
+    for name in _GENERATING:
         print(f"  {name:<18}{found[name]:>12.1f}")
     joint, policy = (found[f"{name} geometric"] for name in _ACTING)
     print(f"joint over policy, action segments decoded: {joint / policy:.2f}")

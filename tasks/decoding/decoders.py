@@ -1,4 +1,4 @@
-"""The ladder of decoders: how the poses of a generated canvas are read, behind one interface."""
+"""Action decoders: from a generated canvas to poses, behind one interface."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from tasks.decoding.action_head import ActionHead
 
 @dataclass(frozen=True)
 class Generated:
-    """What a plan generated, as decoders look at it.
+    """What a plan generated: the input of decoders.
 
     Attributes:
         canvas: what it was generated on.
         latents: the packed canvas, clean.
         images: the action images of those frames that were decoded, in [-1, 1].
         cameras: that the images are drawn for, of the same frames.
-        observation: what was known.
+        observation: the condition.
         tokenizer: how actions are drawn.
     """
 
@@ -44,12 +44,12 @@ class Generated:
 
 
 class ActionDecoder(ABC):
-    """One way to read poses.
+    """A way to decode poses.
 
     Attributes:
-        kinds: segments that must be decoded to pictures for it.
-        reading: the name of its poses in figures; decoders with one name read the same.
-        knows_std: whether it knows how sure it is.
+        kinds: segments of which it needs the pictures.
+        reading: name of its poses in metrics; decoders of one name give the same poses.
+        knows_std: whether it gives standard deviations.
     """
 
     kinds: tuple[Kind, ...]
@@ -62,7 +62,7 @@ class ActionDecoder(ABC):
 
 
 class Geometric(ActionDecoder):
-    """Poses fitted to the blobs of action images; what else is decoded is for looking at."""
+    """Poses fitted to the blobs of action images; other segments are decoded for display."""
 
     reading, knows_std = "geometric", True
 
@@ -77,8 +77,8 @@ class Geometric(ActionDecoder):
 class Learned(ActionDecoder):
     """The action head's poses in the place of the geometric ones; every frame has one.
 
-    It does not know how sure it is: the standard deviations are NaN, and the confidence is that of the
-    geometric decode it began with, 0 where that read nothing.
+    It gives no standard deviations (NaN); the confidence is that of the geometric poses it corrects, 0 where
+    those are invalid.
     """
 
     kinds, reading, knows_std = (Kind.ACTION,), "head", False
@@ -95,7 +95,7 @@ class Learned(ActionDecoder):
 
 
 def ladder(head: ActionHead | None) -> dict[str, ActionDecoder]:
-    """The decoders there are, by the name that configurations give them.
+    """The decoders of a model, by their names in configurations.
 
     whole: everything that was generated is decoded, and poses are fitted to the action images.
     geometric: the same poses; only action segments go through the video autoencoder.
@@ -111,13 +111,13 @@ def ladder(head: ActionHead | None) -> dict[str, ActionDecoder]:
 
 
 def readings(rungs: Mapping[str, ActionDecoder], generated: Generated) -> dict[str, DecodedActions]:
-    """What the decoders read, each reading once."""
+    """The poses of each decoder, once per `reading`."""
     return {rung.reading: rung.read(generated) for rung in rungs.values()}
 
 
 @runtime_checkable  # for the checks of types at run time
 class Acting(Protocol):
-    """A model that can be told by which decoder to act."""
+    """A model that acts by a decoder of choice."""
 
     tokenizer: ActionImageTokenizer
 
@@ -131,13 +131,13 @@ class Acting(Protocol):
 
 
 class ActingBy:
-    """A model as the policy that it is with another decoder."""
+    """A policy: a model with another decoder than its own."""
 
     def __init__(self, model: Acting, decoder: str) -> None:
         self.model, self.decoder, self.tokenizer = model, decoder, model.tokenizer
 
     def reset(self, episodes: Sequence[str]) -> None:
-        """Tell the model that episodes begin."""
+        """Episodes are about to begin."""
         self.model.reset(episodes)
 
     def predict_action(self, observation: Observation) -> ActionChunk:

@@ -80,9 +80,9 @@ class ActionWriter(BasePredictionWriter):
 class SampleWriter(BasePredictionWriter):
     """A folder per sample, named by its key: videos, a picture of the path, and the actions as numbers.
 
-    observation.mp4      what the model imagined it would see, views side by side (plans that imagine it)
+    observation.mp4      generated observation, views side by side (plans that generate it)
     action_images.mp4    the action video it generated
-    overlay.mp4          the points of that video over the imagined observation, or over the present picture
+    overlay.mp4          the points of that video over the generated observation, or over the present picture
     trajectory.png       the poses in space, with the cameras
     actions.csv          a row per step, the present one first; units in the header
     actions.npz          the same with the cameras, as float32

@@ -1,14 +1,14 @@
-"""Recorded clips as test data: what a plan generates, beside doing nothing and beside the codec alone.
+"""Evaluation on recorded clips: what a plan generates, beside a hold-still floor and the codec's ceiling.
 
     ai-wam test --ckpt_path x.ckpt --data configs/data/shards.yaml --data.test data/test
 
-The same metrics judge the model; its learned action head (`head`), where it has one; the first frame copied
-(`copy_first_frame`) or the present pose held (`hold_still`); and the recorded video or the recorded actions'
-images through the codec and back (`codec`), which is as good as a model of this codec can be expected to get.
+The same metrics are computed of several arms: the model; its learned action head (`head`), where it has one;
+the floor, which copies the first frame (`copy_first_frame`) or holds the present pose (`hold_still`); and the
+ceiling (`codec`), the recorded video or the recorded actions' images encoded and decoded.
 
-Only recorded frames count: past the end of an episode a window repeats its last frame, which doing nothing
-gets right. Errors of actions are those of the steps that an arm vouches for, whose share stands beside them:
-`valid`. `hold_still` is judged on the model's, so that the two answer for the same steps.
+Only recorded frames count: past the end of an episode a window repeats its last frame, which the floor gets
+right. Errors of actions are those of an arm's valid steps, whose share is the metric `valid`. `hold_still` is
+evaluated on the model's valid steps, so that both errors are of the same steps.
 """
 
 import json
@@ -35,7 +35,7 @@ from tasks.metrics.tracking import Tracking
 from tasks.metrics.video import FrechetVideoDistance, VideoQuality
 
 Videos = Mapping[Kind, Float[Tensor, "b v 3 _ h w"]]
-Figures = dict[str, dict[str, float]]  # by arm and name
+Values = dict[str, dict[str, float]]  # of metrics, by arm and name
 _BASELINE = {Kind.VIDEO: "copy_first_frame", Kind.ACTION: "hold_still"}
 _ARMS = ("model", "head", *_BASELINE.values(), "codec")
 
@@ -54,15 +54,15 @@ class ClipEvaluation:
     networks: dict[str, str] | None = None
 
 
-class Judge:
+class ClipEvaluator:
     """The metrics of one plan.
 
-    Generated video is judged by VideoQuality and the FVDs asked for, generated actions by ActionAccuracy;
+    Metrics of generated video are VideoQuality and the configured FVDs, of generated actions ActionAccuracy;
     where the video is given (labeling) the three points drawn of the tool are Tracking's points too. A row
     whose actions are not recorded does not count in plans that need them.
 
     Attributes:
-        plan: what is judged.
+        plan: what is evaluated.
         kinds: what it generates.
 
     Args:
@@ -70,7 +70,7 @@ class Judge:
         tokenizer: how actions are drawn.
         networks: of video metrics, by name, as `load_networks` gives them.
         device: where the metrics live.
-        head: whether a learned decoder is judged beside the geometric one.
+        head: whether a learned decoder is evaluated beside the geometric one.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Judge:
         """Add a batch.
 
         Args:
-            batch: the truth.
+            batch: the recorded clips.
             cameras: those that the action images are drawn for.
             model: what was generated.
-            codec: the truth, encoded and decoded.
-            read: poses of generated actions by decoder: `geometric`, and `head` where it is judged.
+            codec: the recorded clips, encoded and decoded.
+            read: poses of generated actions by decoder: `geometric`, and `head` where there is one.
         """
         rows = batch.action_valid.all(1) | (not self.plan.needs_actions)
         self.clips.update(rows.sum())
@@ -117,9 +117,9 @@ class Judge:
         if Kind.ACTION in self.kinds:
             self._actions(batch, shown, cameras, read, codec[Kind.ACTION])
 
-    def compute(self) -> Figures:
-        """Figures over all ranks; those that nothing counted for are left out."""
-        arms: Figures = {}
+    def compute(self) -> Values:
+        """Values over all ranks; metrics without any sample are left out."""
+        arms: Values = {}
         for (_, arm), metrics in sorted(self._metrics.items(), key=lambda item: _ARMS.index(item[0][1])):
             values = {name: float(value) for name, value in metrics.compute().items()}
             arms.setdefault(arm, {}).update({k: v for k, v in values.items() if not math.isnan(v)})
@@ -159,7 +159,7 @@ class Judge:
             tracks, seen = self._tracks(head.actions, cameras, size)
             arms["head"] = (head.actions, head.valid, tracks.masked_fill(~seen[..., None], math.nan))
         for arm, (actions, valid, tracks) in arms.items():
-            self._metrics[Kind.ACTION, arm].update(  # each metric takes what it knows
+            self._metrics[Kind.ACTION, arm].update(  # each metric takes its own arguments
                 actions=actions[:, 1:],
                 valid=valid[:, 1:],
                 batch=batch,
@@ -192,16 +192,18 @@ def _of_actions(chosen: Plan) -> dict[str, Metric | MetricCollection]:
     return {"accuracy": ActionAccuracy(), **({"tracking": Tracking()} if given else {})}
 
 
-def finish(module: LightningModule, judges: Sequence[Judge], left_out: Mapping[str, str]) -> None:
-    """Log what the judges found, print it, and write it to metrics.json in the trainer's log folder.
+def report_metrics(
+    module: LightningModule, evaluators: Sequence[ClipEvaluator], left_out: Mapping[str, str]
+) -> None:
+    """Log the metrics, print them, and write them to metrics.json in the trainer's log folder.
 
     Args:
         module: whose test has ended.
-        judges: one per plan.
+        evaluators: one per plan.
         left_out: metrics that are missing, and why.
     """
-    clips = {judge.plan.name: int(judge.clips.compute()) for judge in judges}
-    found = {judge.plan.name: judge.compute() for judge in judges}
+    clips = {evaluator.plan.name: int(evaluator.clips.compute()) for evaluator in evaluators}
+    found = {evaluator.plan.name: evaluator.compute() for evaluator in evaluators}
     for plan, arms in found.items():
         for arm, figures in arms.items():
             prefix = f"test/{plan}/" if arm == "model" else f"test/{plan}/{arm}/"
@@ -222,8 +224,8 @@ def finish(module: LightningModule, judges: Sequence[Judge], left_out: Mapping[s
         rank_zero_info("\n".join([*tables, *missing, f"metrics: {folder / 'metrics.json'}"]))
 
 
-def table(arms: Figures) -> str:
-    """A line per figure, a column per arm."""
+def table(arms: Values) -> str:
+    """A line per metric, a column per arm."""
     names = dict.fromkeys(name for figures in arms.values() for name in figures)
     rows = [["", *arms]]
     for name in names:

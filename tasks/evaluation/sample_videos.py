@@ -1,4 +1,4 @@
-"""What test data does by itself, and sample videos."""
+"""Validation errors by plan, sample videos, and the interface of test trials."""
 
 import io
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ _SHOWN_HEIGHT = 384  # pixels, about
 
 @runtime_checkable
 class Trials(Protocol):
-    """One item of test data: runs a policy and keeps the results itself."""
+    """An item of test data that runs a policy and keeps the results itself."""
 
     def run(self, policy: Policy) -> None:
-        """Run the policy and record what came of it."""
+        """Run the policy and keep its results."""
         ...
 
 
@@ -39,7 +39,7 @@ class PlanErrors:
         self._found: dict[str, ActionAccuracy] = {}
 
     def update(self, plan: str, read: Mapping[str, DecodedActions], batch: Batch) -> None:
-        """Add what the decoders read of the actions that a plan generated."""
+        """Add the decoded actions of a plan, by decoder."""
         for decoder, actions in read.items():
             name = plan if decoder == "geometric" else f"{plan}/{decoder}"
             if name not in self._found:
@@ -47,7 +47,7 @@ class PlanErrors:
             self._found[name].update(actions.actions[:, 1:], actions.valid[:, 1:], batch)
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures, named val/PLAN/FIGURE and val/PLAN/head/FIGURE, which are then forgotten."""
+        """The metrics, named val/PLAN/METRIC and val/PLAN/head/METRIC; the errors are reset."""
         found = {
             f"val/{name}/{figure}": value
             for name, errors in self._found.items()
@@ -68,7 +68,7 @@ def log_sample_videos(
 ) -> None:
     """Sample videos of a plan to TensorBoard, a row per view.
 
-    Left to right: the observation (imagined where the plan generates it), the action images (black where the
+    Left to right: the observation (generated where the plan generates it), the action images (black where the
     plan has none) and their overlay; then the recorded observation, the recorded actions' images and their
     overlay.
     """
@@ -81,11 +81,11 @@ def log_sample_videos(
     seen = batch.video[:rows]
     shown = torch.where(batch.video_valid[:rows, None, None, :, None, None], seen, seen[:, :, :, :1])
     generated = videos.get(Kind.ACTION, torch.full_like(shown, -1))[:rows]
-    imagined = videos.get(Kind.VIDEO, shown)[:rows]
-    imagined = imagined if imagined.shape == shown.shape else shown  # the plan has its first frame only
+    observed = videos.get(Kind.VIDEO, shown)[:rows]
+    observed = observed if observed.shape == shown.shape else shown  # the plan has its first frame only
     fps = max(1, round(1 / seconds_per_frame))
     for row in range(rows):
-        pairs = ((imagined[row], generated[row]), (shown[row], truth[row]))
+        pairs = ((observed[row], generated[row]), (shown[row], truth[row]))
         pictures = np.concatenate([triptych(left.cpu(), right.cpu()) for left, right in pairs], axis=2)
         _add_video(board, f"samples/{plan}/{row}", pictures, module.global_step, fps)
 

@@ -1,1 +1,1 @@
-"""What tasks are judged by: torchmetrics whose states add up across ranks."""
+"""Metrics of tasks: torchmetrics whose states add up across ranks."""

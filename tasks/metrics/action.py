@@ -97,12 +97,12 @@ def _filled(actions: Float[Tensor, "b a 8"], known: Bool[Tensor, "b a"]) -> Floa
 
 
 def _matches(
-    opened: Bool[Tensor, "b t"], truly: Bool[Tensor, "b t"], told: Bool[Tensor, "b a"], tolerance: int
+    opened: Bool[Tensor, "b t"], truly: Bool[Tensor, "b t"], valid: Bool[Tensor, "b a"], tolerance: int
 ) -> tuple[int, int, int]:
     """How many changes were matched, predicted and true; column 0 of the states is the present."""
     matched = predicted = true = 0
-    for guess, truth, valid in zip(opened.tolist(), truly.tolist(), told.tolist(), strict=True):
-        for step, good in enumerate(valid, start=1):
+    for guess, truth, kept in zip(opened.tolist(), truly.tolist(), valid.tolist(), strict=True):
+        for step, good in enumerate(kept, start=1):
             guess[step] = guess[step] if good else guess[step - 1]
         for state in (True, False):
             ours, theirs = (_changes(each, state) for each in (guess, truth))

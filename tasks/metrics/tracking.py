@@ -13,8 +13,8 @@ _SIDE = 256  # pixels of the picture that the thresholds are meant for
 class Tracking(Averages):
     """TAP-Vid's figures of predicted tracks, each a mean over videos; one view of one clip is a video.
 
-    A point is asked for at the first frame in which it is visible and judged in all later ones. Distances are
-    those in a picture of 256 x 256 pixels. Over the points of a video:
+    A point is queried at the first frame in which it is visible and evaluated in all later ones. Distances
+    are those in a picture of 256 x 256 pixels. Over the points of a video:
 
     trajectory_error: mean distance where the point is visible.
     within_K: share of visible places that the prediction misses by less than K pixels; delta_average is the
@@ -53,13 +53,13 @@ class Tracking(Averages):
         """
         limit = tracks.new_tensor([size[1], size[0]])
         found = ((tracks >= 0) & (tracks < limit)).all(-1)  # NaN is not
-        judged = visible.cumsum(2).roll(1, 2).bool() & counted[..., None]
-        judged[:, :, 0] = False
+        evaluated = visible.cumsum(2).roll(1, 2).bool() & counted[..., None]
+        evaluated[:, :, 0] = False
         distance = ((_held(tracks, found, truth, visible) - truth) * (_SIDE / limit)).norm(dim=-1)
-        shown, said = visible & judged, found & judged
+        shown, said = visible & evaluated, found & evaluated
         shown_places = _total(shown)
         error = _total(torch.where(shown, distance, 0)) / shown_places
-        agreement = _total((found == visible) & judged) / _total(judged)
+        agreement = _total((found == visible) & evaluated) / _total(evaluated)
         within, jaccard = [], []
         for k in THRESHOLDS:
             near = shown & (distance < k)
@@ -74,7 +74,7 @@ class Tracking(Averages):
             **{f"within_{k}": share for k, share in zip(THRESHOLDS, within, strict=True)},
             **{f"jaccard_{k}": share for k, share in zip(THRESHOLDS, jaccard, strict=True)},
         }
-        for name, values in figures.items():  # 0 / 0 where a video has nothing to be judged
+        for name, values in figures.items():  # 0 / 0 where a video has nothing to evaluate
             self.add(name, values, values.isfinite())
 
 

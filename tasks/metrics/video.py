@@ -25,7 +25,7 @@ class VideoQuality(Averages):
     lpips_NAME: perceptual distance, for each network given (see `tasks.metrics.networks`).
 
     Args:
-        perceptual: networks by the metric's name; they tell distances "n" of pictures "n 3 h w" in [-1, 1].
+        perceptual: networks by the metric's name; they give distances "n" of pictures "n 3 h w" in [-1, 1].
     """
 
     def __init__(self, perceptual: Mapping[str, nn.Module] | None = None) -> None:

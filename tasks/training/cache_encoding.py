@@ -1,4 +1,4 @@
-"""What frozen encoders make of clips, and what tells two sets of them apart: for caches of latents."""
+"""Latents of frozen encoders, and the identity of the encoders: for caches of latents."""
 
 import hashlib
 from collections.abc import Mapping
@@ -40,11 +40,11 @@ def encode_pictures(
 
 
 def encoder_identity(backbone: VideoBackbone, tokenizer: ActionImageTokenizer) -> dict[str, Any]:
-    """JSON values that tell frozen encoders from others: classes, settings and a hash of their weights."""
+    """The identity of frozen encoders as JSON values: classes, settings and a hash of their weights."""
     return {
         "backbone": f"{type(backbone).__module__}.{type(backbone).__qualname__}",
         "options": {name: value for name, value in vars(backbone).items() if name == "camera_encoders"},
-        "shows_image": backbone.shows_image(backbone.denoiser.config),
+        "takes_image": backbone.takes_image(backbone.denoiser.config),
         "codec": _identity(backbone.codec),
         "images": None if backbone.images is None else _identity(backbone.images),
         "drawing": {name: getattr(tokenizer, name) for name in _DRAWING},

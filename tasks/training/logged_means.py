@@ -1,4 +1,4 @@
-"""What training tells of itself: means of named figures over the steps between two lines of the log."""
+"""Training metrics: means over the steps between two lines of the log."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from ai_wam.canvas import Canvas
 _BINS = 5  # of the noise level
 
 
-class Monitor:
-    """Figures of the steps since they were last logged; a figure that no step had is not logged.
+class LoggedMeans:
+    """Means of named metrics over the steps since they were last logged.
 
     share_PLAN: of the rows, those that trained by a plan; 0 is logged too, and all shares sum to 1.
     loss_PLAN: mean over the rows of a plan; head_PLAN: the action head's.
@@ -32,15 +32,15 @@ class Monitor:
         self._logged = 0
 
     def add(self, name: str, total: Tensor | float | int, count: Tensor | float | int = 1) -> None:
-        """Take a sum of `count` values into a figure; nothing waits for the device."""
+        """Add a sum of `count` values to a metric, without waiting for the device."""
         self._totals[name] = self._totals[name] + (total.detach() if isinstance(total, Tensor) else total)
         self._counts[name] = self._counts[name] + count
 
     def shares(self, plans: Sequence[str], rows: Mapping[str, int]) -> None:
-        """Take how many rows of a batch train by each of the plans."""
-        everyone = sum(rows.values())
+        """Add how many rows of a batch train by each of the plans."""
+        total = sum(rows.values())
         for name in dict.fromkeys([*plans, *rows]):
-            self.add(f"share_{name}", rows.get(name, 0), everyone)
+            self.add(f"share_{name}", rows.get(name, 0), total)
 
     def losses(
         self,
@@ -49,7 +49,7 @@ class Monitor:
         loss: Float[Tensor, "b"],
         error: Float[Tensor, "b 1 f h w"],
     ) -> None:
-        """Take the losses of rows that share a canvas.
+        """Add the losses of rows that share a canvas.
 
         Args:
             canvas: what was generated.
@@ -67,7 +67,7 @@ class Monitor:
             self.add(f"loss_u{low:.1f}-{high:.1f}", torch.where(here, loss, 0).sum(), here.sum())
 
     def gradients(self, module: nn.Module) -> Tensor:
-        """Take the norm of all gradients, which is returned."""
+        """Add the norm of all gradients, and return it."""
         found = [each.grad for each in module.parameters() if each.grad is not None]
         norm = nn.utils.get_total_norm(found)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -75,7 +75,7 @@ class Monitor:
         return norm
 
     def means(self) -> dict[str, float]:
-        """The figures so far, which are then forgotten."""
+        """The means so far; all sums are reset."""
         counts = {name: float(count) for name, count in self._counts.items()}
         found = {name: float(self._totals[name]) / count for name, count in counts.items() if count}
         self._totals.clear()
@@ -83,7 +83,7 @@ class Monitor:
         return found
 
     def log(self, trainer: Trainer) -> None:
-        """Write the figures where the trainer's own are written, and as often."""
+        """Log the means to the trainer's loggers, as often as it logs."""
         step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]  # its connector sets it
         if not every or step % every or step == self._logged:  # equal while gradients are accumulated
             return

@@ -23,7 +23,7 @@ def in_float32(value: Any) -> Any:
 def test_time_norms_positions_and_conditions_stay_in_float32(backbone: VideoBackbone):
     """What these modules make under autocast is what they make of the same in float32, rounded once."""
     awaken(backbone)
-    told, calls = backbone.islands(), {}
+    told, calls = backbone.fp32_modules(), {}
     modules = dict(backbone.denoiser.named_modules())
     leaves = {name: module for name, module in modules.items() if not list(module.children())}
     norms = {name: module for name, module in leaves.items() if type(module).__name__.endswith("Norm")}

@@ -167,7 +167,7 @@ def test_every_block_can_be_told_the_condition(
     with torch.no_grad():
         assert torch.equal(told.predict(noise, u, canvas, context), plain.predict(noise, u, canvas, context))
     extra = {name for name, _ in told.denoiser.named_parameters() if name.startswith("block_conditions.")}
-    assert len(extra) == 2 * len(told.units())
+    assert len(extra) == 2 * len(told.fsdp_units())
     assert set(told.state_dict()) == {*plain.state_dict(), *(f"denoiser.{name}" for name in extra)}
     assert extra <= set(split_weights(told.denoiser, told.input_projection, told.released_names)[1])
     with torch.no_grad():

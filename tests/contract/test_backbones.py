@@ -142,8 +142,8 @@ def test_plans_with_equal_lengths_share_a_forward(backbone: VideoBackbone):
 @pytest.mark.parametrize("file", TINY, ids=lambda file: file.stem)
 def test_the_change_can_be_predicted_where_no_picture_is_shown(file: Path):
     plain = build(file)
-    if plain.shows_image(plain.denoiser.config):
-        with pytest.raises(ValueError, match="shown the first frame natively"):
+    if plain.takes_image(plain.denoiser.config):
+        with pytest.raises(ValueError, match="has the first frame as a condition natively"):
             build(file, "prediction=change")
         return
     backbone = build(file, "prediction=change")

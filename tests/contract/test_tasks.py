@@ -77,7 +77,7 @@ def test_trains_by_its_own_plans_and_without_recorded_actions(task: WorldActionT
 
 def test_imagines_by_every_plan_it_is_trained_on(task: WorldActionTask, clips: Batch):
     for name in task.default_plans:
-        videos = task.imagine(clips, plan(name))
+        videos = task.generate_videos(clips, plan(name))
         kinds = {segment.kind for segment in plan(name).segments(2, 3)}
         assert set(videos) == kinds
         for kind in kinds - {Kind.VIDEO}:

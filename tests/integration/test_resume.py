@@ -239,6 +239,7 @@ def begun(place: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     return Path(name)
 
 
+COSINE = "tasks.training.optimizer.CosineWithWarmup"
 LONGER = ["--trainer.max_steps=6", "--model.lr_scheduler.steps=9", "--data.workers=0"]
 
 
@@ -351,7 +352,7 @@ def test_a_longer_run_keeps_its_learning_rate_or_says_the_jump(begun: Path, monk
             monkeypatch,
             str(begun),
             LONGER[0],
-            "--model.lr_scheduler.steps=null",
+            f"--model.lr_scheduler={{class_path: {COSINE}, init_args: {{warmup_steps: 100, steps: null}}}}",
             f"--ckpt_path={checkpoint(begun)}",
         )
     with pytest.raises(SystemExit, match=r"optimizer\.lr was 0\.002 and is now 0\.1"):

@@ -40,7 +40,7 @@ def silent(backbone: VideoBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_change_is_the_first_frame_held_and_no_action(monkeypatch: pytest.MonkeyPatch):
     task, clips = task_of("change"), still_clips()
     silent(task.backbone, monkeypatch)
-    videos = task.imagine(clips, plan("joint"))
+    videos = task.generate_videos(clips, plan("joint"))
     first = task.backbone.decode(task.backbone.encode(clips.video[:, :, :, :1]))
     held = task.backbone.decode(task.backbone.encode(first.expand_as(clips.video)))
     shown, later = (videos[kind][:, :, :, 1:] for kind in (Kind.VIDEO, Kind.ACTION))  # the first is given

@@ -83,7 +83,7 @@ def test_sampling_is_the_released_pipeline(tmp_path: Path, shown: bool, guidance
 
 def test_a_step_trains_each_row_by_its_expert(folder: str):
     model = load(folder, training=Training(gradient_checkpointing=True)).train()
-    assert len(model.units()) == 4
+    assert len(model.fsdp_units()) == 4
     canvas, context = (rows_of(part) for part in (clip_of(model, 9), told(model, PROMPT)))
     noise, u = noise_for(canvas), torch.tensor([0.3, 0.95])
     loss = model.loss(canvas, context, u, noise)
@@ -185,7 +185,7 @@ def test_two_new_networks_and_what_is_refused(folder: str, tmp_path: Path):
     parts = {"codec": load(folder).codec, "prompts": HashedWords(16, 8)}
     made = Wan(architecture=size, boundary=0.5, **parts)
     assert isinstance(made.denoiser, Experts)
-    assert len(made.units()) == 2
+    assert len(made.fsdp_units()) == 2
     with pytest.raises(ValueError, match="two experts are not sharded together"):
         made.shard(object.__new__(DeviceMesh))  # of no process: refused before it is looked at
     with pytest.raises(ValueError, match="expert: low needs a release of two networks"):

@@ -61,7 +61,7 @@ class Recordings:
 class Oracle(ActionLabeling):
     """Draws the true actions of the frames it is asked for, so that reading them is all that can go wrong."""
 
-    def imagine(self, batch, chosen):
+    def generate_videos(self, batch, chosen):
         assert chosen.name == "annotation"
         assert not batch.actions.any()
         rows = []
@@ -111,8 +111,8 @@ def test_a_labeled_set_exports_its_confidence(backbone: VideoBackbone, tmp_path:
     class Shifted(Oracle):
         """Draws one view two pixels too low, so that the decoder is less sure."""
 
-        def imagine(self, batch, chosen):
-            images = super().imagine(batch, chosen)[Kind.ACTION]
+        def generate_videos(self, batch, chosen):
+            images = super().generate_videos(batch, chosen)[Kind.ACTION]
             return {Kind.ACTION: torch.cat([images[:, :1], images[:, 1:].roll(2, -2)], dim=1)}
 
     labeled = LabeledSource(Recordings(), Shifted(backbone, CLIP), {}, min_confidence=0.0)
@@ -144,7 +144,7 @@ class Long(Recordings):
 class Absent(ActionLabeling):
     """Draws nothing, in no time."""
 
-    def imagine(self, batch, chosen):
+    def generate_videos(self, batch, chosen):
         return {Kind.ACTION: torch.full_like(batch.video, -1)}
 
 

@@ -186,7 +186,7 @@ def test_other_networks_are_refused():
     made = Mochi(architecture=SMALL, **parts)
     assert made.spec.channels == 12
     with pytest.raises(ValueError, match=r"takes 16 channels and makes 12.*needs 12 in and out"):
-        made.describe({**made.denoiser.config, "in_channels": 16})
+        made.latent_spec({**made.denoiser.config, "in_channels": 16})
     made = Mochi(architecture=SMALL, codec=MochiVAE(architecture=VAE), prompts=parts["prompts"])
     with pytest.raises(ValueError, match=r"41 frames does not fit this backbone: it takes 6k \+ 1 frames"):
         made.spec.latent_frames(41)

@@ -259,7 +259,9 @@ def test_wan_is_told_what_the_released_model_is_told_of_a_picture(tmp_path: Path
         scheduler=FlowMatchEulerDiscreteScheduler(),
     )  # fmt: skip
     folder, parts = saved(pipeline, tmp_path), {"prompts": HashedWords(16, 512)}
-    with pytest.raises(ValueError, match=r"shown the first frame natively.*first_observation: false"):
+    with pytest.raises(
+        ValueError, match=r"has the first frame as a condition natively.*first_observation: false"
+    ):
         Wan(folder, **parts)
     context = told(Wan(folder, first_observation=False, **parts), PROMPT)
     # Theirs goes through 8-bit pictures and Pillow's resampling, ours through tensors in half precision.

@@ -145,12 +145,14 @@ def test_text_starts_silent_and_is_refused_without_its_path(folder: Path):
         assert torch.equal(first, second)
         model.denoiser.text.weight.normal_()
         assert not torch.allclose(model.predict(noise, u, canvas, contexts[1]), first)
-    with pytest.raises(ValueError, match=r"knows no text, but was given 'reach the red ball'; set `prompts`"):
+    with pytest.raises(
+        ValueError, match=r"has no text condition, but got 'reach the red ball'; set `prompts`"
+    ):
         SVD(str(folder), first_observation=False).encode_context(["reach the red ball"], now, mask)
 
 
 def test_what_does_not_fit_is_refused(folder: Path):
-    with pytest.raises(ValueError, match="shown the first frame natively"):
+    with pytest.raises(ValueError, match="has the first frame as a condition natively"):
         SVD(str(folder))
     with pytest.raises(ValueError, match=r"UNet takes 8 channels .* needs 24 in and 12 out"):
         SVD(str(folder), codec=PatchCodec(12, frames=1), first_observation=False)

@@ -197,14 +197,14 @@ def test_image_to_video_backbones_act(backbone: VideoBackbone):
 )
 def test_imagining_recorded_clips_knows_what_is_given_and_no_more(backbone: VideoBackbone, name: str):
     task, batch, other = JointGeneration(backbone, CLIP), batch_of(1), batch_of(1, seed=1)
-    one = task.imagine(batch, plan(name))
+    one = task.generate_videos(batch, plan(name))
     video, actions = batch.video.clone(), batch.actions.clone()
     unknown = slice(1 if name == "cross_view" else 0, 0 if name in ("labeling", "annotation") else None)
     video[:, unknown, :, 1:] = other.video[:, unknown, :, 1:]
     if name != "action_conditioned":
         first = 0 if name == "annotation" else 1
         actions[:, first:] = other.actions[:, first:]
-    changed = task.imagine(replace(batch, video=video, actions=actions), plan(name))
+    changed = task.generate_videos(replace(batch, video=video, actions=actions), plan(name))
     assert one.keys() == changed.keys()
     for kind in one:
         assert torch.equal(one[kind], changed[kind])
@@ -213,7 +213,7 @@ def test_imagining_recorded_clips_knows_what_is_given_and_no_more(backbone: Vide
 def test_what_imagining_is_given_comes_back(backbone: VideoBackbone):
     task, batch = JointGeneration(backbone, CLIP), batch_of(1)
     kept = backbone.decode(backbone.encode(batch.video))
-    torch.testing.assert_close(task.imagine(batch, plan("labeling"))[Kind.VIDEO], kept)
+    torch.testing.assert_close(task.generate_videos(batch, plan("labeling"))[Kind.VIDEO], kept)
     drawn = 2 * task.tokenizer.encode(batch.actions, batch.cameras, CLIP.size) - 1
     kept = backbone.decode(backbone.encode(drawn))
-    torch.testing.assert_close(task.imagine(batch, plan("action_conditioned"))[Kind.ACTION], kept)
+    torch.testing.assert_close(task.generate_videos(batch, plan("action_conditioned"))[Kind.ACTION], kept)

@@ -17,7 +17,7 @@ from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Batch, Clip
 from backbones.base import VideoBackbone
-from tasks.evaluation.recorded_clips import ClipEvaluation, Judge, table
+from tasks.evaluation.recorded_clips import ClipEvaluation, ClipEvaluator, table
 from tasks.joint import JointGeneration
 
 CLIP = Clip(frames=5, size=(64, 64), views=("front", "side"))
@@ -53,9 +53,11 @@ def videos(batch: Batch) -> dict[Kind, torch.Tensor]:
     }
 
 
-def judged(name: str, batch: Batch, model: Batch, networks: dict[str, nn.Module] | None = None) -> Judge:
+def judged(
+    name: str, batch: Batch, model: Batch, networks: dict[str, nn.Module] | None = None
+) -> ClipEvaluator:
     """The truth through a perfect codec, and another batch as what the model made of it."""
-    judge = Judge(plan(name), TOKENIZER, networks or {}, torch.device("cpu"))
+    judge = ClipEvaluator(plan(name), TOKENIZER, networks or {}, torch.device("cpu"))
     judge.update(batch, batch.cameras, videos(model), videos(batch), decoded(videos(model), batch))
     return judge
 
@@ -113,7 +115,7 @@ def test_hold_still_answers_for_the_models_steps():
     pictures = videos(batch)
     pictures[Kind.ACTION] = pictures[Kind.ACTION].clone()
     pictures[Kind.ACTION][:, :, :, 3:] = -1  # nothing to be read
-    judge = Judge(plan("policy"), TOKENIZER, {}, torch.device("cpu"))
+    judge = ClipEvaluator(plan("policy"), TOKENIZER, {}, torch.device("cpu"))
     judge.update(batch, batch.cameras, pictures, videos(batch), decoded(pictures, batch))
     arms = judge.compute()
     assert arms["model"]["valid"] == arms["hold_still"]["valid"] == 0.5
@@ -210,7 +212,7 @@ def test_a_test_writes_every_figure_and_leaves_nothing_behind(task: JointGenerat
             for figure, value in figures.items():
                 assert logged[prefix + figure] == pytest.approx(value, rel=1e-5)
     assert set(task.state_dict()) == names
-    assert not task._judges
+    assert not task._evaluators
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
 
 

@@ -21,7 +21,7 @@ from tasks.decoding.action_head import ActionHead
 from tasks.evaluation.sample_videos import animated
 from tasks.joint import JointGeneration
 from tasks.labeling import ActionLabeling
-from tasks.training.logged_means import Monitor
+from tasks.training.logged_means import LoggedMeans
 
 CLIP = Clip(frames=5, size=(32, 32), views=("front", "side"))
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Found .* eval mode")
@@ -112,7 +112,7 @@ def test_rows_without_actions_are_seen_in_the_shares(backbone: VideoBackbone, tm
 
 def test_figures_are_means_over_the_steps_between(backbone: VideoBackbone):
     """Two plans at known noise levels: the parts must add up to the loss."""
-    task, monitor, batch = JointGeneration(backbone, CLIP), Monitor(), batch_of(0)
+    task, monitor, batch = JointGeneration(backbone, CLIP), LoggedMeans(), batch_of(0)
     u, losses = torch.tensor([0.1, 0.5, 0.55, 1.0]), []
     for name in ("joint", "policy"):
         canvas = task.training_canvas(batch, plan(name))
