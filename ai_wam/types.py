@@ -284,7 +284,7 @@ class ActionChunk(TensorDataclass):
         valid: False where the pose must not be executed (it is then a guess or NaN).
         confidence: in [0, 1].
         dt: seconds between two actions.
-        imagined: videos in [-1, 1] that the policy pictured, for reports: "observation" and "action_images".
+        generated: the policy's generated videos in [-1, 1], for reports: "observation" and "action_images".
         position_std: predicted standard deviation of the position per axis, metres, infinite where invalid;
             None for a policy that does not know. `confidence` mixes it with the rotation's.
         status: what became of each pose, `ai_wam.action_images.DecodeStatus`; None for a policy that reads no
@@ -295,7 +295,7 @@ class ActionChunk(TensorDataclass):
     valid: Bool[Tensor, "b a"]
     confidence: Float[Tensor, "b a"]
     dt: float
-    imagined: Mapping[str, Float[Tensor, "b v 3 t h w"]]
+    generated: Mapping[str, Float[Tensor, "b v 3 t h w"]]
     position_std: Float[Tensor, "b a"] | None = None
     status: Int[Tensor, "b a"] | None = None
 

@@ -105,7 +105,7 @@ class Replay:
             valid=valid[:, 1:],
             confidence=confidence[:, 1:].float(),
             dt=self.dt,
-            imagined={"action_images": images * 2 - 1},
+            generated={"action_images": images * 2 - 1},
             position_std=std[:, 1:].float(),
         )
 
@@ -216,5 +216,5 @@ class Expert:
 def _chunk(actions: torch.Tensor, dt: float) -> ActionChunk:
     sure = torch.ones(actions.shape[:2], device=actions.device)
     return ActionChunk(
-        actions=actions, valid=sure.bool(), confidence=sure, dt=dt, imagined={}, position_std=1 - sure
+        actions=actions, valid=sure.bool(), confidence=sure, dt=dt, generated={}, position_std=1 - sure
     )

@@ -230,7 +230,7 @@ class WorldActionModel(LightningModule):
             valid=decoded.valid[:, 1:].cpu(),
             confidence=decoded.confidence[:, 1:].float().cpu(),
             dt=self.clip.seconds_per_frame,
-            imagined=imagined,
+            generated=imagined,
             position_std=decoded.position_std[:, 1:].float().cpu() if rung.knows_std else None,
             status=decoded.status[:, 1:].cpu(),
         )

@@ -1,4 +1,4 @@
-"""Why a trial failed: what was imagined, how it was read, or how it was followed.
+"""Why a trial failed: what was generated, how it was read, or how it was followed.
 
 First a failed trial's commands, and what its last chunk would have commanded next, are replayed in the same
 scene without the controller's limits: every command is held until the tool has arrived, however long that
@@ -9,7 +9,7 @@ actions that are off decides, since until then the arm was where the expert was:
 
     controller missed   the replay solves the task: the plan was good, the arm did not follow it in time; or
                         no action is off, and some pose had no solution
-    imagined wrong      at least half of the actions that are off have a wrong picture: it does not show
+    generated wrong      at least half of the actions that are off have a wrong picture: it does not show
                         every point that the tokenizer draws of the expert's pose, within half a blob's width,
                         or shows the other half of the opening
     decoded wrong       most of them have the right picture, but were held or read as another pose
@@ -36,9 +36,9 @@ from benchmarks.evaluation.command_schedule import Schedule, jump
 from benchmarks.evaluation.trial_run import Pictured, TrialResult
 from benchmarks.simulator import Action, Simulator, SimulatorCrash, Trial
 
-Verdict = Literal["imagined wrong", "decoded wrong", "controller missed", "no picture", "unknown"]
+Verdict = Literal["generated wrong", "decoded wrong", "controller missed", "no picture", "unknown"]
 VERDICTS: tuple[Verdict, ...] = (
-    "imagined wrong",
+    "generated wrong",
     "decoded wrong",
     "controller missed",
     "no picture",
@@ -116,7 +116,7 @@ def _verdict(result: TrialResult, solved: bool, judged: _Judged) -> Verdict:
         return "no picture"
     if not judged.off:
         return "controller missed" if result.unreached_steps else "unknown"
-    return "decoded wrong" if 2 * judged.pictured_right > judged.off else "imagined wrong"
+    return "decoded wrong" if 2 * judged.pictured_right > judged.off else "generated wrong"
 
 
 def _first_off(

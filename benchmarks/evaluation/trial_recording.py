@@ -1,4 +1,4 @@
-"""Pictures of a trial for the report: what happened beside what the policy imagined, in one small video."""
+"""Pictures of a trial for the report: what happened beside what the policy generated, in one small video."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -52,14 +52,14 @@ class Recorder:
         h, w = clip.size
         scale = float(np.clip(min(h, w), *_SHORT_SIDE)) / min(h, w)
         self._panel = (2 * round(h * scale / 2), 2 * round(w * scale / 2))
-        self._imagined: Mapping[str, Float[Tensor, "v 3 t h w"]] = {}
+        self._generated: Mapping[str, Float[Tensor, "v 3 t h w"]] = {}
         self._actions, self._dt = 0, 1.0
         self._rows: dict[str, list[Float[Tensor, "v 3 h w"]]] = {}
         self._length = 0
 
-    def plan(self, imagined: Mapping[str, Float[Tensor, "v 3 t h w"]], actions: int, dt: float) -> None:
+    def plan(self, generated: Mapping[str, Float[Tensor, "v 3 t h w"]], actions: int, dt: float) -> None:
         """A new chunk of so many actions, dt seconds apart, with what the policy pictured for it."""
-        self._imagined, self._actions, self._dt = imagined, actions, dt
+        self._generated, self._actions, self._dt = generated, actions, dt
 
     def add(self, frame: Frame, since_plan: float) -> None:
         """A picture of the world, and what the policy had pictured for that time.
@@ -70,7 +70,7 @@ class Recorder:
         """
         rollout = torch.stack([self._view(frame, name) for name in self._clip.views])
         self._put("rollout", rollout)
-        for name, video in self._imagined.items():
+        for name, video in self._generated.items():
             # A video of the chunk starts with the current frame: one frame more than there are actions.
             first = self._actions + 1 - video.shape[2]
             index = min(max(round(since_plan / self._dt) - first, 0), video.shape[2] - 1)
@@ -82,10 +82,10 @@ class Recorder:
         rows = {name: torch.stack(self._filled(pictures), dim=2) for name, pictures in self._rows.items()}
         panels = {"rollout": _pictures(rows["rollout"])}
         if "action_images" in rows:
-            panels["imagined actions"] = _pictures(rows["action_images"])
+            panels["generated actions"] = _pictures(rows["action_images"])
             panels["overlay"] = overlay(rows["rollout"].movedim(1, 2), rows["action_images"].movedim(1, 2))
         if "observation" in rows:
-            panels["imagined video"] = _pictures(rows["observation"])
+            panels["generated video"] = _pictures(rows["observation"])
         sheet = _sheet(list(panels.values()))
         held = np.concatenate([sheet, np.repeat(sheet[-1:], round(_SECONDS_AT_END * self._hz), axis=0)])
         return Recording(

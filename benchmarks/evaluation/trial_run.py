@@ -128,7 +128,7 @@ class Chunk:
     """One row of a policy's chunk, on the CPU: what to do, and what was pictured."""
 
     plan: Plan
-    imagined: Mapping[str, Tensor]
+    generated: Mapping[str, Tensor]
     action_images: UInt8[Tensor, "v 3 a h w"] | None
     cameras: Cameras
 
@@ -136,7 +136,7 @@ class Chunk:
     def of(cls, chunk: ActionChunk, observation: Observation, row: int, with_pictures: bool) -> "Chunk":
         """Row `row`; action images, one per action of the views there are, are kept in any case."""
         pictures = (
-            {name: video[row].float().cpu() for name, video in chunk.imagined.items()}
+            {name: video[row].float().cpu() for name, video in chunk.generated.items()}
             if with_pictures
             else {}
         )
@@ -144,7 +144,7 @@ class Chunk:
         actions = chunk.actions[row].double().cpu().numpy()
         plan = Plan(actions, chunk.valid[row].cpu().numpy(), std, chunk.dt)
         mask = observation.view_mask[row]
-        video = chunk.imagined.get("action_images")
+        video = chunk.generated.get("action_images")
         images = None
         if video is not None and video.shape[3] >= len(actions):
             images = _bytes(video[row, mask.to(video.device), :, video.shape[3] - len(actions) :])
@@ -224,7 +224,7 @@ class Run:
         self._plans += 1
         self._keep(chunk, seam)
         if self._recorder is not None:
-            self._recorder.plan(chunk.imagined, len(plan.actions), plan.dt)
+            self._recorder.plan(chunk.generated, len(plan.actions), plan.dt)
             if self._plans == 1:
                 self._recorder.add(self.observe(), 0.0)
         for index in range(steps):

@@ -155,7 +155,7 @@ def sample_files(batch: Batch, prediction: ActionChunk, row: int, views: Sequenc
         "actions.npz": _npz({**steps, **_described(batch, row, names, cameras, prediction.dt)}),
         "trajectory.png": draw_trajectory(actions, valid, cameras, names, size, title),
     }
-    videos = {name: video[row][present] for name, video in prediction.imagined.items()}
+    videos = {name: video[row][present] for name, video in prediction.generated.items()}
     painted = videos["action_images"].movedim(1, 2)  # v t 3 h w
     scene = videos.get("observation", batch.video[row][present][:, :, :1]).movedim(1, 2)
     pictures = {"action_images.mp4": to_uint8(painted)}

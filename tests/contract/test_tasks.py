@@ -57,7 +57,7 @@ def test_acts_within_the_policy_protocol(task: WorldActionTask, clips: Batch):
     assert chunk.actions.shape == (len(clips.keys), CLIP.frames - 1, 8)
     assert chunk.valid.shape == chunk.confidence.shape == chunk.actions.shape[:2]
     assert chunk.dt == pytest.approx(CLIP.seconds_per_frame)
-    assert torch.equal(chunk.imagined["action_images"], again.imagined["action_images"])
+    assert torch.equal(chunk.generated["action_images"], again.generated["action_images"])
 
 
 def test_one_set_of_weights_serves_every_task(task: WorldActionTask, backbone: VideoBackbone):

@@ -65,19 +65,19 @@ def test_a_folder_per_sample_is_written(place: Path, monkeypatch: pytest.MonkeyP
     assert f"{place / 'predictions' / 'mine-1'}: 0 of 8 actions are valid (" in said
     assert f"{place / 'predictions' / 'rank0-batch*.npz'}: 2 samples, 0 of 16 actions are valid" in said
     for folder, prompt in (("mine-0", "follow it"), ("mine-1", "leave it")):
-        check_folder(place / "predictions" / folder, prompt, imagined=True)
+        check_folder(place / "predictions" / folder, prompt, generated=True)
     assert not list(place.glob("predictions/**/*.partial"))
 
 
-def test_a_policy_imagines_nothing(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_policy_generates_no_observation(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     with pytest.raises(SystemExit, match="no action of input is valid"):
         predict(monkeypatch, "policy")
-    check_folder(place / "predictions" / "input", "follow the square", imagined=False)
+    check_folder(place / "predictions" / "input", "follow the square", generated=False)
 
 
-def check_folder(folder: Path, prompt: str, imagined: bool) -> None:
-    videos = {"action_images.mp4", "overlay.mp4"} | ({"observation.mp4"} if imagined else set())
+def check_folder(folder: Path, prompt: str, generated: bool) -> None:
+    videos = {"action_images.mp4", "overlay.mp4"} | ({"observation.mp4"} if generated else set())
     assert {file.name for file in folder.iterdir()} == videos | {
         "actions.csv",
         "actions.npz",

@@ -120,7 +120,10 @@ def test_observations_need_not_be_decoded_to_act():
     whole = task.predict_action(observation)
     part = task.act(observation, "geometric")
     torch.testing.assert_close(part.actions, whole.actions, equal_nan=True)
-    assert (set(whole.imagined), set(part.imagined)) == ({"action_images", "observation"}, {"action_images"})
+    assert (set(whole.generated), set(part.generated)) == (
+        {"action_images", "observation"},
+        {"action_images"},
+    )
 
 
 @pytest.mark.parametrize("options", [{"decoder": "head"}, {"freeze_backbone": True}])

@@ -50,7 +50,7 @@ class Scripted:
             valid=self.valid.repeat(rows, 1),
             confidence=torch.ones(rows, len(self.actions)),
             dt=self.dt,
-            imagined={},
+            generated={},
         )
 
 
@@ -153,7 +153,7 @@ def test_touching_another_sphere_fails_the_trial():
     made.close()
 
 
-def test_chosen_trials_are_recorded_with_what_the_policy_imagined():
+def test_chosen_trials_are_recorded_with_what_the_policy_generated():
     made = make(trials_per_task=2)
     trials = made.trials()
     expert = Expert(SIMULATOR, tokenizer=ActionImageTokenizer())
@@ -163,7 +163,7 @@ def test_chosen_trials_are_recorded_with_what_the_policy_imagined():
     assert second.recording is None
     recording = first.recording
     assert recording is not None
-    assert recording.panels == ("rollout", "imagined actions", "overlay")
+    assert recording.panels == ("rollout", "generated actions", "overlay")
     assert recording.views == CLIP.views
     frames = decode_frames(recording.video)
     # Every second control step, the first and the last picture, and the last one held.

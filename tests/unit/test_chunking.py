@@ -82,13 +82,13 @@ def test_every_row_is_given_what_it_has_committed(backbone: VideoBackbone, name:
 def test_a_row_does_not_depend_on_what_others_have_committed(backbone: VideoBackbone):
     task, batch = PolicyControl(backbone, CLIP, sampling=Sampling(steps=2)).eval(), batch_of(2)
     both = replace(batch.observation, committed=committed(batch, [8, 0]))
-    together = task.predict_action(both).imagined["action_images"]
+    together = task.predict_action(both).generated["action_images"]
     for row, count in enumerate([8, 0]):
         part = batch.rows([row])
         alone = replace(part.observation, committed=committed(part, [count]))
-        images = task.predict_action(alone).imagined["action_images"]
+        images = task.predict_action(alone).generated["action_images"]
         torch.testing.assert_close(images[0], together[row], atol=1e-5, rtol=0)
-    nothing = task.predict_action(batch.rows([1]).observation).imagined["action_images"]
+    nothing = task.predict_action(batch.rows([1]).observation).generated["action_images"]
     torch.testing.assert_close(nothing[0], together[1], atol=1e-5, rtol=0)
 
 

@@ -45,7 +45,7 @@ class Altered:
         if self.picture is None:
             return changed
         images = self.picture(chunk, observation)
-        return replace(changed, imagined={"action_images": 2 * images - 1})
+        return replace(changed, generated={"action_images": 2 * images - 1})
 
 
 def too_fast(chunk: ActionChunk) -> ActionChunk:
@@ -105,9 +105,9 @@ def results_of(change, rules=RULES, picture=None):
         (too_fast, None, "controller missed"),
         (aside, None, "no picture"),
         (one_unread, None, "no picture"),
-        (aside, drawn(aside), "imagined wrong"),
-        (one_unread, drawn(aside), "imagined wrong"),  # one invalid action does not make pictures right
-        (unread, black, "imagined wrong"),  # nothing to read
+        (aside, drawn(aside), "generated wrong"),
+        (one_unread, drawn(aside), "generated wrong"),  # one invalid action does not make pictures right
+        (unread, black, "generated wrong"),  # nothing to read
         (unread, drawn(), "decoded wrong"),
         (aside, drawn(), "decoded wrong"),  # though the policy vouches for every action
         (aside, drawn(with_start=False), "decoded wrong"),  # pictures of the actions alone
@@ -124,7 +124,7 @@ def test_failures_are_told_apart(change, picture, verdict):
         assert told["held_actions"] == held
         if verdict == "decoded wrong":
             assert told["off_but_pictured_right"] == told["off_actions"] > 0
-        if verdict == "imagined wrong":
+        if verdict == "generated wrong":
             assert (told["off_but_pictured_right"], told["off_actions"] > 3) == (0, True)
         assert json.loads(json.dumps(result.to_json()))["failure"] == told
         assert result.pictured == ()
@@ -132,12 +132,12 @@ def test_failures_are_told_apart(change, picture, verdict):
 
 def test_pictures_tell_an_open_gripper_from_a_closed_one():
     closed = lambda chunk: replace(chunk, actions=chunk.actions * torch.tensor([1.0] * 7 + [0]))  # noqa: E731
-    for picture, verdict in ((drawn(closed), "imagined wrong"), (drawn(), "decoded wrong")):
+    for picture, verdict in ((drawn(closed), "generated wrong"), (drawn(), "decoded wrong")):
         (result, _) = results_of(lambda chunk: closed(aside(chunk)), picture=picture)
         assert result.failure["verdict"] == verdict
 
 
-@pytest.mark.parametrize(("first", "verdict"), [("picture", "imagined wrong"), ("reading", "decoded wrong")])
+@pytest.mark.parametrize(("first", "verdict"), [("picture", "generated wrong"), ("reading", "decoded wrong")])
 def test_the_first_chunk_that_is_off_decides(first, verdict):
     """Chunks go wrong in one way from the second on, and in the other way from the third on."""
 
@@ -167,7 +167,7 @@ def test_actions_are_judged_where_they_are_in_force():
     """Committed actions are the older chunk's, so a new chunk's pictures of them do not count."""
     rules = replace(RULES, execution="receding", execute_frames=2, prefix=2)
     for result in results_of(aside, rules, drawn(aside)):
-        assert result.failure["verdict"] == "imagined wrong"
+        assert result.failure["verdict"] == "generated wrong"
         assert result.failure["off_actions"] == 4  # the first chunk's: two executed, two committed
 
 
@@ -245,18 +245,18 @@ def test_results_and_report_say_how_the_policy_acts():
     policy = {"name": "x", "config": {}, "checkpoint": None}
     content = assemble([result.trial for result in results], arms, described, "", policy)
     summary = content["tasks"]["reach_target"]
-    assert summary["failures"] == {"imagined wrong": 1, "no picture": 1}
+    assert summary["failures"] == {"generated wrong": 1, "no picture": 1}
     jumps = [mm for result in results for mm, _ in result.seams]
     assert summary["seam_mm"] == {"mean": pytest.approx(np.mean(jumps)), "max": max(jumps)}
     page = render(content, {})
     assert (
-        "<th>imagined wrong</th><th>decoded wrong</th><th>controller missed</th><th>no picture</th>" in page
+        "<th>generated wrong</th><th>decoded wrong</th><th>controller missed</th><th>no picture</th>" in page
     )
     assert "<td>1</td><td>0</td><td>0</td><td>1</td><td>0</td>" in page
     assert f"<td>{np.mean(jumps):.1f}, {max(jumps):.1f}</td>" in page
     assert "Success against confidence" in page
     assert [trial["policy"]["failure"]["verdict"] for trial in content["trials"]] == [
-        "imagined wrong",
+        "generated wrong",
         "no picture",
     ]
     assert Trial.from_id(content["trials"][0]["id"]) == results[0].trial

@@ -47,7 +47,7 @@ def results_of(reasons, task="reach_target", policy=None):
 def recording():
     frames = np.random.default_rng(0).integers(0, 255, (3, 32, 64, 3), dtype=np.uint8)
     video = write_video(frames, 10.0, VideoEncoding(browser=True))
-    return Recording(("rollout", "imagined actions"), ("front",), video, b"picture")
+    return Recording(("rollout", "generated actions"), ("front",), video, b"picture")
 
 
 class Checker(HTMLParser):

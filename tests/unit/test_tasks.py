@@ -68,11 +68,11 @@ def test_a_prediction_does_not_depend_on_its_batch(backbone: VideoBackbone, kind
     together = task.predict_action(batch_of().observation)
     alone = task.predict_action(batch_of().rows([1]).observation)
     torch.testing.assert_close(
-        alone.imagined["action_images"][0], together.imagined["action_images"][1], atol=1e-5, rtol=0
+        alone.generated["action_images"][0], together.generated["action_images"][1], atol=1e-5, rtol=0
     )
     assert together.actions.shape == (3, 8, 8)
     assert together.dt == pytest.approx(0.2)
-    assert ("observation" in together.imagined) == (kind is JointGeneration)
+    assert ("observation" in together.generated) == (kind is JointGeneration)
 
 
 def test_another_moment_draws_other_noise(backbone: VideoBackbone):
@@ -81,14 +81,14 @@ def test_another_moment_draws_other_noise(backbone: VideoBackbone):
         batch_of(1).observation,
     )
     later = replace(observation, seconds=observation.seconds + 1)
-    first, second = (task.predict_action(seen).imagined["action_images"] for seen in (observation, later))
+    first, second = (task.predict_action(seen).generated["action_images"] for seen in (observation, later))
     assert not torch.allclose(first, second)
 
 
 def test_the_given_action_comes_back_through_the_canvas(backbone: VideoBackbone):
     """Action frame 0 of a sample is the present pose as the codec keeps it."""
     task, batch = PolicyControl(backbone, CLIP, sampling=Sampling(steps=1)).eval(), batch_of(1)
-    generated = task.predict_action(batch.observation).imagined["action_images"]
+    generated = task.predict_action(batch.observation).generated["action_images"]
     now = 2 * task.tokenizer.encode(batch.actions[:, :1], batch.cameras[:, :, :1], CLIP.size) - 1
     kept = backbone.decode(backbone.encode(now))
     torch.testing.assert_close(generated[:, :, :, 0], kept[:, :, :, 0])
@@ -181,7 +181,7 @@ def test_decoding_a_beginning_gives_the_beginning(backbone: VideoBackbone):
     whole = PolicyControl(backbone, CLIP).predict_action(batch.observation)
     part = PolicyControl(backbone, CLIP, decoded_frames=6).predict_action(batch.observation)
     assert part.actions.shape == (2, 5, 8)
-    assert torch.equal(part.imagined["action_images"], whole.imagined["action_images"][:, :, :, :6])
+    assert torch.equal(part.generated["action_images"], whole.generated["action_images"][:, :, :, :6])
     with pytest.raises(ValueError, match="between 2 and the clip's 9 frames, got 10"):
         PolicyControl(backbone, CLIP, decoded_frames=10)
 

@@ -29,7 +29,7 @@ POSES = torch.tensor(
 )
 
 
-def sample(imagined: bool, lost: bool = False) -> tuple[Batch, ActionChunk]:
+def sample(generated: bool, lost: bool = False) -> tuple[Batch, ActionChunk]:
     """A path along x that turns and closes, seen by two views; the third one is missing."""
     time = torch.linspace(0, 1, STEPS)
     turn = 0.4 * time
@@ -51,12 +51,12 @@ def sample(imagined: bool, lost: bool = False) -> tuple[Batch, ActionChunk]:
     valid[0, 1] = False
     if lost:
         predicted, valid = predicted * torch.nan, valid & False
-    videos = {"action_images": images} | ({"observation": video + 0.3} if imagined else {})
+    videos = {"action_images": images} | ({"observation": video + 0.3} if generated else {})
     return batch, ActionChunk(predicted, valid, valid * 0.9, 0.2, videos)
 
 
 def test_numbers_are_those_of_the_prediction():
-    batch, chunk = sample(imagined=False)
+    batch, chunk = sample(generated=False)
     files = sample_files(batch, chunk, 0, ("front", "top", "wrist"))
     header, *rows = csv.reader(files["actions.csv"].decode().splitlines())
     assert header[:4] == ["t_s", "x_m", "y_m", "z_m"]
@@ -73,7 +73,7 @@ def test_numbers_are_those_of_the_prediction():
 
 def test_the_points_lie_over_the_scene():
     """The tool centre point is red in the overlay of every view; elsewhere one sees the scene."""
-    batch, chunk = sample(imagined=True)
+    batch, chunk = sample(generated=True)
     files = sample_files(batch, chunk, 0, ("front", "top", "wrist"))
     assert set(files) >= {"observation.mp4", "action_images.mp4", "overlay.mp4"}
     painted = decode_frames(files["overlay.mp4"])
@@ -89,8 +89,8 @@ def test_the_points_lie_over_the_scene():
     np.testing.assert_allclose(painted[:, :30, :30].astype(int), scene[:, :30, :30].astype(int), atol=12)
 
 
-def test_without_imagination_the_present_picture_is_held():
-    batch, chunk = sample(imagined=False)
+def test_without_a_generated_observation_the_present_picture_is_held():
+    batch, chunk = sample(generated=False)
     files = sample_files(batch, chunk, 0, ("front", "top", "wrist"))
     assert "observation.mp4" not in files
     painted = decode_frames(files["overlay.mp4"])
@@ -100,7 +100,9 @@ def test_without_imagination_the_present_picture_is_held():
 def test_the_path_is_drawn_even_if_no_step_was_measured():
     pictures = []
     for lost in (False, True):
-        png = sample_files(*sample(imagined=False, lost=lost), 0, ("front", "top", "wrist"))["trajectory.png"]
+        png = sample_files(*sample(generated=False, lost=lost), 0, ("front", "top", "wrist"))[
+            "trajectory.png"
+        ]
         with Image.open(io.BytesIO(png)) as picture:
             pictures.append(np.array(picture.convert("RGB")))
     assert pictures[0].shape == pictures[1].shape
@@ -115,14 +117,14 @@ def test_the_end_says_where_files_lie_and_how_many_actions_are_valid(tmp_path: P
         SampleWriter(tmp_path),
     )
     task.clip = SimpleNamespace(views=("front", "top", "wrist"))
-    batch, chunk = sample(imagined=False)
+    batch, chunk = sample(generated=False)
     chunk = replace(chunk, status=torch.where(chunk.valid, DecodeStatus.OK, DecodeStatus.OFFSCREEN).int())
     writer.write_on_batch_end(trainer, task, chunk, None, batch, 0, 0)
     writer.on_predict_epoch_end(trainer, task)
     assert capsys.readouterr().out == (
         f"{tmp_path / 'a'}: 3 of 4 actions are valid (1 with a point that fewer than two views show)\n"
     )
-    batch, lost = sample(imagined=False, lost=True)
+    batch, lost = sample(generated=False, lost=True)
     lost = replace(lost, status=torch.full_like(lost.valid, DecodeStatus.DEGENERATE, dtype=torch.int))
     assert validity(lost, 0).endswith("(4 with fewer than two views, or views too close together)")
     writer.write_on_batch_end(trainer, task, lost, None, batch, 0, 0)
