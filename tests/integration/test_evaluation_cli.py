@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,15 @@ RULES = "--data.benchmark.init_args.protocol"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the results of one process."""
     folder = tmp_path_factory.mktemp("evaluation")
-    evaluate(folder, "one")
+    with pytest.MonkeyPatch.context() as patch:
+        evaluate(folder, "one", run=partial(in_this_process, patch))
     return folder
+
+
+def in_this_process(patch: pytest.MonkeyPatch, folder: Path, *words: str) -> None:
+    patch.chdir(folder)
+    patch.setattr(sys, "argv", ["ai-wam"])
+    main(words)
 
 
 def console(folder: Path, *words: str) -> str:
@@ -30,15 +39,15 @@ def console(folder: Path, *words: str) -> str:
     return done.stdout + done.stderr
 
 
-def evaluate(folder: Path, out: str, *more: str) -> dict:
+def evaluate(folder: Path, out: str, *more: str, run: Callable[..., object] = console) -> dict:
     simulator = "--model.policy.simulator"
     words = ["--model=tasks.fixed_policy.FixedPolicy", "--model.policy=benchmarks.policies.Expert"]
     words += [f"{simulator}=benchmarks.simulators.tabletop.simulator.Tabletop", f"{simulator}.rig=framed"]
     words += ["--model.policy.tokenizer=ai_wam.action_images.ActionImageTokenizer"]
     words += ["--model.policy.horizon=4", "--data=configs/benchmark/reach_target_receding.yaml"]
     words += [f"{RULES}.trials_per_task={TRIALS}", f"{RULES}.max_seconds=2.0", f"--data.out={out}"]
-    words += ["--data.record=1", "--trainer.logger=false", "--trainer.accelerator=cpu"]
-    console(folder, "test", *words, *more)
+    words += ["--data.record=1", "--trainer.logger=false", "--trainer.accelerator=cpu", "--seed_everything=0"]
+    run(folder, "test", *words, *more)
     return results(folder, out)
 
 
@@ -58,9 +67,9 @@ def test_five_trials_on_two_ranks_give_the_results_of_one_process(place: Path):
     assert (place / "two" / "report.html").read_text().count("<video") == 1
 
 
-def test_one_trial_by_its_id_gives_the_result_of_the_full_run(place: Path):
+def test_one_trial_by_its_id_gives_the_result_of_the_full_run(place: Path, monkeypatch: pytest.MonkeyPatch):
     expected = results(place, "one")["trials"][3]
-    alone = evaluate(place, "alone", "--trial", expected["id"])
+    alone = evaluate(place, "alone", "--trial", expected["id"], run=partial(in_this_process, monkeypatch))
     assert alone["trials"] == [expected]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from command_processes import on_two_ranks
 from safetensors.torch import load_file
 
 from ai_wam.cli import main
@@ -71,16 +72,26 @@ def tiny(name: str, steps: int, place: Path) -> list[str]:
     ]
 
 
+SHARDED = ["--trainer.devices=2", "--trainer.strategy.init_args.data_parallel_size=2"]
+
+
 def run(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process; for several, the console script, which Lightning starts again for every rank."""
     if shipped(name)["trainer"]["devices"] == 1:
         monkeypatch.setattr(sys, "argv", ["ai-wam", *words])
         main()
         return
-    sharded = "--trainer.strategy.init_args.data_parallel_size=2"
-    command = [str(Path(sys.executable).with_name("ai-wam")), *words, "--trainer.devices=2", sharded]
+    command = [str(Path(sys.executable).with_name("ai-wam")), *words, *SHARDED]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def resume(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the fit before it; for several processes, those are started without the console script."""
+    if shipped(name)["trainer"]["devices"] == 1:
+        run(name, words, monkeypatch)
+    else:
+        on_two_ranks(Path.cwd(), "resumed", *words, *SHARDED)
 
 
 def read(file: str) -> dict[str, Any]:
@@ -96,7 +107,7 @@ def test_a_recipe_trains_validates_saves_and_resumes(
     places = [f"runs/{recipe}/version_{version}" for version in range(2)]
     files = [f"{folder}/checkpoints/last.ckpt" for folder in places]
     run(name, tiny(name, STEPS, place), monkeypatch)
-    run(name, [*tiny(name, 2 * STEPS, place), f"--ckpt_path={files[0]}"], monkeypatch)
+    resume(name, [*tiny(name, 2 * STEPS, place), f"--ckpt_path={files[0]}"], monkeypatch)
     saved, resumed = map(read, files)
     assert (saved["global_step"], resumed["global_step"]) == (STEPS, 2 * STEPS)
     assert saved["state_dict"].keys() == saved["current_model_state"].keys()

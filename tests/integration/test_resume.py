@@ -5,15 +5,19 @@ import math
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from command_processes import command as in_process
+from command_processes import on_two_ranks, start, wait_until
 
 from ai_wam.cli import main
 from ai_wam.cli.shipped_configs import config_path
@@ -122,19 +126,11 @@ def test_a_fit_by_epochs_goes_on_exactly(place: Path, monkeypatch: pytest.Monkey
 def test_killed_at_any_moment_the_same_command_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     out = Path("killed")
-    running = subprocess.Popen(
-        command(place, *words("killed", "--data.workers=2")),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 300
-    while not checkpoint(out).is_file():
-        assert running.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    line = words("killed", "--data.workers=2")
+    running = start(place / "killed.txt", in_process, place, line, {})
+    wait_until(checkpoint(out).is_file, running)
     os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
+    running.join()
     begun = torch.load(checkpoint(out), weights_only=True)["global_step"]
     assert 0 < begun < STEPS
     fit(monkeypatch, "killed-again", f"--ckpt_path={checkpoint(out)}")
@@ -230,13 +226,22 @@ def test_a_process_group_that_is_terminated_says_one_sentence(place: Path):
     assert not list(place.glob("terminated/fit/checkpoints/*.partial"))
 
 
+@pytest.fixture(scope="module")
+def kept(place: Path) -> Path:
+    """A run that ended at its third step, moved away; `begun` copies it to where it was made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        fit(patch, "begun", "--trainer.max_steps=3", "--model.lr_scheduler.steps=9", "--data.workers=0")
+    return (place / "begun").rename(place / "kept")
+
+
 @pytest.fixture
-def begun(place: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A run of its own, that ended at its third step."""
+def begun(place: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of that run for every test, under the path that its checkpoints hold."""
     monkeypatch.chdir(place)
-    name = re.sub(r"\W", "-", request.node.name)
-    fit(monkeypatch, name, "--trainer.max_steps=3", "--model.lr_scheduler.steps=9", "--data.workers=0")
-    return Path(name)
+    shutil.copytree(kept, place / "begun")
+    yield Path("begun")
+    shutil.rmtree(place / "begun")
 
 
 COSINE = "tasks.training.optimizer.CosineWithWarmup"
@@ -364,9 +369,7 @@ def test_two_ranks_go_on_exactly(place: Path, monkeypatch: pytest.MonkeyPatch):
     ranks = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=1", "--data.workers=1"]
 
     def run(name: str, *more: str) -> None:
-        line = command(place, *words(name, *ranks, *more))
-        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
+        on_two_ranks(place, name, *words(name, *ranks, *more))
 
     run("ranks")
     run("ranks-again", f"--ckpt_path={checkpoint(Path('ranks'), 5)}")

@@ -3,7 +3,6 @@
 The twins are released checkpoints, of which every process reads its own part after sharding.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -103,7 +102,3 @@ def main(rank: int, store: str, files: list[str]) -> None:
         print(f"{Path(file).stem} rank {rank}: {share:.2f} of the parameters", flush=True)
     compare(rank, mesh, files[-1], [*words, "training.lora.rank=2", "block_rank=2"])
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

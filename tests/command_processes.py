@@ -1,0 +1,80 @@
+"""`ai-wam` in processes of its own, forked from one that has imported the libraries once.
+
+Importing torch, Lightning and diffusers takes several seconds, longer than what most commands do in a test.
+Exit codes and signals are those of any process. The installed command itself is started in test_recipes.py,
+test_resume.py and test_evaluation_cli.py.
+"""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+
+IMPORTED = ["ai_wam.cli.training", "ai_wam.cli.shipped_configs", "backbones.wan", "tasks.joint"]
+LONGEST = 300  # seconds of a command
+
+
+def context() -> ForkServerContext:
+    """Processes begin as copies of a server, which starts with the first of them."""
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(IMPORTED)
+    return forking
+
+
+def start(output: Path, function: Callable[..., None], *arguments: object) -> ForkServerProcess:
+    """Call a function in a process and process group of its own, which prints into a file."""
+    process = context().Process(target=_printing, args=(str(output), function, arguments))
+    process.start()
+    return process
+
+
+def _printing(output: str, function: Callable[..., None], arguments: Iterable[object]) -> None:
+    os.setsid()
+    printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(printed, stream)
+    function(*arguments)
+
+
+def command(folder: Path, words: Iterable[str], environment: Mapping[str, str]) -> None:
+    """Run `ai-wam` in this process; importing it is left to the process of the command."""
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = ["ai-wam", *words]
+    from ai_wam.cli import main
+
+    main()
+
+
+def wait_until(ready: Callable[[], bool], process: ForkServerProcess) -> None:
+    """Return as soon as something has come about that a running process does."""
+    end = time.monotonic() + LONGEST
+    while not ready():
+        assert process.exitcode is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def finished(processes: Mapping[Path, ForkServerProcess]) -> list[str]:
+    """What processes printed into their files, all of which must end well."""
+    try:
+        for output, process in processes.items():
+            process.join(LONGEST)
+            assert process.exitcode == 0, output.read_text()
+    finally:
+        for process in processes.values():
+            process.kill()
+    return [output.read_text() for output in processes]
+
+
+def on_two_ranks(folder: Path, name: str, *words: str) -> None:
+    """Run a command on two ranks, in the environment in which Lightning would start them."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    shared |= {"NODE_RANK": "0", "WORLD_SIZE": "2"}
+    ranks = {folder / f"{name}-{rank}.txt": shared | {"LOCAL_RANK": str(rank)} for rank in range(2)}
+    finished({file: start(file, command, folder, words, own) for file, own in ranks.items()})
