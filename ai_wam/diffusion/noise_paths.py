@@ -170,8 +170,26 @@ class FlowMatching(NoisePath):
         return 1000 * u
 
 
+class VelocityPath(NoisePath):
+    """A variance-preserving path, a^2 + b^2 = 1, whose target is the velocity v = a eps - b x0."""
+
+    def target(
+        self, clean: Float[Tensor, "*n"], noise: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> Float[Tensor, "*n"]:
+        """The velocity a eps - b x0."""
+        a, b = self.coefficients(u)
+        return a * noise - b * clean
+
+    def invert(
+        self, prediction: Float[Tensor, "*n"], noisy: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
+    ) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+        """x0 = a z - b v and eps = b z + a v."""
+        a, b = self.coefficients(u)
+        return a * noisy - b * prediction, b * noisy + a * prediction
+
+
 @dataclass(frozen=True)
-class VariancePreserving(NoisePath):
+class VariancePreserving(VelocityPath):
     """Discrete variance-preserving path with v-prediction (CogVideoX; arXiv 2202.00512).
 
     The 1,000 training steps follow diffusers' CogVideoXDDIMScheduler: scaled-linear betas, the
@@ -209,25 +227,13 @@ class VariancePreserving(NoisePath):
         a = self._alphas.to(u.device)[self._index(u)]
         return a.to(u.dtype), (1 - a * a).clamp(min=0).sqrt().to(u.dtype)
 
-    def target(
-        self, clean: Float[Tensor, "*n"], noise: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
-    ) -> Float[Tensor, "*n"]:
-        """The velocity a eps - b x0."""
-        return _velocity(*self.coefficients(u), clean, noise)
-
-    def invert(
-        self, prediction: Float[Tensor, "*n"], noisy: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
-    ) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
-        """x0 = a z - b v and eps = b z + a v."""
-        return _from_velocity(*self.coefficients(u), prediction, noisy)
-
     def model_time(self, u: Float[Tensor, "*n"]) -> Tensor:
         """The training step, 0 to 999."""
         return (self._index(u) - 1).clamp(min=0)
 
 
 @dataclass(frozen=True)
-class EDM(NoisePath):
+class EDM(VelocityPath):
     """Continuous noise scales with preconditioning (Stable Video Diffusion; arXiv 2206.00364).
 
     What the preconditioned network sees of x = x0 + s eps is z = x / sqrt(1 + s^2), and its raw output is
@@ -271,18 +277,6 @@ class EDM(NoisePath):
         a = (1 + sigma**2).rsqrt()
         return a, sigma * a
 
-    def target(
-        self, clean: Float[Tensor, "*n"], noise: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
-    ) -> Float[Tensor, "*n"]:
-        """The velocity a eps - b x0."""
-        return _velocity(*self.coefficients(u), clean, noise)
-
-    def invert(
-        self, prediction: Float[Tensor, "*n"], noisy: Float[Tensor, "*n"], u: Float[Tensor, "*m"]
-    ) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
-        """x0 = a z - b v and eps = b z + a v."""
-        return _from_velocity(*self.coefficients(u), prediction, noisy)
-
     def model_time(self, u: Float[Tensor, "*n"]) -> Tensor:
         """ln(s) / 4; the smallest noise scale for what is clean."""
         return self.sigma(u).clamp(min=self.sigma_min).log() / 4
@@ -301,15 +295,6 @@ class EDM(NoisePath):
             raise InvalidValue(f"a sampler needs at least 1 step, got {steps}")
         levels = shifted(torch.linspace(1, 0, steps), self.sampler_shift)
         return torch.cat([self.CLEAN + (1 - self.CLEAN) * levels, torch.zeros(1)])
-
-
-def _velocity(a: Tensor, b: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
-    return a * noise - b * clean
-
-
-def _from_velocity(a: Tensor, b: Tensor, velocity: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor]:
-    """Clean latents and noise, where a^2 + b^2 = 1."""
-    return a * noisy - b * velocity, b * noisy + a * velocity
 
 
 def shifted(u: Float[Tensor, "*n"], shift: float) -> Float[Tensor, "*n"]:
