@@ -1,4 +1,4 @@
-"""Pinhole cameras: the one place that knows what a pixel and a camera frame are.
+"""Pinhole cameras: pixel and camera-frame conventions are defined here alone.
 
 Camera frames are OpenCV's: x right, y down, z forward. The centre of pixel (0, 0) lies at (0.5, 0.5), so an
 image of w x h pixels covers [0, w] x [0, h]. `world_from_camera` maps camera coordinates to world

@@ -335,7 +335,7 @@ class Policy(Protocol):
 
 
 @runtime_checkable
-class ReadableInMoreWays(Protocol):
+class MultiDecoderPolicy(Protocol):
     """A policy with several action decoders; tests run each of them."""
 
     def by_decoder(self, knows_std: bool) -> Mapping[str, Policy]:

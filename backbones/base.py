@@ -1,4 +1,4 @@
-"""The interface of a video backbone: how it is built and shared out; `loss_and_sampling` computes with it."""
+"""The interface of a video backbone: its construction and sharding; `loss_and_sampling` computes with it."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -238,7 +238,7 @@ class VideoBackbone(CanvasDiffusion):
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Where a checkpoint keeps the networks that are loaded."""
+        """Subfolders of the loaded networks in a checkpoint."""
         return (self.folder,)
 
     @property
@@ -248,7 +248,7 @@ class VideoBackbone(CanvasDiffusion):
         return {*self.folders, "vae", "text_encoder", *images}
 
     def networks(self) -> dict[str, Any]:
-        """The loaded networks, all of one size, by where a checkpoint keeps them."""
+        """The loaded networks, all of one size, by their subfolders in a checkpoint."""
         return {self.folder: self.denoiser}
 
     def train(self, mode: bool = True) -> "VideoBackbone":

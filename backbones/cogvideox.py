@@ -46,7 +46,7 @@ class CogVideoXVAE(ScaledAutoencoder):
 
 
 class CogVideoXTransformer(CogVideoXTransformer3DModel):
-    """diffusers' CogVideoX; what embeds the time stays in float32."""
+    """diffusers' CogVideoX with its time embedding in float32."""
 
     _keep_in_fp32_modules: ClassVar[list[str]] = ["time_embedding", "ofs_embedding"]
 

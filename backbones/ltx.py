@@ -53,7 +53,7 @@ class LTXVAE(NormalizedAutoencoder):
 
 
 class LTXPrompts(T5Prompts):
-    """T5 v1.1-XXL as LTX-Video knew it before 0.9.5: the encoder sees its padding, the denoiser does not.
+    """T5 v1.1-XXL as in LTX-Video before 0.9.5: padding enters the encoder, but not the denoiser.
 
     Args:
         pretrained: local folder or hub id in diffusers' layout.
@@ -71,7 +71,7 @@ class LTXPrompts(T5Prompts):
 
 
 class LTXTransformer(LTXVideoTransformer3DModel):
-    """diffusers' LTX-Video; what embeds the time stays in float32."""
+    """diffusers' LTX-Video with its time embedding in float32."""
 
     _keep_in_fp32_modules: ClassVar[list[str]] = ["time_embed"]
 

@@ -37,7 +37,7 @@ class MochiVAE(NormalizedAutoencoder):
     causal = "exact"
 
     def configure(self, config: Any) -> None:
-        """Statistics stand in the configuration, strides beside it."""
+        """Statistics are in the configuration, strides are attributes of the autoencoder."""
         self.channels = config.latent_channels
         self.spatial_stride = self.vae.spatial_compression_ratio
         self.temporal_stride = self.frame_multiple = self.vae.temporal_compression_ratio

@@ -186,7 +186,7 @@ class SVD(VideoBackbone):
         return SVDVAE(pretrained)
 
     def released_prompts(self, pretrained: str) -> PromptEncoder:
-        """None: the released model knows no text."""
+        """None: the released model has no text condition."""
         return NoPrompts()
 
     def released_images(self, pretrained: str, config: Mapping[str, Any]) -> ImageEncoder | None:

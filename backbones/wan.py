@@ -27,8 +27,8 @@ from backbones.conditions.image_encoders import CLIPImages, ImageEncoder
 from backbones.conditions.prompts import Context, PromptEncoder
 from backbones.conditions.t5 import T5Prompts
 from backbones.networks.two_experts import FOLDERS, Expert, Experts, boundary_of, chosen_expert, share_of
-from backbones.networks.wan_attention import GuidedAttention
-from backbones.networks.wan_network import GuidedWan
+from backbones.networks.wan_attention import WanAttention
+from backbones.networks.wan_network import WanNetwork
 
 
 class WanVAE(NormalizedAutoencoder):
@@ -41,7 +41,7 @@ class WanVAE(NormalizedAutoencoder):
     causal = "exact"
 
     def configure(self, config: Any) -> None:
-        """Statistics and strides stand in the configuration."""
+        """Statistics and strides are in the configuration."""
         self.channels = config.z_dim
         self.spatial_stride, self.temporal_stride = config.scale_factor_spatial, config.scale_factor_temporal
         self.frame_multiple = self.temporal_stride
@@ -78,7 +78,7 @@ class Wan(VideoBackbone):
         ValueError: a cache that would not be exact; experts of a release that has one network.
     """
 
-    Denoiser = GuidedWan
+    Denoiser = WanNetwork
     input_projection = "patch_embedding"
     blocks = ("blocks",)
     times = ("per_token", "shared")
@@ -114,7 +114,7 @@ class Wan(VideoBackbone):
             self.path = share_of(self.path, self.expert, self.boundary)
         for network in self.networks().values():
             for block in network.blocks:
-                block.attn1.set_processor(GuidedAttention())
+                block.attn1.set_processor(WanAttention())
         if cache_given and (given_attention, self.spec.time) != ("one_way", "per_token"):
             raise InvalidValue(
                 f"cache_given needs given_attention: one_way and time: per_token, got {given_attention} and "
@@ -254,7 +254,7 @@ class Wan(VideoBackbone):
         canvas: Canvas,
         context: Context,
     ) -> Float[Tensor, "b c f h w"]:
-        """One forward of one network, without what `prepare` remembered."""
+        """One forward of one network, without the cache of `prepare`."""
         memory = context.memory or Memory(offsets=self._offsets(network, canvas))
         extra: dict[str, Any] = {"chosen": memory.generated, "past": memory.past, "offsets": memory.offsets}
         if memory.past is None and self.given_attention == "one_way":
@@ -266,7 +266,7 @@ class Wan(VideoBackbone):
         return self._forward(network, noisy, time, canvas, context, **extra)
 
     def prepare(self, canvas: Canvas, context: Context) -> Context:
-        """What cameras say; keys and values of the given tokens, where they may be remembered.
+        """Offsets of the camera encoders; keys and values of the given tokens, where they may be cached.
 
         Of two experts, each has its own.
 
@@ -286,7 +286,7 @@ class Wan(VideoBackbone):
         return replace(context, memory=found if len(found) > 1 else found[self.folder])
 
     def _memory(self, network: Any, canvas: Canvas, context: Context) -> "Memory | None":
-        """What of a canvas is computed once for one network; None for nothing."""
+        """The part of a forward that is computed once per canvas; None if there is none."""
         given, offsets = self._given(canvas), self._offsets(network, canvas)
         if not self.cache_given or not bool((given == given[:1]).all()) or not bool(given.any()):
             return None if offsets is None else Memory(offsets=offsets)
@@ -327,7 +327,7 @@ class Wan(VideoBackbone):
 
 
 class Memory(NamedTuple):
-    """What is remembered while a canvas is sampled.
+    """Cache of one canvas while it is sampled.
 
     Attributes:
         generated: the tokens that are computed in every step; None for all.

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import write_json, write_text
-from ai_wam.types import Clip, Policy, ReadableInMoreWays
+from ai_wam.types import Clip, MultiDecoderPolicy, Policy
 from benchmarks.evaluation.benchmark import Benchmark, TrialResult
 from benchmarks.evaluation.journal import Journal, Results
 from benchmarks.evaluation.provenance import content_hash, versions
@@ -96,7 +96,7 @@ class TrialBatch:
 
     def _readings(self, policy: Policy, trials: list[Trial]) -> dict[str, list[TrialResult]]:
         """The trials by every other way to read the policy's actions, by its name."""
-        if not self.decoders or not isinstance(policy, ReadableInMoreWays):
+        if not self.decoders or not isinstance(policy, MultiDecoderPolicy):
             return {}
         limited = self.benchmark.protocol.max_position_std is not None
         others = policy.by_decoder(knows_std=limited)

@@ -50,7 +50,7 @@ from tasks.world_action_model import WorldActionModel
 
 
 class WorldActionTask(WorldActionModel):
-    """A world action model: a backbone, the clip it sees, and the plans it is trained on.
+    """A world action model: a backbone, its clip, and the plans it is trained on.
 
     All tasks share one state_dict, so a checkpoint of any of them loads into the others.
 
@@ -219,11 +219,11 @@ class WorldActionTask(WorldActionModel):
             check_same_names(self.trainer.ckpt_path, self.state_dict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the optimizer was made with, for runs that resume this one."""
+        """Save the settings of the optimizer, for runs that resume this one."""
         checkpoint["optimizer_settings"] = self._settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember what the run began with; compared when training starts."""
+        """Keep the saved settings of the optimizer; they are compared when training starts."""
         self._begun = checkpoint.get("optimizer_settings")
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -299,7 +299,7 @@ class WorldActionTask(WorldActionModel):
             videos = self.decode_segments(canvas, latents, kinds=kinds)
             if chosen.generates_actions:
                 made = self.generated(canvas, latents, videos[Kind.ACTION], cameras, batch.observation)
-                self.errors.update(chosen.name, readings(self.ladder, made), batch)
+                self.errors.update(chosen.name, readings(self.decoders, made), batch)
             if batch_idx == 0:
                 rate = self.clip.seconds_per_frame
                 log_sample_videos(self, chosen.name, batch, videos, self.tokenizer, rate)
@@ -309,7 +309,7 @@ class WorldActionTask(WorldActionModel):
         self.log_dict(self.errors.compute(), sync_dist=False)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> ActionChunk:
-        """What the policy would do at the first frame of every sample."""
+        """The policy's actions at the first frame of every sample."""
         check_clip(batch, self.clip)
         return self.predict_action(batch.observation)
 
@@ -332,7 +332,7 @@ class WorldActionTask(WorldActionModel):
             videos, read = self.decode_segments(canvas, latents), {}
             if evaluator.plan.generates_actions:
                 made = self.generated(canvas, latents, videos[Kind.ACTION], cameras, batch.observation)
-                read = readings(self.ladder, made)
+                read = readings(self.decoders, made)
             evaluator.update(batch, cameras, videos, codec, read)
 
     def on_test_epoch_start(self) -> None:

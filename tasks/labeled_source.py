@@ -1,4 +1,4 @@
-"""Recordings without actions as a source of episodes with actions, read off their videos by a model."""
+"""A source of episodes whose actions a model labels from their videos."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class LabeledSource(EpisodeSource):
-    """Another source's episodes with a model's actions in the place of their own.
+    """The episodes of another source, with actions labeled by a model.
 
     Every frame is labeled by itself: at a recording faster than the clip, frames take turns in as many
     passes. An episode with too few valid steps gets no actions, and trains as video only. How sure
@@ -88,7 +88,7 @@ class LabeledSource(EpisodeSource):
         return replace(again, frames=frames, provenance=provenance, labels=labels)
 
     def _label(self, episode: Episode) -> tuple[Float[np.ndarray, "t 8"], Labels]:
-        """Poses and how sure they are; of the pictures no more is held than a batch of windows needs."""
+        """Poses and their confidence; no more pictures are in memory than a batch of windows needs."""
         found: dict[int, tuple[Any, ...]] = {}
         clip = self._task.clip
         cut = _windows(_fitted(episode, clip), clip.frames, _step(episode, clip))

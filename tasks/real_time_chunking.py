@@ -33,7 +33,7 @@ class Prefix:
 def committed_prefix(
     observation: Observation, spec: LatentSpec, frames: int
 ) -> tuple[Float[Tensor, "b n 8"], Int[Tensor, "b"]]:
-    """What committed actions give.
+    """The condition that committed actions give.
 
     Args:
         observation: with committed actions.

@@ -24,7 +24,7 @@ from ai_wam.utils.seeds import named_generator
 from backbones.base import VideoBackbone
 from backbones.conditions.prompts import Context
 from tasks.decoding.action_head import ActionHead
-from tasks.decoding.decoders import ActingBy, Generated, ladder
+from tasks.decoding.decoders import ActingBy, Generated, decoders_of
 from tasks.real_time_chunking import Prefix, begin, committed_prefix
 from tasks.training.cache_encoding import encode_pictures, encoder_identity
 from tasks.training.plan_mixture import check_video
@@ -61,11 +61,11 @@ class WorldActionModel(LightningModule):
                 f"decoded_frames must lie between 2 and the clip's {clip.frames} frames, got {decoded_frames}"
             )
         self.decoded_frames = decoded_frames
-        self.action_head, self.ladder = action_head, ladder(action_head)
+        self.action_head, self.decoders = action_head, decoders_of(action_head)
         self.decoder = decoder or ("whole" if action_head is None else "head")
-        if self.decoder not in self.ladder:
+        if self.decoder not in self.decoders:
             raise InvalidValue(
-                f"decoder {decoder!r} is none of {', '.join(self.ladder)}; choose one of them, or give an "
+                f"decoder {decoder!r} is none of {', '.join(self.decoders)}; choose one of them, or give an "
                 "action_head for 'head'"
             )
         if action_head is not None:
@@ -187,13 +187,13 @@ class WorldActionModel(LightningModule):
         return replace(encoded, cameras=cameras, first_action=first, action=action)
 
     def keep_prompts(self, folder: AnyPath, prompts: Sequence[str] = ()) -> bool:
-        """Embeddings of prompts in a folder: used from there, and those of `prompts` put there."""
+        """Use embeddings of prompts kept in a folder, and add those of `prompts` to it."""
         return self.backbone.prompts.keep(folder, prompts)
 
     # ------------------------------------------------------------------ acting
 
     def reset(self, episodes: Sequence[str]) -> None:
-        """Nothing is remembered between predictions."""
+        """Do nothing: no state is kept between predictions."""
 
     def predict_action(self, observation: Observation) -> ActionChunk:
         """The poses at the clip's frame times after the observation, decoded from generated action images.
@@ -204,11 +204,11 @@ class WorldActionModel(LightningModule):
         return self.act(observation, self.decoder)
 
     def by_decoder(self, knows_std: bool = False) -> dict[str, Policy]:
-        """This model acting by every other reading; see `ai_wam.types.ReadableInMoreWays`."""
-        own = self.ladder[self.decoder].reading
+        """This model with each of its other decoders; see `ai_wam.types.MultiDecoderPolicy`."""
+        own = self.decoders[self.decoder].reading
         others = {
             rung.reading: name
-            for name, rung in self.ladder.items()
+            for name, rung in self.decoders.items()
             if rung.reading != own and rung.knows_std >= knows_std
         }
         return {reading: ActingBy(self, name) for reading, name in others.items()}
@@ -216,7 +216,7 @@ class WorldActionModel(LightningModule):
     @torch.no_grad()
     def act(self, observation: Observation, decoder: str) -> ActionChunk:
         """`predict_action` by one of the decoders."""
-        frames, rung = self.clip.frames, self.ladder[decoder]
+        frames, rung = self.clip.frames, self.decoders[decoder]
         observation = observation.to(self.device)
         cameras = observation.cameras.map(lambda m: m[:, :, -1:].expand(-1, -1, frames, -1, -1))
         canvas, latents = self.generate(self.control_plan, observation, cameras)

@@ -1,4 +1,4 @@
-"""Poses of whole clips: fit every step, say which to trust and how far, rescue and bridge the others.
+"""Poses of whole clips: every step is fitted and validated; invalid ones are rescued or interpolated.
 
 Every clip sets its own scale: how well its steps agree on the median scales the predicted standard deviations
 (blobs of a video model err by more, and more smoothly, than the pixels around them show) and sets what counts
@@ -42,7 +42,7 @@ _GATE = 4.0  # times the clip's median distance
 
 
 class DecodeStatus(IntEnum):
-    """What became of a step. OK and RESCUED are measured; all others carry a bridged pose, or NaN.
+    """Status of a decoded step. OK and RESCUED are measured; others have an interpolated pose, or NaN.
 
     OK: fitted.
     RESCUED: fitted without the part of the evidence that is missing or contradicts the rest.
@@ -66,7 +66,7 @@ _RESCUABLE = (DecodeStatus.OFFSCREEN, DecodeStatus.INCONSISTENT, DecodeStatus.NO
 
 
 class Limits(NamedTuple):
-    """What a trusted step must keep to.
+    """Limits of a valid step.
 
     Attributes:
         position_std: metres, per axis.
@@ -120,8 +120,8 @@ def estimate_sequences(scene: Scene, clips: int, lost: Int[Tensor, "n"], limits:
     scene, estimate, ambiguous = _fit_all(scene, clips, limits)
     typical = _clip_median(estimate.distance, (lost == DecodeStatus.OK), clips)
     gate = (_GATE * typical).clamp(limits.strict, limits.loose)
-    status = _judge(scene, estimate, ambiguous, lost, gate, limits)
-    status = _doubt_jumps(scene, estimate, status, _GATE * typical, clips)
+    status = _validated(scene, estimate, ambiguous, lost, gate, limits)
+    status = _reject_jumps(scene, estimate, status, _GATE * typical, clips)
     status, estimate = _rescue(scene, estimate, status, clips, limits)
     valid = status <= DecodeStatus.RESCUED
     position, quaternion = _bridge(estimate.fit.poses, valid, clips)
@@ -215,7 +215,7 @@ def _with_precision(scene: Scene, fit: Fit, weight: Tensor) -> _Estimate:
     return _Estimate(fit, weight, distance, *variance.unflatten(-1, (2, 3)).mean(-1).sqrt().unbind(-1))
 
 
-def _judge(
+def _validated(
     scene: Scene, estimate: _Estimate, ambiguous: Tensor, lost: Tensor, gate: Tensor, limits: Limits
 ) -> Int[Tensor, "n"]:
     """Status of every step; of several reasons the first one in the order of the code is given."""
@@ -228,7 +228,7 @@ def _judge(
     return torch.where(lost == DecodeStatus.OK, status, lost)
 
 
-def _doubt_jumps(scene: Scene, estimate: _Estimate, status: Tensor, gate: Tensor, clips: int) -> Tensor:
+def _reject_jumps(scene: Scene, estimate: _Estimate, status: Tensor, gate: Tensor, clips: int) -> Tensor:
     """A step whose views agree worse than its clip's do must at least lie near its neighbours.
 
     In small images the pictures of two different poses agree by chance every few times.

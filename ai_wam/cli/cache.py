@@ -1,4 +1,4 @@
-"""`ai-wam cache`: what a training's frozen encoders make of its recordings, kept beside the shards."""
+"""`ai-wam cache`: latents of a training's frozen encoders, written beside the shards."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, and hold finite numbers only."""
+"""Atomic writes of checkpoints, whose weights must be finite."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +16,8 @@ from ai_wam.files.weights import is_finite
 _WEIGHTS = ("state_dict", "current_model_state")  # the averages, where a run keeps some, and the weights
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target, then renames it, so a good file is replaced by a good one alone.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name, then renames it, so that an interruption keeps the old one.
 
     Lightning builds the file in memory, writes it to the temporary folder and moves it; where that is another
     file system, the move overwrites the old file piece by piece. Here it is written straight to disk: no copy
@@ -71,6 +71,6 @@ def check_finite(checkpoint: Mapping[str, Any], path: str) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what is left in a folder of checkpoints whose writing was cut off."""
+    """Delete temporary files of checkpoints whose writing was interrupted."""
     for file in folder.glob(f"*.ckpt.*{PARTIAL}"):
         file.unlink()

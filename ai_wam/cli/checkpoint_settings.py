@@ -31,7 +31,7 @@ _EARLY = (
 
 
 def hyperparameters(path: str) -> dict[str, Any]:
-    """Class path and arguments of the model a checkpoint was made by."""
+    """Class path and arguments of the model of a checkpoint."""
     if not Path(path).is_file():
         raise InvalidValue(
             f"there is no checkpoint {path!r}; --ckpt_path takes a .ckpt file written by `ai-wam fit`"
@@ -73,7 +73,7 @@ def named_checkpoint(command: str, asked: Namespace) -> str | None:
 
 
 def check_request(command: str, asked: Namespace, saved: Mapping[str, Any] | None) -> None:
-    """Refuse what a model was never trained to do.
+    """Refuse requests that the training of a model does not cover.
 
     Args:
         command: of Lightning's four.
@@ -249,7 +249,7 @@ def check_backbone(path: str, saved: dict[str, Any], asked: Namespace) -> None:
 
 
 def shards_weights(asked: Namespace) -> bool:
-    """Whether the strategy shards a model whose weights come from nowhere but its released checkpoint."""
+    """Whether the strategy shards a model that takes its weights from a released checkpoint alone."""
     strategy = asked.trainer.get("strategy")
     if asked.get("weights") is not None or not isinstance(strategy, Namespace):
         return False
@@ -257,7 +257,7 @@ def shards_weights(asked: Namespace) -> bool:
 
 
 def warn_of_rounding(backbone: VideoBackbone) -> None:
-    """Say that training half-precision weights, and not only adapters, loses small steps."""
+    """Warn that training half-precision weights rounds small steps away."""
     if backbone.weights_dtype != torch.float32 and backbone.lora is None:
         warnings.warn(
             f"all weights are trained in {backbone.weights_dtype}, which rounds small steps away; set the "
@@ -290,7 +290,7 @@ def _plain(default: Any) -> Any:
 
 
 def _identity(name: str, value: Any) -> Any:
-    """What of an argument must agree: of a noise path its kind, of parts all but where and how they run."""
+    """The part of an argument that must agree: of a noise path its kind, of encoders what they compute."""
     value = bare(value)
     if name == "training":
         return value.get("lora")

@@ -1,4 +1,4 @@
-"""How a command ends that cannot be finished: one sentence and an exit status.
+"""Errors of commands: one sentence and an exit status.
 
 Shown as a sentence is what a person or a machine causes: an `ai_wam.errors.UserError`, an error of the
 operating system, memory that is used up, Ctrl-C. Any other exception is a fault of this project and keeps its
@@ -55,7 +55,7 @@ class UsageError(UserError):
 
 
 class Ended(SystemExit):
-    """The end of a command, whose message was printed.
+    """Exit of a command whose message was printed.
 
     Args:
         message: as it was printed.
@@ -99,13 +99,13 @@ def one_sentence(command: str, kept: str = "") -> Iterator[None]:
 
 
 def _bounded(text: str) -> str:
-    """Errors quote what they refuse, which may be megabytes: its ends say enough."""
+    """The beginning and the end of a long message, which may quote megabytes."""
     half = _LONGEST // 2
     return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 def sentence(error: BaseException) -> str | None:
-    """What to say of an error, or of what it was raised from; None of a fault of this project."""
+    """The sentence for an error or its cause; None for a fault of this project."""
     found = (_of_machine(each) or _of_library(each) for each in _chain(error))
     return refusal(error) or next(filter(None, found), None)
 
@@ -133,7 +133,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _of_machine(error: BaseException) -> str | None:
-    """Words for what the operating system refuses, or memory that is used up."""
+    """The message of an error of the operating system or of memory that is used up."""
     text = _text(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY in text:
         return f"out of memory ({text.splitlines()[0] if text else 'no more is free'}); use smaller sizes"
@@ -147,7 +147,7 @@ def _of_machine(error: BaseException) -> str | None:
 
 
 def _of_library(error: BaseException) -> str | None:
-    """Words of libraries that refuse their input."""
+    """The message of a library that refuses its input."""
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
     if not names & _FOREIGN:
         return None

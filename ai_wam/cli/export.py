@@ -26,14 +26,14 @@ _GOP: dict[Layout, int] = {"action_images": 12, "lerobot": 2}  # as each project
 
 @runtime_checkable
 class Writer(Protocol):
-    """What a layout's writer does; the folder gets its name after `close`."""
+    """The interface of a layout's writer; the folder gets its final name after `close`."""
 
     def write(self, episode: Episode) -> None:
         """Append an episode."""
         ...
 
     def close(self) -> None:
-        """Write what belongs to the whole set."""
+        """Write the files of the whole set."""
         ...
 
 
@@ -79,7 +79,7 @@ def export(
 
 @contextmanager
 def _naming(episode: str) -> Iterator[None]:
-    """What a library refuses in an episode is said of that episode."""
+    """Errors of a library name the episode."""
     try:
         yield
     except UserError:

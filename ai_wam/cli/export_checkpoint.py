@@ -89,7 +89,7 @@ def _export(
     metrics: str | None,
     what: What,
 ) -> str:
-    """Write everything; returns what it was."""
+    """Write everything; returns a description."""
     model = hyperparameters(ckpt_path)
     described = trained_backbone(ckpt_path, model)
     results = None if metrics is None else _results(Path(metrics))

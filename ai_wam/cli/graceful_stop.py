@@ -1,4 +1,4 @@
-"""A signal during training: the optimizer step is finished and saved, and the last words say how to continue.
+"""A signal during training: the optimizer step is finished and saved, and the message says how to resume.
 
 Before and after training, and in every other command, signals end the process at once (`ai_wam.cli.signals`).
 The exit status is 128 plus the signal's number in both cases: 130 and 143.
@@ -151,7 +151,7 @@ class SavesWhenStopped(Callback):
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """What follows is no training; other processes that Lightning started would wait for this one."""
+        """Stop handling signals; other processes that Lightning started would wait for this one."""
         self._restore_handlers()
         launcher: Any = trainer.strategy.launcher
         if not isinstance(exception, Stopped) and trainer.is_global_zero and hasattr(launcher, "kill"):

@@ -87,7 +87,7 @@ def _odd_gripper(folder: ShardSet, reports: Sequence[EpisodeReport], bounds: Bou
 
 
 def summary(name: str, reports: Sequence[EpisodeReport]) -> list[str]:
-    """The lines for a human."""
+    """The report as lines of text."""
     seconds = np.array([report.seconds for report in reports])
     sets = Counter(tuple(f"{view} {h}x{w}" for view, (h, w) in report.views.items()) for report in reports)
     rates = Counter(f"{report.hz:g}" for report in reports)

@@ -35,7 +35,7 @@ def label(
     gop: int = 1,
     on_error: OnBadEpisode = "raise",
 ) -> None:
-    """Label every frame of every episode and say how much was kept.
+    """Label every frame of every episode and print how much was kept.
 
     An episode of which too few frames are sure is written without actions, and trains as video only. A
     finished folder is never written again; an interrupted one resumes at the first missing shard.
@@ -76,7 +76,7 @@ def label(
 
 
 def summary(labeled: ShardSet) -> dict[str, Any]:
-    """How sure the labels of a folder are, and how much of it was kept."""
+    """Confidence of the labels of a folder, and the share that was kept."""
     headers = [labeled.header(index) for index in range(len(labeled))]
     labels = [header.labels for header in headers if header.labels is not None]
     confidence = np.concatenate([each.confidence for each in labels])

@@ -1,4 +1,4 @@
-"""Parsers of command lines and YAML files that refuse in one sentence."""
+"""Parsers of command lines and YAML files whose errors are one sentence."""
 
 import argparse
 import os
@@ -31,7 +31,7 @@ def short(message: str) -> str:
 
 
 class InOneSentence:
-    """What the parsers of all commands share; comes before a parser among the bases."""
+    """Mixin of all commands' parsers: errors are one sentence; comes before a parser among the bases."""
 
     exit_on_error: bool
 
@@ -53,14 +53,14 @@ class InOneSentence:
 
 
 class CommandParser(InOneSentence, jsonargparse.ArgumentParser):
-    """Of a command that is one function."""
+    """Parser of a command that is one function."""
 
 
 class WordParser(argparse.ArgumentParser):
-    """Of options that are taken out of a command's words."""
+    """Parser of options that are taken out of a command's words."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse in one sentence."""
+        """Raise the message as a `UsageError`."""
         raise UsageError(message)
 
 

@@ -1,4 +1,4 @@
-"""`ai-wam quickstart`: the whole line on this machine, each step the command one would type."""
+"""`ai-wam quickstart`: collect, train, test and report, each step a command that can be typed."""
 
 import os
 import shlex
@@ -109,7 +109,7 @@ def _run(*words: str, threads: int = 1) -> None:
 
 
 def _summary(run: Path, seconds: float) -> None:
-    """What one wants to know, in a few lines."""
+    """Results in a few lines."""
     print(f"\nquickstart: {seconds / 60:.1f} minutes")
     for mode in _MODES:
         results: dict[str, Any] = read_results(run / mode / "results.json")

@@ -1,4 +1,4 @@
-"""`ai-wam test --ray N`: the trials of one test, shared out to N workers of a Ray cluster.
+"""`ai-wam test --ray N`: the trials of one test, distributed over N workers of a Ray cluster.
 
 Every worker is an ordinary `ai-wam test` of every N-th trial, with a model of its own, so a worker needs what
 the command needs: the package, the checkpoint's file and the simulator. With RAY_ADDRESS set they run on that

@@ -1,4 +1,4 @@
-"""What classes and settings were called before version 0.1.0, so that their end names their new place."""
+"""Names of classes and settings before version 0.1.0: errors of old names give the new ones."""
 
 import re
 from collections.abc import Callable, Container, Iterator, Mapping

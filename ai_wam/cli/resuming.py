@@ -1,4 +1,4 @@
-"""Which file a run is resumed from, and whether a run can be resumed from it."""
+"""The checkpoint from which a run is resumed, and whether it can be."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +48,7 @@ def named_file(asked: Namespace) -> str | None:
 
 
 def check_resumable(command: str, path: str) -> None:
-    """Refuse a file that lacks what Lightning reads of it.
+    """Refuse a file without the entries that Lightning reads.
 
     Raises:
         ValueError: with the names of what it lacks.

@@ -1,4 +1,4 @@
-"""One training, one folder: a second run neither replaces what a first one left nor writes beside it."""
+"""One training per folder: a second run neither overwrites the files of a first one nor adds to them."""
 
 import os
 from collections.abc import Mapping
@@ -56,12 +56,12 @@ class RunFolder(SaveConfigCallback):
             super().setup(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let other processes in."""
+        """Release the locks."""
         for folder in actual_folders(trainer):
             unlock_folder(folder)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let other processes in."""
+        """Release the locks."""
         self.teardown(trainer, pl_module, "fit")
 
 
@@ -154,7 +154,7 @@ def _steps(file: Path) -> int:
 
 
 def _claim(folder: Path) -> None:
-    """Lock a folder for this process; remove files of checkpoints whose writing a kill cut off."""
+    """Lock a folder for this process; remove temporary files of checkpoints left by a killed process."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock_folder(folder)
@@ -194,7 +194,7 @@ def _logger_folder(logger: Any, root: str) -> tuple[str | None, str | None]:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Lightning takes one thing where it takes a list."""
+    """A list of one, as Lightning accepts single items."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 

@@ -24,7 +24,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from ai_wam.cli import checkpoint_settings
 from ai_wam.cli.backbone_override import replacing
-from ai_wam.cli.checkpoint_io import WholeCheckpointIO
+from ai_wam.cli.checkpoint_io import AtomicCheckpointIO
 from ai_wam.cli.checkpoint_settings import bare, hyperparameters
 from ai_wam.cli.graceful_stop import SavesWhenStopped, stopping
 from ai_wam.cli.parsing import InOneSentence
@@ -54,7 +54,7 @@ _FOREIGN = (  # warnings of libraries that a user can do nothing about
 
 
 class _Parser(InOneSentence, LightningArgumentParser):
-    """Of Lightning's four commands."""
+    """Parser of Lightning's four commands."""
 
 
 _SETTINGS: dict[str, Any] = {
@@ -143,7 +143,7 @@ class _CLI(LightningCLI):
         except (ValueError, TypeError, RuntimeError, ImportError) as error:
             raise InvalidValue(f"the trainer cannot be set up: {' '.join(str(error).split())}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -154,7 +154,7 @@ class _CLI(LightningCLI):
         self.model.save_hyperparameters({**known, **arguments}, logger=False)
 
     def before_fit(self) -> None:
-        """Begin with the weights asked for."""
+        """Load the weights of `--weights`."""
         if (weights := self.config.fit.get("weights")) is not None:
             self.model.load_state_dict(checkpoint_settings.state_dict(weights))
         if isinstance(self.model, WorldActionTask):
@@ -173,14 +173,14 @@ class _CLI(LightningCLI):
             callbacks.append(SampleWriter(folder))
 
     def _set_seed(self) -> None:
-        """A seed that NumPy does not take is a person's."""
+        """Refuse a seed that NumPy does not take."""
         try:
             super()._set_seed()
         except ValueError as error:
             raise InvalidValue(f"seed_everything: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning would lay the checkpoint's hyperparameters over YAML and command line here."""
+        """Do nothing: Lightning would let the checkpoint override YAML and command line here."""
 
 
 class _Settings(_CLI):

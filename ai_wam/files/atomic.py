@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, on this machine or in a store that fsspec knows.
+"""Atomic file writes: a file appears complete or not at all, on this machine or in a store of fsspec.
 
 On this machine they are written under another name in the same folder, then renamed; in a store they are
 written here and sent as a whole.
@@ -53,7 +53,7 @@ def inside(folder: AnyPath, name: str) -> AnyPath:
 
 
 def publish(file: Path, path: AnyPath) -> None:
-    """Give a finished file its name, all at once; the file itself is gone afterwards."""
+    """Move a finished file to its final name, atomically."""
     if isinstance(path, Path):
         os.chmod(file, 0o644)  # temporary files are private
         _sync(file)  # or a crash of the machine could leave the new name with nothing behind it
@@ -74,7 +74,7 @@ def _sync(path: Path) -> None:
 
 
 def file_name(name: str, what: str) -> str:
-    """The name, if a file or a folder of another folder can be called so.
+    """The name, if it is valid for a file or a folder.
 
     Args:
         name: what was given.
@@ -98,7 +98,7 @@ def file_name(name: str, what: str) -> str:
 
 @contextmanager
 def whole_file(path: str | AnyPath) -> Iterator[BinaryIO]:
-    """A stream whose bytes appear under `path` when the block ends without an error; otherwise nothing does.
+    """A stream to a temporary file, which is renamed to `path` when the block ends without an error.
 
     The folder is made if missing. An older file of that name stays until the new one is complete.
 

@@ -1,4 +1,4 @@
-"""Text, JSON and YAML files of people: read as what is expected, or refused with the file's name."""
+"""Text, JSON and YAML files written by people: checked while read, errors name the file."""
 
 import codecs
 import json
@@ -83,7 +83,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_characters(value: Any) -> None:
-    """Refuse half of a character, such as the escape U+D800 by itself: no file, name or terminal holds it.
+    """Refuse lone surrogates such as the escape U+D800: they cannot be encoded in UTF-8.
 
     Args:
         value: of JSON.
@@ -119,7 +119,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def check_yaml(text: str) -> None:
-    """Refuse a text that would grow out of bounds when read: what aliases stand for is counted, not copied.
+    """Refuse a text that would expand beyond bounds: the nodes behind aliases are counted, not copied.
 
     Raises:
         ValueError: too many values, too many levels, an alias to what it is a part of, or a key that stands
@@ -156,7 +156,7 @@ def check_yaml(text: str) -> None:
 
 
 def _check_keys(text: str) -> None:
-    """Of two equal keys the parser would take the last one without a word."""
+    """Refuse equal keys, of which the parser would silently take the last."""
     open_keys: list[set[str] | None] = []  # of each open collection; None of a sequence
     is_key: list[bool] = []
     for event in yaml.parse(text, Loader=_Loader):

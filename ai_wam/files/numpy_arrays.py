@@ -1,4 +1,4 @@
-"""NumPy's files: numbers of exactly the announced size, or refused before any memory is taken for them."""
+"""NumPy's .npy and .npz files without pickles; wrong sizes are refused before memory is allocated."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""What goes wrong while data are read: the exceptions of readers, and their words."""
+"""Errors while data are read: which of them are the machine's, and their text."""
 
 import csv
 import errno
@@ -27,7 +27,7 @@ _OF_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENO
 
 
 def of_machine(error: BaseException) -> bool:
-    """Whether the machine or its installation is at fault: the next recording would fail likewise."""
+    """Whether the machine or its installation is the cause, so that the next recording would fail, too."""
     if isinstance(error, CannotContinue | ImportError):
         return True
     return isinstance(error, OSError) and error.errno in _OF_MACHINE

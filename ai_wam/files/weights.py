@@ -1,4 +1,4 @@
-"""Files of weights: tensors by their names, or a refusal. No code in a file is ever run."""
+"""Weight files, read as tensors by name; no code in a file is ever run."""
 
 import warnings
 import zipfile
@@ -50,7 +50,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def whole_weights(path: Path) -> Iterator[None]:
-    """Around the reading of a safetensors file: names the file that is damaged.
+    """Context in which errors of a damaged safetensors file name the file.
 
     Raises:
         ValueError: in place of what the reader says.

@@ -1,4 +1,4 @@
-"""Parts that compute in their own precision whatever the trainer's."""
+"""Contexts that switch autocast off (full precision) or on (half precision)."""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -1,4 +1,4 @@
-"""A moving average of the trained weights, which is what is validated, saved and tested."""
+"""Exponential moving average (EMA) of the trained weights, which is validated, saved and tested."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from ai_wam.errors import InvalidValue
 
 
 class AveragedWeights(Callback):
-    """Exponential moving average of what is trained; sharded like the weights themselves.
+    """Exponential moving average of the trained weights; sharded like them.
 
     Lightning's own callback copies the whole module, frozen encoders included, and refuses sharded ones. A
     checkpoint holds the averages as `state_dict`, so that every reader gets them, and the weights that
@@ -42,7 +42,7 @@ class AveragedWeights(Callback):
         self._updated = 0  # optimizer steps at the last update
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier fit.
+        """Drop the averages of an earlier fit.
 
         Raises:
             ValueError: a ModelCheckpoint that would save the weights in the place of their averages.
@@ -98,7 +98,7 @@ class AveragedWeights(Callback):
         self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the weights."""
+        """Put the trained weights back."""
         self._swap(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,11 +106,11 @@ class AveragedWeights(Callback):
         self._swap(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """When the averages were last updated."""
+        """The step of the last update."""
         return {"updated": self._updated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the step of the last update."""
         self._updated = state_dict["updated"]
 
     def on_save_checkpoint(

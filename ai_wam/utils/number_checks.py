@@ -1,4 +1,4 @@
-"""Numbers that people give: finite and in range, or refused with the range."""
+"""Checks of numbers in settings: finite and in range."""
 
 import math
 

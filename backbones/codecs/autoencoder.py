@@ -12,7 +12,7 @@ from backbones.weights.loading import load_codec
 
 
 class VideoAutoencoder(LatentCodec):
-    """A video autoencoder of diffusers, frozen: families say its class, its strides and its latents' scale.
+    """A video autoencoder of diffusers, frozen: families set its class, its strides and its latents' scale.
 
     Args:
         pretrained: local folder or hub id in diffusers' layout.
@@ -89,7 +89,7 @@ class NormalizedAutoencoder(VideoAutoencoder):
     std: Float[Tensor, "1 c 1 1 1"]
 
     def set_statistics(self, mean: Any, std: Any, scale: float = 1.0) -> None:
-        """Set what `normalize` subtracts and divides by; for `configure`.
+        """Set mean and standard deviation of `normalize`; called by `configure`.
 
         Args:
             mean: of every channel.
@@ -101,9 +101,9 @@ class NormalizedAutoencoder(VideoAutoencoder):
         self.register_buffer("std", std / scale, persistent=False)
 
     def normalize(self, raw: Float[Tensor, "n c tl lh lw"]) -> Float[Tensor, "n c tl lh lw"]:
-        """Without mean and scale."""
+        """Subtract the mean, divide by the standard deviation."""
         return (raw - self.mean) / self.std
 
     def denormalize(self, latents: Float[Tensor, "n c tl lh lw"]) -> Float[Tensor, "n c tl lh lw"]:
-        """With scale and mean."""
+        """Multiply by the standard deviation, add the mean."""
         return latents * self.std + self.mean

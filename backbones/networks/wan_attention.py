@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-class Guide(NamedTuple):
+class AttentionInputs(NamedTuple):
     """Arguments of self-attention of one block; passed where diffusers' blocks pass rotary positions.
 
     Attributes:
@@ -29,14 +29,14 @@ class Guide(NamedTuple):
     offset: Float[Tensor, "b n width"] | None = None
 
 
-class GuidedAttention:
+class WanAttention:
     """Wan's self-attention, with a mask, cached keys and values and an offset of its input."""
 
     _attention_backend = None  # what diffusers' set_attention_backend sets
     _parallel_config = None
 
     def __call__(
-        self, attn: Any, tokens: Float[Tensor, "b q d"], context: None, mask: None, guide: Guide
+        self, attn: Any, tokens: Float[Tensor, "b q d"], context: None, mask: None, guide: AttentionInputs
     ) -> Float[Tensor, "b q d"]:
         """Attend; diffusers' blocks fill the arguments."""
         heads = (attn.heads, -1)
@@ -55,7 +55,7 @@ class GuidedAttention:
         return attn.to_out[0](found.flatten(2, 3).type_as(query))
 
 
-def _rotated(x: Float[Tensor, "b q heads d"], guide: Guide) -> Float[Tensor, "b q heads d"]:
+def _rotated(x: Float[Tensor, "b q heads d"], guide: AttentionInputs) -> Float[Tensor, "b q heads d"]:
     """Neighbouring channels turned by the position's angles."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = guide.cos[..., 0::2], guide.sin[..., 1::2]

@@ -1,4 +1,4 @@
-"""Wan's transformer as our canvases use it: what is given, and what is remembered, in one forward."""
+"""Wan's transformer for canvases: a mask of given tokens and cached keys and values in one forward."""
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from backbones.conditions.block_conditions import CameraEncoders
-from backbones.networks.wan_attention import Guide
+from backbones.networks.wan_attention import AttentionInputs
 
 
-class GuidedWan(WanTransformer3DModel):
-    """diffusers' Wan with a forward that may be told what is given, and compute some of the tokens only.
+class WanNetwork(WanTransformer3DModel):
+    """diffusers' Wan with a forward that can treat given tokens as clean, and compute some tokens only.
 
     Attributes:
         camera_encoders: maps of camera latents; None if cameras are told by their rays alone.
@@ -63,7 +63,7 @@ class GuidedWan(WanTransformer3DModel):
             offset = None if offsets is None else offsets[index].repeat_interleave(grid[1] * grid[2], dim=1)
             offset = offset if offset is None or chosen is None else offset[:, chosen]
             recorded: list[tuple[Tensor, Tensor]] | None = None if record is None else []
-            guide = Guide(cos, sin, mask, None if past is None else past[index], recorded, offset)
+            guide = AttentionInputs(cos, sin, mask, None if past is None else past[index], recorded, offset)
             arguments = (tokens, text, modulation, guide)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, *arguments)

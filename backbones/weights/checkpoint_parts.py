@@ -1,4 +1,4 @@
-"""Which parts of a released checkpoint are there: one error for all that is missing."""
+"""The parts of a released checkpoint: found, or one error for all that are missing."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ class MissingPart(MissingFile):
 
     def __init__(self, places: Mapping[str, Mapping[str, str]]) -> None:
         self.places = places
-        super().__init__(" ".join(_told(place, parts) for place, parts in places.items()))
+        super().__init__(" ".join(_missing_sentence(place, parts) for place, parts in places.items()))
 
     def __reduce__(self) -> tuple[type["MissingPart"], tuple[Any]]:
         """As a worker process sends it."""
@@ -33,7 +33,7 @@ class MissingPart(MissingFile):
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Inside, released networks are described on the meta device: all is checked, no weight is read."""
+    """Context in which released networks are built on the meta device: all is checked, no weight is read."""
     token = _DRY.set(True)
     try:
         yield
@@ -125,7 +125,7 @@ def _looks_like_a_path(pretrained: str) -> bool:
     return pretrained.startswith(("/", ".", "~")) or pretrained.count("/") > 1 or "\\" in pretrained
 
 
-def _told(place: str, parts: Mapping[str, str]) -> str:
+def _missing_sentence(place: str, parts: Mapping[str, str]) -> str:
     """One sentence: what is missing, and how to get it."""
     names = ", ".join(repr(part) for part in parts)
     problem = (

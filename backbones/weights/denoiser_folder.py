@@ -1,4 +1,4 @@
-"""Folders that hold a trained denoiser: diffusers' own network, and beside it what ours adds.
+"""Folders of trained denoisers: the network in diffusers' format, and our added weights in a second file.
 
     transformer/ (or unet/)
         config.json, diffusion_pytorch_model*.safetensors    loadable by diffusers alone
@@ -38,7 +38,7 @@ _NAMED = "_adapter"  # in config.json; diffusers passes over names that begin so
 def split_weights(
     denoiser: nn.Module, projection: str, released: Collection[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of the network as released, in its own names, and those that ours adds.
+    """The weights of the released network by its own names, and the added ones.
 
     Args:
         denoiser: an adapted network.
@@ -130,7 +130,7 @@ def model_index(pretrained: str) -> Mapping[str, Any]:
 
 
 def check_parts(pretrained: str, used: Collection[str], backbone: str) -> None:
-    """Refuse a release with parts that a backbone would pass over.
+    """Refuse a release with parts that a backbone would ignore.
 
     Args:
         pretrained: a local folder or hub id.
@@ -205,7 +205,7 @@ def _metadata(file: Path) -> Mapping[str, str]:
 def load_adapter(
     pretrained: str, folder: str, denoiser: nn.Module, projection: str, released: Collection[str]
 ) -> None:
-    """Load what `write_denoiser` wrote beside a denoiser, if it did.
+    """Load the added weights that `write_denoiser` wrote, if there are any.
 
     A module of which the file holds nothing keeps its silent start: a network may be given more than it had.
 

@@ -1,4 +1,4 @@
-"""Which family a released checkpoint belongs to, in a user's terms; asked only in errors."""
+"""The family of a released checkpoint, for error messages."""
 
 from importlib import import_module
 from importlib.resources import files

@@ -179,7 +179,7 @@ def survey(
 
 
 def one_source(kind: Any, pretrained: str | None, architecture: Mapping[str, Any] | None) -> None:
-    """Refuse neither and both of `pretrained` and `architecture`."""
+    """Refuse none or both of `pretrained` and `architecture`."""
     if (pretrained is None) == (architecture is None):
         raise InvalidValue(
             f"{kind.__name__}: give either `pretrained` (released weights) or `architecture` (a new one)"
@@ -282,7 +282,7 @@ def _shapes(file: Path, pretrained: str, subfolder: str) -> dict[str, tuple[int,
 def check_complete(
     lacking: Sequence[str], unknown: Sequence[str], mismatched: Sequence[Any], where: str
 ) -> None:
-    """Refuse a network of which something would be left as it was made.
+    """Refuse a network some of whose weights would stay at their initial values.
 
     Args:
         lacking: names of weights that the files do not hold.

@@ -43,7 +43,7 @@ class LoRA:
 
 
 def add_lora(network: nn.Module, lora: LoRA, trained: Iterable[nn.Parameter] = ()) -> None:
-    """Freeze a network and put adapters into it, in place; they start silent, in float32.
+    """Freeze a network and put adapters into it, in place: float32, without effect at step 0.
 
     Args:
         network: any network with linear maps.
@@ -72,7 +72,7 @@ def add_lora(network: nn.Module, lora: LoRA, trained: Iterable[nn.Parameter] = (
 
 
 def start_lora(network: nn.Module) -> None:
-    """Start the adapters that peft has put on the meta device because the maps beside them are there."""
+    """Initialise adapters that peft put on the meta device, since the base maps are there."""
     from peft.tuners.lora import LoraLayer
 
     for layer in network.modules():
@@ -103,7 +103,7 @@ def merge_lora(network: nn.Module) -> None:
 def write_lora(
     folder: Path, part: str, network: nn.Module, lora: LoRA, released: Mapping[str, str], base: str | None
 ) -> Path:
-    """Write the adapters of a network alone, without what ours adds besides, as float32.
+    """Write the low-rank adapters of a network alone, in float32.
 
     A transformer's become pytorch_lora_weights.safetensors (of a second one, pytorch_lora_weights_2), which
     `load_lora_weights` of diffusers' pipelines reads with rank and alpha. A UNet's, for which diffusers has

@@ -25,7 +25,7 @@ _FILES = ("config.json", "diffusion_pytorch_model.safetensors*", "diffusion_pyto
 
 @contextmanager
 def deferred_weights() -> Iterator[None]:
-    """Inside, backbones are made without their denoiser's released weights.
+    """Context in which backbones are built without their denoiser's released weights.
 
     `VideoBackbone.shard` reads them afterwards, each process its own part, or `VideoBackbone.materialize` all
     of them. Modules that are added to the released network are made at once.

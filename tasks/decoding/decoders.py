@@ -94,7 +94,7 @@ class Learned(ActionDecoder):
         return replace(read, actions=actions, valid=valid, position_std=unknown, rotation_std=unknown)
 
 
-def ladder(head: ActionHead | None) -> dict[str, ActionDecoder]:
+def decoders_of(head: ActionHead | None) -> dict[str, ActionDecoder]:
     """The decoders of a model, by their names in configurations.
 
     whole: everything that was generated is decoded, and poses are fitted to the action images.

@@ -1,1 +1,1 @@
-"""What tests and predictions leave behind: errors on recorded clips, sample videos, files."""
+"""Evaluation on recorded clips, sample videos, and the files of `ai-wam predict`."""

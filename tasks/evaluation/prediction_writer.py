@@ -1,4 +1,4 @@
-"""What `ai-wam predict` leaves behind."""
+"""Callbacks that write the predictions of `ai-wam predict`."""
 
 import csv
 import io
@@ -37,7 +37,7 @@ _COLUMNS = ("t_s", "x_m", "y_m", "z_m", "qx", "qy", "qz", "qw", "openness", "val
 class ActionWriter(BasePredictionWriter):
     """One .npz per batch: keys, actions "b a 8", valid "b a", confidence "b a", and dt in seconds.
 
-    At the end it prints where they lie and how many actions are valid.
+    At the end it prints their paths and how many actions are valid.
 
     Args:
         folder: where they go; made if missing.
@@ -49,7 +49,7 @@ class ActionWriter(BasePredictionWriter):
         self._samples = self._valid = self._actions = 0
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what was written."""
+        """Print what was written."""
         files = self.folder / f"rank{trainer.global_rank}-batch*.npz"
         print(f"{files}: {self._samples} samples, {self._valid} of {self._actions} actions are valid")
 
@@ -63,7 +63,7 @@ class ActionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write one batch, whole or not at all."""
+        """Write the file of one batch, atomically."""
         arrays = {
             "keys": np.array(batch.keys),
             "actions": prediction.actions.numpy(),
@@ -87,7 +87,7 @@ class SampleWriter(BasePredictionWriter):
     actions.csv          a row per step, the present one first; units in the header
     actions.npz          the same with the cameras, as float32
 
-    At the end it prints where they lie and how many actions are valid.
+    At the end it prints their paths and how many actions are valid.
 
     Args:
         folder: where the folders go; made if missing.
@@ -99,7 +99,7 @@ class SampleWriter(BasePredictionWriter):
         self._valid: dict[str, int] = {}
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to end well where there is no action at all.
+        """Fail where no action of any sample is valid.
 
         Raises:
             RuntimeError: no sample has a valid action; its files are there nevertheless.
@@ -120,7 +120,7 @@ class SampleWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write the batch's samples, every file whole or not at all."""
+        """Write the samples of a batch, every file atomically."""
         clip: Any = pl_module.clip
         batch = batch.to("cpu")
         for row, key in enumerate(batch.keys):
@@ -215,6 +215,6 @@ def _npz(arrays: Mapping[str, Any]) -> bytes:
 
 
 def _write(file: AnyPath, data: bytes) -> None:
-    """A file, whole or not at all."""
+    """Write a file atomically."""
     with whole_file(file) as stream:
         stream.write(data)

@@ -42,7 +42,7 @@ _ARMS = ("model", "head", *_BASELINE.values(), "codec")
 
 @dataclass(frozen=True)
 class ClipEvaluation:
-    """By what `ai-wam test` evaluates recorded clips.
+    """Settings of the evaluation of recorded clips by `ai-wam test`.
 
     Attributes:
         plans: by name; the plans trained on, if left out.

@@ -1,4 +1,4 @@
-"""How far predicted actions are from recorded ones, in space, in the pictures and at the gripper."""
+"""Errors of predicted actions: position, rotation, pixels and gripper."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -69,7 +69,7 @@ class ActionAccuracy(Averages):
         self.changes += torch.tensor(found, device=self.changes.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures so far; NaN where nothing counted."""
+        """The metrics so far; NaN where nothing counted."""
         matched, predicted, true = self.changes.double()
         return {**super().compute(), "gripper_f1": 2 * matched / (predicted + true)}
 

@@ -1,4 +1,4 @@
-"""Means and medians of named figures, in states that are sums."""
+"""Means and medians of named metrics, in states that are sums."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _PER_DECADE, _DECADES = 250, 10
 
 
 class Averages(Metric):
-    """Means, and medians of some, of named figures; subclasses say in `update` what is added.
+    """Means, and medians of some, of named metrics; subclasses add values in `update`.
 
     All states are sums, so that ranks add up to what one rank would have found. Medians come from a histogram
     of bins 0.9 % wide between 1e-4 and 1e6 and are therefore good to half a percent; of an even number of
@@ -38,7 +38,7 @@ class Averages(Metric):
         self.add_state("histograms", bins, "sum")
 
     def add(self, name: str, values: Shaped[Tensor, "*n"], counted: Bool[Tensor, "*n"]) -> None:
-        """Take the values that count into the averages of a figure."""
+        """Add the values that count to a metric."""
         chosen, index = values[counted].double(), self.means.index(name)
         self.totals[index] += chosen.sum()
         self.counts[index] += chosen.numel()

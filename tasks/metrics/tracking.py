@@ -1,4 +1,4 @@
-"""How well points are followed through a video, as TAP-Vid (arXiv 2211.03726) counts it."""
+"""Point-tracking metrics of TAP-Vid (arXiv 2211.03726)."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +11,7 @@ _SIDE = 256  # pixels of the picture that the thresholds are meant for
 
 
 class Tracking(Averages):
-    """TAP-Vid's figures of predicted tracks, each a mean over videos; one view of one clip is a video.
+    """TAP-Vid's metrics of predicted tracks, each a mean over videos; one view of one clip is a video.
 
     A point is queried at the first frame in which it is visible and evaluated in all later ones. Distances
     are those in a picture of 256 x 256 pixels. Over the points of a video:

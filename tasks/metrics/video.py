@@ -1,4 +1,4 @@
-"""How close generated video comes to the recorded one, frame by frame and as a distribution."""
+"""Distance of generated from recorded video: per frame (PSNR, SSIM, LPIPS) and as a distribution (FVD)."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -136,7 +136,7 @@ def frechet_distance(
 
 @contextmanager
 def whole_float32(device: torch.device) -> Iterator[None]:
-    """Neither autocast nor TF32: a figure shall not depend on the precision that a model runs in."""
+    """Context without autocast and TF32, so that metrics do not depend on the precision of the model."""
     with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(True, allow_tf32=False):
         yield
 

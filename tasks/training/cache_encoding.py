@@ -22,7 +22,7 @@ def encode_pictures(
     frames: int,
     video: Float[Tensor, "b v 3 t h w"] | None = None,
 ) -> Encoded:
-    """Everything that a backbone looks at of observed pictures.
+    """All encodings of observed pictures that a backbone uses.
 
     Args:
         backbone: whose encoders they are.
@@ -73,7 +73,7 @@ def _is_setting(name: str, value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """A value as JSON represents it."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if isinstance(value, bool | int | float | str | None) else repr(value)

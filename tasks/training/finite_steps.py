@@ -12,7 +12,7 @@ from ai_wam.errors import InvalidValue
 
 @dataclass(frozen=True)
 class SeenBatch:
-    """What one batch of an optimizer step was.
+    """Loss and rows of one batch of an optimizer step.
 
     Attributes:
         loss: its loss, on the device.
@@ -27,13 +27,13 @@ class SeenBatch:
 
 
 class FiniteSteps:
-    """The batches since the last optimizer step, so that the one at fault can be named."""
+    """The batches since the last optimizer step, to name the one with a loss that is not finite."""
 
     def __init__(self) -> None:
         self._batches: list[SeenBatch] = []
 
     def add(self, batch: SeenBatch) -> None:
-        """Take in a batch; nothing waits for the device."""
+        """Add a batch, without waiting for the device."""
         self._batches.append(batch)
 
     def check(self, gradient_norm: Tensor | None, step: int, strategy: Strategy | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer and its learning-rate schedule: defaults, and what any other one must be."""
+"""The optimizer and its learning-rate schedule: defaults, checks and settings."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -151,7 +151,7 @@ def check_optimizer(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCalla
 
 
 def prepare(optimizer: Optimizer, scheduler: LRScheduler, steps: int | float) -> None:
-    """Settle what only the trainer knows, before the first step.
+    """Set the end of the schedule, and the optimizer's amp scaling, before the first step.
 
     Args:
         optimizer: of the run.

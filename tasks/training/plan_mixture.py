@@ -1,4 +1,4 @@
-"""Which plan every row of a batch trains by, and what a batch must have for it."""
+"""The plan by which each row of a batch is trained, and checks of the batch."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -81,7 +81,7 @@ def check_clip(batch: Batch, clip: Clip) -> None:
 
 
 def check_video(batch: Batch, chosen: Plan) -> None:
-    """Refuse to look past the first frame where the rest was not decoded.
+    """Refuse plans that need the video where it was not decoded.
 
     Raises:
         ValueError: a plan that needs the whole video, and a row that lacks it.

@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with its beginning: refused where Lightning would not notice."""
+"""Checks of a resumed run against its checkpoint that Lightning does not make."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -52,14 +52,14 @@ def test_an_untrained_head_returns_the_geometric_decode(name: str):
     made = task.generated(canvas, canvas.clean, images[Kind.ACTION], batch.cameras, batch.observation)
     read = made.geometric
     assert read.valid.any()
-    corrected = task.ladder["head"].read(made)
+    corrected = task.decoders["head"].read(made)
     known = read.valid
     torch.testing.assert_close(corrected.actions[known][:, :7], read.actions[known][:, :7], atol=1e-5, rtol=0)
     assert bool(corrected.valid.all())
     assert bool(corrected.position_std.isnan().all())
     lost = replace(made, images=torch.full_like(made.images, -1))
     assert not lost.geometric.valid.any()
-    held = task.ladder["head"].read(lost).actions
+    held = task.decoders["head"].read(lost).actions
     torch.testing.assert_close(held[..., :3], batch.actions[:, :1, :3].expand(-1, 9, -1), atol=1e-5, rtol=0)
 
 

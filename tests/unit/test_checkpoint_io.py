@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ai_wam.cli import checkpoint_io
-from ai_wam.cli.checkpoint_io import WholeCheckpointIO, check_finite, remove_partial
+from ai_wam.cli.checkpoint_io import AtomicCheckpointIO, check_finite, remove_partial
 
 
 def content(value: float) -> dict:
@@ -25,12 +25,12 @@ def write_and_die(file: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoint_io.torch.save = half
-    WholeCheckpointIO().save_checkpoint(content(2.0), file)
+    AtomicCheckpointIO().save_checkpoint(content(2.0), file)
 
 
 def test_a_kill_while_writing_keeps_the_last_file(tmp_path: Path):
     file = tmp_path / "last.ckpt"
-    WholeCheckpointIO().save_checkpoint(content(1.0), file)
+    AtomicCheckpointIO().save_checkpoint(content(1.0), file)
     process = multiprocessing.get_context("fork").Process(target=write_and_die, args=(file,))
     process.start()
     process.join()
@@ -42,20 +42,20 @@ def test_a_kill_while_writing_keeps_the_last_file(tmp_path: Path):
 
 
 def test_the_file_is_lightnings_own_format(tmp_path: Path):
-    WholeCheckpointIO().save_checkpoint(content(1.0), tmp_path / "new" / "last.ckpt")
-    loaded = WholeCheckpointIO().load_checkpoint(tmp_path / "new" / "last.ckpt", weights_only=True)
+    AtomicCheckpointIO().save_checkpoint(content(1.0), tmp_path / "new" / "last.ckpt")
+    loaded = AtomicCheckpointIO().load_checkpoint(tmp_path / "new" / "last.ckpt", weights_only=True)
     assert loaded["global_step"] == 3
 
 
 @pytest.mark.parametrize("part", ["state_dict", "current_model_state"])
 def test_weights_that_are_not_finite_are_not_written(tmp_path: Path, part: str):
     file = tmp_path / "last.ckpt"
-    WholeCheckpointIO().save_checkpoint(content(1.0), file)
+    AtomicCheckpointIO().save_checkpoint(content(1.0), file)
     good = file.read_bytes()
     with pytest.raises(
         ValueError, match=r"last\.ckpt: 1 tensors of the weights are not finite, b among them"
     ):
-        WholeCheckpointIO().save_checkpoint(
+        AtomicCheckpointIO().save_checkpoint(
             {**content(2.0), part: {"b": torch.tensor([1.0, torch.inf])}}, file
         )
     assert file.read_bytes() == good

@@ -13,7 +13,7 @@ from ai_wam.diffusion.noise_paths import FlowMatching
 from backbones.codecs.patch import PatchCodec
 from backbones.conditions.prompts import Context, HashedWords
 from backbones.networks import wan_attention
-from backbones.networks.wan_attention import GuidedAttention
+from backbones.networks.wan_attention import WanAttention
 from backbones.wan import Wan
 from backbones.weights.training_options import Training
 
@@ -162,7 +162,7 @@ def test_compiled_blocks_share_their_graphs_whatever_their_number(monkeypatch: p
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager", fullgraph=True)
     )
-    for owner, name in ((GuidedAttention, "__call__"), (wan_attention, "_rotated")):
+    for owner, name in ((WanAttention, "__call__"), (wan_attention, "_rotated")):
         monkeypatch.setattr(owner, name, inspect.unwrap(getattr(owner, name)))  # shape checks are not traced
     monkeypatch.setitem(SMALL, "num_layers", 12)
     options = {"given_attention": "one_way", "cache_given": True}
