@@ -11,21 +11,21 @@ from ai_wam.errors import InvalidValue
 _LIGHTNING = {
     "fit": "train a model",
     "validate": "errors of a checkpoint on recorded episodes",
-    "test": "closed-loop trials of a checkpoint on a benchmark, or its figures on recorded clips",
+    "test": "closed-loop trials of a checkpoint on a benchmark, or its metrics on recorded clips",
     "predict": "run a checkpoint on your own input",
 }
 _OWN = {
-    "quickstart": "the whole line on this machine: collect, fit, test, report",
+    "quickstart": "all steps on this machine: collect, fit, test, report",
     "collect": "write the demonstrations of a simulator's expert into shards",
     "convert": "write recorded files of another layout into shards",
-    "cache": "what a training's frozen encoders make of its recordings, kept beside the shards",
-    "inspect": "what is in a folder of shards, and whether it is fit to train on",
+    "cache": "latents of a training's frozen encoders, written beside the shards",
+    "inspect": "list the content of a folder of shards and check it for training",
     "export-checkpoint": "a trained checkpoint's backbone as a folder to load, to share or to push",
     "convert-checkpoint": "the released Action Images checkpoint into a folder for a backbone, and back",
-    "label": "read actions off recordings that have none, into shards",
+    "label": "label recordings without actions by a model, into shards",
     "export": "write shards in the layout of another project",
-    "compare": "two results of one protocol, paired trial by trial",
-    "rlbench-doctor": "what is missing before RLBench runs here, step by step",
+    "compare": "compare two results of one protocol, paired trial by trial",
+    "rlbench-doctor": "check step by step what RLBench needs on this machine",
 }
 _MODULES = {
     "convert": "collect",  # one function serves both: a source is a source
