@@ -222,15 +222,15 @@ class WorldActionModel(LightningModule):
         canvas, latents = self.generate(self.control_plan, observation, cameras)
         segments = self.decode_segments(canvas, latents, self.decoded_frames, rung.kinds)
         decoded = rung.read(self.generated(canvas, latents, segments[Kind.ACTION], cameras, observation))
-        imagined = {"action_images": segments[Kind.ACTION].cpu()}
+        generated = {"action_images": segments[Kind.ACTION].cpu()}
         if Kind.VIDEO in segments and segments[Kind.VIDEO].shape[3] > 1:
-            imagined["observation"] = segments[Kind.VIDEO].cpu()
+            generated["observation"] = segments[Kind.VIDEO].cpu()
         return ActionChunk(
             actions=decoded.actions[:, 1:].float().cpu(),
             valid=decoded.valid[:, 1:].cpu(),
             confidence=decoded.confidence[:, 1:].float().cpu(),
             dt=self.clip.seconds_per_frame,
-            generated=imagined,
+            generated=generated,
             position_std=decoded.position_std[:, 1:].float().cpu() if rung.knows_std else None,
             status=decoded.status[:, 1:].cpu(),
         )

@@ -14,7 +14,7 @@ class WanNetwork(WanTransformer3DModel):
     """diffusers' Wan with a forward that can treat given tokens as clean, and compute some tokens only.
 
     Attributes:
-        camera_encoders: maps of camera latents; None if cameras are told by their rays alone.
+        camera_encoders: maps of camera latents; None if the rays are the only camera condition.
     """
 
     camera_encoders: CameraEncoders | None
