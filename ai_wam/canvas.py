@@ -2,9 +2,9 @@
 
 For V views the canvas holds [video_0 | action_0 | video_1 | action_1 | ...], each segment encoded on its own.
 A plan says which segments exist and how much of each is given clean; the rest is generated. Acting,
-joint generation, labeling and simulating are six plans over one canvas (arXiv 2604.06168, section 3); annotation,
-which labels a video without knowing its first action, is ours. The same `plan` function and the same `Canvas`
-serve training, sampling and evaluation.
+joint generation, labeling and simulating are six plans over one canvas (arXiv 2604.06168, section 3);
+annotation, which labels a video without knowing its first action, is ours. The same `plan` function and the
+same `Canvas` serve training, sampling and evaluation.
 """
 
 from collections import defaultdict
