@@ -168,9 +168,12 @@ def test_reading_begins_at_the_frame_of_that_time(codec, options):
 
 
 def test_what_the_stream_cuts_off_the_left_is_not_shown():
-    """FFmpeg leaves pixels at the left where memory would not be aligned."""
-    data = stored_video(options={"x264-params": "crop-rect=6,4,0,0"})
-    whole = played(stored_video())
+    """FFmpeg leaves pixels at the left where memory would not be aligned.
+
+    Without B-frames, with which x264 compresses the same frames differently from time to time.
+    """
+    data = stored_video(options={"bf": "0", "x264-params": "crop-rect=6,4,0,0"})
+    whole = played(stored_video(options={"bf": "0"}))
     assert_shown(data, [picture[4:, 6:] for picture in whole])
 
 
