@@ -11,7 +11,7 @@ from backbones.base import VideoBackbone
 from backbones.conditions.prompts import Context
 
 TINY = sorted((Path(__file__).parents[1] / "configs" / "backbone").glob("*-tiny.yaml"))
-SIZE, FRAMES, VIEWS, BATCH = (64, 64), 9, 2, 2
+SIZE, FRAMES, VIEWS, BATCH = (32, 32), 9, 2, 2
 
 
 def build(file: Path, *changes: str) -> VideoBackbone:
@@ -25,7 +25,7 @@ def canvas_of(backbone: VideoBackbone, name: str, future: int = 0) -> Canvas:
     now = torch.rand(2, BATCH, VIEWS, 3, 1, *SIZE, generator=present)
     then = torch.rand(2, BATCH, VIEWS, 3, FRAMES - 1, *SIZE, generator=later)
     video, action = torch.cat([now, then], dim=4) * 2 - 1
-    k = torch.tensor([[70.0, 0, 32], [0, 70.0, 32], [0, 0, 1]]).expand(BATCH, VIEWS, 1, 3, 3)
+    k = torch.tensor([[35.0, 0, 16], [0, 35.0, 16], [0, 0, 1]]).expand(BATCH, VIEWS, 1, 3, 3)
     poses = torch.eye(4).repeat(BATCH, VIEWS, 1, 1, 1)
     poses[:, :, :, 0, 3] = torch.arange(VIEWS)[:, None]
     first = [backbone.encode(part[:, :, :, :1]) for part in (video, action)]
