@@ -216,11 +216,11 @@ def soak(
     benchmark = Benchmark(simulator, protocol, parallel=4)
     drawn = benchmark.trials()
     mixed = [drawn[i] for task in range(protocol.trials_per_task) for i in _every(drawn, task, protocol)]
-    benchmark.run(HoldStill(), mixed[:warm_up], clip, record={trial.id for trial in mixed[:8]})
+    benchmark.run(HoldStill(), mixed[:warm_up], clip, videos={trial.id for trial in mixed[:8]})
     before = _resident()
     for start in range(warm_up, warm_up + trials, 20):
         part = mixed[start : start + 20]
-        benchmark.run(HoldStill(), part, clip, record={part[0].id})
+        benchmark.run(HoldStill(), part, clip, videos={part[0].id})
     after = _resident()
     benchmark.close()
     return before, after
@@ -247,7 +247,7 @@ def _run(out: Path, trials: int) -> dict[str, Any]:
         "--data.out",
         str(out),
     ]
-    words += ["--data.benchmark.init_args.protocol.trials_per_task", str(trials), "--data.record=1"]
+    words += ["--data.benchmark.init_args.protocol.trials_per_task", str(trials), "--data.videos=1"]
     words += ["--trainer.accelerator=cpu", "--trainer.logger=false"]
     program = "from ai_wam.cli import main; main()"
     command = [sys.executable, "-c", program, "test", *words]
