@@ -103,6 +103,37 @@ def checked_action(action: Action, owner: str) -> Action:
     return checked
 
 
+def check_variation(trial: Trial, variations: int) -> None:
+    """Refuse a trial of a variation that its task does not have.
+
+    Args:
+        trial: the trial.
+        variations: number of the task's variations.
+
+    Raises:
+        ValueError: the message has the possible ones.
+    """
+    if not 0 <= trial.variation < variations:
+        raise InvalidValue(
+            f"variation {trial.variation} of task {trial.task!r} is unknown: it has 0 to {variations - 1}"
+        )
+
+
+def check_views(views: Sequence[str], known: Sequence[str], owner: str) -> None:
+    """Refuse cameras that a simulator does not have.
+
+    Args:
+        views: names of cameras.
+        known: the simulator's cameras.
+        owner: the simulator's name, for the message.
+
+    Raises:
+        ValueError: the message lists the known ones.
+    """
+    if unknown := [view for view in views if view not in known]:
+        raise InvalidValue(f"{owner}: views {unknown} are unknown; the cameras are {list(known)}")
+
+
 def fingerprint(state: Float[np.ndarray, "..."]) -> str:
     """A short hash of a scene's state, rounded to thousandths; the same on every machine."""
     rounded = np.round(np.asarray(state, dtype=np.float64), 3) + 0.0  # no negative zeros
