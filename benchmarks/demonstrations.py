@@ -11,26 +11,27 @@ from jaxtyping import Float
 
 from ai_wam.episodes import Episode, Frame, SourceCard
 from ai_wam.errors import InvalidIndex, InvalidValue, LostEpisode
+from ai_wam.utils.class_paths import class_path
 from benchmarks.simulator import Simulator, SimulatorCrash, Trial
 
 log = logging.getLogger(__name__)
 
 
 class Demonstrations:
-    """An `ai_wam.episodes.EpisodeSource` that lets a simulator demonstrate its tasks.
+    """An `ai_wam.episodes.EpisodeSource` of a simulator's demonstrations.
 
-    Tasks take turns, and so do each task's variations, so that any part of the source is balanced. Episode
-    `i` always is the same: its scene follows from its number, and so do those tried next where the expert
-    fails.
+    Tasks alternate, and so do each task's variations, so that any part of the source is balanced. Episode
+    `i` is always the same: its scene depends on its number alone, and so do the scenes tried next where the
+    expert fails.
 
     Args:
-        simulator: demonstrates; used by one episode at a time.
+        simulator: its expert demonstrates; used by one episode at a time.
         tasks: names of the tasks; all that the simulator has if empty.
         episodes_per_task: number of episodes of each.
         split: of the trials' seeds; "train" keeps them apart from evaluation.
         record_hz: frames per second; the simulator's control rate must be a multiple of it.
         views: cameras to record; the simulator's own choice if left out.
-        hold_seconds: how long an episode goes on after the expert's last action, which is held.
+        hold_seconds: how long an episode continues after the expert's last action, which is held.
         max_attempts: scenes tried for one episode.
 
     Raises:
@@ -53,7 +54,7 @@ class Demonstrations:
         self.episodes_per_task, self.split, self.max_attempts = episodes_per_task, split, max_attempts
         self.record_hz, self.hold_seconds = record_hz, hold_seconds
         self.views = None if views is None else tuple(views)
-        self._variations = _known(simulator, self.tasks)
+        self._variations = _variations(simulator, self.tasks)
         self._stride = _stride(simulator.control_hz, record_hz)
         if episodes_per_task < 1 or max_attempts < 1 or hold_seconds < 0:
             raise InvalidValue(
@@ -63,7 +64,7 @@ class Demonstrations:
 
     @property
     def card(self) -> SourceCard:
-        """For the card beside the shards."""
+        """What the data card of the shards says of this source."""
         return SourceCard(title=f"Demonstrations in {type(self.simulator).__name__}")
 
     def __len__(self) -> int:
@@ -97,7 +98,7 @@ class Demonstrations:
         ) from crash
 
     def trial(self, index: int, attempt: int = 0) -> Trial:
-        """The scene of an episode's attempt."""
+        """The trial whose scene an attempt at an episode uses."""
         number, position = divmod(index, len(self.tasks))
         task = self.tasks[position]
         turn, variation = divmod(number, self._variations[task])
@@ -125,16 +126,15 @@ class Demonstrations:
         yield from repeat(action, hold + -(taken + hold) % self._stride)
 
     def _frame(self, command: Float[np.ndarray, "8"]) -> Frame:
-        """What is seen now: the pose achieved, the openness commanded."""
+        """The present frame; its action is the pose achieved and the openness commanded."""
         frame = self.simulator.observe(self.views)
         pose = self.simulator.pose()
         return replace(frame, action=np.concatenate([pose[:7], command[7:]]))
 
     def _provenance(self, trial: Trial, attempts: int) -> Mapping[str, Any]:
-        kind = type(self.simulator)
         return {
             "source": "demonstration",
-            "simulator": f"{kind.__module__}.{kind.__qualname__}",
+            "simulator": class_path(self.simulator),
             **getattr(self.simulator, "settings", {}),
             "task": trial.task,
             "variation": trial.variation,
@@ -144,8 +144,8 @@ class Demonstrations:
         }
 
 
-def _known(simulator: Simulator, tasks: Sequence[str]) -> dict[str, int]:
-    """Numbers of variations of the tasks asked for."""
+def _variations(simulator: Simulator, tasks: Sequence[str]) -> dict[str, int]:
+    """Numbers of variations of the named tasks."""
     known = simulator.tasks()
     unknown = [task for task in tasks if task not in known]
     if unknown:

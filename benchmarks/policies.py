@@ -1,4 +1,4 @@
-"""Policies without a model: what every result is read against."""
+"""Policies without a model, as references: hold still, replay recorded actions, the scripted expert."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,17 +17,17 @@ from benchmarks.simulator import CHANGED, Simulator, SimulatorCrash, Trial
 
 
 class HoldStill:
-    """The floor: stay where the tool is.
+    """The floor: hold the tool's current pose.
 
     Args:
-        dt: seconds until the pose is confirmed; any value does the same.
+        dt: seconds until the pose is commanded again; any value has the same effect.
     """
 
     def __init__(self, dt: float = 1.0) -> None:
         self.dt = dt
 
     def reset(self, episodes: Sequence[str]) -> None:
-        """Nothing is remembered."""
+        """Does nothing: no state is kept between chunks."""
 
     def predict_action(self, observation: Observation) -> ActionChunk:
         """One action: the current pose."""
@@ -35,11 +35,11 @@ class HoldStill:
 
 
 class Replay:
-    """Recorded actions, found by the episode's name and the time that has passed.
+    """Replays recorded actions, found by the episode's name and the time that has passed.
 
     Args:
-        recording: poses and openness [t 8] by episode, number i at time i * dt; or a path to an `.npz` file
-            of them.
+        recorded_actions: poses and openness [t 8] by episode, number i at time i * dt; or a path to an `.npz`
+            file of them.
         dt: seconds between two recorded actions.
         horizon: actions of one chunk; all that are left if None.
         tokenizer: if given, the actions are drawn as action images for the observation's cameras and read
@@ -48,38 +48,39 @@ class Replay:
 
     def __init__(
         self,
-        recording: Mapping[str, Float[np.ndarray, "t 8"]] | str | Path,
+        recorded_actions: Mapping[str, Float[np.ndarray, "t 8"]] | str | Path,
         dt: float = 0.2,
         horizon: int | None = None,
         tokenizer: ActionImageTokenizer | None = None,
     ) -> None:
-        if isinstance(recording, str | Path):
-            recording = read_npz(Path(recording).read_bytes(), str(recording))
-        for name, actions in recording.items():
+        if isinstance(recorded_actions, str | Path):
+            recorded_actions = read_npz(Path(recorded_actions).read_bytes(), str(recorded_actions))
+        for name, actions in recorded_actions.items():
             if actions.ndim != 2 or actions.shape[1] != 8 or not np.isfinite(actions).all():
                 found = f"an array {actions.shape} of {actions.dtype}"
                 raise InvalidValue(f"replay: {name!r} is {found}, expected finite numbers [t, 8]")
-        self.recording = dict(recording)
+        self.recorded_actions = dict(recorded_actions)
         self.dt = dt
         self.horizon = horizon
         self.tokenizer = tokenizer
 
     def reset(self, episodes: Sequence[str]) -> None:
-        """Nothing but the recording is remembered.
+        """Check that actions of the episodes are recorded.
 
         Raises:
             ValueError: an episode that was not recorded.
         """
-        if missing := [name for name in episodes if name not in self.recording]:
+        if missing := [name for name in episodes if name not in self.recorded_actions]:
             raise InvalidValue(
                 f"replay: no recorded actions of {missing[:3]} ({len(missing)} of {len(episodes)} missing; "
-                f"{len(self.recording)} are recorded); record those episodes or run the trials that were"
+                f"{len(self.recorded_actions)} are recorded); record those episodes or run the trials that "
+                "were"
             )
 
     def predict_action(self, observation: Observation) -> ActionChunk:
-        """What was recorded from now on; a row that has less left than another repeats its last action."""
+        """The recorded actions from now on; rows with fewer of them left repeat their last action."""
         pieces = [
-            self._ahead(self.recording[name], float(seconds))
+            self._from_now_on(self.recorded_actions[name], float(seconds))
             for name, seconds in zip(observation.episodes, observation.seconds, strict=True)
         ]
         length = max(len(piece) for piece in pieces)
@@ -91,12 +92,12 @@ class Replay:
             _chunk(actions, self.dt) if self.tokenizer is None else self._through_codec(observation, actions)
         )
 
-    def _ahead(self, actions: Float[np.ndarray, "t 8"], seconds: float) -> Float[np.ndarray, "a 8"]:
+    def _from_now_on(self, actions: Float[np.ndarray, "t 8"], seconds: float) -> Float[np.ndarray, "a 8"]:
         first = min(round(seconds / self.dt) + 1, len(actions) - 1)
         return actions[first:][: self.horizon]
 
     def _through_codec(self, observation: Observation, actions: torch.Tensor) -> ActionChunk:
-        """Row by row: a long demonstration is large at full size, and rows may miss different views."""
+        """The actions drawn and decoded, row by row: long rows are large, and may miss different views."""
         with_start = torch.cat([observation.action[:, None], actions], dim=1)
         rows = [self._row_through_codec(observation, with_start, row) for row in range(len(actions))]
         decoded, valid, confidence, std, images = (torch.cat(parts) for parts in zip(*rows, strict=True))
@@ -126,17 +127,16 @@ class Replay:
 
 
 class Expert:
-    """The scripted expert as a policy: it solves each trial, then replays what it did.
+    """The scripted expert as a policy: it solves each trial, then replays the demonstration.
 
-    A benchmark lets it solve a trial in the very world that plays it (`solve`), since a seed alone does not
-    bring back the scenes of every simulator. Anyone else who resets it has it solve the trial in a world of
-    its own.
+    A benchmark calls `solve` with the world that runs the trial, since a seed alone does not restore the
+    scenes of every simulator. A reset without that solves the trial in a world of the expert's own.
 
-    With a tokenizer this is the ceiling of every model that speaks in action images: the truth through the
-    same codec, the same rate and the same controller.
+    With a tokenizer this is the ceiling of every model that acts by action images: the demonstration through
+    the same codec, at the same rate, with the same controller.
 
     Args:
-        simulator: prototype of its own world, which is copied when first needed.
+        simulator: prototype of the expert's own world, copied when first needed.
         stride: control steps from one action to the next, as in the model's clip.
         max_seconds: longest demonstration, simulated seconds.
         horizon: actions of one chunk; the whole rest of the demonstration if None.
@@ -157,7 +157,7 @@ class Expert:
         self.horizon = horizon
         self.tokenizer = tokenizer
         self._own: Simulator | None = None
-        self._solved: set[str] = set()  # since their last reset, in the worlds that play them
+        self._solved: set[str] = set()  # since their last reset, in the worlds that run them
         self._replay = Replay({}, stride / simulator.control_hz, horizon, tokenizer)
 
     def reset(self, episodes: Sequence[str]) -> None:
@@ -175,13 +175,13 @@ class Expert:
             self._solved.discard(name)
 
     def solve(self, world: Simulator, trial: Trial) -> None:
-        """Solve a trial in a world that stands at its beginning, and put it back there.
+        """Solve a trial in a world that was just reset to it, and reset the world again.
 
         Raises:
-            SimulatorCrash: the world was lost, or did not come back as it had been.
+            SimulatorCrash: the world was lost, or its scene was not restored.
         """
         scene = world.scene()
-        self._replay.recording[trial.id] = self._demonstrate(world)
+        self._replay.recorded_actions[trial.id] = self._demonstrate(world)
         world.reset(trial)
         if world.scene() != scene or scene.startswith(CHANGED):
             raise SimulatorCrash(
@@ -199,7 +199,7 @@ class Expert:
             self._own.close()
 
     def _demonstrate(self, world: Simulator) -> Float[np.ndarray, "t 8"]:
-        """Poses reached, every `stride` control steps, the start and the very last one included."""
+        """Poses reached in a demonstration, every `stride` control steps, the first and last one included."""
         poses = list(self._poses(world))
         kept = poses[:: self.stride]
         if (len(poses) - 1) % self.stride:

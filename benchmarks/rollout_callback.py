@@ -1,4 +1,4 @@
-"""Closed-loop success while a model trains: a falling loss is no evidence that it can act."""
+"""Closed-loop evaluation during training, since a falling loss is no evidence that a model can act."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,11 +19,11 @@ from benchmarks.simulator import Trial
 class RolloutCallback(Callback):
     """Runs a few trials every so often and logs `rollout/<task>/success` and the simulator's diagnostics.
 
-    The first rank runs them, the others wait. The averaged weights act where the trainer keeps some. Random
-    states are left as they were, so training goes on as if no trial had been run.
+    The first rank runs them, the others wait. Averaged weights are used where the trainer keeps some. Random
+    states are restored, so training continues as if no trial had been run.
 
     Args:
-        benchmark: simulator and protocol; the module's `clip` says how to observe.
+        benchmark: simulator and protocol; the module's `clip` has the views and size.
         every_n_steps: optimizer steps from one rollout to the next, or
         every_n_epochs: epochs; exactly one of the two.
         trials: trials of every task, the first of the protocol's.
@@ -36,8 +36,8 @@ class RolloutCallback(Callback):
         every_n_epochs: int | None = None,
         trials: int = 8,
     ) -> None:
-        given = [every for every in (every_n_steps, every_n_epochs) if every is not None]
-        if len(given) != 1 or given[0] < 1 or trials < 1:
+        intervals = [every for every in (every_n_steps, every_n_epochs) if every is not None]
+        if len(intervals) != 1 or intervals[0] < 1 or trials < 1:
             raise InvalidValue(
                 f"RolloutCallback: give exactly one of every_n_steps ({every_n_steps}) and every_n_epochs "
                 f"({every_n_epochs}), at least 1, and at least one trial ({trials})"
@@ -49,14 +49,14 @@ class RolloutCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Roll out when the step has come; several batches may make one step."""
+        """Roll out every `every_n_steps` optimizer steps; several batches may make one step."""
         step = trainer.global_step
         if self.every_n_steps is not None and step > self._last_step and step % self.every_n_steps == 0:
             self._last_step = step
             self._log(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Roll out when the epoch has come."""
+        """Roll out every `every_n_epochs` epochs."""
         if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._log(trainer, pl_module)
 
@@ -66,9 +66,8 @@ class RolloutCallback(Callback):
 
     def _log(self, trainer: Trainer, module: LightningModule) -> None:
         scalars = self._roll_out(trainer, module) if trainer.is_global_zero else None
-        scalars = trainer.strategy.broadcast(
-            scalars
-        )  # every rank's checkpoint callback must see the same figures
+        # every rank's checkpoint callback must get the same metrics
+        scalars = trainer.strategy.broadcast(scalars)
         assert scalars is not None
         for name, value in scalars.items():
             # The trainer's own logging waits for its log_every_n_steps, which may never fall on this step.
@@ -109,7 +108,7 @@ class RolloutCallback(Callback):
 
 @contextmanager
 def _evaluating(module: LightningModule) -> Iterator[None]:
-    """Evaluation mode, and afterwards every part's own mode: frozen ones may have been in it all along."""
+    """Context of evaluation mode; restores each part's mode, since frozen parts may be in it always."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

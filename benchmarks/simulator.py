@@ -1,4 +1,4 @@
-"""What a benchmark runs on: simulators and trials."""
+"""The contract of simulators, and the trials that run in them."""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ else:
 
 @dataclass(frozen=True)
 class Trial:
-    """One scene to be solved once.
+    """One scene of a task, to be solved once.
 
     Attributes:
         task: name of the task.
@@ -41,15 +41,15 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """A name that says it all, usable as a file name."""
+        """A name made of all attributes, usable as a file name."""
         return f"{self.split}-{self.task}-v{self.variation:02d}-{self.index:05d}"
 
     @classmethod
     def from_id(cls, name: str) -> "Trial":
-        """The trial of a name.
+        """The inverse of `id`.
 
         Raises:
-            ValueError: a name that `id` does not give.
+            ValueError: a name of another form.
         """
         match = re.fullmatch(r"([^-]+)-(.+)-v(\d{2,})-(\d{5,})", name)
         if match is None:
@@ -66,7 +66,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one control step did.
+    """The result of one control step.
 
     Attributes:
         success: the task's goal is reached.
@@ -85,10 +85,10 @@ class StepResult:
 
 
 def checked_action(action: Action, owner: str) -> Action:
-    """A copy of the action in float64.
+    """A copy of the action in float64, after checking its shape and numbers.
 
     Args:
-        action: x y z (metres), quaternion x y z w of any non-zero length, openness.
+        action: x y z (metres, world frame), quaternion x y z w of any non-zero length, openness.
         owner: the simulator's name, for the message.
 
     Raises:
@@ -103,22 +103,53 @@ def checked_action(action: Action, owner: str) -> Action:
     return checked
 
 
+def check_variation(trial: Trial, variations: int) -> None:
+    """Refuse a trial of a variation that its task does not have.
+
+    Args:
+        trial: the trial.
+        variations: number of the task's variations.
+
+    Raises:
+        ValueError: the message has the possible ones.
+    """
+    if not 0 <= trial.variation < variations:
+        raise InvalidValue(
+            f"variation {trial.variation} of task {trial.task!r} is unknown: it has 0 to {variations - 1}"
+        )
+
+
+def check_views(views: Sequence[str], known: Sequence[str], owner: str) -> None:
+    """Refuse cameras that a simulator does not have.
+
+    Args:
+        views: names of cameras.
+        known: the simulator's cameras.
+        owner: the simulator's name, for the message.
+
+    Raises:
+        ValueError: the message lists the known ones.
+    """
+    if unknown := [view for view in views if view not in known]:
+        raise InvalidValue(f"{owner}: views {unknown} are unknown; the cameras are {list(known)}")
+
+
 def fingerprint(state: Float[np.ndarray, "..."]) -> str:
-    """A short hash of a scene's state, rounded to thousandths, which the same scene has everywhere."""
+    """A short hash of a scene's state, rounded to thousandths; the same on every machine."""
     rounded = np.round(np.asarray(state, dtype=np.float64), 3) + 0.0  # no negative zeros
     return hashlib.blake2b(rounded.tobytes(), digest_size=8).hexdigest()
 
 
-CHANGED = "changed"  # how the fingerprint of a scene begins that was not brought back as it had been
+CHANGED = "changed"  # beginning of the fingerprint of a scene that was not restored as it had been
 
 
 class SimulatorCrash(CannotContinue):
-    """The simulator lost the trial: it died, hung, or could not set it up. The next `reset` begins afresh."""
+    """The simulator lost the trial: it crashed, hung or could not set it up. The next `reset` starts anew."""
 
 
 @runtime_checkable
 class Simulator(Protocol):
-    """One world, one trial at a time."""
+    """A simulator that runs one trial at a time; copies of it (worlds) run several side by side."""
 
     control_hz: float
 
@@ -127,12 +158,12 @@ class Simulator(Protocol):
         ...
 
     def reset(self, trial: Trial) -> tuple[str, ...]:
-        """Build the trial's scene; gives its instructions (phrasings of one command).
+        """Build the trial's scene; returns its instructions (phrasings of one command).
 
         Raises:
             ValueError: unknown task or variation; the message lists the known ones.
-            SimulatorCrash: the scene cannot be had. Where a world lives in a process of its own, every call
-                below may raise it too.
+            SimulatorCrash: the scene cannot be built. Where a simulator runs in a process of its own, every
+                call below may raise it too.
         """
         ...
 
@@ -141,30 +172,37 @@ class Simulator(Protocol):
         ...
 
     def observe(self, views: Sequence[str] | None = None) -> Frame:
-        """Render the named cameras (all of them if left out) and read the pose."""
+        """Render the named cameras (all of them if left out) and read the pose.
+
+        Returns:
+            Images, K and world_from_camera per view, the tool's pose and openness, and simulated seconds.
+        """
         ...
 
     def pose(self) -> Action:
-        """The tool's pose and openness now, without rendering."""
+        """The tool's pose (world frame) and openness now, without rendering."""
         ...
 
     def step(self, action: Action) -> StepResult:
-        """Follow an absolute action for one control step."""
+        """Follow an absolute action (world frame) for one control step."""
         ...
 
     def demonstrate(self) -> Actions:
-        """The scripted expert's actions from the present state on, one per control step; the caller steps."""
+        """The scripted expert's actions from the present state on, one per control step.
+
+        The caller must step with each of them.
+        """
         ...
 
     def diagnostics(self) -> Mapping[str, float]:
-        """Task-specific figures of the trial so far, averaged over trials in the results.
+        """Task-specific metrics of the trial so far, averaged over trials in the results.
 
         Names end with the unit, such as "final_distance_m", where there is one.
         """
         ...
 
     def versions(self) -> Mapping[str, str]:
-        """Of what runs the world in another process, once it has started; empty for worlds in this one."""
+        """Versions of the software in the simulator's own process, once started; empty if it has none."""
         ...
 
     def close(self) -> None:

@@ -2,8 +2,8 @@
 
     ai-wam test --ckpt_path x.ckpt --data configs/benchmark/tabletop.yaml
 
-A task needs one line for it: `test_step` calls `batch.run(self)`. Results are gathered when the test epoch
-ends, under the trials' names, so no step waits for another rank and no trial is padded, repeated or lost.
+A task needs one line for it: `test_step` calls `batch.run(self)`. Results are gathered by trial id when the
+test epoch ends, so no step waits for another rank and no trial is padded, repeated or lost.
 """
 
 import json
@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import write_json, write_text
 from ai_wam.types import Clip, MultiDecoderPolicy, Policy
+from ai_wam.utils.class_paths import class_path
 from benchmarks.evaluation.benchmark import Benchmark, TrialResult
 from benchmarks.evaluation.journal import Journal, Results
 from benchmarks.evaluation.provenance import content_hash, versions
@@ -29,17 +30,17 @@ from benchmarks.simulator import Trial
 
 
 class TrialBatch:
-    """Trials that are run together. No dataclass, or Lightning would copy it field by field.
+    """Trials that are run together. Not a dataclass, which Lightning would copy field by field.
 
     Args:
-        benchmark: what runs them.
+        benchmark: runs them.
         trials: the trials.
-        clip: the policy's views and size.
-        record: ids of the trials to take pictures of.
+        clip: the policy's views, size and stride.
+        videos: ids of the trials that get a video.
         references: run ceiling and floor too.
-        results: where results go, by arm and trial id.
-        explain: say why failed trials failed.
-        keep: told of the results of every run.
+        results: receives the results, by arm and trial id.
+        explain: find out why failed trials failed.
+        on_results: called with the results of every run.
         decoders: run the policy by each of its other decoders too.
     """
 
@@ -48,28 +49,32 @@ class TrialBatch:
         benchmark: Benchmark,
         trials: list[Trial],
         clip: Clip,
-        record: frozenset[str],
+        videos: frozenset[str],
         references: bool,
         results: Results,
         explain: bool = True,
-        keep: Callable[[Results], None] | None = None,
+        on_results: Callable[[Results], None] | None = None,
         decoders: bool = True,
     ) -> None:
-        self.explain, self.keep, self.decoders = explain, keep, decoders
+        self.explain, self.on_results, self.decoders = explain, on_results, decoders
         self.benchmark, self.trials, self.clip = benchmark, trials, clip
-        self.record, self.references, self.results = record, references, results
+        self.videos, self.references, self.results = videos, references, results
         self.device = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.trials)
 
     def to(self, device: torch.device | str, **_: Any) -> "TrialBatch":
-        """Remember where the policy wants its observations; the worlds stay where they are."""
+        """Set the device of the policy's observations; the simulators are not moved."""
         self.device = torch.device(device)
         return self
 
     def run(self, policy: Policy) -> list[TrialResult]:
-        """Run every trial without a result yet, keep them for the end of the test, and give the policy's."""
+        """Run every trial that has no result yet in all arms.
+
+        Returns:
+            The policy's results, one per trial; those of all arms are in `results`.
+        """
         known = self.results.get("policy", {})
         if left := [trial for trial in self.trials if trial.id not in known]:
             made = {
@@ -78,24 +83,26 @@ class TrialBatch:
             }
             for arm, results in made.items():
                 self.results.setdefault(arm, {}).update(results)
-            if self.keep is not None:
-                self.keep(made)
+            if self.on_results is not None:
+                self.on_results(made)
         return [self.results["policy"][trial.id] for trial in self.trials]
 
     def _arms(self, policy: Policy, trials: list[Trial]) -> dict[str, list[TrialResult]]:
-        own = self.benchmark.run(policy, trials, self.clip, self.record, self.device)
-        drawn = getattr(policy, "tokenizer", None)  # failures and ceiling are judged by this policy's drawing
+        own = self.benchmark.run(policy, trials, self.clip, self.videos, self.device)
+        codec = getattr(policy, "tokenizer", None)  # failures and ceiling are evaluated by the policy's codec
         if self.explain:
-            own = self.benchmark.explain(own, drawn)
+            own = self.benchmark.explain(own, codec)
         references = {}
         if self.references:
-            references["ceiling"] = self.benchmark.ceiling(trials, self.clip, drawn)
+            references["ceiling"] = self.benchmark.ceiling(trials, self.clip, codec)
             references["floor"] = self.benchmark.floor(trials, self.clip)
-        arms = {"policy": own, **self._readings(policy, trials), **references}
-        return {arm: [replace(result, pictured=()) for result in results] for arm, results in arms.items()}
+        arms = {"policy": own, **self._other_decoders(policy, trials), **references}
+        return {
+            arm: [replace(result, generated_chunks=()) for result in results] for arm, results in arms.items()
+        }
 
-    def _readings(self, policy: Policy, trials: list[Trial]) -> dict[str, list[TrialResult]]:
-        """The trials by every other way to read the policy's actions, by its name."""
+    def _other_decoders(self, policy: Policy, trials: list[Trial]) -> dict[str, list[TrialResult]]:
+        """Results of the trials by each of the policy's other decoders, by the decoder's name."""
         if not self.decoders or not isinstance(policy, MultiDecoderPolicy):
             return {}
         limited = self.benchmark.protocol.max_position_std is not None
@@ -109,7 +116,7 @@ class TrialBatch:
 
 
 class TrialLoader:
-    """One rank's batches in order. No `DataLoader`: Lightning would share it out between ranks, padded."""
+    """One rank's batches in order. Not a `DataLoader`: Lightning would split it over ranks, with padding."""
 
     def __init__(self, batches: list[TrialBatch]) -> None:
         self.batches = batches
@@ -124,25 +131,26 @@ class TrialLoader:
 class TrialDataModule(LightningDataModule):
     """Test data whose items are trials; writes results.json and report.html when they have run.
 
-    Every rank runs every n-th trial with a whole model of its own. Finished trials are noted beside the
-    results, and the same test in the same folder goes on where it was interrupted.
+    Every rank runs every n-th trial with a whole model of its own. Finished trials are kept in a journal in
+    the results' folder, from which the same test resumes if it was interrupted.
 
     Args:
         benchmark: simulator and protocol.
         clip: the model's; the command line links it.
         out: folder of results.json and report.html; the trainer's log folder if None.
-        record: trials of every task, from its first on, to show in the report.
-        references: run ceiling and floor beside the policy.
+        videos: number of trials of every task, from its first on, whose videos are in the report.
+        references: run ceiling and floor too.
         trials_per_step: trials of one test step; as many as worlds run in parallel if None.
         trials: ids of the protocol's trials to run; all of them if left out.
-        share: number k of n runs elsewhere that do the rest; this one runs every n-th trial from the k-th on,
-            or none, with nothing to write, where there are fewer trials.
-        explain: replay failed trials to say why they failed; see `benchmarks.evaluation.failure_analysis`.
-        decoders: where a policy's actions can be read in more ways than the one by which it acts (a learned
-            action head, the geometric decoder beneath it), run the trials by each; its arm bears its name.
+        share: (k, n) if this is run k of n that share the trials: it runs every n-th trial from the k-th on,
+            or none, and writes nothing, where there are fewer trials.
+        explain: replay failed trials to find out why they failed; see
+            `benchmarks.evaluation.failure_analysis`.
+        decoders: where a policy has other decoders than the one by which it acts (a learned action head, the
+            geometric decoder), run the trials by each; the arm is named after the decoder.
 
     Raises:
-        ValueError: an id that is none of the protocol's, or a share that is none.
+        ValueError: an id that is none of the protocol's, or a share out of range.
     """
 
     def __init__(
@@ -150,7 +158,7 @@ class TrialDataModule(LightningDataModule):
         benchmark: Benchmark,
         clip: Clip | None = None,
         out: str | Path | None = None,
-        record: int = 12,
+        videos: int = 12,
         references: bool = True,
         trials_per_step: int | None = None,
         trials: Sequence[str] | None = None,
@@ -163,7 +171,7 @@ class TrialDataModule(LightningDataModule):
         self.benchmark = benchmark
         self.clip = clip or Clip()
         self.out = None if out is None else Path(out)
-        self.record = record
+        self.videos = videos
         self.references = references
         self.trials_per_step = trials_per_step or benchmark.parallel
         self.trials = _chosen(benchmark.trials(), trials)
@@ -179,7 +187,7 @@ class TrialDataModule(LightningDataModule):
         self._collector = _Collector(self)
 
     def setup(self, stage: str) -> None:
-        """Hook into the end of the test."""
+        """Register the callback that begins and finishes the test."""
         if stage != "test":
             raise InvalidValue(
                 "TrialDataModule has trials to test, no data to fit or validate on: run Trainer.test"
@@ -199,17 +207,17 @@ class TrialDataModule(LightningDataModule):
         """This rank's trials: every n-th on n ranks."""
         trainer = self._trainer()
         own = self._shared[trainer.global_rank :: trainer.world_size]
-        step, record = self.trials_per_step, self._recorded()
+        step, videos = self.trials_per_step, self._with_video()
         batches = [
             TrialBatch(
                 self.benchmark,
                 own[i : i + step],
                 self.clip,
-                record,
+                videos,
                 self.references,
                 self._own,
                 self.explain,
-                self._keep,
+                self._append_to_journal,
                 self.decoders,
             )
             for i in range(0, len(own), step)
@@ -217,17 +225,17 @@ class TrialDataModule(LightningDataModule):
         return TrialLoader(batches)
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
-        """Take over what an interrupted test has finished of this rank's trials.
+        """Take over this rank's trials that an interrupted run of the test has finished.
 
         Raises:
             ValueError: the folder holds the trials of another test.
         """
-        self._policy = _described(trainer, module) | {"frames": self.clip.frames}
+        self._policy = _policy_entry(trainer, module) | {"frames": self.clip.frames}
         identity = {
             "protocol": self.benchmark.protocol.describe(self.benchmark.simulator, self.clip),
-            "policy": {name: told for name, told in self._policy.items() if name != "checkpoint"},
+            "policy": {name: value for name, value in self._policy.items() if name != "checkpoint"},
             "versions": versions(),
-            **{name: getattr(self, name) for name in ("record", "references", "explain", "decoders")},
+            **{name: getattr(self, name) for name in ("videos", "references", "explain", "decoders")},
         }
         folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)  # asks all ranks
         self._journal = journal = Journal(folder, trainer.global_rank, identity)
@@ -235,9 +243,9 @@ class TrialDataModule(LightningDataModule):
         for arm, results in journal.finished.items():
             self._own[arm] = {name: result for name, result in results.items() if name in own}
         if done := len(self._own.get("policy", {})):
-            rank_zero_info(f"going on with {done} of {len(own)} trials finished")
+            rank_zero_info(f"resuming: {done} of {len(own)} trials are finished")
 
-    def _keep(self, results: Results) -> None:
+    def _append_to_journal(self, results: Results) -> None:
         assert self._journal is not None
         self._journal.add(results, self.benchmark.versions())
 
@@ -263,14 +271,14 @@ class TrialDataModule(LightningDataModule):
             module.log(name, value, sync_dist=trainer.world_size > 1)
         if trainer.is_global_zero:
             write_results(journal.path.parent, self.results, self.arms["policy"])
-        trainer.strategy.barrier()  # what was noted stays until the results are there
+        trainer.strategy.barrier()  # the journal stays until the results are written
         journal.remove(everything=trainer.is_global_zero)
 
-    def _recorded(self) -> frozenset[str]:
-        """The first trials of every task: chosen before they run, so the report shows no selection."""
+    def _with_video(self) -> frozenset[str]:
+        """Ids of every task's first trials: chosen before they run, so that the report shows no selection."""
         tasks = dict.fromkeys(trial.task for trial in self.trials)
         return frozenset(
-            trial.id for task in tasks for trial in [t for t in self.trials if t.task == task][: self.record]
+            trial.id for task in tasks for trial in [t for t in self.trials if t.task == task][: self.videos]
         )
 
     def _trainer(self) -> Trainer:
@@ -283,7 +291,7 @@ class TrialDataModule(LightningDataModule):
 
 
 class _Collector(Callback):
-    """Tells the datamodule when trials begin and have all run: it has no hooks of its own for that."""
+    """Calls the datamodule when trials begin and have all run, for which datamodules have no hooks."""
 
     def __init__(self, datamodule: TrialDataModule) -> None:
         self.datamodule = datamodule
@@ -301,11 +309,11 @@ def write_results(folder: Path, results: Mapping[str, Any], runs: Mapping[str, T
     Args:
         folder: where; made if missing.
         results: content of results.json.
-        runs: the policy's trials, whose recordings are shown.
+        runs: the policy's results, whose videos are shown.
     """
-    recordings = {name: run.recording for name, run in runs.items() if run.recording is not None}
+    videos = {name: run.video for name, run in runs.items() if run.video is not None}
     write_json(folder / "results.json", results)
-    write_text(folder / "report.html", render(results, recordings))
+    write_text(folder / "report.html", render(results, videos))
     places = f"results: {folder / 'results.json'}\nreport: {folder / 'report.html'}"
     rank_zero_info(f"{results_table(results)}\n{places}")
 
@@ -325,17 +333,12 @@ def _chosen(trials: list[Trial], ids: Sequence[str] | None) -> list[Trial]:
     return [trial for name, trial in known.items() if name in ids]
 
 
-def _class_path(component: object) -> str:
-    """What a configuration says of an object that was made in code."""
-    return f"{type(component).__module__}.{type(component).__qualname__}"
-
-
-def _described(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """What is tested."""
+def _policy_entry(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """The entry "policy" of results.json."""
     checkpoint = trainer.ckpt_path
     return {
-        "name": _class_path(module),
-        "config": json.loads(json.dumps(dict(module.hparams), default=_class_path)),
+        "name": class_path(module),
+        "config": json.loads(json.dumps(dict(module.hparams), default=class_path)),
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "checkpoint_hash": None if checkpoint is None else content_hash(checkpoint),
     }
@@ -356,7 +359,7 @@ def _gather(own: Results, trials: list[Trial]) -> Results:
 
 
 def _scalars(results: Mapping[str, Any]) -> dict[str, float]:
-    """What loggers get: success rates by task and arm, their means, and the policy's diagnostics."""
+    """Metrics for loggers: success rates by task and arm, their means, and the policy's diagnostics."""
     scalars = {f"test/success/{arm}": rate for arm, rate in results["mean"].items() if rate is not None}
     for task, summary in results["tasks"].items():
         for arm in results["mean"]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 
 from ai_wam.cli.signals import received
 from ai_wam.errors import UserError
+from ai_wam.utils.class_paths import class_path
 
 SWITCH = "AI_WAM_TRACEBACK"
 _FAILED, _USAGE = 1, 2
@@ -165,7 +166,7 @@ def _text(error: BaseException) -> str:
         return words + place + (f"; {way}" if way else "")
     text = str(error)
     if _IN_WORKER.match(text):
-        for name in (f"{type(error).__module__}.{type(error).__qualname__}", type(error).__name__):
+        for name in (class_path(error), type(error).__name__):
             before, found, after = text.rpartition(f"\n{name}: ")
             if found and before:
                 return _NUMBER.sub("", after.strip())

@@ -52,6 +52,9 @@ SETTINGS = {
     "give_committed": "prefix.condition",
     "test_plans": "evaluation.plans",
     "test_networks": "evaluation.networks",
+    "vague": "low_confidence",
+    "record": "videos",
+    "recording": "recorded_actions",
 }
 _NOT_ACCEPTED = re.compile(r"Option '(\w+)' is not accepted")
 _CLASS = re.compile(r"(?<![\w.])((?:" + "|".join(map(re.escape, MODULES)) + r"))\.([A-Z]\w*)")

@@ -1,4 +1,4 @@
-"""How a policy acts, for results.json: failures by verdict, held actions, seams."""
+"""Summary of how a policy acted, for results.json: failures by verdict, held actions, seams."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from benchmarks.evaluation.trial_run import TrialResult
 
 
 def acting_summary(runs: Sequence[TrialResult]) -> dict[str, Any]:
-    """Figures of one task: failures by verdict, held actions, jumps between chunks (None without a seam)."""
+    """Of one task: failures by verdict, held actions, jumps between chunks (None without a seam)."""
     verdicts = [run.failure["verdict"] for run in runs if run.failure is not None]
     seams = {
         f"seam_{unit}": [seam[i] for run in runs for seam in run.seams]
@@ -16,7 +16,7 @@ def acting_summary(runs: Sequence[TrialResult]) -> dict[str, Any]:
     }
     return {
         "failures": {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts},
-        "vague_frames": sum(run.vague_frames for run in runs),
+        "low_confidence_frames": sum(run.low_confidence_frames for run in runs),
         **{
             name: {"mean": sum(jumps) / len(jumps), "max": max(jumps)} if jumps else None
             for name, jumps in seams.items()

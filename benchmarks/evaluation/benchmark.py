@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: any policy, any simulator, several trials per forward."""
+"""Closed-loop evaluation of a policy in a simulator, several trials per forward pass."""
 
 import copy
 from collections.abc import Collection, Sequence
@@ -12,7 +12,7 @@ from ai_wam.errors import InvalidValue
 from ai_wam.types import Clip, Committed, Observation, Policy
 from benchmarks.evaluation.failure_analysis import explain
 from benchmarks.evaluation.protocol import EvaluationProtocol, canonical, configuration
-from benchmarks.evaluation.trial_run import Chunk, Run, TrialResult
+from benchmarks.evaluation.trial_run import Chunk, TrialResult, TrialRun
 from benchmarks.policies import Expert, HoldStill
 from benchmarks.simulator import Simulator, Trial
 
@@ -20,13 +20,13 @@ __all__ = ["Benchmark", "TrialResult"]
 
 
 class Benchmark:
-    """Trials of one simulator under one protocol.
+    """Runs trials of one simulator under one protocol.
 
     Args:
-        simulator: prototype; it is copied for every world that runs.
+        simulator: prototype; it is copied for every world (running instance).
         protocol: how trials are drawn, executed and stopped.
-        parallel: worlds that share one forward of the policy; results do not depend on it.
-        tokenizer: the codec of the ceiling; the model's own if it differs from the default.
+        parallel: worlds that share one forward pass of the policy; results do not depend on it.
+        tokenizer: action-image codec of the ceiling; give the model's own if it differs from the default.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class Benchmark:
         self.parallel = parallel
         self.tokenizer = tokenizer or ActionImageTokenizer()
         self._worlds: list[Simulator] = []
-        self._homes: dict[str, Simulator] = {}  # which world played a trial, and so may bring its scene back
+        self._world_of_trial: dict[str, Simulator] = {}  # the world that ran it can restore its scene
         self._scenes: dict[str, str] = {}
-        self.protocol.task_names(simulator)  # unknown tasks are reported before anything long has begun
+        self.protocol.task_names(simulator)  # raises for unknown tasks before anything slow starts
 
     def trials(self) -> list[Trial]:
         """Every trial of the protocol."""
@@ -57,17 +57,17 @@ class Benchmark:
         policy: Policy,
         trials: Sequence[Trial],
         clip: Clip,
-        record: Collection[str] = (),
+        videos: Collection[str] = (),
         device: torch.device | str = "cpu",
     ) -> list[TrialResult]:
-        """Let a policy act.
+        """Run trials with a policy.
 
         Args:
-            policy: what is tested.
+            policy: the policy to evaluate.
             trials: which trials, in any order.
-            clip: the policy's views and size.
-            record: ids of the trials to take pictures of.
-            device: where the policy wants its observations.
+            clip: the policy's views, size and stride.
+            videos: ids of the trials that get a video.
+            device: of the observations that the policy gets.
 
         Returns:
             One result per trial, in their order.
@@ -76,12 +76,13 @@ class Benchmark:
             ValueError: the clip's control rate is not the simulator's.
         """
         self._check_rate(clip)
-        waiting, idle = list(trials), self._pool(min(self.parallel, len(trials)))
+        waiting, idle = list(trials), self._open_worlds(min(self.parallel, len(trials)))
         expert = _expert(policy)
-        running: list[Run] = []
+        running: list[TrialRun] = []
         results: dict[str, TrialResult] = {}
         while waiting or running:
-            begun = [Run(*pair, self.protocol, clip, record) for pair in self._matched(waiting, idle)]
+            pairs = self._take_pairs(waiting, idle)
+            begun = [TrialRun(*pair, self.protocol, clip, videos) for pair in pairs]
             for run in (run for run in begun if run.stop_reason is None):
                 with run.surviving():  # an expert's world may crash as well
                     if expert is not None:
@@ -100,11 +101,11 @@ class Benchmark:
     def ceiling(
         self, trials: Sequence[Trial], clip: Clip, tokenizer: ActionImageTokenizer | None = None
     ) -> list[TrialResult]:
-        """The expert's demonstrations through an action-image codec and the same controller.
+        """Run the expert's demonstrations through an action-image codec and the same controller.
 
         Args:
             trials: which trials.
-            clip: views and size the codec draws.
+            clip: views and size that the codec draws.
             tokenizer: the codec; the benchmark's own if left out.
         """
         codec = tokenizer or self.tokenizer
@@ -112,95 +113,97 @@ class Benchmark:
         horizon = None if self.protocol.execution == "one_shot" else ahead
         expert = Expert(self.simulator, clip.stride, self.protocol.max_seconds, horizon, codec)
         try:
-            return self._reference("ceiling", expert, trials, clip, canonical(configuration(codec)))
+            return self._run_reference("ceiling", expert, trials, clip, canonical(configuration(codec)))
         finally:
             expert.close()
 
     def floor(self, trials: Sequence[Trial], clip: Clip) -> list[TrialResult]:
-        """Hold still: what the scenes give away for nothing."""
-        return self._reference("floor", HoldStill(), trials, clip)
+        """Run a policy that holds still: the successes that need no model."""
+        return self._run_reference("floor", HoldStill(), trials, clip)
 
     def explain(
         self, results: Sequence[TrialResult], tokenizer: ActionImageTokenizer | None = None
     ) -> list[TrialResult]:
-        """The results, with the reason of every failure; see `benchmarks.evaluation.failure_analysis`.
+        """The results with the reason of every failure; see `benchmarks.evaluation.failure_analysis`.
 
         Args:
             results: of `run`.
-            tokenizer: as the policy draws action images; the benchmark's own if left out.
+            tokenizer: the policy's action-image codec; the benchmark's own if left out.
         """
         codec, seconds = tokenizer or self.tokenizer, self.protocol.max_seconds
         explained = []
         for result in results:
-            world = self._homes.get(result.trial.id) or self._pool(1)[0]
+            world = self._world_of_trial.get(result.trial.id) or self._open_worlds(1)[0]
             failure = explain(world, result, codec, seconds)
             if failure and failure["verdict"] != "unknown" and world.scene() != result.scene:
                 failure = {
                     "verdict": "unknown",
                     "error": f"scene {result.scene} came back as {world.scene()}",
                 }
-            explained.append(replace(result, failure=failure, pictured=()))
+            explained.append(replace(result, failure=failure, generated_chunks=()))
         return explained
 
     def versions(self) -> dict[str, str]:
-        """Of what the worlds run on in processes of their own, as far as they have started."""
+        """Versions of the software that runs the worlds in other processes; empty until one has started."""
         return dict(next((found for world in self._worlds if (found := world.versions())), {}))
 
     def close(self) -> None:
         """Release every world; a later run makes new ones."""
         while self._worlds:
             self._worlds.pop().close()
-        self._homes.clear()
+        self._world_of_trial.clear()
         self._scenes.clear()
 
-    def _reference(
+    def _run_reference(
         self, name: str, policy: Policy, trials: Sequence[Trial], clip: Clip, codec: str = ""
     ) -> list[TrialResult]:
-        """Run once per process what no model has a say in: several checkpoints are read against it."""
+        """Results of a reference policy, kept for the process: they are the same for every checkpoint."""
         setting = self.protocol.hash(self.simulator, clip) + codec
         known = _REFERENCES.setdefault((name, setting), {})
-        missing = [trial for trial in trials if not self._serves(known.get(trial.id))]
-        made = [replace(result, pictured=()) for result in self.run(policy, missing, clip)]
+        missing = [trial for trial in trials if not self._is_current(known.get(trial.id))]
+        made = [replace(result, generated_chunks=()) for result in self.run(policy, missing, clip)]
         known.update({result.trial.id: result for result in made})
         return [known[trial.id] for trial in trials]
 
-    def _serves(self, known: TrialResult | None) -> bool:
-        """Whether a reference was run to its end, in the scene that the trial has now."""
+    def _is_current(self, known: TrialResult | None) -> bool:
+        """Whether a kept reference did not crash and ran in the scene that the trial has now."""
         return (
             known is not None
             and known.stop_reason != "crash"
             and self._scenes.get(known.trial.id, known.scene) == known.scene
         )
 
-    def _matched(self, waiting: list[Trial], idle: list[Simulator]) -> list[tuple[Simulator, Trial]]:
-        """Take trials and worlds for them off the two lists: each trial the world it was played in before."""
+    def _take_pairs(self, waiting: list[Trial], idle: list[Simulator]) -> list[tuple[Simulator, Trial]]:
+        """Pop trials and worlds for them off the two lists; a trial keeps the world that ran it before."""
         pairs = []
         for trial in list(waiting):
-            free = [world for world in idle if world is self._homes.get(trial.id, world)]
+            free = [world for world in idle if world is self._world_of_trial.get(trial.id, world)]
             if free:
-                self._homes[trial.id] = free[0]
+                self._world_of_trial[trial.id] = free[0]
                 idle.remove(free[0])
                 waiting.remove(trial)
                 pairs.append((free[0], trial))
         return pairs
 
-    def _advance(self, policy: Policy, runs: "Sequence[Run]", clip: Clip, device: torch.device | str) -> None:
-        """One forward for all, and what follows from it for each."""
-        frames: dict[Run, Frame] = {}
+    def _advance(
+        self, policy: Policy, runs: "Sequence[TrialRun]", clip: Clip, device: torch.device | str
+    ) -> None:
+        """Predict one chunk for every running trial in one forward pass, and execute it."""
+        frames: dict[TrialRun, Frame] = {}
         for run in (run for run in runs if run.stop_reason is None):
             with run.surviving():
                 frames[run] = run.observe()
         if not frames:
             return
-        plans = self._plan(policy, list(frames), list(frames.values()), clip, device)
-        for run, plan in zip(frames, plans, strict=True):
+        chunks = self._predict(policy, list(frames), list(frames.values()), clip, device)
+        for run, chunk in zip(frames, chunks, strict=True):
             with run.surviving():
-                run.execute(plan)
+                run.execute(chunk)
 
-    def _plan(
+    def _predict(
         self,
         policy: Policy,
-        runs: "Sequence[Run]",
+        runs: "Sequence[TrialRun]",
         frames: Sequence[Frame],
         clip: Clip,
         device: torch.device | str,
@@ -209,8 +212,8 @@ class Benchmark:
         observation = Observation.from_frames(frames, prompts, names, clip)
         if self.protocol.prefix:
             rows = [run.committed() for run in runs]
-            told = Committed(torch.cat([row.actions for row in rows]), torch.cat([row.valid for row in rows]))
-            observation = replace(observation, committed=told)
+            actions, valid = torch.cat([row.actions for row in rows]), torch.cat([row.valid for row in rows])
+            observation = replace(observation, committed=Committed(actions, valid))
         if torch.device(device).type != "cpu":  # moving checks every camera again, a third of a step's cost
             observation = observation.to(device)
         chunk = policy.predict_action(observation)
@@ -219,9 +222,10 @@ class Benchmark:
                 f"{type(policy).__name__}.predict_action gave {len(chunk.actions)} rows of actions for "
                 f"{len(runs)} observations; it must give one per row"
             )
-        return [Chunk.of(chunk, observation, row, run.recorded) for row, run in enumerate(runs)]
+        return [Chunk.of(chunk, observation, row, run.has_video) for row, run in enumerate(runs)]
 
-    def _pool(self, count: int) -> list[Simulator]:
+    def _open_worlds(self, count: int) -> list[Simulator]:
+        """All worlds, after making as many as are missing."""
         while len(self._worlds) < count:
             self._worlds.append(copy.deepcopy(self.simulator))
         return list(self._worlds)
@@ -231,12 +235,12 @@ class Benchmark:
             raise InvalidValue(
                 f"the model's clip counts control steps at {clip.control_hz} Hz, "
                 f"{type(self.simulator).__name__} runs at {self.simulator.control_hz} Hz, so its stride of "
-                f"{clip.stride} would mean another time; evaluate at the rate the model was trained with"
+                f"{clip.stride} would be another time; evaluate at the rate the model was trained with"
             )
 
 
 def _expert(policy: Policy) -> Expert | None:
-    """The expert that a policy is or wraps: it has to solve a trial in the very world that plays it."""
+    """The expert that a policy is or wraps, which must solve a trial in the world that runs it; else None."""
     inner = getattr(policy, "policy", policy)
     return inner if isinstance(inner, Expert) else None
 

@@ -1,4 +1,4 @@
-"""What a chunk has the arm do, control step by control step, and where one chunk gives way to the next."""
+"""The commands of a chunk, one per control step, and the transition from one chunk to the next."""
 
 from dataclasses import dataclass, fields
 
@@ -10,12 +10,12 @@ from benchmarks.evaluation.controller import commands, hold_invalid, slerp
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One row of a chunk.
+class PlannedActions:
+    """The actions of one row of a chunk.
 
     Attributes:
-        actions: poses and openness at dt, 2 dt, ...
-        valid: what the policy vouches for.
+        actions: poses and openness at dt, 2 dt, ..., in the world frame.
+        valid: False where the policy marks an action as unusable.
         position_std: metres per axis; None where the policy gives none.
         dt: seconds between two actions.
     """
@@ -27,15 +27,15 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Commands of a chunk; number j is due at (j + 1) / control_hz.
+class CommandSchedule:
+    """Commands of a chunk, one per control step; number j is due at (j + 1) / control_hz.
 
     Attributes:
-        poses: what is commanded.
-        goals: the action each step leads to, held poses in the place of those not executed.
+        poses: commanded poses and openness, in the world frame.
+        goals: the action each step leads to; a held pose in the place of one that is not executed.
         begins: whether the step begins an action.
-        invalid: whether the policy could not vouch for that action.
-        vague: whether it is held because its standard deviation is too large.
+        invalid: whether that action is invalid.
+        low_confidence: whether it is held because its standard deviation is above the protocol's limit.
         position_std: of that action, metres per axis; NaN where the policy gives none.
     """
 
@@ -43,57 +43,58 @@ class Schedule:
     goals: Float[np.ndarray, "n 8"]
     begins: Bool[np.ndarray, "n"]
     invalid: Bool[np.ndarray, "n"]
-    vague: Bool[np.ndarray, "n"]
+    low_confidence: Bool[np.ndarray, "n"]
     position_std: Float[np.ndarray, "n"]
 
     @classmethod
     def of(
         cls,
-        plan: Plan,
+        planned: PlannedActions,
         start: Float[np.ndarray, "8"],
         last_valid: Float[np.ndarray, "8"],
         max_position_std: float | None,
         control_hz: float,
         steps: int,
-    ) -> "Schedule":
+    ) -> "CommandSchedule":
         """The commands of a chunk.
 
         Args:
-            plan: actions ahead.
-            start: the pose now.
-            last_valid: held in the place of actions before the first that is executed.
-            max_position_std: metres; vaguer actions are held like invalid ones. None: none are.
+            planned: the chunk's actions.
+            start: pose and openness now.
+            last_valid: pose and openness held in the place of actions before the first that is executed.
+            max_position_std: metres; actions with a larger standard deviation are held like invalid ones.
+                None: no limit.
             control_hz: control steps per second.
-            steps: how many; the last pose is held past the last action.
+            steps: number of commands; the last pose is held past the last action.
 
         Raises:
             ValueError: a limit on standard deviations that the policy does not give.
         """
-        std, vague = plan.position_std, np.zeros(len(plan.actions), dtype=bool)
+        std, low_confidence = planned.position_std, np.zeros(len(planned.actions), dtype=bool)
         if max_position_std is not None:
             if std is None:
                 raise InvalidValue(
                     f"protocol: max_position_std is {max_position_std}, but the policy's chunks have no "
                     "position_std; set it to null or give ActionChunk.position_std"
                 )
-            vague = plan.valid & ~(std <= max_position_std)
-        actions, good = hold_invalid(last_valid, plan.actions, plan.valid & ~vague)
-        poses, targets = commands(start, actions, plan.dt, control_hz, steps)
+            low_confidence = planned.valid & ~(std <= max_position_std)
+        actions, good = hold_invalid(last_valid, planned.actions, planned.valid & ~low_confidence)
+        poses, targets = commands(start, actions, planned.dt, control_hz, steps)
         std = np.full(len(actions), np.nan) if std is None else std
-        invalid = ~good & ~vague
+        invalid = ~good & ~low_confidence
         begins = np.diff(targets, prepend=-1) > 0
-        return cls(poses, actions[targets], begins, invalid[targets], vague[targets], std[targets])
+        return cls(poses, actions[targets], begins, invalid[targets], low_confidence[targets], std[targets])
 
     def __len__(self) -> int:
         return len(self.poses)
 
-    def __getitem__(self, steps: slice | Bool[np.ndarray, "n"]) -> "Schedule":
-        return Schedule(**{field.name: getattr(self, field.name)[steps] for field in fields(self)})
+    def __getitem__(self, steps: slice | Bool[np.ndarray, "n"]) -> "CommandSchedule":
+        return CommandSchedule(**{field.name: getattr(self, field.name)[steps] for field in fields(self)})
 
-    def going_on(self, step: int) -> Float[np.ndarray, "8"]:
-        """The command of a step, or of the one past the end: there the last one's motion goes on.
+    def extrapolated(self, step: int) -> Float[np.ndarray, "8"]:
+        """The command of a step; for the step past the end, the last command's motion continued uniformly.
 
-        A chunk that ends in motion does not mean to stop, so to hold its last pose would be no continuation.
+        A chunk that ends in motion is not meant to stop, so holding its last pose would not continue it.
         """
         if step < len(self):
             return self.poses[step]
@@ -103,15 +104,15 @@ class Schedule:
         beyond[:, 7] = last[:, 7]
         return beyond[0]
 
-    def then(self, later: "Schedule") -> "Schedule":
-        """This one, and then the end of a later chunk's, whose first step counts as beginning an action."""
+    def followed_by(self, later: "CommandSchedule") -> "CommandSchedule":
+        """Both schedules one after the other; the later one's first step counts as beginning an action."""
         joined = {
             field.name: np.concatenate([getattr(self, field.name), getattr(later, field.name)])
             for field in fields(self)
         }
         if len(later):
             joined["begins"][len(self)] = True
-        return Schedule(**joined)
+        return CommandSchedule(**joined)
 
 
 def jump(old: Float[np.ndarray, "8"], new: Float[np.ndarray, "8"]) -> tuple[float, float]:

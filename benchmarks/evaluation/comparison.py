@@ -8,7 +8,7 @@ from typing import Any
 from ai_wam.errors import InvalidValue
 from benchmarks.evaluation.confidence_intervals import Proportion
 from benchmarks.evaluation.results import same_scene
-from benchmarks.report.text_tables import aligned, apart_title, percent, policy_name
+from benchmarks.report.text_tables import aligned, low_ceiling_title, percent, policy_name
 
 _MISSING = "(absent)"
 _HEADER = ["task", "trials", "a", "b", "b - a", "only a", "only b", "p"]
@@ -77,10 +77,10 @@ class Paired:
 
 
 def check_same_protocol(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
-    """Two results are comparable: the same rules, simulator, geometry and trials.
+    """Refuse results that are not comparable: other rules, simulator, geometry or trials.
 
     Raises:
-        ValueError: they are not; the message names every rule that differs, or that no scene is shared.
+        ValueError: the message names every rule that differs, or says that no scene is shared.
     """
     if first["protocol_hash"] != second["protocol_hash"]:
         differing = "\n".join(
@@ -125,7 +125,7 @@ def differences(first: Any, second: Any, name: str = "") -> Iterator[tuple[str, 
 
 
 def paired(first: Mapping[str, Any], second: Mapping[str, Any], tasks: Sequence[str]) -> Paired:
-    """Outcomes of the named tasks' trials in the scenes that both met.
+    """Outcomes of the named tasks' trials whose scenes are the same on both sides.
 
     A trial that the simulator lost counts as not solved.
     """
@@ -140,7 +140,7 @@ def paired(first: Mapping[str, Any], second: Mapping[str, Any], tasks: Sequence[
 
 
 def comparison_table(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    """Successes of each task and of all, who alone solved how many, and McNemar's p.
+    """Successes of each task and of all, how many only one side solved, and McNemar's p.
 
     Tasks whose ceiling is low in either result are listed apart and are not in the sum.
 
@@ -152,11 +152,11 @@ def comparison_table(first: Mapping[str, Any], second: Mapping[str, Any]) -> str
         ValueError: the two do not compare.
     """
     check_same_protocol(first, second)
-    apart = [name for name in first["tasks"] if name in {*first["apart"], *second["apart"]}]
+    low_ceiling = {*first["low_ceiling"], *second["low_ceiling"]}
     foreign = unpaired(first, second)
-    whole = [name for name in first["tasks"] if len(foreign.get(name, ())) == _count(first, name)]
-    apart = [name for name in apart if name not in whole]
-    counted = [name for name in first["tasks"] if name not in {*apart, *whole}]
+    unpairable = [name for name in first["tasks"] if len(foreign.get(name, ())) == _count(first, name)]
+    apart = [name for name in first["tasks"] if name in low_ceiling and name not in unpairable]
+    counted = [name for name in first["tasks"] if name not in {*apart, *unpairable}]
     rows = [_HEADER, *(paired(first, second, [name]).row(name) for name in counted)]
     if counted:
         rows.append(paired(first, second, counted).row("all"))
@@ -165,14 +165,14 @@ def comparison_table(first: Mapping[str, Any], second: Mapping[str, Any]) -> str
     table = aligned([*rows, *low])
     lines += ["", *table[: len(rows)]]
     if low:
-        lines += ["", apart_title(first["protocol"]), *table[len(rows) :]]
+        lines += ["", low_ceiling_title(first["protocol"]), *table[len(rows) :]]
     return "\n".join([*lines, "", *_notes(first, second)])
 
 
 def _notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """What a reader of the table must know."""
+    """Remarks below the table: the test, crashes, unpaired trials, chunk lengths, versions."""
     notes = [
-        "p: McNemar's exact test, two-sided; only trials that one of the two solved tell them apart",
+        "p: McNemar's exact test, two-sided; only trials that exactly one of the two solved count",
         f"protocol {first['protocol_hash'][:16]}",
     ]
     crashes = [

@@ -72,7 +72,7 @@ def mean_interval(strata: Sequence[Proportion]) -> tuple[float, float]:
 
     Each one's Wilson interval gives its distance to either end, and the distances add up as the roots of
     their squares (MOVER: Zou and Donner 2008), so rates of 0 and 1 keep their width and one stratum's
-    interval is Wilson's own. The strata are taken as given: it says nothing of tasks that were not run.
+    interval is Wilson's own. The interval holds for these strata, not for tasks that were not run.
     """
     count, mean = len(strata), sum(one.rate for one in strata) / len(strata)
     below = sum((one.rate - one.interval[0]) ** 2 for one in strata)

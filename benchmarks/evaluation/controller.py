@@ -1,6 +1,6 @@
-"""From a chunk of actions to one command per control step.
+"""Interpolates a chunk of actions to one command per control step.
 
-Actions of a chunk lie at dt, 2 dt, ... after the pose at which it was planned. In between, positions and
+Actions of a chunk are due at dt, 2 dt, ... after the pose at which it was planned. In between, positions and
 openness change linearly and rotations along the shortest arc (slerp); after the last action its pose is held.
 Openness is linear because it is a measured, continuous quantity: a gripper that thresholds it at 1/2 then
 switches midway between the two actions, which is the least wrong place for a switch somewhere in between.
@@ -17,12 +17,12 @@ _ROUNDING = 1e-6  # a time this close to an action (in units of dt) is that acti
 def hold_invalid(
     start: Float[np.ndarray, "8"], actions: Float[np.ndarray, "a 8"], valid: Bool[np.ndarray, "a"]
 ) -> tuple[Float[np.ndarray, "a 8"], Bool[np.ndarray, "a"]]:
-    """Put the last valid pose (`start` before the first) in the place of invalid actions.
+    """Replace invalid actions by the last valid pose (`start` before the first one).
 
     Args:
         start: the pose the chunk was planned from, or the last valid one commanded before.
         actions: poses and openness; the quaternions may have any non-zero length.
-        valid: what the policy vouches for.
+        valid: False where the policy marks an action as unusable.
 
     Returns:
         The actions with unit quaternions and openness in [0, 1], and which of them were valid: numbers that
@@ -42,7 +42,7 @@ def hold_invalid(
 
 
 def control_steps(frames: int, dt: float, control_hz: float) -> int:
-    """Control steps that end no later than action number `frames`, at least 1."""
+    """Number of control steps that end no later than action number `frames`, at least 1."""
     return max(1, floor(frames * dt * control_hz + _ROUNDING))
 
 

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from ai_wam.errors import InvalidValue
 from ai_wam.types import Clip
+from ai_wam.utils.class_paths import class_path
 from benchmarks.simulator import Simulator, Trial
 
-_RULES = 2  # raised when this package executes, draws or judges trials in another way than before
+_RULES = 2  # raised when this package draws, executes or evaluates trials in another way than before
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,19 @@ class EvaluationProtocol:
             place; a trial that meets more of them than this stops as "invalid".
         max_unreached_streak: more control steps in a row than this whose pose inverse kinematics cannot
             follow stop the trial as "unreachable".
-        min_ceiling: a task of which the ceiling solves a smaller share says more about simulator, controller
-            and codec than about any model: it is listed apart and is in no mean.
+        min_ceiling: a task of which the ceiling solves a smaller share measures simulator, controller and
+            codec more than any model: it is listed apart and is in no mean.
         prefix: frames of the last chunk's actions that are already committed when the next chunk is planned
-            (receding only), as far as that chunk reaches: they are carried out while the policy thinks, the
-            policy is told them, and its chunk takes over behind them. 0: the world waits for the policy.
+            (receding only), as far as that chunk reaches: they are carried out while the policy computes,
+            the policy is conditioned on them, and its chunk takes over behind them. 0: the simulation waits
+            for the policy.
         max_position_std: metres; actions whose decoded standard deviation exceeds it are not executed, the
-            last valid pose is held in their place until a surer action or the next chunk comes. They do not
-            count as invalid. None: no limit.
-        vague: what to do about them. "hold" as said; "replan" (receding only) ends the chunk where the first
-            of them would begin and plans again from there. The first action of a chunk that is not committed
-            yet takes its time in any case, held if it is vague, so every plan costs time.
+            last valid pose is held in their place until a confident action or the next chunk comes. They do
+            not count as invalid. None: no limit.
+        low_confidence: what happens to actions above `max_position_std`. "hold": the last valid pose is held;
+            "replan" (receding only): the chunk ends where the first of them would begin, and a new one is
+            planned from there. The first action of a chunk that is not committed yet takes its time in any
+            case, held if its confidence is low, so that simulated time passes with every chunk.
     """
 
     execution: Literal["one_shot", "receding"] = "one_shot"
@@ -57,7 +60,7 @@ class EvaluationProtocol:
     min_ceiling: float = 0.5
     prefix: int = 0
     max_position_std: float | None = None
-    vague: Literal["hold", "replan"] = "hold"
+    low_confidence: Literal["hold", "replan"] = "hold"
 
     def __post_init__(self) -> None:
         if self.execution not in ("one_shot", "receding"):
@@ -82,15 +85,20 @@ class EvaluationProtocol:
                 f"protocol: max_position_std is {self.max_position_std}; it must be positive (metres), or "
                 "null for no limit"
             )
-        self._check_vague()
+        self._check_low_confidence()
 
-    def _check_vague(self) -> None:
-        if self.vague not in ("hold", "replan"):
-            raise InvalidValue(f"protocol: vague is {self.vague!r}; choose 'hold' or 'replan'")
-        if self.vague == "replan" and (self.execution != "receding" or self.max_position_std is None):
+    def _check_low_confidence(self) -> None:
+        if self.low_confidence not in ("hold", "replan"):
             raise InvalidValue(
-                f"protocol: vague is 'replan' with execution {self.execution!r} and max_position_std "
-                f"{self.max_position_std}; planning again needs execution: receding and a max_position_std"
+                f"protocol: low_confidence is {self.low_confidence!r}; choose 'hold' or 'replan'"
+            )
+        if self.low_confidence == "replan" and (
+            self.execution != "receding" or self.max_position_std is None
+        ):
+            raise InvalidValue(
+                f"protocol: low_confidence is 'replan' with execution {self.execution!r} and "
+                f"max_position_std {self.max_position_std}; replanning needs execution: receding and a "
+                "max_position_std"
             )
 
     def task_names(self, simulator: Simulator) -> tuple[str, ...]:
@@ -117,17 +125,17 @@ class EvaluationProtocol:
     def describe(self, simulator: Simulator, clip: Clip) -> dict[str, Any]:
         """Everything that decides what a trial is, as JSON: these rules, the simulator, the clip's geometry.
 
-        Tasks stand with their numbers of variations, which decide what scenes are drawn. The clip's number
-        of frames counts in one shot, where all of a chunk is executed. How far ahead a model plans that plans
-        again is the model's business. A simulator whose scenes are code of ours tells them apart by
-        `definition(tasks)`, a hash.
+        Tasks are listed with their numbers of variations, which decide what scenes are drawn. The clip's
+        number of frames is included for one-shot execution only, where all of a chunk is executed; with a
+        receding horizon the length of a chunk is a property of the model. A simulator whose scenes are
+        defined in this repository adds `definition(tasks)`, a hash of them.
         """
         known = simulator.tasks()
         tasks = {name: known[name] for name in self.task_names(simulator)}
         rules = dataclasses.asdict(self) | {"rules": _RULES, "tasks": tasks}
         if self.execution == "one_shot":
             del rules["execute_frames"]
-        for name, off in (("prefix", 0), ("max_position_std", None), ("vague", "hold")):
+        for name, off in (("prefix", 0), ("max_position_std", None), ("low_confidence", "hold")):
             if rules[name] == off:
                 del rules[name]
         seen = ("views", "size", "stride", "control_hz") + ("frames",) * (self.execution == "one_shot")
@@ -144,7 +152,7 @@ class EvaluationProtocol:
 
 
 def digest(described: Mapping[str, Any]) -> str:
-    """SHA-256 of a described protocol in canonical JSON."""
+    """SHA-256 of a described protocol (`EvaluationProtocol.describe`) in canonical JSON."""
     return hashlib.sha256(canonical(described).encode()).hexdigest()
 
 
@@ -171,23 +179,25 @@ def configuration(component: object) -> dict[str, Any]:
         if not kept or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise InvalidValue(
                 f"{cls.__qualname__} does not keep its constructor argument {name!r}, so a result could not "
-                f"say how it was configured; store it as self.{name}"
+                f"record how it was configured; store it as self.{name}"
             )
-        arguments[name] = _plain(getattr(component, kept[0]), f"{cls.__qualname__}.{name}")
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+        arguments[name] = _json_value(getattr(component, kept[0]), f"{cls.__qualname__}.{name}")
+    return {"class_path": class_path(component), "init_args": arguments}
 
 
-def _plain(value: Any, name: str) -> Any:
+def _json_value(value: Any, name: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, PathLike):
         return fspath(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name), name) for field in dataclasses.fields(value)}
+        return {
+            field.name: _json_value(getattr(value, field.name), name) for field in dataclasses.fields(value)
+        }
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, name) for key, item in value.items()}
+        return {str(key): _json_value(item, name) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, name) for item in value]
+        return [_json_value(item, name) for item in value]
     raise InvalidValue(
         f"{name} is a {type(value).__name__}; results record numbers, texts, lists and dataclasses only"
     )

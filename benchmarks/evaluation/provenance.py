@@ -1,4 +1,4 @@
-"""What a result was made with: packages, the code's commit, the checkpoint's content."""
+"""Provenance of a result: versions of packages, the code's commit, the checkpoint's content hash."""
 
 import hashlib
 import platform
@@ -13,7 +13,7 @@ _PACKAGES = ("ai-wam", "torch", "lightning", "diffusers", "mujoco", "numpy", "av
 
 
 def versions() -> dict[str, str]:
-    """Versions of what is at work here; what is not installed, or has no history, is left out."""
+    """Versions of Python, platform, packages and code; packages that are not installed are left out."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _PACKAGES:
         try:
@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 def git_commit(root: Path) -> str | None:
     """The commit at `root` and whether files differ from it; None if it is no repository's root."""
-    if not (root / ".git").exists():  # an installed package may lie inside somebody else's repository
+    if not (root / ".git").exists():  # an installed package may be inside another repository
         return None
     try:
         words = ("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")

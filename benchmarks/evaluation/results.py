@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: one JSON file that says all of it, and the figures in it."""
+"""The content of results.json: assembled from the results of all trials, read back and checked."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,9 +16,9 @@ from benchmarks.evaluation.provenance import versions
 from benchmarks.evaluation.trial_stopping import StopReason, outcome_of
 from benchmarks.simulator import CHANGED, Trial
 
-_SCHEMA = 2  # of results.json
-_REQUIRED = ("policy", "protocol", "protocol_hash", "mean", "apart", "tasks", "trials", "versions")
-_NONE = {"successes": 0, "trials": 0, "rate": None, "interval": None}
+_SCHEMA = 3  # of results.json
+_REQUIRED = ("policy", "protocol", "protocol_hash", "mean", "low_ceiling", "tasks", "trials", "versions")
+_NO_TRIALS = {"successes": 0, "trials": 0, "rate": None, "interval": None}
 
 
 def assemble(
@@ -35,15 +35,15 @@ def assemble(
         trials: every trial of the protocol.
         arms: results by arm and trial id: "policy", and where they were run "ceiling", "floor" and the policy
             by its other decoders.
-        protocol: the described rules, and
-        protocol_hash: their hash.
-        policy: name, configuration and checkpoint of what was tested.
-        world: versions of what ran the worlds in processes of their own.
+        protocol: its description (`EvaluationProtocol.describe`), and
+        protocol_hash: its hash.
+        policy: name, configuration and checkpoint of the policy.
+        world: versions of the software that ran the worlds in processes of their own.
 
-    The means are over tasks, those apart whose ceiling is below the protocol's `min_ceiling` or could not be
-    found out; "apart" names them. A mean over no task is None. A trial that the simulator lost counts as not
-    solved for policy and floor. It says nothing about the ceiling, nor does one whose scene was not the
-    policy's: those are left out there.
+    The means are over tasks, without those whose ceiling is below the protocol's `min_ceiling` or unknown;
+    "low_ceiling" names these. A mean over no task is None. A trial that the simulator lost counts as not
+    solved for policy and floor. For the ceiling it is left out, as is a trial whose scene was not the
+    policy's.
 
     Raises:
         RuntimeError: an arm that has not exactly one result for every trial.
@@ -52,7 +52,7 @@ def assemble(
         check_complete(arm, trials, list(results))
     tasks = list(dict.fromkeys(trial.task for trial in trials))
     summary = {task: _task_summary([trial for trial in trials if trial.task == task], arms) for task in tasks}
-    low = _low(summary, list(arms), protocol["min_ceiling"])
+    low = _low_ceiling_tasks(summary, list(arms), protocol["min_ceiling"])
     counted = [summary[task] for task in tasks if task not in low]
     return {
         "schema": _SCHEMA,
@@ -60,11 +60,11 @@ def assemble(
         "policy": dict(policy),
         "protocol": dict(protocol),
         "protocol_hash": protocol_hash,
-        "mean": {arm: _mean([figures[arm]["rate"] for figures in counted]) for arm in arms},
-        "mean_interval": {arm: _mean_interval([figures[arm] for figures in counted]) for arm in arms},
-        "apart": low,
+        "mean": {arm: _mean([task[arm]["rate"] for task in counted]) for arm in arms},
+        "mean_interval": {arm: _mean_interval([task[arm] for task in counted]) for arm in arms},
+        "low_ceiling": low,
         "tasks": summary,
-        "trials": [_trial(trial, arms) for trial in trials],
+        "trials": [_trial_entry(trial, arms) for trial in trials],
         "versions": versions() | ({"world": dict(world)} if world else {}),
     }
 
@@ -73,8 +73,8 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """Content of a results.json.
 
     Raises:
-        ValueError: no such file, or not the results of a test of this version, or a protocol that is not the
-            hash's.
+        ValueError: no such file, not the results of a test of this version, or a protocol that does not match
+            its hash.
     """
     try:
         content = read_json(Path(path))
@@ -88,12 +88,14 @@ def read_results(path: str | Path) -> dict[str, Any]:
     if lacking := [name for name in _REQUIRED if name not in content]:
         raise InvalidValue(f"{path}: lacks {lacking}; give a results.json as `ai-wam test` wrote it")
     if digest(content["protocol"]) != content["protocol_hash"]:
-        raise InvalidValue(f"{path}: its protocol is not what its protocol_hash was made of: it was edited")
+        raise InvalidValue(f"{path}: its protocol does not match its protocol_hash: it was edited")
     try:
         _check_trials(content["trials"], content["tasks"], list(content["mean"]))
-        low = _low(content["tasks"], list(content["mean"]), content["protocol"]["min_ceiling"])
-        if content["apart"] != low:
-            raise InvalidValue(f"`apart` is {content['apart']!r:.100}, by the ceilings of its tasks {low}")
+        least = content["protocol"]["min_ceiling"]
+        low = _low_ceiling_tasks(content["tasks"], list(content["mean"]), least)
+        if content["low_ceiling"] != low:
+            found = f"{content['low_ceiling']!r:.100}"
+            raise InvalidValue(f"`low_ceiling` is {found}, by the ceilings of its tasks {low}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         why = str(error) if isinstance(error, InvalidValue) else f"lacks or misplaces {error!r}"
         raise InvalidValue(
@@ -105,37 +107,37 @@ def read_results(path: str | Path) -> dict[str, Any]:
 def _check_trials(
     trials: Sequence[Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]], arms: Sequence[str]
 ) -> None:
-    """Every trial stands there once and as it was, and the figures of the tasks are those of their trials.
+    """Check that every trial is listed once and consistently, and that the tasks' rates match their trials.
 
     Raises:
-        ValueError: they are not.
+        ValueError: the first inconsistency.
     """
     solved: dict[tuple[str, str], list[bool]] = {(name, arm): [] for name in tasks for arm in arms}
     known = set[str]()
     for entry in trials:
         trial = Trial.from_id(entry["id"])
         if trial.id in known:
-            raise InvalidValue(f"the trial {trial.id!r} stands there twice")
+            raise InvalidValue(f"the trial {trial.id!r} is listed twice")
         known.add(trial.id)
         if (entry["task"], entry["variation"]) != (trial.task, trial.variation) or trial.task not in tasks:
-            raise InvalidValue(f"the trial {trial.id!r} is said to be of another task or variation")
+            raise InvalidValue(f"the trial {trial.id!r} has another task or variation than its id")
         for arm in arms:
             _check_run(entry[arm], f"the trial {trial.id!r}, {arm},")
-            if arm != "ceiling" or _tells(
+            if arm != "ceiling" or _counts_for_ceiling(
                 entry[arm]["stop_reason"], entry[arm]["scene"], entry["policy"]["scene"]
             ):
                 solved[trial.task, arm].append(entry[arm]["outcome"] == "success")
     for (name, arm), outcomes in solved.items():
-        figures, rate = tasks[name][arm], sum(outcomes) / len(outcomes) if outcomes else None
-        if (figures["trials"], figures["successes"]) != (len(outcomes), sum(outcomes)):
-            said = f"{figures['successes']} of {figures['trials']} solved by {arm}"
-            raise InvalidValue(f"task {name!r} has {said}, its trials {sum(outcomes)} of {len(outcomes)}")
-        if figures["rate"] != rate:
-            raise InvalidValue(f"task {name!r} has the rate {figures['rate']} of {arm}, its trials {rate}")
+        summary, rate = tasks[name][arm], sum(outcomes) / len(outcomes) if outcomes else None
+        if (summary["trials"], summary["successes"]) != (len(outcomes), sum(outcomes)):
+            stated = f"{summary['successes']} of {summary['trials']} solved by {arm}"
+            raise InvalidValue(f"task {name!r} has {stated}, its trials {sum(outcomes)} of {len(outcomes)}")
+        if summary["rate"] != rate:
+            raise InvalidValue(f"task {name!r} has the rate {summary['rate']} of {arm}, its trials {rate}")
 
 
 def _check_run(run: Mapping[str, Any], what: str) -> None:
-    """Of one arm in one trial."""
+    """Check the entry of one arm in one trial."""
     reason, outcome = run["stop_reason"], run["outcome"]
     if reason not in get_args(StopReason) or outcome != outcome_of(reason):
         raise InvalidValue(f"{what} ended in {outcome!r:.100} for the reason {reason!r:.100}")
@@ -144,7 +146,7 @@ def _check_run(run: Mapping[str, Any], what: str) -> None:
 
 
 def check_complete(arm: str, trials: Sequence[Trial], ids: Sequence[str]) -> None:
-    """Exactly one result per trial.
+    """Check that there is exactly one result per trial.
 
     Raises:
         RuntimeError: trials that are missing, foreign or counted twice.
@@ -166,9 +168,10 @@ def _task_summary(trials: Sequence[Trial], arms: Mapping[str, Mapping[str, Trial
         pairs = ((trial.id, results[trial.id], arms["policy"][trial.id]) for trial in trials)
         kept = [
             name for name, run, own in pairs
-            if arm != "ceiling" or _tells(run.stop_reason, run.scene, own.scene)
+            if arm != "ceiling" or _counts_for_ceiling(run.stop_reason, run.scene, own.scene)
         ]  # fmt: skip
-        summary[arm] = Proportion.of([results[name].success for name in kept]).to_json() if kept else _NONE
+        outcomes = [results[name].success for name in kept]
+        summary[arm] = Proportion.of(outcomes).to_json() if kept else _NO_TRIALS
     runs = [arms["policy"][trial.id] for trial in trials]
     names = list(dict.fromkeys(name for run in runs for name in run.diagnostics))
     means = {
@@ -181,7 +184,7 @@ def _task_summary(trials: Sequence[Trial], arms: Mapping[str, Mapping[str, Trial
             arm: sum(results[trial.id].stop_reason == "crash" for trial in trials)
             for arm, results in arms.items()
         },
-        "other_scenes": sum(not _one_scene(trial.id, arms) for trial in trials),
+        "other_scenes": sum(not _same_scene_in_all_arms(trial.id, arms) for trial in trials),
         "diagnostics": means,
         "stop_reasons": {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
         "mean_seconds": _mean([run.seconds for run in runs]),
@@ -191,7 +194,7 @@ def _task_summary(trials: Sequence[Trial], arms: Mapping[str, Mapping[str, Trial
     }
 
 
-def _trial(trial: Trial, arms: Mapping[str, Mapping[str, TrialResult]]) -> dict[str, Any]:
+def _trial_entry(trial: Trial, arms: Mapping[str, Mapping[str, TrialResult]]) -> dict[str, Any]:
     return {
         "id": trial.id,
         "task": trial.task,
@@ -202,13 +205,13 @@ def _trial(trial: Trial, arms: Mapping[str, Mapping[str, TrialResult]]) -> dict[
     }
 
 
-def _tells(reason: str, scene: str, policy_scene: str) -> bool:
-    """Whether a run of the ceiling, by its end and its scene, says what the policy could reach in its own."""
+def _counts_for_ceiling(reason: str, scene: str, policy_scene: str) -> bool:
+    """Whether a trial of the ceiling counts: it did not crash and ran in the policy's scene."""
     return reason != "crash" and same_scene(scene, policy_scene)
 
 
-def _one_scene(name: str, arms: Mapping[str, Mapping[str, TrialResult]]) -> bool:
-    """Whether every arm of a trial played in the policy's scene, as far as a crash left one."""
+def _same_scene_in_all_arms(name: str, arms: Mapping[str, Mapping[str, TrialResult]]) -> bool:
+    """Whether every arm of a trial that had a scene at all ran in the policy's."""
     policy = arms["policy"][name].scene
     return not policy.startswith(CHANGED) and all(
         same_scene(results[name].scene, policy) for results in arms.values()
@@ -216,24 +219,26 @@ def _one_scene(name: str, arms: Mapping[str, Mapping[str, TrialResult]]) -> bool
 
 
 def same_scene(first: str, second: str) -> bool:
-    """Whether two fingerprints are of one scene; a trial lost before there was one ("") contradicts none."""
+    """Whether two fingerprints are of one scene; "" (lost before there was a scene) matches every other."""
     if "" in (first, second):
         return True
     return first == second and not first.startswith(CHANGED)
 
 
-def _low(summary: Mapping[str, Mapping[str, Any]], arms: Sequence[str], least: float) -> list[str]:
-    """Tasks whose ceiling is below the least one, or could not be found out; none where none was run."""
-    rates = {task: figures["ceiling"]["rate"] for task, figures in summary.items() if "ceiling" in arms}
+def _low_ceiling_tasks(
+    summary: Mapping[str, Mapping[str, Any]], arms: Sequence[str], least: float
+) -> list[str]:
+    """Tasks whose ceiling is below the least one, or unknown; empty if no ceiling was run."""
+    rates = {task: entry["ceiling"]["rate"] for task, entry in summary.items() if "ceiling" in arms}
     return [task for task, rate in rates.items() if rate is None or rate < least]
 
 
-def _mean_interval(figures: Sequence[Mapping[str, Any]]) -> list[float] | None:
-    known = [Proportion(one["successes"], one["trials"]) for one in figures if one["trials"]]
+def _mean_interval(summaries: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    known = [Proportion(one["successes"], one["trials"]) for one in summaries if one["trials"]]
     return list(mean_interval(known)) if known else None
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    """Over the trials a figure applies to; None if there is none."""
+    """Mean of the finite values; None if there is none."""
     finite = [value for value in values if isfinite(value)]
     return sum(finite) / len(finite) if finite else None

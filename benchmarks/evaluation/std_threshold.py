@@ -2,10 +2,10 @@
 
     python -m benchmarks.evaluation.std_threshold results.json
 
-A trial whose actions all stayed below a limit would have gone the same way with that limit in force
-(`max_position_std` of the protocol), so its outcome needs no second run. The table says of how many trials
-that is true, how many of them succeed, and how many of the others, where the limit would have held the arm:
-a confidence that means something separates the two.
+A trial whose actions all stayed below a limit would have had the same course with that limit in force
+(`max_position_std` of the protocol), so its outcome needs no second run. The table has the number of such
+trials, how many of them succeed, and how many of the others, where the limit would have held the arm. An
+informative confidence separates the two.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _ROWS = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One limit.
+    """Outcomes of trials below and above one limit.
 
     Attributes:
         limit: metres per axis.
@@ -46,7 +46,7 @@ def curve(results: Mapping[str, Any], rows: int = _ROWS) -> list[Row]:
 
     Returns:
         From the strictest limit to the largest standard deviation met; empty for a policy that gives none, or
-        claims to be sure of everything. Trials without a valid action are left out.
+        only zeros. Trials without a valid action are left out.
     """
     outcomes = [
         (max(stds), trial["policy"]["outcome"] == "success")
@@ -67,7 +67,7 @@ def _row(limit: float, outcomes: list[tuple[float, bool]]) -> Row:
 
 
 def cells(row: Row) -> tuple[str, str, str]:
-    """Limit, successes below it with their interval, and above it."""
+    """Cells of a row: the limit in mm, successes below it with their interval, and above it."""
     low, high = (100 * end for end in row.below.interval)
     below = f"{row.below.successes}/{row.below.trials} [{low:.0f}, {high:.0f}] %"
     above = "none" if row.above is None else f"{row.above.successes}/{row.above.trials}"

@@ -1,4 +1,4 @@
-"""One trial under way, and how it went."""
+"""Runs one trial: observes, follows the policy's chunks, and collects the result."""
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
@@ -15,11 +15,11 @@ from torch import Tensor
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Frame
 from ai_wam.types import ActionChunk, Clip, Committed, Observation
-from benchmarks.evaluation.command_schedule import Plan, Schedule, jump
+from benchmarks.evaluation.command_schedule import CommandSchedule, PlannedActions, jump
 from benchmarks.evaluation.controller import control_steps
 from benchmarks.evaluation.protocol import EvaluationProtocol
-from benchmarks.evaluation.trial_recording import Recorder, Recording
 from benchmarks.evaluation.trial_stopping import StopReason, after_action, after_step, outcome_of
+from benchmarks.evaluation.trial_video import TrialVideo, VideoRecorder
 from benchmarks.simulator import CHANGED, Simulator, SimulatorCrash, Trial
 
 _PICTURES_PER_SECOND = 10.0
@@ -27,16 +27,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pictured:
-    """A chunk of a trial, and the action images of those of its actions that can be commanded.
+class GeneratedChunk:
+    """What explains a failure: the timing of a chunk, and action images of its actions that can be commanded.
 
     Attributes:
-        step: control steps made before it was planned.
+        step: control steps made before the chunk was planned.
         seam: the step from which on it is followed; until there an older one's committed actions are.
         dt: seconds between two actions.
-        actions: how many can be commanded, from the first on.
-        images: of those; None where the policy pictured none, or fewer than it has actions.
-        cameras: of the images, where they stood when the chunk was planned.
+        actions: number of actions that can be commanded, from the first on.
+        images: their generated action images, 0 to 255; None where the policy generated none, or fewer than
+            it has actions.
+        cameras: of the images, as they were when the chunk was planned; leading dimension "v".
     """
 
     step: int
@@ -49,32 +50,32 @@ class Pictured:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial went.
+    """Outcome of a trial.
 
     Attributes:
         trial: which one.
-        prompt: the instruction given.
+        prompt: the instruction.
         stop_reason: "success"; "failed" (the goal can no longer be reached); "timeout" (budget spent);
             "invalid" (too many invalid actions); "unreachable" (too many poses in a row without a solution);
             "crash" (the simulator lost the trial, which counts as not solved).
         steps: control steps made.
         seconds: simulated time.
-        plans: chunks asked of the policy.
-        invalid_frames: actions that were held because the policy could not vouch for them.
+        chunks: chunks that the policy predicted.
+        invalid_frames: actions in whose place a pose was held because they are invalid.
         unreached_steps: control steps whose pose inverse kinematics could not follow.
-        diagnostics: the simulator's figures at the end.
-        recording: pictures, if the trial was chosen for them.
-        error: what the simulator's crash said.
-        vague_frames: actions not executed because of their standard deviation: held, or planned anew.
+        diagnostics: the simulator's diagnostics at the end.
+        video: of the trial, if it was chosen for one.
+        error: message of the simulator's crash.
+        low_confidence_frames: actions not executed because of their standard deviation: held, or replanned.
         committed_frames: actions, in clip frames, that had been committed when the next chunk was planned.
-        seams: wherever a chunk gave way to the next, millimetres and degrees between the command with which
-            the old one would have gone on (in uniform motion where it ends) and the new one's for the same
-            control step.
-        decoded: all that was commanded, and what the last chunk would have commanded next.
+        seams: for every transition to a new chunk, millimetres and degrees between the old one's next command
+            (its motion continued uniformly where it ends) and the new one's for the same control step.
+        commands: all that was commanded, and what the last chunk would have commanded next.
         failure: why it failed; see `benchmarks.evaluation.failure_analysis`.
         scene: fingerprint of the scene; empty if there was none.
         position_std: standard deviations of the actions begun, metres; NaN where the policy gives none.
-        pictured: every chunk's action images, until the failure is explained; empty after a success.
+        generated_chunks: every chunk with its action images, until the failure is explained; empty after a
+            success.
     """
 
     trial: Trial
@@ -82,20 +83,20 @@ class TrialResult:
     stop_reason: StopReason
     steps: int
     seconds: float
-    plans: int
+    chunks: int
     invalid_frames: int
     unreached_steps: int
     diagnostics: Mapping[str, float]
-    recording: Recording | None = None
+    video: TrialVideo | None = None
     error: str | None = None
-    vague_frames: int = 0
+    low_confidence_frames: int = 0
     committed_frames: int = 0
     seams: tuple[tuple[float, float], ...] = ()
-    decoded: Schedule | None = None
+    commands: CommandSchedule | None = None
     failure: Mapping[str, Any] | None = None
     scene: str = ""
     position_std: tuple[float, ...] = ()
-    pictured: tuple[Pictured, ...] = ()
+    generated_chunks: tuple[GeneratedChunk, ...] = ()
 
     @property
     def success(self) -> bool:
@@ -103,14 +104,14 @@ class TrialResult:
         return self.stop_reason == "success"
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the trial's name, its instruction and the pictures."""
-        counts = ("invalid_frames", "vague_frames", "committed_frames", "unreached_steps")
+        """Everything but the trial's id, its instruction, its video and the generated images."""
+        counts = ("invalid_frames", "low_confidence_frames", "committed_frames", "unreached_steps")
         return {
             "outcome": outcome_of(self.stop_reason),
             "stop_reason": self.stop_reason,
             "scene": self.scene,
-            **{name: getattr(self, name) for name in ("steps", "seconds", "plans", *counts)},
-            # JSON has no NaN: a figure that does not apply to the trial is null.
+            **{name: getattr(self, name) for name in ("steps", "seconds", "chunks", *counts)},
+            # JSON has no NaN: a diagnostic that does not apply to the trial is null.
             "diagnostics": {
                 name: value if isfinite(value) else None for name, value in self.diagnostics.items()
             },
@@ -125,34 +126,53 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One row of a policy's chunk, on the CPU: what to do, and what was pictured."""
+    """One row of a policy's chunk, on the CPU: its actions, and what was generated with them.
 
-    plan: Plan
+    Attributes:
+        planned: the actions.
+        generated: videos for the report, in [-1, 1]; empty for trials without a video.
+        action_images: one per action, of the views that are present, 0 to 255; None where the policy
+            generated none, or fewer than actions.
+        cameras: of the present views when the chunk was planned; leading dimension "v".
+    """
+
+    planned: PlannedActions
     generated: Mapping[str, Tensor]
     action_images: UInt8[Tensor, "v 3 a h w"] | None
     cameras: Cameras
 
     @classmethod
-    def of(cls, chunk: ActionChunk, observation: Observation, row: int, with_pictures: bool) -> "Chunk":
-        """Row `row`; action images, one per action of the views there are, are kept in any case."""
-        pictures = (
-            {name: video[row].float().cpu() for name, video in chunk.generated.items()}
-            if with_pictures
-            else {}
+    def of(cls, chunk: ActionChunk, observation: Observation, row: int, with_videos: bool) -> "Chunk":
+        """Row `row` of a chunk; its action images are kept with and without videos."""
+        videos = (
+            {name: video[row].float().cpu() for name, video in chunk.generated.items()} if with_videos else {}
         )
         std = None if chunk.position_std is None else chunk.position_std[row].double().cpu().numpy()
         actions = chunk.actions[row].double().cpu().numpy()
-        plan = Plan(actions, chunk.valid[row].cpu().numpy(), std, chunk.dt)
+        planned = PlannedActions(actions, chunk.valid[row].cpu().numpy(), std, chunk.dt)
         mask = observation.view_mask[row]
         video = chunk.generated.get("action_images")
         images = None
         if video is not None and video.shape[3] >= len(actions):
             images = _bytes(video[row, mask.to(video.device), :, video.shape[3] - len(actions) :])
-        return cls(plan, pictures, images, observation.cameras[row, mask, -1].to("cpu"))
+        return cls(planned, videos, images, observation.cameras[row, mask, -1].to("cpu"))
 
 
-class Run:
-    """One trial under way."""
+class TrialRun:
+    """A trial that is running in one world (a copy of the simulator).
+
+    Args:
+        world: is reset to the trial's scene.
+        trial: which one.
+        protocol: its rules.
+        clip: the policy's views, size and stride.
+        videos: ids of the trials that get a video.
+
+    Attributes:
+        stop_reason: None while the trial runs.
+        prompt: its instruction.
+        scene: fingerprint of its scene; empty before there is one.
+    """
 
     def __init__(
         self,
@@ -160,7 +180,7 @@ class Run:
         trial: Trial,
         protocol: EvaluationProtocol,
         clip: Clip,
-        record: Collection[str],
+        videos: Collection[str],
     ) -> None:
         self.world, self.trial = world, trial
         self.stop_reason: StopReason | None = None
@@ -168,12 +188,12 @@ class Run:
         self._error: str | None = None
         self._protocol, self._views, self._stride = protocol, clip.views, clip.stride
         self._budget = max(1, round(protocol.max_seconds * world.control_hz))
-        self._steps = self._plans = self._invalid = self._unreached = self._streak = 0
-        self._vague = self._committed = 0
+        self._steps = self._chunks = self._invalid = self._unreached = self._unreached_streak = 0
+        self._low_confidence = self._committed = 0
         self._seams: list[tuple[float, float]] = []
-        self._pictured: list[Pictured] = []
-        self._schedule: Schedule | None = None  # from the trial's first step to the last chunk's end
-        self._recorder = Recorder(clip, _PICTURES_PER_SECOND) if trial.id in record else None
+        self._generated_chunks: list[GeneratedChunk] = []
+        self._schedule: CommandSchedule | None = None  # from the trial's first step to the last chunk's end
+        self._recorder = VideoRecorder(clip, _PICTURES_PER_SECOND) if trial.id in videos else None
         self._every = max(1, round(world.control_hz / _PICTURES_PER_SECOND))
         with self.surviving():
             instructions = world.reset(trial)
@@ -187,7 +207,7 @@ class Run:
 
     @contextmanager
     def surviving(self) -> Iterator[None]:
-        """A crash inside ends the trial and nothing else."""
+        """Context in which a crash of the simulator ends this trial only."""
         try:
             yield
         except SimulatorCrash as crash:
@@ -195,16 +215,16 @@ class Run:
             log.warning("%s: %s", self.trial.id, crash)
 
     @property
-    def recorded(self) -> bool:
-        """Whether pictures are taken."""
+    def has_video(self) -> bool:
+        """Whether a video of the trial is made."""
         return self._recorder is not None
 
     def observe(self) -> Frame:
-        """What the policy may see now."""
+        """The policy's views and the pose now."""
         return self.world.observe(self._views)
 
     def committed(self) -> Committed:
-        """One row: what will be commanded at the clip's frame times while the next chunk is planned."""
+        """One row: the commands at the clip's frame times that are due while the next chunk is planned."""
         count, stride = self._protocol.prefix, self._stride
         actions, valid = torch.zeros(1, count, 8), torch.zeros(1, count, dtype=torch.bool)
         if self._schedule is not None:
@@ -213,56 +233,58 @@ class Run:
         return Committed(actions, valid)
 
     def execute(self, chunk: Chunk) -> None:
-        """Follow a chunk until a new one is wanted or the trial has ended."""
-        hz, plan, steps = self.world.control_hz, chunk.plan, self._budget - self._steps
+        """Follow a chunk until a new one is due or the trial has ended."""
+        hz, planned, steps = self.world.control_hz, chunk.planned, self._budget - self._steps
         if self._protocol.execution == "receding":
-            frames = min(self._protocol.execute_frames, len(plan.actions))
-            steps = min(steps, control_steps(frames, plan.dt, hz))
-        whole = max(steps, ceil(len(plan.actions) * plan.dt * hz - 1e-6))
+            frames = min(self._protocol.execute_frames, len(planned.actions))
+            steps = min(steps, control_steps(frames, planned.dt, hz))
+        whole = max(steps, ceil(len(planned.actions) * planned.dt * hz - 1e-6))
         limit = self._protocol.max_position_std
-        seam = self._follow(Schedule.of(plan, self.world.pose(), self._last_valid, limit, hz, whole))
-        self._plans += 1
-        self._keep(chunk, seam)
+        schedule = CommandSchedule.of(planned, self.world.pose(), self._last_valid, limit, hz, whole)
+        seam = self._append(schedule)
+        self._chunks += 1
+        self._keep_generated(chunk, seam)
         if self._recorder is not None:
-            self._recorder.plan(chunk.generated, len(plan.actions), plan.dt)
-            if self._plans == 1:
+            self._recorder.begin_chunk(chunk.generated, len(planned.actions), planned.dt)
+            if self._chunks == 1:
                 self._recorder.add(self.observe(), 0.0)
         for index in range(steps):
             assert self._schedule is not None
             step = self._schedule[self._steps : self._steps + 1]
             if step.begins[0]:
-                if self._replans(seam):
+                if self._must_replan(seam):
                     return
-                self._enter(step)
+                self._begin_action(step)
             if self.stop_reason is None:
                 self._step(step.poses[0], (index + 1) / hz)
             if self.stop_reason is not None:
                 return
 
-    def _keep(self, chunk: Chunk, seam: int) -> None:
-        """Of a chunk, what explains a failure."""
-        count = len(chunk.plan.actions)
+    def _keep_generated(self, chunk: Chunk, seam: int) -> None:
+        """Keep what explains a failure."""
+        count = len(chunk.planned.actions)
         if self._protocol.execution == "receding":
             count = min(count, self._protocol.execute_frames + self._protocol.prefix)
         images = None if chunk.action_images is None else chunk.action_images[:, :, :count].clone()
-        self._pictured.append(Pictured(self._steps, seam, chunk.plan.dt, count, images, chunk.cameras))
+        kept = GeneratedChunk(self._steps, seam, chunk.planned.dt, count, images, chunk.cameras)
+        self._generated_chunks.append(kept)
 
-    def _replans(self, seam: int) -> bool:
-        """Whether to plan again instead of beginning an action: it is vague, or is behind a vague first one.
+    def _must_replan(self, seam: int) -> bool:
+        """Whether to replan instead of beginning an action: it, or the chunk's first one, has low confidence.
 
         Args:
             seam: the chunk's own first step, whose action always takes its time.
         """
         assert self._schedule is not None
-        if self._protocol.vague != "replan" or self._steps <= seam:
+        if self._protocol.low_confidence != "replan" or self._steps <= seam:
             return False
-        vague = bool(self._schedule.vague[self._steps])
+        low = bool(self._schedule.low_confidence[self._steps])
         if not self._protocol.prefix:  # else it is committed, and counts when it is held
-            self._vague += vague
-        return vague or bool(self._schedule.vague[seam])
+            self._low_confidence += low
+        return low or bool(self._schedule.low_confidence[seam])
 
-    def _follow(self, fresh: Schedule) -> int:
-        """Go on with a new chunk behind what is committed of the old one; note the jump between the two.
+    def _append(self, fresh: CommandSchedule) -> int:
+        """Append a new chunk's commands behind those committed of the old one; note the jump at the seam.
 
         Returns:
             The step at which the new chunk takes over.
@@ -274,8 +296,8 @@ class Run:
         kept = min(self._protocol.prefix * self._stride, len(old) - self._steps)
         self._committed += kept // self._stride
         seam = self._steps + kept
-        self._seams.append(jump(old.going_on(seam), fresh.poses[min(kept, len(fresh) - 1)]))
-        self._schedule = old[:seam].then(fresh[kept:])
+        self._seams.append(jump(old.extrapolated(seam), fresh.poses[min(kept, len(fresh) - 1)]))
+        self._schedule = old[:seam].followed_by(fresh[kept:])
         return seam
 
     def result(self) -> TrialResult:
@@ -287,50 +309,52 @@ class Run:
             stop_reason=self.stop_reason,
             steps=self._steps,
             seconds=self._steps / self.world.control_hz,
-            plans=self._plans,
+            chunks=self._chunks,
             invalid_frames=self._invalid,
             unreached_steps=self._unreached,
             diagnostics={} if self._error else _floats(self.world.diagnostics()),
-            recording=None if self._recorder is None or self._error else self._recorder.finish(),
+            video=None if self._recorder is None or self._error else self._recorder.finish(),
             error=self._error,
-            vague_frames=self._vague,
+            low_confidence_frames=self._low_confidence,
             committed_frames=self._committed,
             seams=tuple(self._seams),
-            decoded=self._schedule,
+            commands=self._schedule,
             scene=self.scene,
-            position_std=self._stds(),
-            pictured=() if self.stop_reason == "success" else tuple(self._pictured),
+            position_std=self._position_stds(),
+            generated_chunks=() if self.stop_reason == "success" else tuple(self._generated_chunks),
         )
 
-    def _stds(self) -> tuple[float, ...]:
+    def _position_stds(self) -> tuple[float, ...]:
+        """Standard deviation of every action that was begun."""
         if self._schedule is None:
             return ()
         begun = self._schedule[: self._steps]
         return tuple(float(std) for std in begun.position_std[begun.begins])
 
-    def _enter(self, step: Schedule) -> None:
-        """An action of the chunk begins."""
+    def _begin_action(self, step: CommandSchedule) -> None:
+        """Count an action of the chunk as begun, and stop the trial if it is one invalid action too many."""
         self._last_valid = step.goals[0]
-        self._vague += bool(step.vague[0])
+        self._low_confidence += bool(step.low_confidence[0])
         self._invalid += bool(step.invalid[0])
         self.stop_reason = after_action(bool(step.invalid[0]), self._invalid, self._protocol)
 
     def _step(self, pose: Float[np.ndarray, "8"], since_plan: float) -> None:
-        """One control step, and whether it ends the trial."""
+        """Make one control step, which may stop the trial."""
         outcome = self.world.step(pose)
         self._steps += 1
         self._unreached += not outcome.reached
-        self._streak = 0 if outcome.reached else self._streak + 1
-        self.stop_reason = after_step(outcome, self._streak, self._budget - self._steps, self._protocol)
+        self._unreached_streak = 0 if outcome.reached else self._unreached_streak + 1
+        remaining = self._budget - self._steps
+        self.stop_reason = after_step(outcome, self._unreached_streak, remaining, self._protocol)
         if self._recorder is not None and (self._steps % self._every == 0 or self.stop_reason is not None):
             self._recorder.add(self.observe(), since_plan)
 
 
 def _bytes(video: Float[Tensor, "v 3 t h w"]) -> UInt8[Tensor, "v 3 t h w"]:
-    """Video in [-1, 1] in a quarter of the memory; NaN shows nothing."""
+    """A video in [-1, 1] as bytes, a quarter of the memory; NaN becomes black."""
     levels = (video.detach().float().cpu().nan_to_num(-1) + 1) * 127.5
     return levels.round().clamp(0, 255).to(torch.uint8)
 
 
-def _floats(figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(value) for name, value in figures.items()}
+def _floats(diagnostics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in diagnostics.items()}

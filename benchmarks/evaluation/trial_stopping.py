@@ -9,17 +9,17 @@ StopReason = Literal["success", "failed", "timeout", "invalid", "unreachable", "
 
 
 def outcome_of(reason: str) -> str:
-    """Solved, not solved, or lost by the simulator, of a reason to stop."""
+    """The outcome that a stop reason counts as: "success", "failure" or "crash"."""
     return reason if reason in ("success", "crash") else "failure"
 
 
 def after_action(invalid: bool, count: int, protocol: EvaluationProtocol) -> StopReason | None:
-    """Whether a trial ends as an action begins: it is invalid, and one too many.
+    """The reason to stop a trial as an action begins, which is one invalid action too many; None to continue.
 
     Args:
-        invalid: whether this action is.
+        invalid: whether this action is invalid.
         count: invalid actions of the trial, this one included.
-        protocol: which has the limit.
+        protocol: has the limit.
     """
     return "invalid" if invalid and count > protocol.max_invalid_frames else None
 
@@ -27,13 +27,13 @@ def after_action(invalid: bool, count: int, protocol: EvaluationProtocol) -> Sto
 def after_step(
     step: StepResult, unreached: int, remaining: int, protocol: EvaluationProtocol
 ) -> StopReason | None:
-    """Whether a trial ends with a control step.
+    """The reason to stop a trial after a control step; None to continue.
 
     Args:
-        step: what the simulator says of it.
+        step: the simulator's result of it.
         unreached: steps in a row, this one included, whose pose inverse kinematics could not follow.
         remaining: steps left of the trial's budget.
-        protocol: which has the limit of `unreached`.
+        protocol: has the limit of `unreached`.
     """
     if step.done:
         return "success" if step.success else "failed"

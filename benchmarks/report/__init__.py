@@ -1,1 +1,1 @@
-"""What people read of an evaluation: text tables, a page of HTML, the README's picture."""
+"""Reports of an evaluation: text tables, an HTML page, the README's picture."""

@@ -1,4 +1,4 @@
-"""How a policy acts, as tables of the report: why trials failed, seams, confidence."""
+"""Tables of the report on how a policy acts: reasons of failures, seams, confidence."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ _CONFIDENCE = ("largest standard deviation (mm)", "solved of the trials below it
 
 
 class Table(NamedTuple):
-    """A titled table: cells of its first row, and of the others."""
+    """A table: its title, the cells of its head, and of its rows."""
 
     title: str
     head: Sequence[str]
@@ -36,4 +36,4 @@ def _row(name: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
     failures = [str(summary["failures"].get(verdict, 0)) for verdict in VERDICTS]
     seams = [summary[f"seam_{unit}"] for unit in ("mm", "degrees")]
     jumps = ["none" if seam is None else f"{seam['mean']:.1f}, {seam['max']:.1f}" for seam in seams]
-    return (name, *failures, str(summary["vague_frames"]), *jumps)
+    return (name, *failures, str(summary["low_confidence_frames"]), *jumps)

@@ -1,4 +1,4 @@
-"""One self-contained page about an evaluation: figures, protocol, and videos of trials."""
+"""The report of an evaluation: one self-contained page with metrics, protocol, and videos of trials."""
 
 import json
 from base64 import b64encode
@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from benchmarks.evaluation.trial_recording import Recording
+from benchmarks.evaluation.trial_video import TrialVideo
 from benchmarks.report.acting_tables import acting_tables
-from benchmarks.report.text_tables import apart_title, notes, percent, policy_name
+from benchmarks.report.text_tables import low_ceiling_title, notes, percent, policy_name
 
 _LIMIT = 29_500_000  # bytes of the page; mail and review tools refuse much more
 _RESERVE = 60_000  # of them for the sentence above the videos, headings and crashes' messages between them
@@ -34,8 +34,8 @@ _REASONS = {
 _ORDER = [*list(_REASONS)[1:], "success"]  # of the gallery
 
 
-class _Figure(NamedTuple):
-    """A value in large type."""
+class _Headline(NamedTuple):
+    """A metric in large type at the top of the page."""
 
     value: str
     label: str
@@ -52,7 +52,7 @@ class _Square(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """Success of one task: figures by arm, a square per trial, counts by stop reason."""
+    """Success of one task: a summary by arm, a square per trial, counts by stop reason."""
 
     name: str
     arms: Mapping[str, Mapping[str, Any]]
@@ -61,7 +61,7 @@ class _Task(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """The trials that ended in one way, with cards of those shown; crashes leave a message and no video."""
+    """The trials of one stop reason, with cards of those that are shown; crashes have a message, no video."""
 
     reason: str
     trials: int
@@ -69,31 +69,31 @@ class _Group(NamedTuple):
     errors: Mapping[str, str]
 
 
-def render(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> str:
-    """The page.
+def render(results: Mapping[str, Any], videos: Mapping[str, TrialVideo]) -> str:
+    """The report as HTML.
 
     Args:
         results: content of results.json.
-        recordings: pictures by trial id; failures are shown first, and none past a page of 30 MB.
+        videos: by trial id; those of failures come first, and the page ends before 30 MB.
     """
-    page, values = _ENVIRONMENT.get_template("report.html.j2"), _values(results, recordings)
+    page, values = _ENVIRONMENT.get_template("report.html.j2"), _values(results, videos)
     rest = page.render(values, note="", groups=[])
-    cards = _cards(results, recordings, _LIMIT - _RESERVE - len(rest.encode()))
-    return page.render(values, note=_note(results, recordings, len(cards)), groups=_groups(results, cards))
+    cards = _cards(results, videos, _LIMIT - _RESERVE - len(rest.encode()))
+    return page.render(values, note=_note(results, videos, len(cards)), groups=_groups(results, cards))
 
 
-def _values(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> dict[str, Any]:
-    """What the template shows, apart from the gallery."""
+def _values(results: Mapping[str, Any], videos: Mapping[str, TrialVideo]) -> dict[str, Any]:
+    """The template's values, without those of the gallery."""
     policy = policy_name(results["policy"])
-    tasks = {name: _task(name, results, recordings) for name in results["tasks"]}
+    tasks = {name: _task(name, results, videos) for name in results["tasks"]}
     return {
         "title": f"{policy}: {_percent(results['mean']['policy'])}",
         "policy": policy,
-        "lead": _lead(results),
-        "figures": _figures(results),
-        "tasks": [task for name, task in tasks.items() if name not in results["apart"]],
-        "apart": [tasks[name] for name in results["apart"]],
-        "apart_title": apart_title(results["protocol"]),
+        "lead": _subtitle(results),
+        "headline": _headline(results),
+        "tasks": [task for name, task in tasks.items() if name not in results["low_ceiling"]],
+        "low_ceiling": [tasks[name] for name in results["low_ceiling"]],
+        "low_ceiling_title": low_ceiling_title(results["protocol"]),
         "remarks": f"{'. '.join(note[0].upper() + note[1:] for note in notes(results))}.",
         "diagnostics": {name: _diagnostics(summary) for name, summary in results["tasks"].items()},
         "tables": acting_tables(results),
@@ -105,11 +105,11 @@ def _values(results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> 
     }
 
 
-def _lead(results: Mapping[str, Any]) -> list[str]:
+def _subtitle(results: Mapping[str, Any]) -> list[str]:
     protocol = results["protocol"]
     execution = "one shot, open loop"
     if protocol["execution"] == "receding":
-        execution = f"receding horizon, {protocol['execute_frames']} actions per plan"
+        execution = f"receding horizon, {protocol['execute_frames']} actions per chunk"
     ran, whole = len(results["trials"]), protocol["trials_per_task"] * len(protocol["tasks"])
     return [
         execution,
@@ -119,37 +119,39 @@ def _lead(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _figures(results: Mapping[str, Any]) -> list[_Figure]:
+def _headline(results: Mapping[str, Any]) -> list[_Headline]:
     """The means over tasks, and the share of trials in which some action was invalid."""
     boxes = []
     for arm, rate in results["mean"].items():
         label = _mean_label(arm, results)
         if arm == "policy":
-            boxes.append(_Figure(_percent(rate), label, "main"))
+            boxes.append(_Headline(_percent(rate), label, "main"))
         else:
-            boxes.append(_Figure(_percent(rate), f"{arm}: {_ARMS.get(arm, arm)}"))
+            boxes.append(_Headline(_percent(rate), f"{arm}: {_ARMS.get(arm, arm)}"))
     runs = [trial["policy"] for trial in results["trials"]]
     share = sum(run["invalid_frames"] > 0 for run in runs) / len(runs)
-    return [*boxes, _Figure(_percent(share), "of trials had an invalid action")]
+    return [*boxes, _Headline(_percent(share), "of trials had an invalid action")]
 
 
 def _mean_label(arm: str, results: Mapping[str, Any]) -> str:
-    counts = [summary[arm] for name, summary in results["tasks"].items() if name not in results["apart"]]
+    counts = [
+        summary[arm] for name, summary in results["tasks"].items() if name not in results["low_ceiling"]
+    ]
     label = f"success, {sum(c['successes'] for c in counts)} of {sum(c['trials'] for c in counts)} trials"
     label += f", mean over {len(counts)} tasks" if len(counts) > 1 else ""
-    label += f", {len(results['apart'])} apart" if results["apart"] else ""
+    label += f", {len(results['low_ceiling'])} apart" if results["low_ceiling"] else ""
     if (interval := results["mean_interval"][arm]) is not None:
         label += ", 95 % in [{:.0f}, {:.0f}]".format(*(100 * end for end in interval))
     return label
 
 
-def _task(name: str, results: Mapping[str, Any], recordings: Mapping[str, Recording]) -> _Task:
+def _task(name: str, results: Mapping[str, Any], videos: Mapping[str, TrialVideo]) -> _Task:
     summary = results["tasks"][name]
     counts = summary["stop_reasons"]
     return _Task(
         name,
         {arm: summary[arm] for arm in results["mean"]},
-        [_square(trial, trial["id"] in recordings) for trial in results["trials"] if trial["task"] == name],
+        [_square(trial, trial["id"] in videos) for trial in results["trials"] if trial["task"] == name],
         {reason: counts[reason] for reason in _REASONS if reason in counts},
     )
 
@@ -162,7 +164,7 @@ def _square(trial: Mapping[str, Any], shown: bool) -> _Square:
 
 def _diagnostics(summary: Mapping[str, Any]) -> dict[str, str]:
     return {
-        **_measured(summary["diagnostics"]),
+        **_with_units(summary["diagnostics"]),
         "seconds per trial": _number(summary["mean_seconds"]),
         "invalid actions": str(summary["invalid_frames"]),
         "steps out of reach": str(summary["unreached_steps"]),
@@ -177,12 +179,12 @@ def _protocol(results: Mapping[str, Any]) -> dict[str, str]:
     rules = {key: value for key, value in protocol.items() if key not in ("clip", "simulator")}
     settings = protocol["simulator"]["init_args"]
     for prefix, part in (("", rules), ("clip: ", protocol["clip"]), ("simulator: ", settings)):
-        facts |= {prefix + key.replace("_", " "): _plain(value) for key, value in part.items()}
+        facts |= {prefix + key.replace("_", " "): _value_text(value) for key, value in part.items()}
     return facts
 
 
 def _filters(results: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Labels of buttons, by the attribute of a trial that they choose and its value."""
+    """Labels of the filter buttons, by the attribute of a trial that they filter by and its value."""
     filters = {"outcome": {"all": "All", "failure": "Failures", "success": "Successes"}}
     if len(results["tasks"]) > 1:
         filters["task"] = {"all": "All tasks", **{name: name for name in results["tasks"]}}
@@ -190,13 +192,13 @@ def _filters(results: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def _cards(
-    results: Mapping[str, Any], recordings: Mapping[str, Recording], room: int
+    results: Mapping[str, Any], videos: Mapping[str, TrialVideo], room: int
 ) -> list[tuple[str, Markup]]:
-    """Stop reasons and cards of trials within so many bytes, failures first."""
-    trials = [trial for trial in results["trials"] if trial["id"] in recordings]
+    """Stop reasons and cards of as many trials as fit into `room` bytes, failures first."""
+    trials = [trial for trial in results["trials"] if trial["id"] in videos]
     cards: list[tuple[str, Markup]] = []
     for trial in sorted(trials, key=lambda trial: _ORDER.index(trial["policy"]["stop_reason"])):
-        card = _card(trial, recordings[trial["id"]])
+        card = _card(trial, videos[trial["id"]])
         room -= len(card.encode())
         if room < 0:
             break
@@ -204,18 +206,18 @@ def _cards(
     return cards
 
 
-def _card(trial: Mapping[str, Any], recording: Recording) -> Markup:
+def _card(trial: Mapping[str, Any], video: TrialVideo) -> Markup:
     run = trial["policy"]
-    figures = {"": f"{run['seconds']:.1f} s", "plans": str(run["plans"])}
-    figures |= {"invalid": str(run["invalid_frames"])} if run["invalid_frames"] else {}
+    metrics = {"": f"{run['seconds']:.1f} s", "chunks": str(run["chunks"])}
+    metrics |= {"invalid": str(run["invalid_frames"])} if run["invalid_frames"] else {}
     card = _ENVIRONMENT.get_template("trial_card.html.j2").render(
         trial=trial,
-        recording=recording,
+        video=video,
         kind={"success": "good", "failed": "bad"}.get(run["stop_reason"], ""),
         reason=_REASONS[run["stop_reason"]],
-        poster=_data("image/png", recording.poster),
-        video=_data("video/mp4", recording.video),
-        figures=figures | _measured(run["diagnostics"]),
+        poster=_data_url("image/png", video.poster),
+        mp4=_data_url("video/mp4", video.mp4),
+        metrics=metrics | _with_units(run["diagnostics"]),
     )
     return Markup(card)  # its values were escaped as it was rendered
 
@@ -231,35 +233,35 @@ def _groups(results: Mapping[str, Any], cards: Sequence[tuple[str, Markup]]) -> 
     return groups
 
 
-def _note(results: Mapping[str, Any], recordings: Mapping[str, Recording], shown: int) -> str:
+def _note(results: Mapping[str, Any], videos: Mapping[str, TrialVideo], shown: int) -> str:
     """A sentence on what the gallery shows."""
-    recorded = sum(trial["id"] in recordings for trial in results["trials"])
-    if not recorded:
-        return "No trial was recorded."
+    count = sum(trial["id"] in videos for trial in results["trials"])
+    if not count:
+        return "No trial has a video."
     note = (
         f"{shown} of {len(results['trials'])} trials, chosen before they ran (the first of every task), "
         "by how they ended, failures first. Videos run in real time; click to pause. In action images red is "
         "the tool centre point, green and blue are points along its axes, the blue background is the "
         "gripper's openness."
     )
-    if shown < recorded:
-        note += f" {recorded - shown} more recorded trials would have made the page too large."
+    if shown < count:
+        note += f" {count - shown} more videos would have made the page too large."
     return note
 
 
-def _data(kind: str, content: bytes) -> str:
+def _data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{b64encode(content).decode()}"
 
 
 def _percent(rate: float | None) -> str:
-    """With a space that does not break."""
+    """A rate in whole percents, with a no-break space."""
     return percent(rate).replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _measured(figures: Mapping[str, float | None]) -> dict[str, str]:
-    """Words and values of a simulator's figures, whose names end with their unit where they have one."""
+def _with_units(diagnostics: Mapping[str, float | None]) -> dict[str, str]:
+    """Names and values of a simulator's diagnostics; the unit that ends a name goes behind its value."""
     found = {}
-    for key, value in figures.items():
+    for key, value in diagnostics.items():
         name, _, unit = key.rpartition("_")
         known = bool(name) and unit in _UNITS
         number = _number(value)
@@ -272,7 +274,7 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"
 
 
-def _plain(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(value)
     if isinstance(value, Sequence) and not isinstance(value, str):

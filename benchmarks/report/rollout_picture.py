@@ -1,8 +1,8 @@
-"""An animated picture of a demonstration beside its action images, as the README shows one.
+"""Writes the README's animated picture of a demonstration next to its action images.
 
     python -m benchmarks.report.rollout_picture docs/rollout.webp
 
-A row per view: what the camera sees, the action images drawn of the tool's poses, and both over one another.
+A row per view: the camera's picture, the action images drawn of the tool's poses, and the two overlaid.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from benchmarks.simulators.tabletop.simulator import Tabletop
 
 MAX_BYTES = 400_000  # of a picture in a README
 _QUALITY = 70  # of WebP
-_SECONDS_AT_END = 0.8  # the last picture stays so long, or the end of a loop could not be seen
+_SECONDS_AT_END = 0.8  # how long the last picture stays, so that the end of the loop can be seen
 
 
 def demonstration(task: str, views: Sequence[str], size: int, hz: float = 10.0) -> Episode:
@@ -61,14 +61,14 @@ def encode_webp(frames: UInt8[np.ndarray, "t h w 3"], hz: float) -> bytes:
         ValueError: more bytes than a README's picture may have.
     """
     pictures = [Image.fromarray(frame) for frame in frames]
-    lasting = [round(1000 / hz)] * (len(pictures) - 1) + [round(1000 * _SECONDS_AT_END)]
+    durations = [round(1000 / hz)] * (len(pictures) - 1) + [round(1000 * _SECONDS_AT_END)]  # ms
     data = io.BytesIO()
     pictures[0].save(
         data,
         "WEBP",
         save_all=True,
         append_images=pictures[1:],
-        duration=lasting,
+        duration=durations,
         loop=0,
         quality=_QUALITY,
         method=6,
@@ -87,7 +87,7 @@ def _stack(frames: Sequence[Frame], views: Sequence[str], name: str) -> Float[Te
 
 def main() -> None:
     """Write the picture."""
-    parser = argparse.ArgumentParser(description="A demonstration beside its action images, as a WebP.")
+    parser = argparse.ArgumentParser(description="A demonstration next to its action images, as a WebP.")
     parser.add_argument("out", type=Path, help="file to write")
     parser.add_argument("--task", default="pick_up_cup", help="of the tabletop suite")
     parser.add_argument("--views", nargs="+", default=["front", "left_shoulder"])

@@ -1,4 +1,4 @@
-"""Figures of an evaluation as lines of text."""
+"""Results of an evaluation as lines of text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,47 +12,47 @@ def results_table(results: Mapping[str, Any]) -> str:
     """
     tasks, arms = results["tasks"], list(results["mean"])
     rows = [["task", "trials", *arms]]
-    rows += [_row(name, tasks[name], arms) for name in tasks if name not in results["apart"]]
-    mean = [_bounded(results["mean"][arm], results["mean_interval"][arm]) for arm in arms]
+    rows += [_row(name, tasks[name], arms) for name in tasks if name not in results["low_ceiling"]]
+    mean = [_rate_with_interval(results["mean"][arm], results["mean_interval"][arm]) for arm in arms]
     rows.append(["mean over tasks", str(sum(int(row[1]) for row in rows[1:])), *mean])
-    low = [_row(name, tasks[name], arms) for name in results["apart"]]
+    low = [_row(name, tasks[name], arms) for name in results["low_ceiling"]]
     table = aligned([*rows, *low])
     lines = [*table[: len(rows)], *notes(results), f"protocol {results['protocol_hash'][:16]}"]
     if low:
-        lines += ["", apart_title(results["protocol"]), *table[len(rows) :]]
+        lines += ["", low_ceiling_title(results["protocol"]), *table[len(rows) :]]
     return "\n".join(lines)
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """What a reader of the rates must know."""
+    """Remarks on the rates: intervals, a missing ceiling, crashes, scenes that differ between arms."""
     summaries, arms = results["tasks"].values(), results["mean"]
-    said = ["95 % intervals: Wilson's; of the mean over these tasks: MOVER from Wilson's"]
+    lines = ["95 % intervals: Wilson's; of the mean over these tasks: MOVER from Wilson's"]
     if "ceiling" not in arms:
-        said.append("no ceiling was run: every task is in the mean, also those that allow no success")
+        lines.append("no ceiling was run: every task is in the mean, also those that allow no success")
     lost = {arm: sum(one["crashes"][arm] for one in summaries) for arm in arms}
     if any(lost.values()):
         counts = ", ".join(f"{arm} {count}" for arm, count in lost.items())
-        said.append(f"lost to crashes of the simulator (not solved; left out of the ceiling): {counts}")
+        lines.append(f"lost to crashes of the simulator (not solved; left out of the ceiling): {counts}")
     if other := sum(one["other_scenes"] for one in summaries):
-        said.append(f"{other} trials had another scene in some arm, and are left out of the ceiling")
-    return said
+        lines.append(f"{other} trials had another scene in some arm, and are left out of the ceiling")
+    return lines
 
 
 def policy_name(policy: Mapping[str, Any]) -> str:
-    """The class, and what it wraps if it wraps a policy."""
+    """The policy's class, and the class of the policy that it wraps, if any."""
     wrapped = policy["config"].get("policy")
     path = wrapped.get("class_path") if isinstance(wrapped, Mapping) else wrapped
     name: str = policy["name"].rpartition(".")[2]
     return f"{name}: {path.rpartition('.')[2]}" if isinstance(path, str) else name
 
 
-def apart_title(protocol: Mapping[str, Any]) -> str:
-    """Why some tasks are listed apart."""
+def low_ceiling_title(protocol: Mapping[str, Any]) -> str:
+    """Title of the tasks that are listed apart from the mean."""
     return f"in no mean: the ceiling is below {percent(protocol['min_ceiling'])}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns, the first to the left and the others to the right."""
+    """Rows as lines of equally wide columns, the first left-aligned and the others right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
@@ -61,19 +61,16 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def percent(rate: float | None) -> str:
-    """Whole percents; "none" where there is nothing to average."""
+    """A rate in whole percents; "none" where there is nothing to average."""
     return "none" if rate is None else f"{100 * rate:.0f} %"
 
 
 def _row(name: str, summary: Mapping[str, Any], arms: Sequence[str]) -> list[str]:
-    return [name, str(summary["policy"]["trials"]), *(_rate(summary[arm]) for arm in arms)]
+    rates = (_rate_with_interval(summary[arm]["rate"], summary[arm]["interval"]) for arm in arms)
+    return [name, str(summary["policy"]["trials"]), *rates]
 
 
-def _rate(figures: Mapping[str, Any]) -> str:
-    return _bounded(figures["rate"], figures["interval"])
-
-
-def _bounded(rate: float | None, interval: Sequence[float] | None) -> str:
+def _rate_with_interval(rate: float | None, interval: Sequence[float] | None) -> str:
     if interval is None:
         return percent(rate)
     low, high = (100 * end for end in interval)

@@ -1,1 +1,1 @@
-"""Worlds to act in, each behind `benchmarks.simulator.Simulator`."""
+"""Simulators, each behind the contract `benchmarks.simulator.Simulator`."""

@@ -1,1 +1,1 @@
-"""Benchmarks of speed and accuracy: each file prints its own table."""
+"""Measurements of speed, memory and accuracy: each file is a command that prints its own table."""

@@ -1,9 +1,9 @@
-"""What the backbones cost: `python -m benchmarks.speed.backbones [--tiny]`.
+"""Costs of the backbones in time and memory: `python -m benchmarks.speed.backbones [--tiny]`.
 
 With `--tiny`: every tiny twin on this machine, each in a process of its own (parameters, ms per training
-step, ms per chunk, peak memory), and one ratio per mechanism, measured side by side. Without: the released
+step, ms per chunk, peak memory), and one ratio per mechanism, measured in one process. Without: the released
 models at 512 x 512, 41 frames, 2 views, with random weights: computed parameters, tokens and TFLOP always;
-times on a GPU where there is one, and the word that nothing was run where there is none.
+times where there is a GPU, else a line that nothing was run.
 """
 
 import json
@@ -25,7 +25,15 @@ from backbones.base import VideoBackbone
 from backbones.codecs.patch import PatchCodec
 from backbones.conditions.prompts import HashedWords
 from backbones.wan import Wan, WanVAE
-from benchmarks.speed.measuring import canvas_of, chunk, flops, interleaved, shipped, whole_clip
+from benchmarks.speed.measuring import (
+    canvas_of,
+    chunk,
+    fitting_size,
+    flops,
+    interleaved,
+    shipped,
+    whole_clip,
+)
 from benchmarks.speed.on_gpu import print_measured
 from benchmarks.speed.sizes import SIZES, build
 
@@ -37,7 +45,7 @@ def main(tiny: bool = False, steps: int = 4, only: str | None = None) -> None:
     """Print the tables; the parser at the end says what the arguments mean."""
     torch.set_num_threads(1)
     if only is not None:
-        print(json.dumps(tiny_figures(only, steps)))
+        print(json.dumps(tiny_costs(only, steps)))
     elif tiny:
         print_twins(steps)
         print_mechanisms(steps)
@@ -52,7 +60,7 @@ def main(tiny: bool = False, steps: int = 4, only: str | None = None) -> None:
 # ---------------------------------------------------------------------- tiny twins
 
 
-def tiny_figures(name: str, steps: int) -> dict[str, float]:
+def tiny_costs(name: str, steps: int) -> dict[str, float]:
     """Parameters, milliseconds and memory of one tiny twin: 64 px, 9 frames, 2 views."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     torch.manual_seed(0)
@@ -67,9 +75,9 @@ def tiny_figures(name: str, steps: int) -> dict[str, float]:
         loss.backward()
         optimizer.step()
 
-    acting, told = canvas_of(backbone, "policy", (64, 64), 9)
-    start = torch.randn_like(acting.clean)
-    found = interleaved({"step": train, "chunk": lambda: chunk(backbone, acting, told, start, steps)}, 5)
+    canvas, context = canvas_of(backbone, "policy", (64, 64), 9)
+    start = torch.randn_like(canvas.clean)
+    found = interleaved({"step": train, "chunk": lambda: chunk(backbone, canvas, context, start, steps)}, 5)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     parameters = sum(p.numel() for p in backbone.denoiser.parameters())
     return {"parameters": parameters / 1e6, "memory": (after - before) / 1024, **found}
@@ -98,7 +106,7 @@ def print_twins(steps: int) -> None:
 
 
 def print_mechanisms(steps: int) -> None:
-    """One ratio per mechanism, both sides in one run."""
+    """Print one ratio per mechanism, both sides measured in one run."""
     print("mechanisms, one thread, least CPU time of several turns")
     torch.manual_seed(0)
     model = shipped("wan-tiny")
@@ -114,8 +122,8 @@ def print_mechanisms(steps: int) -> None:
     _ratio("sampler over its bare forwards", found["sample"] / found["bare"] - 1, "<= 10 %", percent=True)
     runs: dict[str, Callable[[], object]] = {}
     for name in ("joint", "policy"):
-        seen, told = canvas_of(model, name, (64, 64), 41)
-        runs[name] = partial(model.sample, seen, told, torch.randn_like(seen.clean), steps)
+        canvas, context = canvas_of(model, name, (64, 64), 41)
+        runs[name] = partial(model.sample, canvas, context, torch.randn_like(canvas.clean), steps)
     found = interleaved(runs, 5)
     _ratio(
         "joint canvas over policy canvas, 41 frames, equal steps", found["joint"] / found["policy"], ">= 1.6"
@@ -133,7 +141,7 @@ def _print_prefix() -> None:
 
 
 def _print_cache(steps: int) -> None:
-    """The key/value cache against the same one-way model without it, and against their work."""
+    """Print time and FLOPs of the key/value cache over those of the same one-way model without it."""
     models = {}
     for cached in (False, True):
         torch.manual_seed(0)
@@ -205,8 +213,7 @@ def computed(name: str, size: tuple[int, int], frames: int, steps: int = 4) -> l
         model = build(name)
         spec, u = model.spec, torch.zeros(1)
         frames = whole_clip(spec, frames)
-        if spec.only_grid is not None:
-            size = (spec.only_grid[0] * spec.spatial_stride, spec.only_grid[1] * spec.spatial_stride)
+        size = fitting_size(spec, size)
         tokens, work = [], []
         for each in ("joint", "policy"):
             canvas, context = canvas_of(model, each, size, frames)
@@ -233,9 +240,11 @@ def computed(name: str, size: tuple[int, int], frames: int, steps: int = 4) -> l
 def adapters(model: VideoBackbone) -> str:
     """Millions of parameters that the adapter adds: without the first observation's latent, and with it."""
     owner = model.denoiser.get_submodule(model.input_projection)
-    told = sum(p.numel() for p in owner.extra.parameters()) / condition_channels(model.spec)
+    per_channel = sum(p.numel() for p in owner.extra.parameters()) / condition_channels(model.spec)
     variants = sorted({False, model.spec.first_observation})
-    sizes = [told * condition_channels(replace(model.spec, first_observation=each)) for each in variants]
+    sizes = [
+        per_channel * condition_channels(replace(model.spec, first_observation=each)) for each in variants
+    ]
     return " / ".join(f"{size / 1e6:.2f}" for size in sizes) + " M"
 
 
@@ -243,5 +252,5 @@ if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="measure the tiny twins on this machine")
     parser.add_argument("--steps", type=int, default=4, help="sampling steps of a chunk")
-    parser.add_argument("--only", help="one tiny YAML by its name; prints its figures as JSON")
+    parser.add_argument("--only", help="one tiny YAML by its name; prints its costs as JSON")
     main(**vars(parser.parse_args()))

@@ -1,11 +1,11 @@
-"""What a cache of latents saves: `python -m benchmarks.speed.cache`; all ratios in one run, by CPU time.
+"""Time that a cache of latents saves: `python -m benchmarks.speed.cache`; all ratios in one run, by CPU time.
 
 Episodes are long and have five views of which a clip uses two. Samples per second of the shard loader with
 latents are compared with a plain loader that decodes a sample's episode whole, all views; training steps with
 latents with the same steps that decode and encode, and with steps that send eight clips through the video
 autoencoder, as the released recipe does (observation, action, ray directions and moments of two views).
 The autoencoder is Wan's own, tiny and with random weights; the denoiser is tiny too, so the ratios of steps
-tell the mechanism, not what a released size gains.
+show that the mechanism works, not the gain at a released size.
 """
 
 import os
@@ -23,7 +23,7 @@ from ai_wam.canvas import latent_rays, plan
 from ai_wam.types import Batch, Clip
 from backbones.conditions.prompts import HashedWords
 from backbones.wan import Wan, WanVAE
-from benchmarks.speed.data import USED, VIEWS, rival_rate, whole_mp4s
+from benchmarks.speed.data import USED, VIEWS, baseline_rate, whole_mp4s
 from benchmarks.speed.measuring import interleaved
 from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.clip_dataset import ClipDataset, Collate
@@ -47,14 +47,14 @@ def main(
     samples: int = 512,
     lengths: tuple[int, ...] = (9, 41),
 ) -> None:
-    """Record, cache, read in all ways, train some steps, print all with the bar.
+    """Write episodes and a cache, read in all ways, train some steps, print all with the bar.
 
     Args:
         episodes: episodes recorded.
         frames: frames per episode.
         size: height and width, pixels.
         every: frames from one window to the next; the first of them is what a cache stores.
-        samples: read with latents per measurement; the rival reads eight.
+        samples: read with latents per measurement; the baseline reads eight.
         lengths: frames of a clip.
     """
     torch.set_num_threads(1)
@@ -82,7 +82,7 @@ def _compare(shards: ShardSet, windows: Windows, samples: int) -> None:
     cache = find_cache(shards, wanted).cache
     assert cache is not None
     cached = ClipDataset([shards], windows, caches=[cache])
-    ours, theirs = rate(cached, samples), rival_rate(shards, clip, 8, whole_mp4s)
+    ours, theirs = rate(cached, samples), baseline_rate(shards, clip, 8, whole_mp4s)
     verdict = "met" if ours / theirs >= _FASTER else "MISSED"
     print(
         f"{clip.frames} frames: cached at {len(plain) / spent:.1f} windows/s, {stored / 1e3:.0f} kB each; "
@@ -155,7 +155,7 @@ class _Training:
     optimizer: torch.optim.Optimizer
 
     def __call__(self, batch: Batch) -> None:
-        """Encode what is not known yet, then forward, backward and step."""
+        """Encode what is not cached, then forward, backward and step."""
         canvas = self.task.training_canvas(batch, plan("joint"))
         context = self.task.backbone.encode_context(batch.prompts, batch.video[:, :, :, :1], batch.view_mask)
         loss = self.task.backbone.loss(canvas, context, torch.full((len(batch.keys),), 0.5), canvas.clean)

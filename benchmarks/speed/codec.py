@@ -66,13 +66,13 @@ class Condition:
 
     Attributes:
         name: as printed.
-        bar: None for lines that only inform.
+        bar: None for lines without one.
         damage: from clean images to what is decoded.
         size: pixels of the square images.
         views: number of cameras.
-        cameras: a rig other than the usual, from (frames, size).
+        cameras: makes a rig other than the usual one, from (frames, size).
         replaced: "black" or "wrong": what a random view shows on 30 % of the steps.
-        calibrated: whether the predicted standard deviations are judged too.
+        calibrated: whether the predicted standard deviations have a bar too.
         frames: of a clip.
     """
 
@@ -158,7 +158,7 @@ def conditions() -> list[Condition]:
 
 
 class Report:
-    """Prints lines and remembers whether any missed its bar.
+    """Prints lines and collects those that missed their bar.
 
     Args:
         quick: few clips are drawn, so ratios may miss their bars by two standard errors.
@@ -172,19 +172,19 @@ class Report:
         """Two standard errors of a mean squared error, relative, from three numbers per step."""
         return 2 * math.sqrt(2 / (3 * len(errors.flagged))) if self._quick else 0.0
 
-    def line(self, name: str, figures: str, met: bool | None) -> None:
-        """One line; `met` is None where there is no bar."""
+    def line(self, name: str, values: str, met: bool | None) -> None:
+        """Print one line; `met` is None where there is no bar."""
         if met is False:
             self.missed.append(name)
         verdict = {True: "pass", False: "MISSED", None: "info"}[met]
-        print(f"  {name:33s} {figures}  {verdict}", flush=True)
+        print(f"  {name:33s} {values}  {verdict}", flush=True)
 
 
 def report_accuracy(report: Report, clips: int) -> None:
     """Errors, flags, and squared errors per degree of freedom over predicted variances (1 is perfect)."""
     print(
         f"Accuracy, {clips} clips of {FRAMES} frames: p95 of kept steps (mm, degrees), squared errors over "
-        "predicted variances (position, rotation; 0.8-1.3 where judged), gripper right, flagged"
+        "predicted variances (position, rotation; 0.8-1.3 where there is a bar), gripper right, flagged"
     )
     for condition in conditions():
         _report_condition(report, condition, condition.run(clips))
@@ -209,11 +209,11 @@ def _report_condition(report: Report, condition: Condition, errors: Errors) -> N
         slack = report.slack(errors)
         met &= not condition.calibrated or all(0.8 - slack <= score <= 1.3 + slack for score in scores)
     allowed = "" if bar is None or bar.position is None else f"(<= {bar.position:.4g}, {bar.rotation:.4g})"
-    figures = (
+    values = (
         f"{position:8.4f} {rotation:8.4f} {allowed:17s}| {scores[0]:5.2f} {scores[1]:5.2f} | {gripper:4.0%}"
     )
     flags = f"{clean:6.1%}" + (f" of clean, {hit:.1%} of hit" if split else "")
-    report.line(f"{condition.size} px: {condition.name}", f"{figures} | {flags}", met)
+    report.line(f"{condition.size} px: {condition.name}", f"{values} | {flags}", met)
 
 
 def report_bound(report: Report, clips: int) -> None:
@@ -230,8 +230,8 @@ def report_bound(report: Report, clips: int) -> None:
         errors, bound = Errors.join(parts), torch.tensor(bounds).square().mean(0).sqrt()
         rms = [float(errors.kept(e).square().mean().sqrt()) for e in (errors.position, errors.rotation)]
         ratios = [rms[i] / float(level * bound[i]) for i in (0, 1)]
-        figures = f"{rms[0]:.3f} mm / {ratios[0]:.3f}   {rms[1]:.3f} deg / {ratios[1]:.3f}"
-        report.line(f"{size} px: noise {level}", figures, max(ratios) <= 1.10 + report.slack(errors) / 2)
+        values = f"{rms[0]:.3f} mm / {ratios[0]:.3f}   {rms[1]:.3f} deg / {ratios[1]:.3f}"
+        report.line(f"{size} px: noise {level}", values, max(ratios) <= 1.10 + report.slack(errors) / 2)
 
 
 def dense_images(
@@ -240,7 +240,7 @@ def dense_images(
     size: tuple[int, int],
     tokenizer: ActionImageTokenizer = TOKENIZER,
 ) -> Float[Tensor, "b v 3 t h w"]:
-    """The encoding stated plainly: every pixel of every channel by its distance to the projected point."""
+    """Reference encoding: every pixel of every channel by its distance to the projected point."""
     b, v, t = cameras.shape
     h, w = size
     points = tool_points(actions.double(), tokenizer.axis_length)[:, None].expand(b, v, t, 3, 3)
@@ -257,7 +257,7 @@ def dense_images(
 
 
 def _cpu_milliseconds(function: Callable[[], object], repeats: int) -> float:
-    """Least CPU time of all threads over the repeats: other work on the machine hardly counts into it."""
+    """Least CPU time of all threads over the repeats, which other work on the machine hardly changes."""
     function()
     best = math.inf
     for _ in range(repeats):
@@ -291,17 +291,17 @@ def report_speed(report: Report, repeats: int) -> None:
         )
         gain, copies = ms["dense"] / ms["fresh"], ms["reused"] / ms["fill"]
         fills = ms["decode"] / ms["fill"]
-        lines = {  # name: figures, met; smaller images are bound by the number of calls, not by pixels
+        lines = {  # name: values, met; smaller images are bound by the number of calls, not by pixels
             "encode": (f"{ms['fresh']:7.2f} ms, dense / this = {gain:.1f} (>= 15)", gain >= 15),
             "encode, out=": (f"{ms['reused']:7.2f} ms = {copies:.2f} fills (<= 4)", copies <= 4),
             "decode": (f"{ms['decode']:7.2f} ms = {fills:.1f} fills (<= 13.3)", fills <= 40 / 3),
         }
-        for name, (figures, met) in lines.items():
-            report.line(f"{size} px: {name}", figures, met if size == 256 else None)
+        for name, (values, met) in lines.items():
+            report.line(f"{size} px: {name}", values, met if size == 256 else None)
 
 
 def report_parity(report: Report) -> None:
-    """Largest difference from the plain statement in the released images' convention."""
+    """Print the largest difference from the reference encoding in the released images' convention."""
     print("Parity with the released images' convention (binary openness, pixel centres on integers; <= 1e-5)")
     released = ActionImageTokenizer(binary_openness=True, pixel_center=0.0)
     for size in ((128, 128), (256, 256), (120, 213)):

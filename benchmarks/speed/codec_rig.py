@@ -1,4 +1,4 @@
-"""Scenes, cameras and image damage for measuring the action-image codec, and what is measured."""
+"""Scenes, cameras and image damage for measuring the action-image codec, and its errors and their bound."""
 
 import math
 from collections.abc import Callable
@@ -143,7 +143,7 @@ def patch_codec(channels: int, latent_noise: float = 0.0) -> Callable[[Tensor], 
 
 
 def hit_steps(frames: int, seed: int, share: float = 0.3) -> Bool[Tensor, "t"]:
-    """Which steps are damaged: that share of them."""
+    """Mask of the damaged steps, `share` of all."""
     order = torch.randperm(frames, generator=torch.Generator().manual_seed(seed))
     return order < round(share * frames)
 
@@ -203,7 +203,7 @@ def pose_bound(
 ) -> tuple[float, float]:
     """Cramer-Rao bound for white pixel noise of standard deviation 1: RMS millimetres and degrees.
 
-    Stated from the images alone: every pixel's derivative by the blob's place, the place's by the pose.
+    From every pixel's derivative by the blob's place, and the place's derivative by the pose.
     """
     std = tokenizer.blob_std * size
     offset = torch.arange(size, dtype=torch.float64) + tokenizer.pixel_center

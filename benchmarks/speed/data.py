@@ -1,8 +1,8 @@
-"""The shard loader against its bars: `python -m benchmarks.speed.data`; all ratios in one run.
+"""Speed and memory of the shard loader, with bars: `python -m benchmarks.speed.data`; all ratios in one run.
 
 Episodes are long, have five views of which a clip uses two, and are stored with a key frame every `gop`
-frames. The rival reads per-episode MP4 files as plain loaders do: it decodes a sample's episode whole, all
-views, and cuts the window out. A second rival seeks to the window first.
+frames. The baseline reads per-episode MP4 files as plain loaders do: it decodes a sample's episode whole, all
+views, and cuts the window out. A second baseline seeks to the window first.
 """
 
 import os
@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding, decode_frames, iterate_video
-from benchmarks.speed.data_scale import measure_scale, write_index
+from benchmarks.speed.data_scale import measure_scale, private_megabytes, write_index
 from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shard_datamodule import ShardDataModule
 from datamodules.shards.convert_source import write_shards
@@ -38,8 +38,8 @@ class Memory:
 
     Attributes:
         base: after all imports.
-        grown: what came on top while it worked.
-        largest: the largest of all moments, on top of the base; by the kernel's high-water mark.
+        grown: growth while it worked.
+        largest: largest growth at any moment, by the kernel's high-water mark.
     """
 
     base: float
@@ -48,14 +48,14 @@ class Memory:
 
 
 def main(episodes: int = 6, frames: int = 400, size: int = 128, gop: int = 1, samples: int = 128) -> None:
-    """Write episodes, read them in both ways, measure memory and conversion, print all with their bars.
+    """Write episodes, read them by shards and baselines, measure memory and conversion, print all with bars.
 
     Args:
         episodes: episodes written.
         frames: frames per episode.
         size: height and width, pixels.
         gop: frames from one key frame of the shards to the next.
-        samples: samples read per measurement; the rivals read an eighth of them.
+        samples: samples read per measurement; the baselines read an eighth of them.
     """
     torch.set_num_threads(1)
     source = MovingSquares(episodes, frames, (size, size), views=VIEWS)
@@ -67,15 +67,16 @@ def main(episodes: int = 6, frames: int = 400, size: int = 128, gop: int = 1, sa
             for stride in (1, 4):
                 clip = Clip(frames=length, stride=stride, size=(size, size), views=USED)
                 _compare(str(folder), clip, samples)
-        _print_memory("worker, these episodes", _apart(_read, str(folder), size))
+        _print_memory("worker, these episodes", _in_fresh_process(_read, str(folder), size))
         long = MovingSquares(2, 10 * frames, (size, size), views=USED)
         write_shards(
             long, Path(place) / "long", 1, workers=0, encoding=VideoEncoding(gop=gop), progress=False
         )
-        _print_memory("worker, ten times as long", _apart(_read, str(Path(place) / "long"), size))
+        _print_memory("worker, ten times as long", _in_fresh_process(_read, str(Path(place) / "long"), size))
         for count in (frames, 10 * frames):
             _print_memory(
-                f"conversion of one episode of {count} frames, 256 px", _apart(_convert_long, count)
+                f"conversion of one episode of {count} frames, 256 px",
+                _in_fresh_process(_convert_long, count),
             )
         _print_scale(Path(place) / "large", 180_000)
     rate = conversion_rate(256)
@@ -98,8 +99,8 @@ def _print_scale(folder: Path, episodes: int) -> None:
 def _compare(folder: str, clip: Clip, samples: int) -> None:
     ours = shard_rate(folder, clip, samples)
     shards, few = ShardSet(folder), max(4, samples // 8)
-    whole = rival_rate(shards, clip, max(4, few // 4), whole_mp4s)
-    sought = rival_rate(shards, clip, few, _decode_sought)
+    whole = baseline_rate(shards, clip, max(4, few // 4), whole_mp4s)
+    sought = baseline_rate(shards, clip, few, _decode_sought)
     bar = _verdict(ours / whole >= _FASTER, ">= 5x") if clip.frames == 9 else "(no bar)"
     print(
         f"{clip.frames} frames, stride {clip.stride}: {ours:.1f} samples/s; whole MP4s of all views "
@@ -119,7 +120,7 @@ def shard_rate(folder: str, clip: Clip, samples: int) -> float:
     return rate
 
 
-def rival_rate(
+def baseline_rate(
     shards: ShardSet, clip: Clip, samples: int, decode: Callable[[bytes, Sequence[int]], np.ndarray]
 ) -> float:
     """Samples per second of a loader of per-episode MP4 files with all views; the files are in memory."""
@@ -139,7 +140,7 @@ def rival_rate(
 
 
 def whole_mp4s(file: bytes, frames: Sequence[int]) -> np.ndarray:
-    """All frames of a file decoded, some kept: what a loader that knows no places of frames does."""
+    """Decode all frames of a file and keep some, as a loader without an index of frames does."""
     return np.stack(list(iterate_video(file)))[list(frames)]
 
 
@@ -156,23 +157,23 @@ def conversion_rate(size: int, frames: int = 100) -> float:
     return frames * len(USED) / (time.process_time() - begin)
 
 
-def _apart(work: Callable[..., None], *arguments: Any) -> Memory:
-    """The memory of work in a fresh process that has imported what we have."""
+def _in_fresh_process(work: Callable[..., None], *arguments: Any) -> Memory:
+    """Memory of work in a fresh process with this process's imports."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure, (work, arguments))
 
 
 def _measure(work: Callable[..., None], arguments: tuple[Any, ...]) -> Memory:
     torch.set_num_threads(1)
-    base = _private()
+    base = private_megabytes()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
     resident = _status("VmRSS")
     work(*arguments)
-    return Memory(base, _private() - base, _status("VmHWM") - resident)
+    return Memory(base, private_megabytes() - base, _status("VmHWM") - resident)
 
 
 def _read(folder: str, size: int) -> None:
-    """What a worker does: batches of windows of 9 frames at random."""
+    """Read random batches of windows of 9 frames, as a worker does."""
     clip = Clip(frames=9, size=(size, size), views=USED)
     data = ShardDataModule(clip, folder, batch_size=8, workers=0, epoch_size=400)
     data.setup("fit")
@@ -182,11 +183,6 @@ def _read(folder: str, size: int) -> None:
 
 def _convert_long(frames: int) -> None:
     encode_episode(MovingSquares(1, frames, (256, 256), views=USED)[0], VideoEncoding())
-
-
-def _private() -> float:
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6
 
 
 def _status(name: str) -> float:

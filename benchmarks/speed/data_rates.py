@@ -1,7 +1,7 @@
 """How fast shards are written and read: `python -m benchmarks.speed.data_rates`.
 
 Prints episodes per second into shards and samples per second out of them, on one core, for small pictures
-(64 px, two views, nine frames per clip) unless told otherwise.
+(64 px, two views, nine frames per clip) by default.
 """
 
 import os

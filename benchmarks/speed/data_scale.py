@@ -1,4 +1,4 @@
-"""What a large set costs beside its pictures: an index as large as DROID's, without any video behind it.
+"""Time and memory that the index of a large set costs: as many episodes as DROID, without videos.
 
 Measured in a fresh process: private memory of the main process and of one forked worker that touches every
 episode's entry, seconds to the first sample's number, seconds of an epoch's coverage.
@@ -23,7 +23,7 @@ _PER_SHARD = 600
 
 
 def write_index(folder: Path, episodes: int, frames: int) -> None:
-    """The JSON of a finished set; its tars are empty files of the right size."""
+    """Write the index files of a finished set; its tars are empty files of the right size."""
     names = (*(f"{view}.mp4" for view in VIEWS), "actions.npy", "cameras.npz", "json")
     shards = []
     for number in range(-(-episodes // _PER_SHARD)):
@@ -51,17 +51,17 @@ def write_index(folder: Path, episodes: int, frames: int) -> None:
 
 
 def measure_scale(folder: str) -> Mapping[str, float]:
-    """Megabytes (1e6 bytes) and seconds, by what they are of."""
+    """Megabytes (1e6 bytes) and seconds of each step, by name."""
     clip = Clip(frames=9, stride=3, control_hz=15.0, size=(64, 64), views=VIEWS[:2])
-    base, begin = _private(), time.perf_counter()
+    base, begin = private_megabytes(), time.perf_counter()
     data = ShardDataModule(clip, folder, batch_size=8, workers=0)
     dataset = data.train_dataset()
-    opened, kept = time.perf_counter() - begin, _private() - base
+    opened, kept = time.perf_counter() - begin, private_megabytes() - base
     begin = time.perf_counter()
     sampler = EpochSampler(dataset, EpochPlan(dataset.windows_per_set(), None, None, 0), 8, 1, 0)
     rows = iter(sampler)
     list(islice(rows, 8))
-    first, walking = time.perf_counter() - begin, _private() - base
+    first, walking = time.perf_counter() - begin, private_megabytes() - base
     worker = _in_fork(dataset)
     del rows
     begin = time.perf_counter()
@@ -77,14 +77,14 @@ def measure_scale(folder: str) -> Mapping[str, float]:
 
 
 def _in_fork(dataset: Any) -> float:
-    """Private memory of a child that looks at every entry, as a worker does in the course of an epoch."""
+    """Private memory (MB) of a forked child that reads every entry, as a worker does during an epoch."""
     read, write = os.pipe()
     if not (child := os.fork()):
-        before = _private()
+        before = private_megabytes()
         for source in dataset.sets:
             for index in range(len(source)):
                 assert source.episodes[index].members
-        os.write(write, str(_private() - before).encode())
+        os.write(write, str(private_megabytes() - before).encode())
         os._exit(0)
     os.waitpid(child, 0)
     os.close(write)
@@ -92,6 +92,7 @@ def _in_fork(dataset: Any) -> float:
         return float(said.read())
 
 
-def _private() -> float:
+def private_megabytes() -> float:
+    """Private memory of this process, MB (1e6 bytes)."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6

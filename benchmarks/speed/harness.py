@@ -1,4 +1,4 @@
-"""What closed-loop evaluation costs beside the model: `python -m benchmarks.speed.harness [--soak 500]`.
+"""Time and memory of closed-loop evaluation without the model: `python -m benchmarks.speed.harness`.
 
 Prints control steps per CPU-second of the tabletop suite with two cameras of 128 pixels, and how much of a
 trial is neither the simulator nor the policy; with `--soak N` the memory before and after N trials; with
@@ -41,7 +41,7 @@ _WARM_UP = 40  # trials until caches are full and memory is read for the first t
 
 @dataclass
 class Clock:
-    """CPU seconds by owner. Copies of what it meters share it."""
+    """CPU seconds by owner ("simulator" or "policy"). Copies of a metered object share one clock."""
 
     simulator: float = 0.0
     policy: float = 0.0
@@ -154,7 +154,7 @@ def print_speed(trials: int) -> None:
         _, *spent = measure(short, clip, tiny_wan(clip))
         whole = spent[1] / sum(spent)
         print(f"  {name:<36}{steps / (simulator + harness):10.0f}{1 - share:11.1%}{share:9.1%}{whole:15.1%}")
-    print("  steps, simulator and harness beside the expert, whose own time is not counted; with tiny Wan:")
+    print("  steps, simulator and harness with the expert, whose own time is not counted; with tiny Wan:")
     print("  the harness' share of trials of 1 s with configs/backbone/wan-tiny.yaml, 4 sampling steps")
     print(f"  bars: {_BAR_STEPS:.0f} steps / s, harness at most {_BAR_SHARE:.0%} of a trial with its model")
 
@@ -216,11 +216,11 @@ def soak(
     benchmark = Benchmark(simulator, protocol, parallel=4)
     drawn = benchmark.trials()
     mixed = [drawn[i] for task in range(protocol.trials_per_task) for i in _every(drawn, task, protocol)]
-    benchmark.run(HoldStill(), mixed[:warm_up], clip, record={trial.id for trial in mixed[:8]})
+    benchmark.run(HoldStill(), mixed[:warm_up], clip, videos={trial.id for trial in mixed[:8]})
     before = _resident()
     for start in range(warm_up, warm_up + trials, 20):
         part = mixed[start : start + 20]
-        benchmark.run(HoldStill(), part, clip, record={part[0].id})
+        benchmark.run(HoldStill(), part, clip, videos={part[0].id})
     after = _resident()
     benchmark.close()
     return before, after
@@ -247,7 +247,7 @@ def _run(out: Path, trials: int) -> dict[str, Any]:
         "--data.out",
         str(out),
     ]
-    words += ["--data.benchmark.init_args.protocol.trials_per_task", str(trials), "--data.record=1"]
+    words += ["--data.benchmark.init_args.protocol.trials_per_task", str(trials), "--data.videos=1"]
     words += ["--trainer.accelerator=cpu", "--trainer.logger=false"]
     program = "from ai_wam.cli import main; main()"
     command = [sys.executable, "-c", program, "test", *words]
@@ -258,7 +258,7 @@ def _run(out: Path, trials: int) -> dict[str, Any]:
 
 
 def _every(drawn: Sequence[Trial], number: int, protocol: EvaluationProtocol) -> range:
-    """Where the trials of this number stand, one of every task."""
+    """Indices of the trials of this number, one of every task."""
     return range(number, len(drawn), protocol.trials_per_task)
 
 

@@ -1,4 +1,4 @@
-"""What the measurements of backbones share: inputs, a chunk, work and times in turns."""
+"""Shared by the measurements of backbones: random inputs, a chunk, FLOPs, and interleaved times."""
 
 import time
 from collections.abc import Callable
@@ -40,8 +40,14 @@ def canvas_of(
 
 
 def whole_clip(spec: LatentSpec, frames: int) -> int:
-    """Frames of the shortest clip that a backbone takes and that is not shorter than asked."""
+    """Frames of the shortest clip of at least `frames` frames that a backbone takes."""
     return -(-(frames - 1) // spec.frame_multiple) * spec.frame_multiple + 1
+
+
+def fitting_size(spec: LatentSpec, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width as asked, or the only ones that a backbone takes."""
+    grid, stride = spec.only_grid, spec.spatial_stride
+    return size if grid is None else (grid[0] * stride, grid[1] * stride)
 
 
 def shipped(name: str) -> VideoBackbone:
@@ -82,7 +88,7 @@ def chunk(
     steps: int,
     frames: int | None = None,
 ) -> Tensor:
-    """What acting costs: sample the canvas and decode its action segments."""
+    """Predict one chunk: sample the canvas and decode its action segments."""
     latents = backbone.sample(canvas, context, noise, steps)
     parts = zip(canvas.segments, canvas.unpack(latents), strict=True)
     actions = [part for segment, part in parts if segment.kind.value == "action"]

@@ -1,4 +1,4 @@
-"""What training needs of a GPU: `python -m benchmarks.speed.memory configs/recipes/lora_24gb.yaml [...]`.
+"""GPU memory that training needs: `python -m benchmarks.speed.memory configs/recipes/lora_24gb.yaml [...]`.
 
 Computed, not measured: weights, gradients, optimizer and averages are counted from shapes, and what a step
 keeps for its backward pass is counted by tracing one and two blocks in fake tensors, bfloat16 as under
@@ -125,7 +125,7 @@ def text_encoder(prompts: dict[str, Any] | None) -> float:
 
 
 def _training(options: dict[str, Any]) -> Training:
-    """A recipe's group of settings; adapters are added, while nothing is checkpointed or compiled yet."""
+    """A recipe's training options."""
     settings = dict(options.get("training", {}))
     lora = settings.pop("lora", None)
     return Training(**settings, lora=None if lora is None else LoRA(**lora))

@@ -1,4 +1,4 @@
-"""Small drawn episodes, for measurements and tests of everything that reads or writes recordings."""
+"""Small drawn episodes, for measurements and tests of everything that reads or writes episodes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The half of `python -m benchmarks.speed.backbones` that runs full sizes on a GPU, with random weights."""
+"""The part of `python -m benchmarks.speed.backbones` that runs full sizes on a GPU, with random weights."""
 
 import time
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import torch
 from backbones.base import VideoBackbone
 from backbones.weights.lora import LoRA
 from backbones.weights.training_options import Training
-from benchmarks.speed.measuring import canvas_of, chunk, flops, whole_clip
+from benchmarks.speed.measuring import canvas_of, chunk, fitting_size, flops, whole_clip
 from benchmarks.speed.sizes import SIZES, build
 
 
 def print_measured(steps: int, size: int = 512, frames: int = 41) -> None:
-    """A line per model that fits; one that does not is named, and the table goes on."""
+    """Print a line per model; for models that do not fit the line says so."""
     device = torch.device("cuda")
     rate = matrix_rate(device)
     print(f"{torch.cuda.get_device_name()}: {rate / 1e12:.0f} TFLOP/s in bfloat16 matrix products of 8192")
@@ -36,7 +36,7 @@ def acting(
     """Seconds per policy chunk, and the denoiser's share of the machine's matrix rate."""
     with torch.device(device):
         model = half(build(name))
-        size = _fitting(model, size)
+        size = fitting_size(model.spec, size)
         canvas, context = canvas_of(model, "policy", size, whole_clip(model.spec, frames))
         noise, u = torch.randn_like(canvas.clean), torch.full((1,), 0.5)
     whole = seconds(lambda: chunk(model, canvas, context, noise, steps, 9), device)
@@ -55,7 +55,7 @@ def training(
     """Seconds of a LoRA step on cached latents, and how much more the released recipe's encoding takes."""
     with torch.device(device):
         model = half(build(name, training=Training(lora=LoRA(rank=32), gradient_checkpointing=True))).train()
-        size, frames = _fitting(model, size), whole_clip(model.spec, frames)
+        size, frames = fitting_size(model.spec, size), whole_clip(model.spec, frames)
         canvas, context = canvas_of(model, "joint", size, frames)
         noise, u = torch.randn_like(canvas.clean), torch.full((1,), 0.5)
         clips = torch.zeros(1, 2, 3, frames, *size)
@@ -112,9 +112,3 @@ def seconds(function: Callable[[], Any], device: torch.device, rounds: int = 5) 
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _fitting(model: VideoBackbone, size: tuple[int, int]) -> tuple[int, int]:
-    """The asked size, or the only one that the model takes."""
-    grid, stride = model.spec.only_grid, model.spec.spatial_stride
-    return size if grid is None else (grid[0] * stride, grid[1] * stride)

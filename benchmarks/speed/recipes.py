@@ -1,4 +1,4 @@
-"""Every recipe for a few optimizer steps on this machine: `python -m benchmarks.speed.recipes OUT [--tiny]`.
+"""Trains every recipe for a few steps on this machine: `python -m benchmarks.speed.recipes OUT [--tiny]`.
 
 Writes a release of Wan 2.2 5B with random weights and clips of moving squares into OUT, then runs
 `ai-wam fit` on each recipe with its own precision, strategy, clipping, callbacks, batch and clip, a
@@ -59,7 +59,7 @@ class StepTimes(Callback):
 
 
 def write_release(folder: Path, tiny: bool) -> None:
-    """A folder as the hub has it, with random weights; the text encoder has one layer, and its real width."""
+    """Write a release in the hub's layout, with random weights and a text encoder of one layer."""
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
@@ -89,7 +89,7 @@ def write_release(folder: Path, tiny: bool) -> None:
 
 
 def words_of(recipe: str, out: Path, tiny: bool, steps: int, save: bool = True) -> list[str]:
-    """The words of `ai-wam fit` that run a recipe here; what they change is said above."""
+    """Arguments of `ai-wam fit` that run a recipe here; the module's docstring says what they change."""
     import yaml
 
     content = yaml.safe_load(config_path(recipe).read_text())
@@ -120,19 +120,19 @@ def words_of(recipe: str, out: Path, tiny: bool, steps: int, save: bool = True) 
 
 
 def run(words: list[str], log: Path) -> str:
-    """How one run ended, in a line; its output goes to a file."""
+    """Run a command; returns one line on how it ended. Its output goes to a file."""
     begin, program = time.perf_counter(), "from ai_wam.cli import main; main()"
     with log.open("w") as stream:
         command = [sys.executable, "-c", program, *words]
         done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False, env=os.environ)
     lines = log.read_text().splitlines()
     found = [line for line in lines if line.startswith("measured: ")]
-    told = found[-1].removeprefix("measured: ") if found and not done.returncode else "\n".join(lines[-3:])
-    return f"exit status {done.returncode} after {time.perf_counter() - begin:.0f} s: {told}"
+    summary = found[-1].removeprefix("measured: ") if found and not done.returncode else "\n".join(lines[-3:])
+    return f"exit status {done.returncode} after {time.perf_counter() - begin:.0f} s: {summary}"
 
 
 def main(out: Path, tiny: bool, recipes: list[str], save: bool) -> None:
-    """Write what recipes need, run them, print a line for each."""
+    """Write a release and clips, run the recipes on them, print a line for each."""
     out.mkdir(parents=True, exist_ok=True)
     begin, side = time.perf_counter(), 64 if tiny else 512
     if not (out / "release").exists():

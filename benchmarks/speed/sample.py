@@ -1,9 +1,10 @@
-"""What acting costs by plan and decoder: `python -m benchmarks.speed.sample [--backbone NAME]`.
+"""Time of one chunk by plan and decoder: `python -m benchmarks.speed.sample [--backbone NAME]`.
 
 Milliseconds of CPU time of one chunk for one observation (two views), measured in turns in one process on
-one thread, and ratios. Plans that act have the decoders' rungs: "whole" decodes everything that was generated
-and reads the poses by geometry, "geometric" decodes the action segments only, "beginning" only the frames
-that are executed, "head" adds the learned action head. The other plans generate and decode a recorded clip.
+one thread, and ratios. Plans that act are measured with each decoder: "whole" decodes everything that was
+generated and finds the poses by geometry, "geometric" decodes the action segments only, "beginning" only the
+frames that are executed, "head" adds the learned action head. The other plans generate and decode a recorded
+clip.
 """
 
 from argparse import ArgumentParser
@@ -21,7 +22,7 @@ from tasks.base import WorldActionTask
 from tasks.decoding.action_head import ActionHead
 from tasks.joint import JointGeneration
 
-_RUNGS = ("whole", "geometric", "beginning", "head")
+_DECODERS = ("whole", "geometric", "beginning", "head")
 _ACTING = ("joint", "policy")
 _GENERATING = ("cross_view", "action_conditioned", "video_only", "labeling", "annotation")
 
@@ -36,15 +37,17 @@ def main(backbone: str, size: int, frames: int, steps: int, rounds: int) -> None
     ).eval()
     observation = seen(clip)
     calls: dict[str, Callable[[], object]] = {
-        f"{name} {rung}": partial(act, task, observation, name, rung) for name in _ACTING for rung in _RUNGS
+        f"{name} {decoder}": partial(act, task, observation, name, decoder)
+        for name in _ACTING
+        for decoder in _DECODERS
     }
     clips = recorded(observation, clip)
     calls |= {name: partial(task.generate_videos, clips, plan(name)) for name in _GENERATING}
     found = interleaved(calls, rounds)
     print(f"{backbone}, {size} px, {frames} frames, 2 views, {steps} steps: ms per chunk on one thread")
-    print(f"{'':<20}" + "".join(f"{rung:>12}" for rung in _RUNGS))
+    print(f"{'':<20}" + "".join(f"{decoder:>12}" for decoder in _DECODERS))
     for name in _ACTING:
-        print(f"  {name:<18}" + "".join(f"{found[f'{name} {rung}']:>12.1f}" for rung in _RUNGS))
+        print(f"  {name:<18}" + "".join(f"{found[f'{name} {decoder}']:>12.1f}" for decoder in _DECODERS))
     for name in _GENERATING:
         print(f"  {name:<18}{found[name]:>12.1f}")
     joint, policy = (found[f"{name} geometric"] for name in _ACTING)
@@ -52,11 +55,11 @@ def main(backbone: str, size: int, frames: int, steps: int, rounds: int) -> None
     print(f"whole over action segments, joint: {found['joint whole'] / joint:.2f}")
 
 
-def act(task: WorldActionTask, observation: Observation, name: str, rung: str) -> object:
+def act(task: WorldActionTask, observation: Observation, name: str, decoder: str) -> object:
     """One chunk by one plan and one decoder."""
-    task.control_plan, begun = plan(name), rung == "beginning"
+    task.control_plan, begun = plan(name), decoder == "beginning"
     task.decoded_frames = max(2, task.clip.frames // 2 + 1) if begun else None
-    return task.act(observation, "geometric" if begun else rung)
+    return task.act(observation, "geometric" if begun else decoder)
 
 
 def seen(clip: Clip) -> Observation:
@@ -73,7 +76,7 @@ def seen(clip: Clip) -> Observation:
 
 
 def recorded(observation: Observation, clip: Clip) -> Batch:
-    """A clip that goes on as it begins, the robot holding still."""
+    """A clip in which nothing moves."""
     known = torch.ones(1, clip.frames, dtype=torch.bool)
     return Batch(
         video=observation.video.expand(-1, -1, -1, clip.frames, -1, -1),

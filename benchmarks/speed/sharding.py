@@ -1,11 +1,11 @@
-"""Memory that a process needs to get its part of released weights: all are read, or its own part alone.
+"""Memory that a process needs to load its part of released weights: reading all, or its own part only.
 
     python -m benchmarks.speed.sharding --layers 24 --processes 2
 
 A random Wan in the released layout is written to a temporary folder, in bfloat16. Processes on the CPU then
-shard it in float32, once after each has read all of it and once before any weight is read. Printed is the
-largest private memory (RssAnon, looked at every 2 ms) of a process above what it had before, beside what its
-part of the weights takes. Mapped pages of the files are not counted: they are shared, and can be dropped.
+shard it in float32, once after each has read all of it and once before any weight is read. It prints each
+process's largest growth of private memory (RssAnon, sampled every 2 ms) and the size of its part of the
+weights. Mapped pages of the files are not counted: they are shared, and can be dropped.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How fast and how sound the tabletop suite is: `python -m benchmarks.speed.simulator [--experts 100]`.
+"""Speed and soundness of the tabletop suite: `python -m benchmarks.speed.simulator [--experts 100]`.
 
 Prints ms per picture and size, ms per control step and task, demonstrations per minute, the boxes that
 spheres were drawn from and their size in pixels; with `--experts N` how often each scripted expert succeeds
@@ -80,7 +80,7 @@ def print_demonstrations(episodes: int) -> None:
 
 
 def print_volumes(scenes: int) -> None:
-    """Boxes that the spheres of `reach_target` are drawn from, and the spheres' size in pixels."""
+    """Print the boxes that the spheres of `reach_target` are drawn from, and the spheres' size in pixels."""
     print(f"spheres of reach_target: box wanted -> spanned by {scenes} scenes, m; diameter at 64 px")
     for name, box in rigs.WORKSPACES.items():
         task = ReachTarget(box)
@@ -118,7 +118,7 @@ def report(repeats: int = 20, episodes: int = 30, scenes: int = 300, experts: in
         repeats: pictures of all views drawn per task and size.
         episodes: demonstrations timed per task.
         scenes: scenes drawn for the volumes.
-        experts: scenes per task in which the experts are judged; 0 leaves them out.
+        experts: scenes per task that the experts have to solve; 0 leaves them out.
     """
     print_rendering(repeats)
     print_steps()

@@ -44,8 +44,12 @@ def _wan(heads: int, ffn: int, layers: int, time: str, vae: dict[str, Any]) -> C
 
 def _wan_i2v(layers: int = 40, **options: Any) -> VideoBackbone:
     size = {"num_attention_heads": 40, "ffn_dim": 13824, "in_channels": 36, "added_kv_proj_dim": 5120}
-    told = {"images": _Embedding(257, 1280), "first_observation": False, "codec": WanVAE(architecture={})}
-    parts = {"prompts": HashedWords(4096, 512), "time": "shared", **told}
+    conditions = {
+        "images": _Embedding(257, 1280),
+        "first_observation": False,
+        "codec": WanVAE(architecture={}),
+    }
+    parts = {"prompts": HashedWords(4096, 512), "time": "shared", **conditions}
     return Wan(**{"architecture": {**size, "num_layers": layers}, **parts, **options})
 
 
@@ -81,8 +85,8 @@ class _Embedding(ImageEncoder):
 
 def _svd(layers: int = 2, **options: Any) -> VideoBackbone:
     parts = {"codec": SVDVAE(architecture=_SVD_VAE), "prompts": HashedWords(1024, 16), "time": "per_frame"}
-    told = {"images": _Embedding(1, 1024), "first_observation": False}
-    model = SVD(**{"architecture": {"layers_per_block": layers}, **parts, **told, **options})
+    conditions = {"images": _Embedding(1, 1024), "first_observation": False}
+    model = SVD(**{"architecture": {"layers_per_block": layers}, **parts, **conditions, **options})
     return model.to(torch.get_default_device())  # diffusers creates its mixing factors on the CPU
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
+from ai_wam.utils.class_paths import class_path
+
 _DEEPEST = 8
 _LARGEST_ARRAY = 64
 
@@ -34,7 +36,7 @@ def describe(value: Any, depth: int = 0) -> Any:
         return sorted((describe(item, depth + 1) for item in value), key=repr)
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
         return f"{value.__module__}.{value.__qualname__}"
-    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    name = class_path(value)
     if depth >= _DEEPEST:
         return {"class": name}
     return {"class": name, **{key: describe(item, depth + 1) for key, item in _attributes(value).items()}}

@@ -29,6 +29,7 @@ from ai_wam.cameras import Cameras
 from ai_wam.canvas import Kind, Plan
 from ai_wam.files.atomic import write_json
 from ai_wam.types import Batch
+from ai_wam.utils.class_paths import class_path
 from tasks.metrics.action import ActionAccuracy
 from tasks.metrics.networks import Extractor
 from tasks.metrics.tracking import Tracking
@@ -211,8 +212,8 @@ def report_metrics(
     trainer = module.trainer
     folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
     content = {
-        "task": _class_path(module),
-        "config": json.loads(json.dumps(dict(module.hparams), default=_class_path)),
+        "task": class_path(module),
+        "config": json.loads(json.dumps(dict(module.hparams), default=class_path)),
         "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
         "plans": {plan: {"clips": clips[plan], "arms": arms} for plan, arms in found.items()},
         "left_out": dict(left_out),
@@ -238,8 +239,3 @@ def table(arms: Values) -> str:
         )
         for row in rows
     )
-
-
-def _class_path(component: object) -> str:
-    """What a configuration says of an object that was made in code."""
-    return f"{type(component).__module__}.{type(component).__qualname__}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.types import Encoded
+from ai_wam.utils.class_paths import class_path
 from backbones.base import VideoBackbone
 
 _DRAWING = ("blob_std", "axis_length", "pixel_center", "binary_openness")  # what decides an action image
@@ -42,7 +43,7 @@ def encode_pictures(
 def encoder_identity(backbone: VideoBackbone, tokenizer: ActionImageTokenizer) -> dict[str, Any]:
     """The identity of frozen encoders as JSON values: classes, settings and a hash of their weights."""
     return {
-        "backbone": f"{type(backbone).__module__}.{type(backbone).__qualname__}",
+        "backbone": class_path(backbone),
         "options": {name: value for name, value in vars(backbone).items() if name == "camera_encoders"},
         "takes_image": backbone.takes_image(backbone.denoiser.config),
         "codec": _identity(backbone.codec),
@@ -63,7 +64,7 @@ def _identity(module: nn.Module) -> dict[str, Any]:
         for config in found
         if isinstance(config, Mapping)
     ]
-    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    kind = class_path(module)
     return {"class": kind, "weights": digest.hexdigest(), "settings": settings, "configs": configs}
 
 

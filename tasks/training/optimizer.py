@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from ai_wam.errors import InvalidValue
+from ai_wam.utils.class_paths import class_path
 from ai_wam.utils.number_checks import check_numbers
 
 # As in lightning.pytorch.cli, whose own are typing's, which Python deprecates.
@@ -171,9 +172,9 @@ def optimizer_settings(optimizer: Optimizer, scheduler: LRScheduler) -> dict[str
     plain = {name: value for name, value in optimizer.defaults.items() if not isinstance(value, torch.Tensor)}
     settings = scheduler.settings if isinstance(scheduler, _Warmup) else {}
     return {
-        "optimizer": _class_path(optimizer),
+        "optimizer": class_path(optimizer),
         **{f"optimizer.{name}": value for name, value in plain.items()},
-        "lr_scheduler": _class_path(scheduler),
+        "lr_scheduler": class_path(scheduler),
         **{f"lr_scheduler.{name}": value for name, value in settings.items()},
     }
 
@@ -184,7 +185,3 @@ def learning_rate(step: int, settings: Mapping[str, Any]) -> float | None:
         return None
     warmup, end = settings["lr_scheduler.warmup_steps"], settings["lr_scheduler.steps"]
     return float(settings["optimizer.lr"] * share_of_peak(step, warmup, end))
-
-
-def _class_path(component: object) -> str:
-    return f"{type(component).__module__}.{type(component).__qualname__}"

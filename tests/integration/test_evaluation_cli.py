@@ -46,7 +46,7 @@ def evaluate(folder: Path, out: str, *more: str, run: Callable[..., object] = co
     words += ["--model.policy.tokenizer=ai_wam.action_images.ActionImageTokenizer"]
     words += ["--model.policy.horizon=4", "--data=configs/benchmark/reach_target_receding.yaml"]
     words += [f"{RULES}.trials_per_task={TRIALS}", f"{RULES}.max_seconds=2.0", f"--data.out={out}"]
-    words += ["--data.record=1", "--trainer.logger=false", "--trainer.accelerator=cpu", "--seed_everything=0"]
+    words += ["--data.videos=1", "--trainer.logger=false", "--trainer.accelerator=cpu", "--seed_everything=0"]
     run(folder, "test", *words, *more)
     return results(folder, out)
 
@@ -92,7 +92,7 @@ def test_a_ray_worker_that_dies_is_started_again_and_goes_on(tmp_path: Path, mon
     words += [f"{RULES}.max_seconds=0.4", "--trainer.logger=false", "--trainer.accelerator=cpu"]
     said = console(tmp_path, "test", *words, "--ray=1")
     assert (tmp_path / "grave").exists()
-    assert "going on with 1 of 5 trials finished" in said
+    assert "resuming: 1 of 5 trials are finished" in said
     assert len(results(tmp_path, "out")["trials"]) == TRIALS
 
 

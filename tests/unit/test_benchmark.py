@@ -96,12 +96,12 @@ def test_receding_executes_k_actions_of_each_plan_and_one_shot_one_plan():
     (run,) = receding.run(policy, receding.trials(), CLIP)
     # Two actions of 0.2 s each, over 2 s: five plans, at 0, 0.4, 0.8 ...
     np.testing.assert_allclose([seconds for _, seconds, _ in policy.asked], np.arange(5) * 0.4, atol=1e-6)
-    assert (run.plans, run.steps, run.stop_reason) == (5, 40, "timeout")
+    assert (run.chunks, run.steps, run.stop_reason) == (5, 40, "timeout")
     receding.close()
     policy = Scripted(UP.repeat(5, 1))
     one_shot = make(trials_per_task=1)
     (run,) = one_shot.run(policy, one_shot.trials(), CLIP)
-    assert (run.plans, run.steps) == (1, 40)
+    assert (run.chunks, run.steps) == (1, 40)
     one_shot.close()
 
 
@@ -157,15 +157,15 @@ def test_chosen_trials_are_recorded_with_what_the_policy_generated():
     made = make(trials_per_task=2)
     trials = made.trials()
     expert = Expert(SIMULATOR, tokenizer=ActionImageTokenizer())
-    first, second = made.run(expert, trials, CLIP, record={trials[0].id})
+    first, second = made.run(expert, trials, CLIP, videos={trials[0].id})
     expert.close()
     made.close()
-    assert second.recording is None
-    recording = first.recording
-    assert recording is not None
-    assert recording.panels == ("rollout", "generated actions", "overlay")
-    assert recording.views == CLIP.views
-    frames = decode_frames(recording.video)
+    assert second.video is None
+    video = first.video
+    assert video is not None
+    assert video.panels == ("rollout", "generated actions", "overlay")
+    assert video.views == CLIP.views
+    frames = decode_frames(video.mp4)
     # Every second control step, the first and the last picture, and the last one held.
     assert len(frames) == 1 + -(-first.steps // 2) + 8
     assert frames.shape[1:] == (2 * 160 + 4, 3 * 160 + 2 * 4, 3)
@@ -198,7 +198,7 @@ def test_replay_reads_a_file_and_refuses_unknown_episodes(tmp_path, benchmark_):
     (trial,) = benchmark_.trials()[:1]
     expert = Expert(SIMULATOR)
     expert.reset([trial.id])
-    np.savez(tmp_path / "actions.npz", **expert._replay.recording)
+    np.savez(tmp_path / "actions.npz", **expert._replay.recorded_actions)
     expert.close()
     replay = Replay(tmp_path / "actions.npz", dt=0.2)
     (run,) = benchmark_.run(replay, [trial], CLIP)
@@ -249,8 +249,8 @@ def test_a_crash_costs_one_trial_and_never_the_run(call):
     made = Benchmark(Fragile(call, at=0), rules, parallel=2)
     trials = [Trial("reach_target", 0, index) for index in range(3)]
     policy = Scripted(UP[None])
-    lost, *others = made.run(policy, trials, CLIP, record={trials[0].id})
-    assert (lost.stop_reason, lost.success, lost.recording, lost.diagnostics) == ("crash", False, None, {})
+    lost, *others = made.run(policy, trials, CLIP, videos={trials[0].id})
+    assert (lost.stop_reason, lost.success, lost.video, lost.diagnostics) == ("crash", False, None, {})
     told = lost.to_json()
     assert (told["outcome"], told["error"]) == ("crash", f"{call}: the process died of SIGSEGV")
     assert [run.stop_reason for run in others] == ["timeout"] * 2

@@ -50,7 +50,7 @@ pytestmark = [
 
 def test_a_fixed_policy_is_tested_through_the_trainer(tmp_path):
     policy = Expert(SIMULATOR)
-    data = TrialDataModule(Benchmark(SIMULATOR, PROTOCOL, parallel=2), CLIP, out=tmp_path / "new", record=1)
+    data = TrialDataModule(Benchmark(SIMULATOR, PROTOCOL, parallel=2), CLIP, out=tmp_path / "new", videos=1)
     trainer = Trainer(logger=False, **QUIET)
     (logged,) = trainer.test(FixedPolicy(policy, CLIP), datamodule=data, verbose=False)
     policy.close()
@@ -114,7 +114,7 @@ def test_every_reading_of_a_policy_is_an_arm(tmp_path, asked):
         Benchmark(SIMULATOR, PROTOCOL, parallel=2),
         CLIP,
         out=tmp_path,
-        record=0,
+        videos=0,
         references=False,
         decoders=asked,
     )
@@ -306,7 +306,7 @@ from ai_wam.types import Clip
 
 rules = EvaluationProtocol(max_seconds=0.1, trials_per_task=5, tasks=("reach_target",))
 benchmark, clip = Benchmark(Tabletop(image_size=(32, 32)), rules, parallel=2), Clip(size=(32, 32))
-data = TrialDataModule(benchmark, clip, out=sys.argv[1], references=False, record=1)
+data = TrialDataModule(benchmark, clip, out=sys.argv[1], references=False, videos=1)
 trainer = Trainer(logger=False, accelerator="cpu", devices=2, strategy="ddp_fork", enable_progress_bar=False)
 trainer.test(FixedPolicy(HoldStill(), clip), datamodule=data, verbose=False)
 """

@@ -131,6 +131,35 @@ def test_checkpoints_with_names_of_before_are_refused(tmp_path: Path, saved: dic
         hyperparameters(str(tmp_path / "old.ckpt"))
 
 
+PROTOCOL = """
+class_path: benchmarks.trial_datamodule.TrialDataModule
+init_args:
+  benchmark:
+    class_path: benchmarks.evaluation.benchmark.Benchmark
+    init_args:
+      simulator: {class_path: benchmarks.simulators.tabletop.simulator.Tabletop}
+      protocol: {vague: hold}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.benchmark.protocol.vague", "hold"], "`vague` is now `low_confidence`"),
+        (["--data", "old.yaml"], "`vague` is now `low_confidence`"),
+        (["--data.record=3"], "`record` is now `videos`"),
+    ],
+)
+def test_a_renamed_setting_is_refused_with_its_new_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+):
+    (tmp_path / "old.yaml").write_text(PROTOCOL)
+    monkeypatch.chdir(tmp_path)
+    policy = ["--model=tasks.fixed_policy.FixedPolicy", "--model.policy=benchmarks.policies.HoldStill"]
+    with pytest.raises(SystemExit, match=rf"^ai-wam test: .* is not accepted\. {message} "):
+        main(["test", *policy, "--data=configs/benchmark/reach_target.yaml", *words])
+
+
 def is_module(name: str) -> bool:
     try:
         spec = find_spec(name)

@@ -68,7 +68,7 @@ def table(first, second, **rules):
 def test_a_task_with_a_low_ceiling_is_apart_and_in_no_sum():
     low = {"reach_target": True, "close_drawer": False}
     one = made(FIRST + SECOND, ceiling=low)
-    assert one["apart"] == ["close_drawer"]
+    assert one["low_ceiling"] == ["close_drawer"]
     assert one["mean"] == {"policy": 11 / 16, "ceiling": 1.0}
     lines = comparison_table(one, made(SECOND + SECOND)).splitlines()  # in either result
     title = lines.index("in no mean: the ceiling is below 50 %")
@@ -88,7 +88,7 @@ def test_a_mean_over_no_task_is_none():
     assert "none" in results_table(nothing)
     assert "all" not in comparison_table(nothing, nothing).split()
     at_the_bar = made(FIRST + FIRST, ceiling=dict.fromkeys(TASKS, False), min_ceiling=0.0)
-    assert at_the_bar["apart"] == []
+    assert at_the_bar["low_ceiling"] == []
 
 
 def test_crashes_count_as_not_solved_and_are_told():
@@ -154,7 +154,10 @@ def test_the_ceiling_is_of_trials_that_the_simulator_kept_and_of_the_policys_sce
     assert "1 trials had another scene" in printed
     arms["ceiling"] = arm(["crash"] * 4, "abcd")
     unknown = assemble(trials, arms, described, rules.hash(SIMULATOR, CLIP), told)
-    assert (unknown["apart"], unknown["tasks"]["reach_target"]["ceiling"]["rate"]) == (["reach_target"], None)
+    assert (unknown["low_ceiling"], unknown["tasks"]["reach_target"]["ceiling"]["rate"]) == (
+        ["reach_target"],
+        None,
+    )
     assert "none" in results_table(unknown)
 
 
@@ -231,10 +234,10 @@ def test_a_file_that_is_no_result_or_was_edited_is_refused(tmp_path):
     path.write_text("[]")
     with pytest.raises(ValueError, match="holds a list, expected a JSON object; give the results"):
         read_results(path)
-    path.write_text('{"schema": 1, "trials": []}')
-    with pytest.raises(ValueError, match=r"its schema is 1, not 2; give .* or test again"):
-        read_results(path)
     path.write_text('{"schema": 2, "trials": []}')
+    with pytest.raises(ValueError, match=r"its schema is 2, not 3; give .* or test again"):
+        read_results(path)
+    path.write_text('{"schema": 3, "trials": []}')
     with pytest.raises(ValueError, match=r"lacks \['policy', 'protocol', 'protocol_hash'"):
         read_results(path)
     edited = made(FIRST + FIRST)
@@ -255,7 +258,7 @@ def renamed(name):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (twice, "'test-reach_target-v00-00000' stands there twice"),
+        (twice, "'test-reach_target-v00-00000' is listed twice"),
         (
             lambda c: c["trials"].pop(),
             "has 12 of 16 solved by policy, its trials 12 of 15",
@@ -267,14 +270,17 @@ def renamed(name):
         (lambda c: c["trials"][0]["ceiling"].update(outcome="failure"), "ceiling, ended in 'failure'"),
         (lambda c: c["tasks"]["reach_target"]["ceiling"].update(trials=3), "16 of 3 solved by ceiling"),
         (lambda c: c["tasks"]["reach_target"]["ceiling"].update(rate=0.1), "the rate 0.1 of ceiling"),
-        (lambda c: c.update(apart=["close_drawer"]), "`apart` is ['close_drawer'], by the ceilings"),
-        (lambda c: c.update(apart="reach_target"), "`apart` is 'reach_target', by the ceilings"),
+        (
+            lambda c: c.update(low_ceiling=["close_drawer"]),
+            "`low_ceiling` is ['close_drawer'], by the ceilings",
+        ),
+        (lambda c: c.update(low_ceiling="reach_target"), "`low_ceiling` is 'reach_target', by the ceilings"),
         (lambda c: c.update(mean=None), "lacks or misplaces Type"),
         (lambda c: c["trials"][0]["policy"].pop("scene"), "lacks or misplaces KeyError('scene')"),
         (lambda c: c["tasks"]["reach_target"]["policy"].update(successes=16), "has 16 of 16 solved"),
-        (lambda c: c["tasks"].pop("close_drawer"), "of another task"),
+        (lambda c: c["tasks"].pop("close_drawer"), "has another task or variation"),
         (renamed("test-reach_target-v00--0001"), "is no trial's name"),
-        (renamed("test-close_drawer-v00-00099"), "of another task"),
+        (renamed("test-close_drawer-v00-00099"), "has another task or variation"),
         (renamed(3), "lacks or misplaces Type"),
         (lambda c: c.update(trials=3), "lacks or misplaces Type"),
         (lambda c: c.update(tasks=[]), ""),

@@ -103,34 +103,34 @@ def results_of(change, rules=RULES, picture=None):
     ("change", "picture", "verdict"),
     [
         (too_fast, None, "controller missed"),
-        (aside, None, "no picture"),
-        (one_unread, None, "no picture"),
+        (aside, None, "no action images"),
+        (one_unread, None, "no action images"),
         (aside, drawn(aside), "generated wrong"),
         (one_unread, drawn(aside), "generated wrong"),  # one invalid action does not make pictures right
         (unread, black, "generated wrong"),  # nothing to read
         (unread, drawn(), "decoded wrong"),
-        (aside, drawn(), "decoded wrong"),  # though the policy vouches for every action
+        (aside, drawn(), "decoded wrong"),  # though every action is valid
         (aside, drawn(with_start=False), "decoded wrong"),  # pictures of the actions alone
     ],
 )
-def test_failures_are_told_apart(change, picture, verdict):
+def test_failures_are_classified(change, picture, verdict):
     for result in results_of(change, picture=picture):
         assert not result.success
-        told = result.failure
-        assert told["verdict"] == verdict
-        near = told["expert_mm"]
+        failure = result.failure
+        assert failure["verdict"] == verdict
+        near = failure["expert_mm"]
         assert near < 5 if verdict == "controller missed" else near > 50
-        held = {one_unread: 1, unread: told["actions"]}.get(change, 0)
-        assert told["held_actions"] == held
+        held = {one_unread: 1, unread: failure["actions"]}.get(change, 0)
+        assert failure["held_actions"] == held
         if verdict == "decoded wrong":
-            assert told["off_but_pictured_right"] == told["off_actions"] > 0
+            assert failure["off_but_generated_right"] == failure["off_actions"] > 0
         if verdict == "generated wrong":
-            assert (told["off_but_pictured_right"], told["off_actions"] > 3) == (0, True)
-        assert json.loads(json.dumps(result.to_json()))["failure"] == told
-        assert result.pictured == ()
+            assert (failure["off_but_generated_right"], failure["off_actions"] > 3) == (0, True)
+        assert json.loads(json.dumps(result.to_json()))["failure"] == failure
+        assert result.generated_chunks == ()
 
 
-def test_pictures_tell_an_open_gripper_from_a_closed_one():
+def test_images_of_an_open_and_of_a_closed_gripper_differ():
     closed = lambda chunk: replace(chunk, actions=chunk.actions * torch.tensor([1.0] * 7 + [0]))  # noqa: E731
     for picture, verdict in ((drawn(closed), "generated wrong"), (drawn(), "decoded wrong")):
         (result, _) = results_of(lambda chunk: closed(aside(chunk)), picture=picture)
@@ -157,13 +157,13 @@ def test_the_first_chunk_that_is_off_decides(first, verdict):
     made = Benchmark(SIMULATOR, rules, parallel=2)
     policy = Drifting(right, picture)
     run = made.run(policy, made.trials(), CLIP)
-    assert [len(chunk.images[0, 0]) for chunk in run[0].pictured] == [2] * run[0].plans
+    assert [len(chunk.images[0, 0]) for chunk in run[0].generated_chunks] == [2] * run[0].chunks
     assert [result.failure["verdict"] for result in made.explain(run)] == [verdict] * 2
     policy.expert.close()
     made.close()
 
 
-def test_actions_are_judged_where_they_are_in_force():
+def test_actions_are_evaluated_where_they_are_in_force():
     """Committed actions are the older chunk's, so a new chunk's pictures of them do not count."""
     rules = replace(RULES, execution="receding", execute_frames=2, prefix=2)
     for result in results_of(aside, rules, drawn(aside)):
@@ -171,9 +171,9 @@ def test_actions_are_judged_where_they_are_in_force():
         assert result.failure["off_actions"] == 4  # the first chunk's: two executed, two committed
 
 
-def test_only_results_with_their_pictures_can_be_explained():
+def test_only_results_with_their_chunks_can_be_explained():
     (result, _) = results_of(aside, picture=drawn())
-    with pytest.raises(ValueError, match="made 1 plans and 0 are kept"):
+    with pytest.raises(ValueError, match="has 1 chunks, of which 0 are kept"):
         explain(SIMULATOR, result, CODEC, 2.0)
 
 
@@ -182,7 +182,7 @@ def test_success_needs_no_reason_and_a_crash_has_none():
     assert solved.success
     assert solved.failure is None
     assert "failure" not in solved.to_json()
-    lost = replace(solved, stop_reason="crash", decoded=None)
+    lost = replace(solved, stop_reason="crash", commands=None)
     assert explain(SIMULATOR, lost, CODEC, 2.0) == {"verdict": "unknown"}
 
     class Fragile(Tabletop):
@@ -196,7 +196,7 @@ def test_success_needs_no_reason_and_a_crash_has_none():
     }
 
 
-def told(stds, successes):
+def results_with(stds, successes):
     """Results of trials with the given standard deviations."""
     trials = [
         {"policy": {"position_std": std, "outcome": "success" if success else "failure"}}
@@ -207,28 +207,28 @@ def told(stds, successes):
 
 def test_success_against_confidence_by_hand():
     stds = [[0.001, 0.004], [0.002, None], [0.010], [0.008, 0.001], [None], []]
-    found = curve(told(stds, [False, True, False, True, True, True]))
+    found = curve(results_with(stds, [False, True, False, True, True, True]))
     assert [row.limit for row in found] == [0.002, 0.004, 0.008, 0.010]
     assert [(row.below.successes, row.below.trials) for row in found] == [(1, 1), (1, 2), (2, 3), (2, 4)]
     above = [row.above and (row.above.successes, row.above.trials) for row in found]
     assert above == [(1, 3), (1, 2), (0, 1), None]
     assert cells(found[1]) == ("4.00", "1/2 [9, 91] %", "1/2")
-    assert curve(told([[], [None]], [True, False])) == []
+    assert curve(results_with([[], [None]], [True, False])) == []
 
 
 def test_limits_divide_the_trials_evenly():
     stds = np.random.default_rng(0).permutation(np.arange(1, 101) / 1000)
-    found = curve(told([[std] for std in stds], [True] * 100), rows=4)
+    found = curve(results_with([[std] for std in stds], [True] * 100), rows=4)
     assert [row.below.trials for row in found] == [25, 50, 75, 100]
 
 
 def test_the_table_is_printed(tmp_path, monkeypatch, capsys):
     path = tmp_path / "results.json"
     monkeypatch.setattr(sys, "argv", ["confidence", str(path)])
-    path.write_text(json.dumps(told([[0.002], [0.004]], [True, False])))
+    path.write_text(json.dumps(results_with([[0.002], [0.004]], [True, False])))
     runpy.run_path("benchmarks/evaluation/std_threshold.py", run_name="__main__")
     assert capsys.readouterr().out.split("\n")[1].split() == ["2.00", "1/1", "[21,", "100]", "%", "0/1"]
-    path.write_text(json.dumps(told([[]], [True])))
+    path.write_text(json.dumps(results_with([[]], [True])))
     with pytest.raises(SystemExit, match="no trial has standard deviations"):
         runpy.run_path("benchmarks/evaluation/std_threshold.py", run_name="__main__")
 
@@ -245,18 +245,19 @@ def test_results_and_report_say_how_the_policy_acts():
     policy = {"name": "x", "config": {}, "checkpoint": None}
     content = assemble([result.trial for result in results], arms, described, "", policy)
     summary = content["tasks"]["reach_target"]
-    assert summary["failures"] == {"generated wrong": 1, "no picture": 1}
+    assert summary["failures"] == {"generated wrong": 1, "no action images": 1}
     jumps = [mm for result in results for mm, _ in result.seams]
     assert summary["seam_mm"] == {"mean": pytest.approx(np.mean(jumps)), "max": max(jumps)}
     page = render(content, {})
     assert (
-        "<th>generated wrong</th><th>decoded wrong</th><th>controller missed</th><th>no picture</th>" in page
+        "<th>generated wrong</th><th>decoded wrong</th><th>controller missed</th><th>no action images</th>"
+        in page
     )
     assert "<td>1</td><td>0</td><td>0</td><td>1</td><td>0</td>" in page
     assert f"<td>{np.mean(jumps):.1f}, {max(jumps):.1f}</td>" in page
     assert "Success against confidence" in page
     assert [trial["policy"]["failure"]["verdict"] for trial in content["trials"]] == [
         "generated wrong",
-        "no picture",
+        "no action images",
     ]
     assert Trial.from_id(content["trials"][0]["id"]) == results[0].trial

@@ -1,4 +1,4 @@
-"""An interrupted test goes on, and ends as if it had not been interrupted."""
+"""An interrupted test resumes, and ends as if it had not been interrupted."""
 
 import json
 import math
@@ -12,8 +12,8 @@ from ai_wam.types import Clip
 from benchmarks.evaluation.benchmark import Benchmark
 from benchmarks.evaluation.journal import Journal
 from benchmarks.evaluation.protocol import EvaluationProtocol
-from benchmarks.evaluation.trial_recording import Recording
 from benchmarks.evaluation.trial_run import TrialResult
+from benchmarks.evaluation.trial_video import TrialVideo
 from benchmarks.policies import HoldStill
 from benchmarks.simulator import Trial
 from benchmarks.simulators.tabletop.simulator import Tabletop
@@ -55,9 +55,9 @@ class Mortal(HoldStill):
         return super().predict_action(observation)
 
 
-def evaluate(out, policy, rules=RULES, record=1):
+def evaluate(out, policy, rules=RULES, videos=1):
     benchmark = Benchmark(SIMULATOR, rules, parallel=1)
-    data = TrialDataModule(benchmark, CLIP, out=out, record=record, references=True)
+    data = TrialDataModule(benchmark, CLIP, out=out, videos=videos, references=True)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     Trainer(accelerator="cpu", enable_model_summary=False, **quiet).test(
         FixedPolicy(policy, CLIP), datamodule=data, verbose=False
@@ -82,7 +82,7 @@ def test_an_interrupted_test_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
     ("change", "words"),
     [
         ({"rules": replace(RULES, max_seconds=0.4)}, "protocol.max_seconds: 0.5 before, 0.4 now"),
-        ({"record": 3}, "record: 1 before, 3 now"),
+        ({"videos": 3}, "videos: 1 before, 3 now"),
     ],
 )
 def test_another_test_does_not_go_on_with_it(tmp_path, change, words):
@@ -100,15 +100,15 @@ def result(index, **changes):
 
 
 def test_a_result_comes_back_as_it_was(tmp_path):
-    film = Recording(("rollout",), ("front", "wrist"), b"video", b"poster")
+    film = TrialVideo(("rollout",), ("front", "wrist"), b"video", b"poster")
     figures = {"seams": ((1.5, 0.1), (2.0, 0.0)), "position_std": (0.1, math.nan), "scene": "s"}
-    told = result(0, recording=film, failure={"verdict": "unknown"}, error="gone", **figures)
-    Journal(tmp_path, 0, IDENTITY).add({"policy": {told.trial.id: told}}, {"rlbench": "1"})
+    kept = result(0, video=film, failure={"verdict": "unknown"}, error="gone", **figures)
+    Journal(tmp_path, 0, IDENTITY).add({"policy": {kept.trial.id: kept}}, {"rlbench": "1"})
     back = Journal(tmp_path, 1, IDENTITY)
     (again,) = back.finished["policy"].values()
-    np.testing.assert_equal(again.diagnostics, told.diagnostics)
-    assert again.to_json() == told.to_json()
-    assert (again.trial, again.recording, again.seams) == (told.trial, told.recording, told.seams)
+    np.testing.assert_equal(again.diagnostics, kept.diagnostics)
+    assert again.to_json() == kept.to_json()
+    assert (again.trial, again.video, again.seams) == (kept.trial, kept.video, kept.seams)
     assert back.world == {"rlbench": "1"}
 
 
@@ -137,7 +137,7 @@ def test_a_file_cut_short_in_its_first_line_begins_anew(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda line: line, "'test-reach_target-v00-00000' stands there twice"),
+        (lambda line: line, "'test-reach_target-v00-00000' is listed twice"),
         (lambda line: line["arms"]["policy"].update(trial="x"), "'x' is no trial's name"),
         (lambda line: line["arms"]["policy"].update(stop_reason=math.nan), "nan"),
         (lambda line: line["arms"]["policy"].update(steps=-3), "the counts (-3, 1, 0, 0)"),

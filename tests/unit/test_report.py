@@ -15,7 +15,7 @@ from ai_wam.video import VideoEncoding, decode_frames, write_video
 from benchmarks.evaluation.benchmark import TrialResult
 from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.evaluation.results import assemble
-from benchmarks.evaluation.trial_recording import Recording
+from benchmarks.evaluation.trial_video import TrialVideo
 from benchmarks.report import html_report as report
 from benchmarks.report.html_report import render
 from benchmarks.simulator import Trial
@@ -44,10 +44,10 @@ def results_of(reasons, task="reach_target", policy=None):
     return trials, assemble(trials, arms, described, PROTOCOL.hash(SIMULATOR, CLIP), policy)
 
 
-def recording():
+def trial_video():
     frames = np.random.default_rng(0).integers(0, 255, (3, 32, 64, 3), dtype=np.uint8)
     video = write_video(frames, 10.0, VideoEncoding(browser=True))
-    return Recording(("rollout", "generated actions"), ("front",), video, b"picture")
+    return TrialVideo(("rollout", "generated actions"), ("front",), video, b"picture")
 
 
 class Checker(HTMLParser):
@@ -72,7 +72,7 @@ class Checker(HTMLParser):
 @pytest.fixture(scope="module")
 def page():
     trials, results = results_of(["success", "failed", "timeout", "success"])
-    return render(results, {trial.id: recording() for trial in trials[:3]})
+    return render(results, {trial.id: trial_video() for trial in trials[:3]})
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_videos_in_the_page_are_the_recorded_ones_and_play_in_browsers(parsed):
     videos = [attributes["data-src"] for tag, attributes in parsed if tag == "video"]
     assert len(videos) == 3
     content = b64decode(videos[0].removeprefix("data:video/mp4;base64,"))
-    assert content == recording().video
+    assert content == trial_video().mp4
     assert decode_frames(content).shape == (3, 32, 64, 3)
 
 
@@ -140,7 +140,7 @@ def test_names_of_settings_views_and_messages_are_escaped():
     results["trials"][0]["policy"]["error"] = "<e>"
     results["trials"][0]["policy"]["diagnostics"] = {"<d>": 1.0}
     results["protocol"]["simulator"]["init_args"]["<s>"] = "<t>"
-    page = render(results, {trials[0].id: Recording(("<r>",), ('"<v>"',), b"", b"")})
+    page = render(results, {trials[0].id: TrialVideo(("<r>",), ('"<v>"',), b"", b"")})
     for letter in "pcedstrv":
         assert f"<{letter}>" not in page
         assert f"&lt;{letter}&gt;" in page
@@ -148,7 +148,7 @@ def test_names_of_settings_views_and_messages_are_escaped():
 
 def test_the_protocol_is_stated(page):
     assert PROTOCOL.hash(SIMULATOR, CLIP) in page
-    assert "receding horizon, 4 actions per plan" in page
+    assert "receding horizon, 4 actions per chunk" in page
     assert "<dt>simulator: rig</dt><dd>framed</dd>" in page
     assert "last.ckpt" in page
 
@@ -162,7 +162,7 @@ def test_a_figure_that_never_applied_is_none(page):
 def test_tasks_with_a_low_ceiling_are_apart(page):
     _, results = results_of(["success", "failed"])
     assert "Listed apart" not in page
-    lowered = results | {"apart": ["reach_target"], "mean": dict.fromkeys(results["mean"])}
+    lowered = results | {"low_ceiling": ["reach_target"], "mean": dict.fromkeys(results["mean"])}
     parted = render(lowered, {})
     assert parted.index("Listed apart, in no mean: the ceiling is below 50 %") < parted.index("<h3>reach")
     assert "success, 0 of 0 trials, 1 apart" in parted
@@ -185,23 +185,23 @@ def test_a_page_without_recordings_says_so():
     _, results = results_of(["success"])
     page = render(results, {})
     assert "<article" not in page
-    assert "No trial was recorded." in page
+    assert "No trial has a video." in page
 
 
 def test_the_page_stays_within_its_size(monkeypatch):
     trials, results = results_of(["success"] * 4)
-    recordings = {trial.id: recording() for trial in trials}
-    whole, card = len(render(results, {}).encode()), len(report._card(results["trials"][0], recording()))
+    videos = {trial.id: trial_video() for trial in trials}
+    whole, card = len(render(results, {}).encode()), len(report._card(results["trials"][0], trial_video()))
     monkeypatch.setattr(report, "_LIMIT", whole + report._RESERVE + int(2.5 * card))
-    page = render(results, recordings)
+    page = render(results, videos)
     assert page.count("<article") == 2
-    assert "2 more recorded trials would have made the page too large" in page
+    assert "2 more videos would have made the page too large" in page
     assert len(page.encode()) <= report._LIMIT
 
 
 def test_a_page_of_many_videos_is_under_30_mb():
     trials, results = results_of(["timeout"] * 40)
-    large = Recording(("rollout",), ("front",), bytes(10**6), b"picture")
+    large = TrialVideo(("rollout",), ("front",), bytes(10**6), b"picture")
     page = render(results, {trial.id: large for trial in trials})
     assert 28_000_000 < len(page.encode()) < 30_000_000
 
@@ -209,7 +209,7 @@ def test_a_page_of_many_videos_is_under_30_mb():
 def test_the_gallery_is_by_stop_reason_and_quotes_crashes():
     trials, results = results_of(["success", "crash", "timeout", "failed", "timeout"])
     results["trials"][1]["policy"]["error"] = "step: died of <SIGSEGV>"
-    page = render(results, {trials[i].id: recording() for i in (0, 2, 3)})
+    page = render(results, {trials[i].id: trial_video() for i in (0, 2, 3)})
     groups = re.findall(r'<section class="group">\s*<h3><i class="(\w+)"></i>.*?<small>(.*?)</small>', page)
     assert groups == [
         ("failed", "1 trials, 1 shown"),
@@ -251,7 +251,7 @@ def browse(tmp_path):
     if BROWSER is None:
         pytest.skip("no chromium or google-chrome on the PATH")
     trials, results = results_of(["success", "failed", "timeout", "success"])
-    page = render(results, {trial.id: recording() for trial in trials})
+    page = render(results, {trial.id: trial_video() for trial in trials})
     (tmp_path / "report.html").write_text(page.replace("</body>", f"{MEASURE}</body>"))
 
     def browse(width, *more):

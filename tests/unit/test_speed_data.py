@@ -6,13 +6,13 @@ import numpy as np
 
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding
-from benchmarks.speed.data import _decode_sought, conversion_rate, rival_rate, shard_rate, whole_mp4s
+from benchmarks.speed.data import _decode_sought, baseline_rate, conversion_rate, shard_rate, whole_mp4s
 from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.reader import Recent, ShardSet
 
 
-def test_the_rivals_decode_what_the_shards_give(tmp_path: Path):
+def test_the_baselines_decode_what_the_shards_give(tmp_path: Path):
     views = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
     source = MovingSquares(2, 12, (32, 32), views=views)
     write_shards(source, tmp_path, 2, workers=0, encoding=VideoEncoding(gop=4), progress=False)
@@ -20,7 +20,7 @@ def test_the_rivals_decode_what_the_shards_give(tmp_path: Path):
     ours = shards.images(1, "wrist", frames)
     for decode in (whole_mp4s, _decode_sought):
         assert np.array_equal(decode(shards.read(1, "wrist.mp4"), frames), ours)
-        assert rival_rate(shards, Clip(frames=3, size=(32, 32)), 2, decode) > 0
+        assert baseline_rate(shards, Clip(frames=3, size=(32, 32)), 2, decode) > 0
     assert shard_rate(str(tmp_path), Clip(frames=3, size=(32, 32)), 8) > 0
     assert conversion_rate(32, 4) > 0
 

@@ -1,4 +1,4 @@
-"""A world in a process, and an interpreter, of its own: its crashes cost a trial and never the run."""
+"""Client of a simulator in a process and interpreter of its own, so that its crashes cost one trial each."""
 
 import os
 import secrets
@@ -21,11 +21,11 @@ from benchmarks.simulators.rlbench.environment_server.server import TOKEN, recei
 _SERVER = Path(__file__).with_name("environment_server") / "server.py"
 _MISSING = ("ModuleNotFoundError", "ImportError", "OSError")  # of packages and of the libraries they load
 _TAIL = 3000  # bytes of the log that an error quotes
-_GRACE = 5.0  # seconds a process gets to leave, or to be buried
+_GRACE = 5.0  # seconds to wait until a process ends by itself
 
 
 class EnvironmentServerError(CannotContinue):
-    """The server cannot be started, or its adapter is at fault: trying again would not help."""
+    """The server cannot be started, or its adapter is faulty: trying again would not help."""
 
 
 class EnvironmentServer:
@@ -37,10 +37,10 @@ class EnvironmentServer:
     Args:
         adapter: file that defines `World`; see `benchmarks.simulators.rlbench.environment_server.server`.
         settings: arguments of `World`.
-        python: words that start the interpreter, such as ("xvfb-run", "-a", "/opt/rlbench/bin/python").
+        python: command of the interpreter, such as ("xvfb-run", "-a", "/opt/rlbench/bin/python").
         paths: folders put before the interpreter's own.
         environment: variables set on top of this process's.
-        start_timeout: seconds until the world must be there.
+        start_timeout: seconds within which the world must be ready.
         advice: what to do where the world's packages are missing.
     """
 
@@ -70,7 +70,7 @@ class EnvironmentServer:
 
         Args:
             name: of the method.
-            timeout: seconds until the answer must be there.
+            timeout: seconds within which the answer must arrive.
             **arguments: JSON values and numpy arrays.
 
         Raises:
@@ -83,7 +83,7 @@ class EnvironmentServer:
             except EnvironmentServerError as error:
                 if not self.versions:
                     raise
-                # It could be started before, so it may be again: what failed now is one trial's loss.
+                # It could be started before, so it may be again: this failure costs one trial only.
                 raise SimulatorCrash(f"{name}: {error}") from error
         return self._call(self._live, name, timeout, arguments)
 
@@ -92,7 +92,7 @@ class EnvironmentServer:
         return "" if self._live is None else self._live.tail()
 
     def close(self) -> None:
-        """Let the process go."""
+        """End the process."""
         if self._live is not None:
             live, self._live = self._live, None
             live.close()
@@ -123,20 +123,18 @@ class EnvironmentServer:
             raise SimulatorCrash(f"{name}: no answer within {timeout:g} s; killed. {live.kill()}") from None
         except (ConnectionError, OSError) as error:
             self._live = None
-            raise SimulatorCrash(f"{name}: {error}; the process {live.bury()}") from None
+            raise SimulatorCrash(f"{name}: {error}; the process {live.end_broken()}") from None
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             self._live = None
-            told = f"{type(error).__name__}: {error}"
-            raise SimulatorCrash(
-                f"{name}: the answer is no message ({told}); killed. {live.kill()}"
-            ) from None
+            why = f"{type(error).__name__}: {error}"
+            raise SimulatorCrash(f"{name}: the answer is no message ({why}); killed. {live.kill()}") from None
         if failed is not None:
             raise self._error(name, failed, live.tail())
         return value
 
     def _error(self, name: str, error: Mapping[str, Any], tail: str) -> RuntimeError:
         if error["lost"]:
-            self.close()  # what made it give up may have left the world in any state
+            self.close()  # the world may be in any state
             return SimulatorCrash(f"{name}: {error['message']}")
         if name == "open" and error["type"] in _MISSING:
             way = f"; {self.advice}" if self.advice else ""
@@ -159,12 +157,13 @@ def _parts(reply: Any) -> tuple[Any, dict[str, Any] | None]:
 
 
 class _Process:
-    """A server that was started and has connected; everything it started dies with it."""
+    """A running server and the connection to it; ending it ends every process that it started."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], timeout: float) -> None:
         token = secrets.token_hex(16)
-        held = ExitStack()
-        self._log = held.enter_context(tempfile.TemporaryFile()).fileno()  # noqa: SIM115 `held` closes it
+        resources = ExitStack()
+        log = resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed with `resources`
+        self._log = log.fileno()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             words = [*command, "--connect", f"127.0.0.1:{listener.getsockname()[1]}"]
             try:
@@ -177,26 +176,26 @@ class _Process:
                     start_new_session=True,
                 )
             except OSError as error:
-                held.close()
+                resources.close()
                 raise EnvironmentServerError(f"{words[0]!r} cannot be run: {error}") from error
-            self._end = weakref.finalize(self, _end, self._process, held)
-            self.connection = held.enter_context(self._accept(listener, token, timeout))
+            self._end = weakref.finalize(self, _end, self._process, resources)
+            self.connection = resources.enter_context(self._accept(listener, token, timeout))
 
     def tail(self) -> str:
-        """The end of what was printed, as a sentence of an error."""
+        """The end of what the process printed, as a sentence for an error."""
         size = os.fstat(self._log).st_size
         # pread, since the process writes at the offset that a seek here would move
         text = os.pread(self._log, _TAIL, max(size - _TAIL, 0)).decode(errors="replace").strip()
         return f"It had printed:\n{text}" if text else "It had printed nothing."
 
     def kill(self) -> str:
-        """End the process and whatever it started; its last words."""
+        """End the process and all that it started; returns the end of its log."""
         words = self.tail()
         self._end()
         return words
 
-    def bury(self) -> str:
-        """End a process whose connection broke: how it ended by itself, and its last words."""
+    def end_broken(self) -> str:
+        """End a process whose connection broke; returns how it ended by itself, and the end of its log."""
         try:
             code = self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
@@ -206,17 +205,17 @@ class _Process:
         return f"left with exit code {code}. {self.kill()}"
 
     def close(self) -> None:
-        """Hang up, which ends the server; kill it if it does not go."""
+        """Close the connection, which ends the server; kill it if it does not end by itself."""
         self.connection.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE)
         self._end()
 
     def _accept(self, listener: socket.socket, token: str, timeout: float) -> socket.socket:
-        """The connection of whoever knows the token.
+        """The first connection that sends the token.
 
         Raises:
-            EnvironmentServerError: nobody came in time, or the process ended first.
+            EnvironmentServerError: there is none in time, or the process ended first.
         """
         listener.settimeout(0.1)
         deadline = time.monotonic() + timeout
@@ -226,7 +225,7 @@ class _Process:
             except TimeoutError:
                 if self._process.poll() is not None:
                     raise EnvironmentServerError(
-                        f"the environment server could not start: before it connected it {self.bury()}"
+                        f"the environment server could not start: before it connected it {self.end_broken()}"
                     ) from None
                 continue
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -242,12 +241,12 @@ class _Process:
 def _greeting(connection: socket.socket, length: int) -> bytes:
     try:
         return connection.recv(length, socket.MSG_WAITALL)
-    except OSError:  # a stranger who says nothing is told nothing
+    except OSError:  # another program that connected and sends nothing
         return b""
 
 
-def _end(process: subprocess.Popen[bytes], held: ExitStack) -> None:
-    with suppress(ProcessLookupError):  # it has gone by itself
+def _end(process: subprocess.Popen[bytes], resources: ExitStack) -> None:
+    with suppress(ProcessLookupError):  # it has ended by itself
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    held.close()
+    resources.close()

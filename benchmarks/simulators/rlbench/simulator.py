@@ -1,6 +1,6 @@
 """RLBench as a `benchmarks.simulator.Simulator`, in a process and an interpreter of its own.
 
-Never run against CoppeliaSim: everything up to it was, see docs/rlbench.md.
+It was never run with CoppeliaSim; docs/rlbench.md says what was run.
 """
 
 import difflib
@@ -19,7 +19,15 @@ from jaxtyping import Float
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Frame, View
 from ai_wam.errors import InvalidValue
-from benchmarks.simulator import CHANGED, StepResult, Trial, checked_action, fingerprint
+from benchmarks.simulator import (
+    CHANGED,
+    StepResult,
+    Trial,
+    check_variation,
+    check_views,
+    checked_action,
+    fingerprint,
+)
 from benchmarks.simulators.rlbench.client import EnvironmentServer
 from benchmarks.simulators.rlbench.task_list import VARIATIONS
 
@@ -30,33 +38,33 @@ _ADVICE = "`ai-wam rlbench-doctor` says step by step what RLBench lacks here (do
 _DEMO_HZ = 20.0  # RLBench steps its physics by 50 ms and records every step
 _ARM_MODES = ("planning", "ik")
 _MAX_SIZE = 2048
-_SCENE_LIMIT = 0.02  # metres, radians or parts of a quaternion; a state changed by more is another scene
+_SCENE_LIMIT = 0.02  # metres, radians or quaternion components; a state changed by more is another scene
 
 
 class RLBench:
     """A Panda arm above a table in CoppeliaSim: 106 tasks by their file names, such as `close_laptop_lid`.
 
-    Every scene is one that RLBench's expert has just solved: `reset` lets it demonstrate and brings the same
-    scene back. The simulator keeps the demonstrations of its latest trials, so a trial that is reset again
-    has the same scene and costs no new demonstration. The scene is drawn from the trial's seed; whether
-    another process draws the same one is up to CoppeliaSim, and `scene` tells.
+    Every scene is one that RLBench's expert has just solved: `reset` makes it demonstrate and restores the
+    scene. The simulator keeps the demonstrations of its latest trials, so a trial that is reset again has the
+    same scene and costs no new demonstration. The scene is drawn from the trial's seed; whether another
+    process draws the same one depends on CoppeliaSim, and is seen by comparing `scene`.
 
     A control step is one call of RLBench's step: plan to the pose, move until it is reached, then actuate
     the gripper, which opens above 0.5. Simulated time per step varies, so `seconds` counts steps at the
-    nominal rate. A step whose pose no plan leads to moves nothing, the gripper included.
+    nominal rate. A step to whose pose no path is found moves nothing, the gripper included.
 
-    The interpreter is the command in AI_WAM_RLBENCH_PYTHON ("xvfb-run -a /opt/rlbench/bin/python"),
-    CoppeliaSim lies where COPPELIASIM_ROOT says; both are the machine's business, so the protocol's hash does
-    not know them.
+    The interpreter is the command in AI_WAM_RLBENCH_PYTHON ("xvfb-run -a /opt/rlbench/bin/python"), and
+    COPPELIASIM_ROOT is the folder of CoppeliaSim; both belong to the machine, so they are not part of the
+    protocol's hash.
 
     Args:
         image_size: height and width in pixels of all cameras.
-        views: cameras that `observe` draws when it is not told which.
+        views: cameras that `observe` renders by default.
         control_hz: control steps per second; 20 or a whole fraction of it.
         arm_mode: "planning" (linear path, else RRTConnect) or "ik" (one Jacobian step, fails on far poses).
         shadows: RLBench's default renderer; without is faster.
         attempts: demonstrations tried before a scene is given up.
-        reset_timeout: seconds until a scene must be there; live demonstrations take tens of seconds each.
+        reset_timeout: seconds within which a scene must be built; live demonstrations take tens of seconds.
         step_timeout: seconds until any other call must be answered.
         paths: folders put before the interpreter's own.
 
@@ -64,10 +72,10 @@ class RLBench:
         ValueError: an argument out of range; the message says what is possible.
     """
 
-    incidental = ("paths",)  # where this machine keeps its packages; their versions are the result's
+    incidental = ("paths",)  # differs between machines; the packages' versions are part of the result
     _pose: Float[np.ndarray, "8"] | None
     _demonstration: Float[np.ndarray, "n 8"] | None
-    _figures: dict[str, float]
+    _diagnostics: dict[str, float]
 
     def __init__(
         self,
@@ -112,11 +120,11 @@ class RLBench:
         return VARIATIONS
 
     def versions(self) -> Mapping[str, str]:
-        """Of RLBench and what it runs on; empty until the simulator has started."""
+        """Versions of RLBench, PyRep, Python and numpy; empty until the simulator has started."""
         return self._server.versions
 
     def reset(self, trial: Trial) -> tuple[str, ...]:
-        """Find a scene that the expert solves, and bring it back; gives its instructions.
+        """Find a scene that the expert solves, and restore it; returns its instructions.
 
         Raises:
             ValueError: unknown task or variation.
@@ -133,33 +141,33 @@ class RLBench:
             attempts=self.attempts,
         )
         self._pose, self._demonstration = reply["pose"], reply["actions"]
-        self._figures["scene_change"] = reply["change"]
-        same = reply["change"] <= _SCENE_LIMIT  # a change that is not a number is none of a known scene
+        self._diagnostics["scene_change"] = reply["change"]
+        same = reply["change"] <= _SCENE_LIMIT  # False for NaN
         self._scene = ("" if same else f"{CHANGED} ") + fingerprint(reply["state"])
         return tuple(reply["instructions"])
 
     def scene(self) -> str:
-        """Fingerprint of the task's state where the demonstration began.
+        """Fingerprint of the task's state at the beginning of the demonstration.
 
-        It begins with "changed" if any number of the state that came back is more than 0.02 away from it.
+        It begins with "changed" if any number of the restored state differs from it by more than 0.02.
         """
         return self._scene
 
     def observe(self, views: Sequence[str] | None = None) -> Frame:
-        """Draw the named cameras (the configured ones if left out) and read the pose.
+        """Render the named cameras (the configured ones if left out) and read the pose.
 
         Raises:
             ValueError: unknown camera.
             RuntimeError: before the first reset.
         """
         wanted, pose = self.views if views is None else tuple(views), self.pose()
-        _check_views(wanted)
+        check_views(wanted, VIEWS, "RLBench")
         seen = self._server.call("observe", self.step_timeout, cameras=wanted) if wanted else {}
         pictures = {name: _view(name, **seen[name]) for name in wanted}
         return Frame(pictures, pose, self._steps / self.control_hz)
 
     def pose(self) -> Float[np.ndarray, "8"]:
-        """The tip's pose now, and whether the gripper is open (1) or not (0), without drawing."""
+        """The tip's pose now, and whether the gripper is open (1) or not (0), without rendering."""
         if self._pose is None:
             raise RuntimeError("RLBench: no scene yet; call reset(trial) first")
         return self._pose.copy()
@@ -179,12 +187,12 @@ class RLBench:
         self._pose = reply["pose"]
         self._steps += 1
         for name, outcome in (("ik_failures", "ik_failure"), ("outside_workspace", "workspace")):
-            self._figures[name] += reply["outcome"] == outcome
+            self._diagnostics[name] += reply["outcome"] == outcome
         failed = reply["terminate"] and not reply["success"]
         return StepResult(reply["success"], failed, reached=reply["outcome"] == "reached")
 
     def demonstrate(self) -> Iterator[Float[np.ndarray, "8"]]:
-        """The poses of the demonstration that this scene was found with; the caller steps.
+        """The poses of the demonstration of this scene; the caller must step with each of them.
 
         Raises:
             RuntimeError: before the first reset, or after a step: it was recorded from the scene's beginning.
@@ -199,12 +207,12 @@ class RLBench:
         yield from kept if len(self._demonstration) % every == 0 else [*kept, self._demonstration[-1]]
 
     def diagnostics(self) -> Mapping[str, float]:
-        """Steps without a plan, steps out of the workspace, and how well the scene was brought back.
+        """Steps without a path, steps out of the workspace, and how exactly the scene was restored.
 
         `scene_change` is the largest change of any number in the task's state (metres, quaternions, joints)
-        between the beginning of the demonstration and that of the trial: 0 for the very same scene.
+        between the beginning of the demonstration and that of the trial: 0 for exactly the same scene.
         """
-        return dict(self._figures)
+        return dict(self._diagnostics)
 
     def close(self) -> None:
         """End the simulator; the next reset starts a new one."""
@@ -214,7 +222,7 @@ class RLBench:
     def _forget(self) -> None:
         self._pose = self._demonstration = None
         self._steps, self._scene = 0, ""
-        self._figures = {"ik_failures": 0.0, "outside_workspace": 0.0, "scene_change": math.nan}
+        self._diagnostics = {"ik_failures": 0.0, "outside_workspace": 0.0, "scene_change": math.nan}
 
     def _check(self) -> int:
         every = round(_DEMO_HZ / self.control_hz) if self.control_hz > 0 else 0
@@ -230,7 +238,7 @@ class RLBench:
         }
         if broken := [rule for rule, kept in rules.items() if not kept]:
             raise InvalidValue("RLBench: " + "; ".join(broken))
-        _check_views(self.views)
+        check_views(self.views, VIEWS, "RLBench")
         return every
 
     def __getstate__(self) -> dict[str, Any]:
@@ -241,10 +249,10 @@ class RLBench:
 
 
 def interpreter() -> list[str]:
-    """The words that start the simulator's interpreter.
+    """The command of the simulator's interpreter, from AI_WAM_RLBENCH_PYTHON; this one by default.
 
     Raises:
-        ValueError: words that no shell can tell apart.
+        ValueError: a command that a shell cannot split into words.
     """
     command = os.environ.get(PYTHON, "")
     try:
@@ -254,7 +262,7 @@ def interpreter() -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """What CoppeliaSim wants of its process, as far as COPPELIASIM_ROOT says where it lies."""
+    """Environment variables that CoppeliaSim needs; empty where COPPELIASIM_ROOT is not set."""
     if "COPPELIASIM_ROOT" not in os.environ:
         return {}
     root = os.path.abspath(os.environ["COPPELIASIM_ROOT"])
@@ -290,13 +298,4 @@ def _check_trial(trial: Trial) -> None:
             else "benchmarks/simulators/rlbench/task_list.py lists them"
         )
         raise InvalidValue(f"RLBench has no task {trial.task!r} among its {len(VARIATIONS)}; {meant}")
-    if not 0 <= trial.variation < VARIATIONS[trial.task]:
-        raise InvalidValue(
-            f"variation {trial.variation} of task {trial.task!r} is unknown: "
-            f"it has 0 to {VARIATIONS[trial.task] - 1}"
-        )
-
-
-def _check_views(views: Sequence[str]) -> None:
-    if unknown := [view for view in views if view not in VIEWS]:
-        raise InvalidValue(f"RLBench: views {unknown} are unknown; the cameras are {list(VIEWS)}")
+    check_variation(trial, VARIATIONS[trial.task])

@@ -1,4 +1,4 @@
-"""Workspaces and camera rigs: where objects of `reach_target` float, and from where they are looked at.
+"""Workspaces and camera rigs: the boxes that objects are drawn from, and the cameras that see them.
 
 Poses here are OpenGL's (as MuJoCo's): x right, y up, z backward. Field of view is vertical, in degrees.
 """
@@ -14,7 +14,7 @@ from ai_wam.errors import InvalidValue
 
 VIEWS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
 RIGS = ("wide", "framed")
-_MARGIN = 1.06  # framed pictures are this much wider than what they must show
+_MARGIN = 1.06  # framed pictures are wider by this factor than the points they must show
 _ABOVE, _BESIDE = 0.1, 0.1  # metres from the tip to an action image's other points, towards wrist and base
 _HOME_TIP = (0.282, 0.0, 1.4533)
 
@@ -62,7 +62,7 @@ WORKSPACES: Mapping[str, Workspace] = {
 
 @dataclass(frozen=True)
 class Mount:
-    """One camera as MuJoCo wants it.
+    """One camera as MuJoCo describes it.
 
     Attributes:
         position: of its centre, metres.
@@ -84,10 +84,10 @@ class Mount:
 
 
 _FRONT = Mount((1.35, 0.0, 1.58), (0.0, 1.0, 0.0), (-0.42262, 0.0, 0.90631), 40.0)  # RLBench's
-# In the hand's frame: on the side away from the base, tilted back so that the picture holds the fingertips.
+# In the hand's frame: on the side away from the base, tilted back so that the picture shows the fingertips.
 _WRIST = Mount((0.08, 0.0, 0.0), (0.0, 1.0, 0.0), (0.966, 0.0, 0.259), 75.0)
 
-# From the workspace's centre to the camera, metres: so far off that near spheres look little larger.
+# From the workspace's centre to the camera, metres: far enough that near spheres look little larger.
 _DIRECTIONS: Mapping[str, tuple[float, float, float]] = {
     "front": (2.03, 0.0, 0.947),  # RLBench's direction
     "left_shoulder": (-0.77, 1.9, 0.87),
@@ -123,7 +123,7 @@ def mounts(rig: str, workspace: Workspace) -> dict[str, Mount]:
 
 
 def framed_points(workspace: Workspace) -> Float[np.ndarray, "n 3"]:
-    """What framed cameras show: the workspace, and an action image's points for tips in it and at home."""
+    """Points that framed cameras must show: the workspace, and an action image's points for poses in it."""
     tips = np.concatenate([workspace.corners, [_HOME_TIP]])
     objects = workspace.grown(0.04).corners
     return np.concatenate(

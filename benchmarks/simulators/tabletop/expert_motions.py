@@ -1,4 +1,4 @@
-"""Motions that scripted experts are made of: one absolute action per control step."""
+"""Building blocks of scripted experts' motions: one absolute action per control step."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ def duration(start: Pose, goal: Pose, speed: float, shortest: float, longest: fl
 
 
 def min_jerk(fraction: float) -> float:
-    """Share of the way covered after a share of the time, starting and ending at rest."""
+    """Fraction of the way covered after a fraction of the time, starting and ending at rest."""
     return fraction**3 * (10 + fraction * (6 * fraction - 15))
 
 
@@ -37,12 +37,12 @@ def straight(start: Pose, goal: Pose, openness: float, steps: int) -> Iterator[F
 
 
 class Leg(NamedTuple):
-    """One stretch of an expert's way.
+    """One straight part of an expert's motion.
 
     Attributes:
-        goal: where it ends.
-        openness: of the gripper all along.
-        seconds: how long it takes.
+        goal: pose of the tip at its end, world frame.
+        openness: of the gripper, constant.
+        seconds: its duration.
     """
 
     goal: Pose
@@ -51,7 +51,7 @@ class Leg(NamedTuple):
 
 
 def through(start: Pose, legs: Sequence[Leg], control_hz: float) -> Iterator[Float[np.ndarray, "8"]]:
-    """One leg after the other, at rest in between; each begins where the one before was told to end."""
+    """One leg after the other, at rest in between; each begins at the goal of the leg before."""
     for leg in legs:
         yield from straight(start, leg.goal, leg.openness, math.ceil(leg.seconds * control_hz - 1e-9))
         start = leg.goal
@@ -65,7 +65,7 @@ def action(pose: Pose, openness: float) -> Float[np.ndarray, "8"]:
 def turned(
     quaternion: Float[np.ndarray, "4"], axis: Float[np.ndarray, "3"], angle: float
 ) -> Float[np.ndarray, "4"]:
-    """A rotation followed by `angle` radians about a world axis of unit length."""
+    """A rotation (quaternion x y z w) followed by `angle` radians about a world axis of unit length."""
     turn, product = np.empty(4), np.empty(4)
     mujoco.mju_axisAngle2Quat(turn, np.asarray(axis, dtype=np.float64), angle)
     mujoco.mju_mulQuat(product, turn, to_wxyz(quaternion))

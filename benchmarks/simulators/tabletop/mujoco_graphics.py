@@ -1,4 +1,4 @@
-"""MuJoCo with a graphics platform chosen first: whoever needs `mujoco` in this package imports it from here.
+"""Imports MuJoCo after choosing its graphics platform; files of this package import `mujoco` from here.
 
 MuJoCo reads MUJOCO_GL once, while it is imported, so the choice cannot be made later.
 """
@@ -34,19 +34,19 @@ if _chosen == "disable":  # for the import alone: errors name what the user set
     os.environ.update({name: value for name, value in _USERS.items() if name == "MUJOCO_GL"})
 
 
-def _cannot_draw(why: str) -> CannotContinue:
+def _drawing_error(why: str) -> CannotContinue:
     way = way_out(_variables(), egl_devices(), osmesa())
     return CannotContinue(f"MuJoCo cannot draw: {why}" + (f"; {way}" if way else ""))
 
 
 def _variables() -> dict[str, str]:
-    """The environment as the user set it, and changed it since."""
+    """The environment variables as the user set them, also after the import, without our choice."""
     chosen = _chosen is not None and os.environ.get("MUJOCO_GL") == _chosen
     return {**os.environ, "MUJOCO_GL": _USERS.get("MUJOCO_GL", "")} if chosen else dict(os.environ)
 
 
 class Pictures:
-    """Draws a model's cameras off screen. Belongs to the thread that made it.
+    """Renders a model's cameras off screen. Usable in the thread that made it only.
 
     Raises:
         RuntimeError: no OpenGL platform; the message says which packages bring one.
@@ -54,7 +54,7 @@ class Pictures:
 
     def __init__(self, model: "mujoco.MjModel", size: tuple[int, int], shadows: bool) -> None:
         if why := obstacle(_variables(), egl_devices(), osmesa()):
-            raise _cannot_draw(why)
+            raise _drawing_error(why)
         h, w = size
         try:
             self._renderer: mujoco.Renderer | None = mujoco.Renderer(model, h, w, max_geom=model.ngeom + 20)
@@ -67,11 +67,11 @@ class Pictures:
                 if _EARLY
                 else ""
             )
-            raise _cannot_draw(f"{error} (with {values}){early}") from error
+            raise _drawing_error(f"{error} (with {values}){early}") from error
         flags = self._renderer.scene.flags
         flags[int(mujoco.mjtRndFlag.mjRND_SHADOW)] = int(shadows)
         flags[int(mujoco.mjtRndFlag.mjRND_REFLECTION)] = 0
-        # MuJoCo ends the EGL display at exit; whoever frees a context after that prints an EGLError.
+        # MuJoCo ends the EGL display at exit; freeing a context after that prints an EGLError.
         atexit.register(_close, weakref.ref(self))
 
     def draw(self, data: "mujoco.MjData", camera: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,4 +1,4 @@
-"""The OpenGL platform that MuJoCo is to draw with, and what stands in its way; MuJoCo is not imported."""
+"""Chooses the OpenGL platform for MuJoCo and explains what prevents drawing; MuJoCo is not imported."""
 
 import ctypes
 import sys
@@ -46,14 +46,15 @@ def loads_any(libraries: Sequence[str]) -> bool:
 
 
 def choose_platform(egl_devices: int, osmesa: bool) -> str:
-    """What MUJOCO_GL should say on a Linux machine without a display.
+    """The best value of MUJOCO_GL on a Linux machine without a display.
 
     Args:
         egl_devices: how many devices EGL offers.
         osmesa: whether OSMesa can be loaded.
 
     Returns:
-        "egl", "osmesa" or, with neither, "disable": physics works then, and drawing says what to install.
+        "egl", "osmesa" or, with neither, "disable": physics works then, and drawing raises an error that
+            names the packages to install.
     """
     if egl_devices > 0:
         return "egl"
@@ -61,9 +62,9 @@ def choose_platform(egl_devices: int, osmesa: bool) -> str:
 
 
 def platform_for_import(variables: Mapping[str, str]) -> str | None:
-    """What MUJOCO_GL must say while MuJoCo is imported; None where it may stay as it is.
+    """The value that MUJOCO_GL must have while MuJoCo is imported; None where it may stay as it is.
 
-    "disable" where something stands in the way: the import would fail, and physics with it.
+    "disable" where MuJoCo cannot draw: the import would fail otherwise, and physics with it.
 
     Args:
         variables: of the environment, as the user set them.
@@ -104,7 +105,7 @@ def obstacle(variables: Mapping[str, str], egl_devices: int, osmesa: bool) -> st
 
 
 def way_out(variables: Mapping[str, str], egl_devices: int, osmesa: bool) -> str:
-    """What to do on this machine; nothing where its best platform is in use already.
+    """What the user can do on this machine to draw; empty where its best platform is in use already.
 
     Args:
         variables: of the environment, as the user set them.

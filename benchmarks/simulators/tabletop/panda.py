@@ -27,7 +27,7 @@ def body() -> str:
     """MJCF of the arm: joints `joint1`-`joint7`, fingers, site `tip`, camera mount inside body `hand`.
 
     The tip frame is RLBench's Panda_tip: z out of the hand, y along the fingers' travel. `{wrist_camera}` is
-    left open for the rig. Hand and fingers collide with objects; the other links are only drawn.
+    a placeholder for the rig's camera. Hand and fingers collide with objects; the other links do not.
     """
     joint = [_joint(*values) for values in zip(JOINTS, _LIMITS, _ARMATURE, strict=True)]
     return f"""

@@ -1,4 +1,4 @@
-"""The room: table, floor, lights, cameras and arm, around a task's own bodies."""
+"""MJCF of a whole scene: table, floor, lights, cameras, arm and a task's own bodies."""
 
 from benchmarks.simulators.tabletop import panda
 from benchmarks.simulators.tabletop.camera_rigs import Mount
@@ -9,7 +9,7 @@ TABLE_TOP = 0.752  # metres, RLBench's
 def mjcf(
     bodies: str, assets: str, mounts: dict[str, Mount], size: tuple[int, int], timestep: float, shadows: bool
 ) -> str:
-    """The whole model.
+    """MJCF of the whole model.
 
     Args:
         bodies: MJCF of the task's bodies; their geoms collide by default with everything.

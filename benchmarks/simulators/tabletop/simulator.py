@@ -1,4 +1,4 @@
-"""The suite as a `benchmarks.simulator.Simulator`."""
+"""The tabletop suite as a `benchmarks.simulator.Simulator`."""
 
 import hashlib
 import math
@@ -13,7 +13,14 @@ from jaxtyping import Float
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Frame, View
 from ai_wam.errors import InvalidValue
-from benchmarks.simulator import StepResult, Trial, checked_action, fingerprint
+from benchmarks.simulator import (
+    StepResult,
+    Trial,
+    check_variation,
+    check_views,
+    checked_action,
+    fingerprint,
+)
 from benchmarks.simulators.tabletop import camera_rigs as rigs
 from benchmarks.simulators.tabletop import panda, scene
 from benchmarks.simulators.tabletop import robot_tasks as tasks
@@ -22,25 +29,25 @@ from benchmarks.simulators.tabletop.mujoco_graphics import Pictures
 from benchmarks.simulators.tabletop.physics_world import World, substeps
 from benchmarks.simulators.tabletop.robot_tasks.base import TabletopTask, draw
 
-_MAX_SIZE = 2048  # pixels; what off-screen buffers of software renderers surely hold
+_MAX_SIZE = 2048  # pixels; every software renderer has off-screen buffers of this size
 
 
 class Tabletop:
     """A Panda arm above a table, in RLBench's world frame: tip poses, camera names and actions as there.
 
-    Models and pictures are built when first needed, one set per task, so that an instance is cheap to make; a
-    pickled one carries its settings only. A trial's scene and physics depend on its seed alone, not on trials
-    before it. Pictures belong to the thread that drew the first one.
+    Models and renderers are built when first needed, one set per task, so that an instance is cheap to make;
+    a pickle has its settings only. A trial's scene and physics depend on its seed alone, not on trials before
+    it. Only the thread that rendered the first picture can render others.
 
     Args:
         rig: "wide" (RLBench's front camera and 60 degrees for the others) or "framed" (the same names, aimed
-            at the box where the task happens and as narrow as shows it whole).
+            at the box where the task happens, with the smallest field of view that shows all of it).
         image_size: height and width in pixels.
-        views: cameras that `observe` draws when it is not told which.
+        views: cameras that `observe` renders by default.
         control_hz: control steps per second.
         shadows: shadows and antialiasing, several times slower without a GPU.
-        workspace: "wide" or "framed", the box that `reach_target` and random starts are drawn from; the rig's
-            namesake if left out.
+        workspace: "wide" or "framed", the box that `reach_target` and random starts are drawn from; the one
+            named as the rig if left out.
         randomise_start: probability that a trial begins at a random pose instead of the home pose, drawn from
             the trial's seed. The scene around is the same either way.
 
@@ -84,7 +91,7 @@ class Tabletop:
         return {name: self._task(name).variations for name in tasks.names()}
 
     def definition(self, names: Sequence[str]) -> str:
-        """Hash of what these tasks are: their models, and the code that places, moves and judges."""
+        """Hash of the tasks' models, and of the code that places objects, moves the arm and finds success."""
         models = [self._xml(name) for name in sorted(names)]
         files = (
             "kinematics.py",
@@ -96,23 +103,19 @@ class Tabletop:
         return hashlib.sha256("\0".join(models + code).encode()).hexdigest()
 
     def reset(self, trial: Trial) -> tuple[str, ...]:
-        """Build the trial's scene; gives its instructions.
+        """Build the trial's scene; returns its instructions.
 
         Raises:
             ValueError: unknown task or variation.
         """
         task = self._task(trial.task)
-        if not 0 <= trial.variation < task.variations:
-            raise InvalidValue(
-                f"variation {trial.variation} of task {trial.task!r} is unknown: "
-                f"it has 0 to {task.variations - 1}"
-            )
+        check_variation(trial, task.variations)
         world = self._world(trial.task)
         of_scene, of_start = (np.random.default_rng([trial.seed, stream]) for stream in (0, 1))
         world.reset()
         task.place(world, of_scene, trial.variation)
         if of_start.uniform() < self.randomise_start:
-            _start_somewhere(world, task, of_start)
+            _place_arm_at_random(world, task, of_start)
         else:
             world.place_arm(panda.HOME)
         self._trial, self._steps, self._scene = trial, 0, _fingerprint(world)
@@ -120,11 +123,11 @@ class Tabletop:
         return task.instructions(trial.variation)
 
     def scene(self) -> str:
-        """Fingerprint of where everything stood, and how it was coloured, when the trial began."""
+        """Fingerprint of all poses and colours at the beginning of the trial."""
         return self._scene
 
     def observe(self, views: Sequence[str] | None = None) -> Frame:
-        """Draw the named cameras (the configured ones if left out) and read the pose.
+        """Render the named cameras (the configured ones if left out) and read the pose.
 
         Raises:
             RuntimeError: before the first reset, or no OpenGL platform.
@@ -132,20 +135,20 @@ class Tabletop:
         """
         world, name = self._current()
         wanted = self.views if views is None else tuple(views)
-        _check_views(wanted)
+        check_views(wanted, rigs.VIEWS, "Tabletop")
         if wanted and name not in self._pictures:
             self._pictures[name] = Pictures(world.model, self.image_size, self.shadows)
         pictures = {view: self._view(world, name, view) for view in wanted}
         return Frame(views=pictures, action=world.pose(), seconds=self._steps / self.control_hz)
 
     def pose(self) -> Float[np.ndarray, "8"]:
-        """The tip's pose now and the openness last commanded, without drawing."""
+        """The tip's pose now and the openness last commanded, without rendering."""
         return self._current()[0].pose()
 
     def step(self, action: np.ndarray) -> StepResult:
         """Follow an absolute action of 8 numbers for one control step.
 
-        A pose out of reach leaves the arm where it last was told to be, and says so in `reached`.
+        For a pose out of reach the arm keeps its last commanded pose, and `reached` is False.
 
         Raises:
             ValueError: an action of another shape, not finite, or without an orientation.
@@ -158,17 +161,17 @@ class Tabletop:
         return StepResult(success=status.success, failed=status.failed, reached=reached)
 
     def demonstrate(self) -> Iterator[Float[np.ndarray, "8"]]:
-        """The scripted expert's actions from the present state on; the caller steps."""
+        """The scripted expert's actions from the present state on; the caller must step with each of them."""
         world, name = self._current()
         return self._task(name).expert(world)
 
     def diagnostics(self) -> Mapping[str, float]:
-        """Task-specific figures of the trial so far."""
+        """Task-specific metrics of the trial so far."""
         world, name = self._current()
         return self._task(name).diagnostics(world)
 
     def versions(self) -> Mapping[str, str]:
-        """Nothing: the suite runs in this process."""
+        """Empty: the suite runs in this process."""
         return {}
 
     def close(self) -> None:
@@ -194,7 +197,7 @@ class Tabletop:
         broken = [rule for rule, kept in rules.items() if not kept]
         if broken:
             raise InvalidValue("Tabletop: " + "; ".join(broken))
-        _check_views(self.views)
+        check_views(self.views, rigs.VIEWS, "Tabletop")
 
     def _forget(self) -> None:
         self._tasks: dict[str, TabletopTask] = {}
@@ -253,7 +256,7 @@ def _calibration(
     return calibrated.intrinsics.numpy(), calibrated.world_from_camera.numpy()
 
 
-def _start_somewhere(world: World, task: TabletopTask, rng: np.random.Generator) -> None:
+def _place_arm_at_random(world: World, task: TabletopTask, rng: np.random.Generator) -> None:
     """Put the arm at a random pose that it can reach."""
 
     def sample() -> Solution:
@@ -265,9 +268,3 @@ def _start_somewhere(world: World, task: TabletopTask, rng: np.random.Generator)
 def _fingerprint(world: World) -> str:
     parts = (world.data.qpos, world.data.geom_xpos, world.data.geom_xmat, world.model.geom_rgba)
     return fingerprint(np.concatenate([np.ravel(part) for part in parts]))
-
-
-def _check_views(views: Sequence[str]) -> None:
-    unknown = [view for view in views if view not in rigs.VIEWS]
-    if unknown:
-        raise InvalidValue(f"Tabletop: views {unknown} are unknown; the cameras are {list(rigs.VIEWS)}")

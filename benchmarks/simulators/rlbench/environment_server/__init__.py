@@ -1,1 +1,1 @@
-"""Simulators in interpreters of their own; every file here runs there: numpy, Python 3.10 or later."""
+"""The server of a simulator in an interpreter of its own; these files need Python 3.10 and numpy only."""

@@ -1,7 +1,7 @@
-"""RLBench for the server: its own names and conventions, nothing converted.
+"""Runs RLBench in the server process, with RLBench's own names and conventions.
 
 Written for stepjam/RLBench 02720bb on stepjam/PyRep 8f420be. All of RLBench's randomness is numpy's global
-generator, and the simulator's state lies outside it: seeding alone does not bring a scene back. A live
+generator, but the simulator has state besides it: seeding alone does not restore a scene. A live
 demonstration followed by `reset_to_demo` does, so every scene here is one that RLBench's expert just solved.
 """
 
@@ -28,19 +28,19 @@ from rlbench.task_environment import TaskEnvironment
 from rlbench.utils import name_to_task_class
 
 CAMERAS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
-_KEPT = 64  # demonstrations, one of a trial: several policies and references meet it one after another
+_KEPT = 64  # demonstrations, one per trial: several policies and references run the same trials in turn
 _REACHED_METRES, _REACHED_RADIANS = 1e-4, 1e-3  # how near a pose counts as the present one
 
 
 class LostTrial(Exception):
-    """RLBench cannot go on with this scene; the server says so in its answer."""
+    """RLBench cannot continue with this scene; the server's answer has `lost` set."""
 
     lost = True
 
 
 @contextmanager
 def _losing(what: str) -> Iterator[None]:
-    """Any error inside loses the trial: RLBench and PyRep have dozens, and none may end an evaluation."""
+    """Context in which every error loses the trial only, since RLBench and PyRep raise dozens of kinds."""
     try:
         yield
     except Exception as error:
@@ -48,7 +48,7 @@ def _losing(what: str) -> Iterator[None]:
 
 
 class Planning(EndEffectorPoseViaPlanning):
-    """Plans to poses other than the present one, where physics advances a step and the gripper acts alone.
+    """Plans to poses other than the present one; for that one, physics advances one step and the arm holds.
 
     PyRep's path to the present pose has the length 0, by which it divides: the joints become NaN.
     """
@@ -97,7 +97,7 @@ class World:
         self._solved = self._over = False
 
     def versions(self) -> dict[str, str]:
-        """What is at work here."""
+        """Versions of RLBench and PyRep."""
         found = {"rlbench": rlbench.__version__}
         try:
             found["pyrep"] = version("pyrep")
@@ -106,7 +106,7 @@ class World:
         return found
 
     def reset(self, task: str, variation: int, seed: int, attempts: int) -> dict[str, Any]:
-        """A scene that the expert has just solved, as it was before.
+        """Build a scene that the expert has just solved, restored to its beginning.
 
         Returns:
             "instructions", "pose" of the tip and openness, "actions" of the demonstration (one per 50 ms),
@@ -169,7 +169,7 @@ class World:
         self._environment.shutdown()
 
     def _demonstration(self, scene: TaskEnvironment, key: tuple[str, int, int], attempts: int) -> Demo:
-        """The one this scene was found with, or a live one."""
+        """The kept demonstration of a scene, or a live one."""
         demo = self._demos.pop(key, None)
         if demo is None:
             (demo,) = scene.get_demos(1, live_demos=True, max_attempts=attempts)
@@ -188,7 +188,7 @@ class World:
         return self._live
 
     def _look(self, cameras: list[str] | tuple[str, ...], state: bool = False) -> None:
-        """What the next observations contain: drawing costs more than all the rest."""
+        """Set what the next observations contain, since rendering costs more than all the rest."""
         for name in CAMERAS:
             getattr(self._config, f"{name}_camera").rgb = name in cameras
         self._config.task_low_dim_state = state
@@ -212,7 +212,7 @@ def _change(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _outcome(error: InvalidActionError) -> str:
-    """Which of RLBench's reasons it was: two come from PyRep, the other one only has its words."""
+    """RLBench's reason to refuse an action: known by a cause from PyRep, or by the words of its message."""
     if isinstance(error.__cause__, (IKError, ConfigurationPathError)):
         return "ik_failure"
     if "workspace" in str(error):

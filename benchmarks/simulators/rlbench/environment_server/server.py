@@ -1,13 +1,13 @@
-"""The far side of `benchmarks.simulators.rlbench.client`: makes one world and answers calls to its methods.
+"""The server of `benchmarks.simulators.rlbench.client`: makes one world and answers calls to its methods.
 
     python -I server.py --connect 127.0.0.1:PORT --adapter FILE [--path FOLDER ...]
 
 Runs in the simulator's interpreter: standard library and numpy only, Python 3.10 or later. `-I` and loading
-the adapter by its path keep our folders off `sys.path`, where our own `rlbench` would pass for the real one.
+the adapter by its path keep our folders off `sys.path`, where our `rlbench` would shadow the real one.
 
 A message is a magic word, two lengths, JSON, and the bytes of the arrays that JSON refers to as
 `{"$array": number}`. Nothing is pickled, so neither side can make the other run code. Messages have a
-connection of their own: whatever a simulator prints goes to the log.
+connection of their own, since what a simulator prints goes to the log.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from typing import Any
 
 import numpy as np
 
-TOKEN = "AI_WAM_SERVER_TOKEN"  # environment variable; whoever knows it is the server that was started
+TOKEN = "AI_WAM_SERVER_TOKEN"  # environment variable, by which the client recognises the server it started
 _MAGIC = b"AIWAM001"
 _PREFIX = struct.Struct("<8sII")  # magic, bytes of JSON, number of arrays
 _MOST_JSON, _MOST_BYTES = 1 << 26, 1 << 32
 _KEY = "$array"
-_WATCH = 1.0  # seconds between two looks at whoever started this process
+_WATCH = 1.0  # seconds between two checks of the parent process
 
 
 def send(connection: socket.socket, message: Any) -> None:
-    """Send JSON values, which may hold numpy arrays and scalars anywhere.
+    """Send JSON values, which may contain numpy arrays and scalars anywhere.
 
     Raises:
         TypeError: something that is neither.
@@ -60,7 +60,7 @@ def receive(connection: socket.socket, deadline: float = math.inf) -> Any:
         deadline: `time.monotonic()` by which the whole message must have come.
 
     Raises:
-        ConnectionError: the other side has gone, or talks another language.
+        ConnectionError: the other side has closed the connection, or sent something else.
         TimeoutError: the deadline has passed.
     """
     magic, length, count = _PREFIX.unpack(_bytes(connection, _PREFIX.size, deadline))
@@ -132,7 +132,7 @@ def _fill(connection: socket.socket, view: memoryview, deadline: float) -> None:
 
 
 def _load(path: str) -> Any:
-    """The module in a file, under a name that hides nothing."""
+    """The module in a file, under a name that shadows no other module."""
     spec = importlib.util.spec_from_file_location("ai_wam_adapter", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
@@ -154,7 +154,7 @@ def _answer(state: dict[str, Any], request: dict[str, Any]) -> Any:
 
 
 def serve(connection: socket.socket, adapter: str) -> None:
-    """Answer calls until the other side goes: the value returned, or the error raised and its traceback.
+    """Answer calls until the client closes the connection: the value, or the error and its traceback.
 
     Args:
         connection: to the client.
@@ -176,20 +176,20 @@ def serve(connection: socket.socket, adapter: str) -> None:
                 "type": type(error).__name__,
                 "message": str(error),
                 "traceback": traceback.format_exc(),
-                "lost": bool(getattr(error, "lost", False)),  # the trial is, the simulator is not to blame
+                "lost": bool(getattr(error, "lost", False)),  # the trial is lost, the adapter is not faulty
             }
             send(connection, {"error": described})
 
 
 def _end_with(parent: int, connection: socket.socket) -> None:
-    """End this process when whoever started it has gone, also while a call hangs inside the simulator."""
+    """End this process when its parent has ended, also while a call hangs inside the simulator."""
     hung_up = select.poll()
     hung_up.register(connection, select.POLLRDHUP)
     while os.getppid() == parent and not hung_up.poll(1000.0 * _WATCH):
         pass
-    time.sleep(_WATCH)  # a server that does not hang leaves by itself
+    time.sleep(_WATCH)  # a server that does not hang ends by itself
     if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
-        os.killpg(os.getpgrp(), signal.SIGKILL)  # what the simulator started goes too
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # processes that the simulator started end too
     os._exit(1)
 
 

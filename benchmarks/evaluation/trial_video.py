@@ -1,4 +1,4 @@
-"""Pictures of a trial for the report: what happened beside what the policy generated, in one small video."""
+"""The video of a trial for the report: the rollout next to what the policy generated, in one small file."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -19,31 +19,31 @@ from ai_wam.video import VideoEncoding, overlay, to_uint8, write_video
 _SHORT_SIDE = (160, 224)  # pixels; smaller panels are enlarged so that 4:2:0 does not smear a blob's colour
 _ENCODING = VideoEncoding(crf=26, browser=True, gop=50)
 _LINE = 4  # pixels; even, as the video's size must be
-_SECONDS_AT_END = 0.8  # the last picture stays so long, or a looping video could not be read
+_SECONDS_AT_END = 0.8  # how long the last picture stays, so that the end of a looping video can be seen
 
 
 @dataclass(frozen=True)
-class Recording:
+class TrialVideo:
     """A trial's video: one row per view, one column per panel.
 
     Attributes:
         panels: names of the columns.
         views: names of the rows.
-        video: MP4 that browsers play, in real time.
+        mp4: the video file, which browsers play, in real time.
         poster: PNG of its last picture.
     """
 
     panels: tuple[str, ...]
     views: tuple[str, ...]
-    video: bytes
+    mp4: bytes
     poster: bytes
 
 
-class Recorder:
-    """Collects a trial's pictures as it runs.
+class VideoRecorder:
+    """Collects the pictures of a running trial into a `TrialVideo`.
 
     Args:
-        clip: the policy's views and size; rollout pictures are cropped as the policy sees them.
+        clip: the policy's views and size; rollout pictures are cropped as the policy observes them.
         hz: pictures per simulated second.
     """
 
@@ -57,28 +57,36 @@ class Recorder:
         self._rows: dict[str, list[Float[Tensor, "v 3 h w"]]] = {}
         self._length = 0
 
-    def plan(self, generated: Mapping[str, Float[Tensor, "v 3 t h w"]], actions: int, dt: float) -> None:
-        """A new chunk of so many actions, dt seconds apart, with what the policy pictured for it."""
+    def begin_chunk(
+        self, generated: Mapping[str, Float[Tensor, "v 3 t h w"]], actions: int, dt: float
+    ) -> None:
+        """Take the videos that the policy generated for a new chunk.
+
+        Args:
+            generated: in [-1, 1], by name.
+            actions: number of actions in the chunk.
+            dt: seconds between two actions.
+        """
         self._generated, self._actions, self._dt = generated, actions, dt
 
     def add(self, frame: Frame, since_plan: float) -> None:
-        """A picture of the world, and what the policy had pictured for that time.
+        """Add a picture of the world, and what the policy had generated for that time.
 
         Args:
             frame: the world now.
             since_plan: seconds since the chunk was planned.
         """
         rollout = torch.stack([self._view(frame, name) for name in self._clip.views])
-        self._put("rollout", rollout)
+        self._append("rollout", rollout)
         for name, video in self._generated.items():
             # A video of the chunk starts with the current frame: one frame more than there are actions.
             first = self._actions + 1 - video.shape[2]
             index = min(max(round(since_plan / self._dt) - first, 0), video.shape[2] - 1)
-            self._put(name, self._fit(video[:, :, index]))
+            self._append(name, self._fit(video[:, :, index]))
         self._length += 1
 
-    def finish(self) -> Recording:
-        """The video of all pictures."""
+    def finish(self) -> TrialVideo:
+        """The video of all pictures added."""
         rows = {name: torch.stack(self._filled(pictures), dim=2) for name, pictures in self._rows.items()}
         panels = {"rollout": _pictures(rows["rollout"])}
         if "action_images" in rows:
@@ -87,16 +95,16 @@ class Recorder:
         if "observation" in rows:
             panels["generated video"] = _pictures(rows["observation"])
         sheet = _sheet(list(panels.values()))
-        held = np.concatenate([sheet, np.repeat(sheet[-1:], round(_SECONDS_AT_END * self._hz), axis=0)])
-        return Recording(
-            tuple(panels), self._clip.views, write_video(held, self._hz, _ENCODING), _png(sheet[-1])
+        frames = np.concatenate([sheet, np.repeat(sheet[-1:], round(_SECONDS_AT_END * self._hz), axis=0)])
+        return TrialVideo(
+            tuple(panels), self._clip.views, write_video(frames, self._hz, _ENCODING), _png(sheet[-1])
         )
 
     def _view(self, frame: Frame, name: str) -> Float[Tensor, "3 h w"]:
         if name not in frame.views:
             return torch.full((3, *self._panel), -1.0)
         image = frame.views[name].image
-        # The crop follows the aspect ratio alone, so it is the policy's, but with all the detail there is.
+        # The crop depends on the aspect ratio alone, so it is the policy's, at the picture's full detail.
         crop = CropResize((image.shape[0], image.shape[1]), self._panel)
         picture: Tensor = crop.images(torch.from_numpy(image.copy()).permute(2, 0, 1)) / 127.5 - 1
         return picture.clamp(-1, 1)
@@ -105,13 +113,13 @@ class Recorder:
         resized = functional.interpolate(pictures.float().cpu(), self._panel, mode="bilinear", antialias=True)
         return resized.clamp(-1, 1)
 
-    def _put(self, name: str, pictures: Float[Tensor, "v 3 h w"]) -> None:
+    def _append(self, name: str, pictures: Float[Tensor, "v 3 h w"]) -> None:
         row = self._rows.setdefault(name, [])
         row.extend([torch.full_like(pictures, -1.0)] * (self._length - len(row)))
         row.append(pictures)
 
     def _filled(self, pictures: Sequence[Tensor]) -> list[Tensor]:
-        """A panel that the policy stopped picturing stays black."""
+        """A panel's pictures, black after the last one that the policy generated."""
         return [*pictures, *[torch.full_like(pictures[0], -1.0)] * (self._length - len(pictures))]
 
 
@@ -120,7 +128,7 @@ def _pictures(video: Float[Tensor, "v 3 t h w"]) -> UInt8[np.ndarray, "v t h w 3
 
 
 def _sheet(panels: Sequence[np.ndarray]) -> UInt8[np.ndarray, "t gh gw 3"]:
-    """Panels "v t h w 3" side by side, views below one another, a dark line between any two."""
+    """Frames of panels "v t h w 3" side by side, views below one another, a dark line between any two."""
     line = ((0, 0), (0, 0), (0, _LINE), (0, _LINE), (0, 0))
     columns = np.concatenate([np.pad(panel, line) for panel in panels], axis=3)
     sheet: UInt8[np.ndarray, "t gh gw 3"] = np.concatenate(list(columns), axis=1)
