@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim import Optimizer
+import yaml
+from lightning import LightningModule
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ai_wam.cli.shipped_configs import config_path, instantiate
 from tasks.training.finite_steps import FiniteSteps, SeenBatch
 from tasks.training.optimizer import (
     AdamW,
@@ -106,7 +109,7 @@ def test_a_resumed_schedule_follows_the_settings_it_was_given():
     ("optimizer", "schedule", "message"),
     [
         (lambda p: AdamW(p, lr=math.nan), CosineWithWarmup, "AdamW: lr must be finite"),
-        (lambda p: AdamW(p, betas=(2.0, 0.9)), CosineWithWarmup, r"Invalid beta parameter.*init_args"),
+        (lambda p: Adam(p, betas=(2.0, 0.9)), CosineWithWarmup, r"Invalid beta parameter.*init_args"),
         (AdamW, lambda o: CosineWithWarmup(o, -1), "warmup_steps must be finite and at least 0"),
         (AdamW, lambda o: CosineWithWarmup(o, 1, 0), "steps must be finite and at least 1"),
         (AdamW, torch.optim.lr_scheduler.ReduceLROnPlateau, "follows a metric"),
@@ -115,6 +118,19 @@ def test_a_resumed_schedule_follows_the_settings_it_was_given():
 def test_settings_that_no_optimizer_takes_are_refused_at_once(optimizer, schedule, message):
     with pytest.raises(ValueError, match=message):
         check_optimizer(optimizer, schedule)
+
+
+def test_another_optimizer_is_one_setting_and_takes_nothing_from_the_default():
+    backbone = yaml.safe_load(config_path("configs/backbone/wan-tiny.yaml").read_text())
+    model = {"class_path": "tasks.policy.PolicyControl", "init_args": {"backbone": backbone}}
+    words = ["optimizer=timm.optim.Lion", "optimizer.lr=0.3", "lr_scheduler=torch.optim.lr_scheduler.StepLR"]
+    task = instantiate(model, LightningModule, *words, "lr_scheduler.step_size=7")
+    optimizer = task.optimizer(task.parameter_groups())
+    assert type(optimizer).__name__ == "Lion"
+    assert optimizer.defaults["betas"] == (0.9, 0.99)  # Lion's own
+    assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.3]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0, 0.01]
+    assert task.lr_scheduler(optimizer).step_size == 7
 
 
 def test_settings_of_any_optimizer_are_plain_and_only_ours_say_a_rate():
