@@ -19,7 +19,10 @@ from backbones.base import VideoBackbone
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = sorted(file.stem for file in (CONFIGS / "backbone").glob("*-tiny.yaml"))
-SHORT = ["--trainer.max_steps=3", "--trainer.val_check_interval=3", "--data.batch_size=2", "--data.workers=0"]
+SHORT = [
+    *("--trainer.max_steps=3", "--trainer.val_check_interval=3", "--trainer.limit_val_batches=1"),
+    *("--data.batch_size=2", "--data.workers=0"),
+]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
