@@ -1,1 +1,1 @@
-"""The shard format, its datamodule, and sources that read foreign formats."""
+"""The shard format, its data module, and sources that read data sets of other formats."""

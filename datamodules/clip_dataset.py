@@ -1,4 +1,4 @@
-"""Windows of recorded episodes as samples, and samples as a `Batch`."""
+"""The map-style dataset of windows of recorded episodes, and the collation of samples into a `Batch`."""
 
 import warnings
 import zlib
@@ -24,14 +24,14 @@ from datamodules.shards.format import CAMERAS, EpisodeEntry, ShardError
 from datamodules.shards.latent_cache import LatentCache
 from datamodules.shards.reader import ROWS_KEPT, ROWS_PER_EPISODE, ShardSet
 
-_TRIED = 100  # windows in the place of a batch that is damaged as a whole
+_TRIED = 100  # windows tried as replacement for a batch of which every sample is damaged
 Decode = Literal["all", "first"]
 OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A row of a `Batch`; its video holds the decoded frames only, none where a cache knows the pictures."""
+    """A row of a `Batch`; its video has the decoded frames only, none where a cache has their latents."""
 
     video: Float[Tensor, "v 3 decoded h w"]
     intrinsics: Float[Tensor, "v t 3 3"]
@@ -63,15 +63,15 @@ class ClipDataset(Dataset["Sample | None"]):
         Args:
             sets: folders of shards.
             windows: how windows are cut.
-            decode: "first" decodes the window's first frame only: enough where the future is not looked at.
+            decode: "first" decodes the window's first frame only: enough where the future is not needed.
             views_per_sample: draw so many of the clip's views, in the clip's order: for every sample where
                 windows are dense, else for every episode, by its key alone; all if left out.
             on_error: "skip" leaves damaged samples out, counts and reports them.
             seed: of the drawn phrasings and views.
-            caches: of every folder, one that fits; pictures are then not decoded. None for pictures.
+            caches: one per folder that fits its windows, so that no pictures are decoded; empty for pictures.
 
         Raises:
-            ValueError: recordings that do not fit the clip.
+            ValueError: episodes that do not fit the clip.
         """
         self.windows, self.clip, self.caches = windows, windows.clip, list(caches)
         self.decode, self.seed, self.on_error = decode, seed, on_error
@@ -115,10 +115,10 @@ class ClipDataset(Dataset["Sample | None"]):
             return None
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Sample | None]:
-        """A batch's samples; torch's loader asks for this where it is there.
+        """A batch's samples; torch's loader calls this instead of `__getitem__` for each.
 
-        Where all samples of a training batch are damaged, as soon happens in batches of one or two, another
-        window stands in for them: a step cannot be made of nothing, nor left out on one process alone.
+        Where all samples of a training batch are damaged, as easily happens in batches of one or two, another
+        window replaces them: a step needs a sample, and cannot be left out on one process alone.
         """
         samples = [self[number] for number in numbers]
         if (
@@ -127,12 +127,12 @@ class ClipDataset(Dataset["Sample | None"]):
             or any(sample is not None for sample in samples)
         ):
             return samples
-        others = ((int(numbers[0]) + i * self._apart) % len(self) for i in range(1, _TRIED + 1))
+        others = ((int(numbers[0]) + i * self._replacement_stride) % len(self) for i in range(1, _TRIED + 1))
         return [next((sample for sample in map(self.__getitem__, others) if sample is not None), None)]
 
     @property
-    def _apart(self) -> int:
-        """Windows from one stand-in to the next: the golden section of all soon leaves a damaged episode."""
+    def _replacement_stride(self) -> int:
+        """Windows from one replacement to the next: by the golden section, damaged episodes are soon left."""
         return max(1, round(len(self) * (5**0.5 - 1) / 2))
 
     def _named(self, number: int) -> str:
@@ -150,7 +150,7 @@ class ClipDataset(Dataset["Sample | None"]):
                     f"{source.folder}: episode {entry.key!r} has views {sorted(entry.views)}, the clip wants "
                     f"{list(self.clip.views)}; set clip.views to views that were recorded"
                 )
-            self.windows.step(entry)  # a rate that does not fit is an error now, not at the first sample
+            self.windows.step(entry)  # raises for a rate that does not fit, before the first sample
             counts[numbers] = self.windows.counts(entry, frames[numbers])
         return counts
 
@@ -193,7 +193,7 @@ class ClipDataset(Dataset["Sample | None"]):
         return generator(self.seed, Stream.EPISODE, zlib.crc32(entry.key.encode()))
 
     def _choose_views(self, entry: EpisodeEntry, draw: np.random.Generator) -> list[str | None]:
-        """The sample's views; None where the recording lacks one."""
+        """The sample's views; None where the episode lacks one."""
         if self.views == len(self.clip.views):
             return [name if name in entry.views else None for name in self.clip.views]
         present = [name for name in self.clip.views if name in entry.views]
@@ -238,21 +238,21 @@ class ClipDataset(Dataset["Sample | None"]):
 
 
 def _rows(cameras: Mapping[str, Cameras]) -> int:
-    """What an episode's cameras cost to keep."""
+    """Cost of an episode's cameras in the cache of cameras."""
     return ROWS_PER_EPISODE + sum(len(camera.intrinsics) for camera in cameras.values())
 
 
 class Collate:
-    """Samples to a `Batch`; frames that were not decoded are black and not valid."""
+    """Collates samples into a `Batch`; frames that were not decoded are black and not valid."""
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
 
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
-        """Stack samples; those left out (None) make the batch smaller.
+        """Stack samples; None (a damaged sample) is dropped.
 
         Raises:
-            ShardError: none is left.
+            ShardError: all of them are None.
         """
         rows = [sample for sample in samples if sample is not None]
         if not rows:
@@ -279,7 +279,7 @@ class Collate:
 
     def _video(self, rows: Sequence[Sample]) -> Float[Tensor, "b v 3 t h w"]:
         v, _, decoded, h, w = rows[0].video.shape
-        if not decoded:  # nobody looks at them, so they cost nothing
+        if not decoded:  # an expanded zero, which takes no memory: latents come from a cache
             return torch.zeros(1).expand(len(rows), v, 3, self.frames, h, w)
         if decoded == self.frames:
             return torch.stack([row.video for row in rows])
@@ -291,7 +291,7 @@ class Collate:
 
 
 def _encoded(rows: Sequence[Sample]) -> Encoded | None:
-    """What a cache knows of all rows."""
+    """The cached latents that all rows have; None if there are none."""
     parts = set(rows[0].encoded).intersection(*(row.encoded for row in rows))
     if not parts:
         return None

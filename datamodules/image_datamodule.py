@@ -1,4 +1,4 @@
-"""A person's own pictures as the input of `ai-wam predict`; docs/predict.md is the same for humans."""
+"""A user's own pictures as the input of `ai-wam predict`, described in docs/predict.md."""
 
 import re
 from collections import deque
@@ -26,12 +26,12 @@ from datamodules.reading.rotations import to_quaternion
 from datamodules.sources.picture_cameras import read_cameras
 
 Points = dict[str, list[list[float] | None]]  # three pixels [x, y] per view, null for hidden ones
-_BEYOND = 0.25  # of a picture's side: how far outside of it a gripper is believed to be
+_BEYOND = 0.25  # of a picture's side: how far outside of it a gripper is plausible
 _VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
 _REASONS = {
     DecodeStatus.OFFSCREEN: "each of the three points must be given in two views at least",
     DecodeStatus.INCONSISTENT: "no pose explains the pixels; check the points' order and the cameras",
-    DecodeStatus.DEGENERATE: "the views are too close together to tell the depth; use other views",
+    DecodeStatus.DEGENERATE: "the views are too close together to find the depth; use other views",
 }
 _CLICK = 0.005  # standard deviation of a click, of the picture's shorter side
 
@@ -61,7 +61,7 @@ class ImagesDataModule(lightning.LightningDataModule):
 
         Args:
             clip: frames, stride, size and views of the model.
-            images: a file per view, named as in the clip; of a video the last frame is the present one.
+            images: a file per view, named as in the clip; of a video the last frame is used.
             cameras: JSON as in docs/predict.md, RLBench's `misc` as JSON, or a folder with a COLMAP text
                 model.
             prompt: what is to be done; several instructions make several samples.
@@ -74,9 +74,9 @@ class ImagesDataModule(lightning.LightningDataModule):
                 COLMAP's and VGGT's are.
             vggt: instead of `cameras`, a folder or hub id of VGGT's weights that estimate them. The world is
                 then the first view's camera frame, its unit set by `baseline`.
-            name: of the sample; its folder's name, and the seed of what the model draws.
-            missing_views: accept pictures of some of the model's views alone, to look at what it imagines;
-                actions are read where two views or more are given.
+            name: of the sample; its folder's name, and the seed of the model's noise.
+            missing_views: accept pictures of only some of the model's views, to see what it generates;
+                actions are decoded where two views or more are given.
 
         Raises:
             ValueError: input that is missing, unreadable or contradicts itself; the message says which.
@@ -88,7 +88,7 @@ class ImagesDataModule(lightning.LightningDataModule):
         _check_sources(cameras, vggt, baseline, pose, points)
         _check_name(name)
         _check_openness(openness)
-        action = None if pose is None else _given(pose)  # before VGGT, which takes its time
+        action = None if pose is None else _checked_pose(pose)  # before VGGT, which is slow
         pictures = {view: _picture(file) for view, file in files.items()}
         if cameras is None:
             calibrations = Vggt(str(vggt)).estimate(pictures)
@@ -101,8 +101,8 @@ class ImagesDataModule(lightning.LightningDataModule):
         for view, each in rig.items():
             check_intrinsics(each.intrinsics, each.size, f"view {view!r}")
         if action is None:
-            action = _clicked(points or {}, rig, openness, axis_length)
-        _check_in_sight(action, rig)
+            action = _pose_of_points(points or {}, rig, openness, axis_length)
+        _check_near_pictures(action, rig)
         views = {view: each.view(pictures[view], 0) for view, each in rig.items()}
         keys = [name] if len(prompts) == 1 else [f"{name}-{number}" for number in range(len(prompts))]
         frames = [Frame(views, action, 0.0)] * len(prompts)
@@ -196,7 +196,7 @@ def _picture(file: Path) -> UInt8[np.ndarray, "h w 3"]:
 def _rig(
     calibrations: dict[str, Calibration], baseline: float | None, own_unit: bool
 ) -> dict[str, Calibration]:
-    """The cameras, in metres; `own_unit` says that they come in a unit of their own."""
+    """The cameras in metres; `own_unit` says whether they have a unit of their own, as COLMAP's do."""
     if baseline is None and not own_unit:
         return calibrations
     if len(calibrations) < 2:
@@ -213,13 +213,13 @@ def _rig(
         )
     if distance < 1e-9:
         raise InvalidValue(
-            f"the cameras {list(calibrations)[:2]} stand in one place: no baseline scales them"
+            f"the cameras {list(calibrations)[:2]} are at the same place: no baseline scales them"
         )
     return {view: each.enlarged(baseline / distance) for view, each in calibrations.items()}
 
 
-def _given(pose: list[float]) -> Float[np.ndarray, "8"]:
-    """A pose as it was typed, checked."""
+def _checked_pose(pose: list[float]) -> Float[np.ndarray, "8"]:
+    """The pose that the user gave, with a unit quaternion."""
     values = np.array(pose, dtype=np.float64)
     if values.shape != (8,) or not np.isfinite(values).all():
         raise InvalidValue(
@@ -235,13 +235,13 @@ def _check_openness(openness: float) -> None:
         raise InvalidValue(f"openness must lie between 0 (closed) and 1 (open), got {openness}")
 
 
-def _clicked(
+def _pose_of_points(
     points: Points,
     rig: dict[str, Calibration],
     openness: float,
     axis_length: float,
 ) -> Float[np.ndarray, "8"]:
-    """The pose whose three points were seen at pixels, by the tokenizer's own fit."""
+    """The pose of the three points at the given pixels, by the tokenizer's own fit."""
     if not set(points) <= set(rig) or len(points) < 2:
         raise InvalidValue(
             f"points are given for views {sorted(points)}; a pose needs at least two of the views {list(rig)}"
@@ -276,7 +276,7 @@ def _pixels(view: str, points: list[list[float] | None]) -> Float[np.ndarray, "3
 
 
 def _straight(pixels: Float[np.ndarray, "3 2"], camera: Calibration) -> Float[np.ndarray, "3 2"]:
-    """Where pixels of the picture as it is lie without the lens's distortion."""
+    """Pixels of the picture after removing the lens's distortion."""
     return pixels if camera.lens is None else camera.lens.straighten(pixels, camera.intrinsics[0])
 
 
@@ -284,8 +284,8 @@ def _stack(rig: dict[str, Calibration], views: list[str], part: str) -> Float[to
     return torch.from_numpy(np.stack([getattr(rig[view], part)[0] for view in views]))
 
 
-def _check_in_sight(action: Float[np.ndarray, "8"], rig: dict[str, Calibration]) -> None:
-    """A gripper far from a picture means that pose and that camera do not share a world."""
+def _check_near_pictures(action: Float[np.ndarray, "8"], rig: dict[str, Calibration]) -> None:
+    """Refuse a gripper far outside a picture: its pose and the camera are not in one world frame."""
     point = torch.from_numpy(action[None, :3]).double()
     for view, each in rig.items():
         camera = Cameras(torch.from_numpy(each.intrinsics[0]), torch.from_numpy(each.world_from_camera[0]))
@@ -303,7 +303,7 @@ def _check_in_sight(action: Float[np.ndarray, "8"], rig: dict[str, Calibration])
 
 
 def _batch(observation: Observation, clip: Clip) -> Batch:
-    """A clip of which the first frame is known."""
+    """The observation as a clip of which only the first frame is valid."""
     b, v = observation.view_mask.shape
     known = torch.arange(clip.frames) == 0
     video = torch.zeros(b, v, 3, clip.frames, *clip.size)

@@ -20,12 +20,12 @@ from datamodules.shards.latent_cache import CACHES, Precision
 from datamodules.shards.parallel_writing import Workers, write_missing
 from datamodules.shards.writer import close_folder, open_folder
 
-_STILL_ONLY = ("cameras", "first_action", "action")  # parts that depend on what is known of moving cameras
+_STILL_ONLY = ("cameras", "first_action", "action")  # parts that are cached for cameras that stand still
 
 
 @dataclass(frozen=True)
 class Caching:
-    """The shards of a cache, by number: the windows of the episodes of the shard of that number.
+    """The encoded episodes of a cache, by shard number: shard n has the episodes of the source's shard n.
 
     Attributes:
         dataset: of one folder, whose windows are encoded.
@@ -33,7 +33,7 @@ class Caching:
         device: where its encoders are.
         batch_size: windows encoded at a time.
         decoders: processes that decode pictures meanwhile; 0 decodes in between.
-        precision: of what is kept.
+        precision: of the stored latents.
         actions: whether action images are encoded too.
     """
 
@@ -87,7 +87,7 @@ class Caching:
             first += len(batch.keys)
 
     def moving(self, index: int, entry: EpisodeEntry) -> list[str]:
-        """Cameras that move: what they will see depends on what a plan may know."""
+        """Names of the views whose camera moves: their future poses are known to some plans only."""
         poses = self.dataset.sets[0].header(index).world_from_camera
         return [name for name in self.dataset.clip.views if name in entry.views and len(poses[name]) > 1]
 
@@ -95,12 +95,12 @@ class Caching:
 def write_cache(
     caching: Caching, settings: Mapping[str, Any], workers: Workers, progress: bool = True
 ) -> AnyPath:
-    """Write the cache of a folder of shards; goes on at the first missing shard.
+    """Write the cache of a folder of shards; resumes at the first missing shard.
 
     Args:
         caching: what is encoded, and how.
-        settings: what `cache_settings` says of it.
-        workers: who does it.
+        settings: of `cache_settings`.
+        workers: where shards are made.
         progress: show a progress bar.
 
     Returns:

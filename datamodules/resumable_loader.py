@@ -1,4 +1,4 @@
-"""A loader that knows how far it has come, and can go on there."""
+"""A data loader that counts the batches it has handed out, and can resume there."""
 
 import os
 import signal
@@ -29,10 +29,10 @@ class Position(NamedTuple):
 
 
 def leave_signals_to_parent(_: int) -> None:
-    """In a worker of a loader: end when the training process says so, by no other signal.
+    """In a worker of a loader: ignore signals except a SIGTERM from the training process.
 
-    Ctrl-C and a cluster's SIGTERM reach the workers, too; without them the training process could not finish
-    its step and save it.
+    Ctrl-C and a cluster's SIGTERM reach the workers too; if they ended then, the training process could not
+    finish its step and save it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -40,7 +40,7 @@ def leave_signals_to_parent(_: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Wait for a SIGTERM that the parent sends."""
+    """End this process at a SIGTERM that the parent sends."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
@@ -49,8 +49,8 @@ def _end_with(parent: int) -> None:
 class StreamLoader(DataLoader[Any]):
     """Batches of an `EpochSampler`; Lightning keeps its `state_dict` in checkpoints.
 
-    Workers prefetch, so the sampler is ahead of what was handed out: that is counted here. An iteration
-    starts its workers with the first batch asked for, after Lightning has said which epoch it is.
+    Workers prefetch, so the sampler is ahead of the batches handed out, which are counted here. An iteration
+    starts its workers with its first batch, after Lightning has set the epoch.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator instead of torch's class
@@ -64,11 +64,11 @@ class StreamLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The place after the last batch that was handed out."""
+        """The position after the last batch that was handed out."""
         sampler = self.sampler
         return Position.of(sampler)._asdict() if isinstance(sampler, EpochSampler) else {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on at that place."""
+        """Resume at a saved position."""
         if isinstance(self.sampler, EpochSampler):
             self.sampler.resume(**state_dict)

@@ -1,4 +1,4 @@
-"""Which window comes when: pure functions of (seed, epoch, rank, step), from counter-based generators.
+"""The order of samples: pure functions of (seed, epoch, rank, step), from counter-based generators.
 
 A sample's number counts windows over passes: number = pass * windows + window. Whatever is random about a
 sample depends on its number and the seed alone, so order, ranks and workers cannot change it.
@@ -19,7 +19,7 @@ _GOLDEN = (1 + 5**0.5) / 2
 
 
 class Stream(IntEnum):
-    """What a random generator is for; different streams never share a number."""
+    """Purposes of random generators; different streams are independent."""
 
     PASS = 0
     EPOCH = 1
@@ -34,7 +34,7 @@ def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
 
 
 class EpochPlan:
-    """Which samples make up an epoch.
+    """The samples of every epoch, over all ranks.
 
     Each folder's windows are drawn without replacement: its n-th pass is a permutation, and epochs take the
     next part of these passes one after the other.
@@ -43,7 +43,7 @@ class EpochPlan:
     def __init__(
         self, windows: Sequence[int], weights: Sequence[float] | None, epoch_size: int | None, seed: int
     ) -> None:
-        """Share an epoch out among the folders.
+        """Divide an epoch among the folders.
 
         Args:
             windows: number of windows in each folder.
@@ -82,14 +82,16 @@ class EpochPlan:
             for turn in range(begin // windows, -(-end // windows)):
                 low, high = max(0, begin - turn * windows), min(windows, end - turn * windows)
                 here = numbers[filled : filled + high - low]
-                self._draw(here, windows, low, turn, folder)
+                self._fill_part_of_pass(here, windows, low, turn, folder)
                 np.add(here, turn * total + int(first[folder]), out=here)
                 filled += len(here)
         generator(self.seed, Stream.EPOCH, epoch).shuffle(numbers)
         return numbers
 
-    def _draw(self, here: Integer[np.ndarray, "n"], windows: int, low: int, turn: int, folder: int) -> None:
-        """Fill in a part of a pass, from place `low` on; a whole one in place."""
+    def _fill_part_of_pass(
+        self, here: Integer[np.ndarray, "n"], windows: int, low: int, turn: int, folder: int
+    ) -> None:
+        """Fill `here` with a part of a pass from place `low` on; a whole pass is shuffled in place."""
         order = here if len(here) == windows else np.empty(windows, dtype=here.dtype)
         order[:] = np.arange(windows, dtype=here.dtype)
         generator(self.seed, Stream.PASS, turn, folder).shuffle(order)
@@ -127,16 +129,16 @@ class EpochSampler(DistributedSampler[Any]):
             )
 
     def resume(self, epoch: int, step: int) -> None:
-        """The next iteration goes on after `step` batches of an epoch."""
+        """Let the next iteration resume after `step` batches of an epoch."""
         self.epoch, self.step, self._resumed = epoch, step, True
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is of this epoch: from its start, or from where `resume` said."""
+        """Set the epoch of the next iteration, which starts at its beginning or where `resume` has set it."""
         if epoch != self.epoch:
             self.resume(epoch, 0)
 
     def begin(self) -> None:
-        """An iteration is about to start: of the next epoch, if this one has begun and was not resumed."""
+        """Begin an iteration: of the next epoch, if this one has begun and was not resumed."""
         if self.step >= self.steps or (self.step and not self._resumed):
             self.epoch, self.step = self.epoch + 1, 0
         self._resumed = False
@@ -150,7 +152,7 @@ class EpochSampler(DistributedSampler[Any]):
         return self._walk(self.epoch, self.step)
 
     def _walk(self, epoch: int, step: int) -> Iterator[int]:
-        """Begun only when asked for, so after workers were forked, and never all of them as objects."""
+        """Numbers from a step on; a generator, so that it starts after workers are forked and stays small."""
         for rows in self.numbers(epoch)[step:, self.rank]:
             yield from rows.tolist()
 
@@ -159,7 +161,7 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 def spread(folders: Sequence[Int64[np.ndarray, "_"]]) -> Int64[np.ndarray, "n"]:
-    """All windows in an order of which any beginning is spread over folders, recordings and times in them.
+    """All windows, ordered so that any beginning of the order is spread over folders, episodes and times.
 
     Folders take turns. Within one, episodes come by the fractional part of their number times the golden
     ratio, which spreads any beginning evenly both over neighbours, as the episodes of a task are, and over

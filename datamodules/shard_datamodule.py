@@ -1,4 +1,4 @@
-"""Batches from folders of shards, for Lightning."""
+"""The LightningDataModule of folders of shards."""
 
 import math
 import os
@@ -27,10 +27,9 @@ from datamodules.shards.source_settings import describe, differences
 class ShardDataModule(lightning.LightningDataModule):
     """Random windows of recorded episodes for training, fixed ones for validation, prediction and testing.
 
-    What a training epoch holds, in which order, with which phrasing and which views, is a pure function of
-    (seed, epoch, rank, step); the number of workers changes nothing. A checkpoint holds the place in this
-    stream and what decides it: `fit` goes on with the very next batch, or refuses where the stream would be
-    another one.
+    The samples of a training epoch, their order, phrasings and views are a pure function of (seed, epoch,
+    rank, step); the number of workers changes nothing. A checkpoint has the position in this stream and all
+    settings that decide it: `fit` resumes with the very next batch, or refuses if the stream would differ.
     """
 
     def __init__(
@@ -70,9 +69,9 @@ class ShardDataModule(lightning.LightningDataModule):
             on_error: "raise" stops at a damaged sample; "skip" leaves it out, counts and reports it.
             epoch_size: samples per epoch over all ranks; every window once if left out.
             verify: compare every shard's checksum before the start.
-            test: folders to judge a model on; read by `ai-wam test` alone.
+            test: folders to evaluate a model on; read by `ai-wam test` only.
             window_every: frames from the beginning of one training window to the next.
-            cache: "auto" trains on latents that `ai-wam cache` put beside the shards, where all training
+            cache: "auto" trains on latents that `ai-wam cache` stored with the shards, where all training
                 folders have them; "off" never does.
         """
         super().__init__()
@@ -108,7 +107,9 @@ class ShardDataModule(lightning.LightningDataModule):
         _check_memory(self.clip, self.batch_size, self.decode)
         if stage == "test":
             if not self.test:
-                raise InvalidValue("`ai-wam test` judges the shards that data.test names: give a folder")
+                raise InvalidValue(
+                    "`ai-wam test` evaluates on the shards that data.test names: give a folder"
+                )
             self._test = self._dataset(self.test, dense=False)
             return
         if stage == "fit" and self._train is None:
@@ -132,7 +133,7 @@ class ShardDataModule(lightning.LightningDataModule):
         return sorted(set().union(*(source.captions(episodes, skip) for source in sets)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Random windows, without replacement within a pass; goes on where a checkpoint says.
+        """Random windows, without replacement within a pass; resumes at a checkpoint's position.
 
         Raises:
             ValueError: the checkpoint belongs to another stream; the message says what differs.
@@ -148,7 +149,7 @@ class ShardDataModule(lightning.LightningDataModule):
         return self._loader(dataset, self._sampler)
 
     def coverage(self, epoch: int, steps: int | None = None) -> list[FolderCoverage]:
-        """What an epoch holds of each folder: exact, as the stream is known beforehand.
+        """The coverage of each folder in an epoch: exact, since the stream is known beforehand.
 
         Args:
             epoch: its number, from 0.
@@ -161,7 +162,7 @@ class ShardDataModule(lightning.LightningDataModule):
 
     @property
     def position(self) -> Position | None:
-        """The place in the stream of training batches; None before there is one."""
+        """The position in the stream of training batches; None before there is one."""
         return None if self._sampler is None else Position.of(self._sampler)
 
     def stream(self) -> dict[str, Any]:
@@ -188,12 +189,12 @@ class ShardDataModule(lightning.LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The stream and the place in it, for a checkpoint; empty if nothing was trained."""
+        """The stream and the position in it, for a checkpoint; empty if nothing was trained."""
         place = self.position
         return {} if place is None else {"stream": self.stream(), "position": place._asdict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember where to go on; compared when training asks for its batches."""
+        """Keep a checkpoint's position; the stream is compared in `train_dataloader`."""
         self._saved = state_dict
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -246,7 +247,7 @@ class ShardDataModule(lightning.LightningDataModule):
         return dataset
 
     def _caches(self, sets: list[ShardSet], windows: Windows) -> list[LatentCache]:
-        """Of every folder the cache that fits the model, if all have one; says what is used, and why not."""
+        """The fitting cache of every folder, if all have one; prints which are used, or why none is."""
         model = None if self.trainer is None else self.trainer.lightning_module
         beside = [source.folder / CACHES for source in sets]
         if self.cache == "off" or not isinstance(model, ClipEncoder) or not any(p.is_dir() for p in beside):
@@ -294,13 +295,13 @@ class ShardDataModule(lightning.LightningDataModule):
             worker_init_fn=leave_signals_to_parent if self.workers else None,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # workers' seeds, which nobody uses, would come from the global one
+            generator=torch.Generator(),  # workers' seeds, which are unused, would come from the global one
         )
         return cast("DataLoader[Batch]", loader)
 
 
 def _check_memory(clip: Clip, batch_size: int, decode: Decode) -> None:
-    """A batch that cannot be held would end in a process killed by the system, or in hours of swapping."""
+    """Refuse a batch larger than the machine's memory, which would end in a killed process or in swapping."""
     frames = 1 if decode == "first" else clip.frames
     wanted = 4 * 3 * batch_size * len(clip.views) * frames * math.prod(clip.size)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -312,7 +313,7 @@ def _check_memory(clip: Clip, batch_size: int, decode: Decode) -> None:
 
 
 def _check_views(sets: Sequence[ShardSet], clip: Clip) -> None:
-    """Some episodes may lack a view; one that all of them lack is a misspelt name."""
+    """Refuse a view that all training episodes lack, which is a misspelt name."""
     recorded = {view for source in sets for entry, _ in source.episodes.alike() for view in entry.views}
     if unknown := [view for view in clip.views if view not in recorded]:
         raise InvalidValue(
@@ -322,7 +323,7 @@ def _check_views(sets: Sequence[ShardSet], clip: Clip) -> None:
 
 
 def _limits(trainer: lightning.Trainer) -> dict[str, Any]:
-    """What of a trainer decides where an epoch ends."""
+    """The trainer's settings that decide where an epoch ends."""
     return {name: getattr(trainer, name) for name in ("limit_train_batches", "overfit_batches")}
 
 
@@ -331,6 +332,6 @@ def _check_same_stream(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> No
         lines = "\n  ".join(different)
         raise InvalidValue(
             "the checkpoint was trained on another stream of batches; in the checkpoint != asked for:"
-            f"\n  {lines}\nGo on with the same settings and shards; or begin anew from its weights: `ai-wam "
+            f"\n  {lines}\nResume with the same settings and shards; or begin anew from its weights: `ai-wam "
             "export-checkpoint`, then `ai-wam fit` with that backbone and without --ckpt_path."
         )

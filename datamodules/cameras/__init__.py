@@ -1,1 +1,1 @@
-"""Calibrations: camera files of several kinds, lens distortion, and estimated cameras."""
+"""Calibrations: camera files of several formats, lens distortion, and estimated cameras."""

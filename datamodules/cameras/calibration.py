@@ -89,7 +89,7 @@ class Calibration:
         return View(picture if self.lens is None else self.lens.undistort(picture, k), k, pose)
 
     def check_size(self, video: str, size: tuple[int, int], at: str) -> None:
-        """K must belong to the pictures as they are.
+        """Check that K belongs to the pictures of a video.
 
         Raises:
             ValueError: the video has another size, or K belongs to another one.
@@ -105,7 +105,7 @@ class Calibration:
         """The same camera for pictures of `size`, where they were made smaller or larger as a whole.
 
         Raises:
-            ValueError: another aspect ratio, so that nobody knows what was cut off.
+            ValueError: another aspect ratio, so that it is unknown what was cut off.
         """
         (h, w), (new_h, new_w) = self.size, size
         if min(h, w) < 1 or min(abs(new_w - w * new_h / h), abs(new_h - h * new_w / w)) > 1:
@@ -124,7 +124,7 @@ class Calibration:
         return replace(self, world_from_camera=self.world_from_camera * scale)
 
     def check(self, at: str) -> None:
-        """Refuse what is no camera.
+        """Check that the matrices are those of a camera.
 
         Raises:
             ValueError: numbers that are not finite, a K that is none, a left-handed or distorted pose.
@@ -160,7 +160,7 @@ class Calibration:
 
 
 def check_intrinsics(k: Float[np.ndarray, "_ 3 3"], size: tuple[int, int], at: str) -> None:
-    """K must be one for pictures of this size.
+    """Check that K is plausible for pictures of this size.
 
     Args:
         k: in pixels.
@@ -212,9 +212,10 @@ def _lens(entry: Mapping[str, Any], at: str) -> Lens | None:
     lens = Lens.read(entry.get("distortion"), entry.get("model", "opencv"), at)
     if lens is not None and entry.get("undistort") is not True:
         raise InvalidValue(
-            f"{at}: its lens bends the picture ({lens.model} distortion {list(lens.coefficients)}); action "
-            'images are drawn for one that does not. Add "undistort": true to have its pictures undistorted '
-            "as they are read (K stays, the rest is cut off), or give undistorted pictures and their K"
+            f"{at}: its lens distorts the picture ({lens.model} distortion {list(lens.coefficients)}); "
+            'action images are drawn without distortion. Add "undistort": true to have its pictures '
+            "undistorted as they are read (K stays, the rest is cut off), or give undistorted pictures and "
+            "their K"
         )
     return lens
 

@@ -32,7 +32,7 @@ _WIDEST = 100_000  # pixels
 
 
 def read_colmap(folder: Path, files: Mapping[str, Path]) -> dict[str, Calibration]:
-    """Cameras of some pictures of a model, which may hold more; lengths in the model's unit.
+    """Cameras of some of a model's pictures; lengths in the model's unit.
 
     Args:
         folder: holds cameras.txt and images.txt.
@@ -76,7 +76,7 @@ def _unique(rows: Iterable[tuple[str, list[str]]]) -> dict[str, list[str]]:
 
 
 def _picture(file: Path, view: str, names: list[str], at: Path) -> str:
-    """The model's name of a picture; of two that agree as far, one that agrees as a whole."""
+    """The model's name of a picture: the one with most parts in common, a complete match first."""
     parts = file.absolute().parts[::-1]
     common = {name: _common(parts, PurePosixPath(name).parts[::-1]) for name in names}
     most = max(common.values(), default=(0, False))
@@ -92,13 +92,13 @@ def _picture(file: Path, view: str, names: list[str], at: Path) -> str:
 
 
 def _common(file: Sequence[str], name: Sequence[str]) -> tuple[int, bool]:
-    """How many parts are equal from the start on, and whether those are all of the name."""
+    """Number of equal parts from the start on, and whether they are the whole name."""
     equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(file, name, strict=False)))
     return equal, equal == len(name)
 
 
 def _rows(path: Path, columns: int, every: int = 1) -> list[list[str]]:
-    """The words of every n-th line that is no comment, at least so many of them."""
+    """The entries of every n-th line that is no comment; each line must have at least `columns`."""
     try:
         lines = read_lines(path)
     except ValueError as error:
@@ -138,7 +138,7 @@ def _lens(row: list[str], path: Path) -> tuple[Float[np.ndarray, "3 3"], tuple[i
 
 
 def _padded(coefficients: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
-    """OpenCV takes 4, 5 or 8 of them."""
+    """Coefficients filled up with zeros to 4, 5 or 8, the numbers that OpenCV takes."""
     length = next(size for size in (4, 5, 8) if size >= len(coefficients))
     return np.pad(coefficients, (0, length - len(coefficients)))
 

@@ -16,14 +16,14 @@ from ai_wam.errors import InvalidValue, MissingPackage
 Model = Literal["opencv", "fisheye"]
 _NUMBERS: dict[str, tuple[int, ...]] = {"opencv": (4, 5, 8, 12, 14), "fisheye": (4,)}
 _MEANING = {"opencv": "k1, k2, p1, p2[, k3[, k4, k5, k6 ...]]", "fisheye": "k1, k2, k3, k4"}
-_RADII = 2000  # at which a model is looked at
+_RADII = 2000  # at which a model is sampled
 _NEWTON = 20  # steps
 _FOUND = 0.01  # pixels
 
 
 @dataclass(frozen=True)
 class Lens:
-    """How a lens bends what K alone would show.
+    """The distortion of a lens.
 
     Attributes:
         model: OpenCV's pinhole model with radial, tangential and further terms, or its fisheye model.
@@ -35,7 +35,7 @@ class Lens:
 
     @classmethod
     def read(cls, coefficients: Any, model: Any, at: str) -> "Lens | None":
-        """Check what a camera file says; None for a lens that bends nothing.
+        """Check the distortion in a camera file; None for a lens without distortion.
 
         Raises:
             ValueError: an unknown model, or another number of coefficients.
@@ -65,11 +65,11 @@ class Lens:
     def undistort(
         self, picture: UInt8[np.ndarray, "h w 3"], k: Float[np.ndarray, "3 3"]
     ) -> UInt8[np.ndarray, "h w 3"]:
-        """What a camera of this K without distortion would have seen; black where the lens saw nothing.
+        """The picture of a camera with this K without distortion; black where the lens sees nothing.
 
         Args:
-            picture: as the lens gave it.
-            k: of the lens, in pixels of the picture, the first one's centre at 0.5; kept.
+            picture: with the lens's distortion.
+            k: of the lens, in pixels, the first pixel's centre at 0.5; also valid for the result.
 
         Raises:
             ImportError: OpenCV is missing.
@@ -82,7 +82,7 @@ class Lens:
     def straighten(
         self, pixels: Float[np.ndarray, "n 2"], k: Float[np.ndarray, "3 3"]
     ) -> Float[np.ndarray, "n 2"]:
-        """Where pixels of the distorted picture lie in the undistorted one; NaN stays NaN.
+        """Pixels of the undistorted picture from pixels of the distorted one; NaN stays NaN.
 
         Raises:
             ValueError: a pixel that no ray from the lens reaches.
@@ -98,7 +98,7 @@ class Lens:
         if not seen.all():
             x, y = pixels[known][int(np.argmin(seen))]
             raise InvalidValue(
-                f"pixel ({x:.1f}, {y:.1f}) lies where no ray of the lens ends ({self.model} distortion "
+                f"pixel ({x:.1f}, {y:.1f}) is not reached by any ray of the lens ({self.model} distortion "
                 f"{list(self.coefficients)}); correct the pixel or the coefficients"
             )
         straight[known] = flat @ k[:2, :2].T + k[:2, 2]
@@ -110,7 +110,7 @@ def _flatten(
 ) -> Float[np.ndarray, "n 2"]:
     """Slopes x / z and y / z of the rays that end at some pixels.
 
-    OpenCV's own steps end some pixels short at the edge of a webcam's picture; Newton's follow them.
+    OpenCV's own iteration is off by some pixels at the edge of a webcam's picture; Newton steps follow it.
     """
     cv2, numbers = opencv(), np.array(lens.coefficients)
     functions = {"opencv": cv2.undistortPoints, "fisheye": cv2.fisheye.undistortPoints}
@@ -139,7 +139,7 @@ def _matrix(k: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
 
 
 def opencv() -> Any:
-    """OpenCV.
+    """The module cv2.
 
     Raises:
         ImportError: it is not installed.
@@ -158,7 +158,7 @@ def opencv() -> Any:
 def _maps(
     lens: Lens, k: tuple[float, ...], size: tuple[int, int]
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
-    """Where each new pixel lies in the distorted picture, and whether the lens could see it."""
+    """For each pixel of the undistorted picture: x and y in the distorted one, and whether it is visible."""
     cv2, (h, w) = opencv(), size
     matrix = _matrix(np.array(k).reshape(3, 3))
     numbers, same = np.array(lens.coefficients), np.eye(3)
@@ -171,7 +171,7 @@ def _maps(
 
 
 def _fold(lens: Lens, largest: float) -> float:
-    """The radius from which a polynomial bends back, so that it would show things twice."""
+    """The radius from which the distortion polynomial decreases and would map two rays to one pixel."""
     radii = np.linspace(0, largest, _RADII)
     if lens.model == "fisheye":
         angles = np.arctan(radii)

@@ -1,4 +1,4 @@
-"""Cameras of pictures that nobody calibrated, estimated by VGGT (arXiv 2503.11651).
+"""Cameras of uncalibrated pictures, estimated by VGGT (arXiv 2503.11651).
 
 The extra `vggt` installs the package; its weights come from a folder or a hub id. This was never run with
 the genuine package or weights.
@@ -85,7 +85,7 @@ class Vggt:
 
 
 def _resized(picture: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 th tw"]:
-    """In [0, 1], of the width VGGT knows and a height of whole patches."""
+    """The picture in [0, 1], resized to VGGT's width and a height of whole patches."""
     h, w = picture.shape[:2]
     target = (max(1, round(h * _WIDTH / w / _PATCH)) * _PATCH, _WIDTH)
     image = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
@@ -99,7 +99,7 @@ def _calibration(
     seen: tuple[int, int],
     size: tuple[int, int],
 ) -> Calibration:
-    """From K of a stretched picture to K of the picture as it is."""
+    """The calibration of a picture, from K of the resized picture."""
     stretch = np.diag([size[1] / seen[1], size[0] / seen[0], 1.0])
     # A network's rotation is one to a few digits only; the nearest exact one is taken.
     left, _, right = np.linalg.svd(camera_from_world[:, :3].numpy())

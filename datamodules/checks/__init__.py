@@ -1,1 +1,1 @@
-"""Looking at recordings: what is broken, implausible or unseen."""
+"""Checks of recorded episodes: damage, implausible numbers, cameras, coverage of an epoch."""

@@ -1,4 +1,4 @@
-"""Recorded poses painted over a user's own pictures: the quickest way to see that a calibration is wrong."""
+"""Draws recorded poses into a user's own pictures, where a wrong calibration is seen at once."""
 
 import csv
 import io
@@ -25,18 +25,18 @@ from datamodules.sources.folder import FolderSource
 Points = Mapping[tuple[str, str, int], tuple[float, float]]  # (key, view, frame) -> pixel x, y
 _AXIS = 0.1  # metres
 _COLOURS = ((255, 60, 60), (70, 220, 90), (80, 140, 255))
-_EPISODES, _FRAMES = 3, 30  # looked at where no points are given: episodes, and every which frame
+_EPISODES, _FRAMES = 3, 30  # checked where no points are given: episodes, and every n-th frame
 _COLUMNS = ["key", "view", "frame", "x", "y"]
 
 
 @dataclass
 class ViewCheck:
-    """What was found of one camera.
+    """Result of the check of one camera.
 
     Attributes:
-        distances: pixels of the recording between each seen point and the projected one; infinite where the
-            tool has no place in the picture.
-        frames: that were looked at.
+        distances: pixels between each seen point and the projected one; infinite where the tool does not
+            project into the picture.
+        frames: number of frames checked.
         placeless: of those, with the tool behind the camera or the calibration lost.
     """
 
@@ -53,22 +53,22 @@ class ViewCheck:
             self.distances.append(float(np.hypot(*(projected[0] - np.array(seen)))) if known else np.inf)
 
     def passes(self, max_pixels: float) -> bool:
-        """Whether the tool has a place in half of the pictures or more, near where it was seen."""
+        """Whether the tool projects into at least half of the pictures, and near where it was seen."""
         near = not self.distances or bool(np.median(self.distances) <= max_pixels)
         return near and self.placeless <= self.frames / 2
 
 
 def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict[str, ViewCheck]:
-    """Write overlays, and compare with where the tool was seen.
+    """Write overlays, and compare projected poses with points where the tool was seen.
 
     Args:
-        recordings: a folder of shards, or of plain recordings (`datamodules.sources.folder`).
+        recordings: a folder of shards, or of plain files (`datamodules.sources.folder`).
         out: folder of the overlays, `<key>-<view>-<frame>.png`.
         seen: CSV of pixels (x right, y down, the first pixel's centre at 0.5) where the tool centre point is
-            seen; those frames are looked at. A few frames of the first episodes if left out.
+            seen; those frames are checked. A few frames of the first episodes if left out.
 
     Returns:
-        What was found of each view.
+        The result of each view.
 
     Raises:
         ValueError: points that name no recorded frame.
@@ -96,7 +96,7 @@ def read_points(path: AnyPath) -> dict[tuple[str, str, int], tuple[float, float]
     """The CSV of seen points.
 
     Raises:
-        ValueError: no file in UTF-8, other columns, rows that are no numbers, or a point that stands twice.
+        ValueError: no file in UTF-8, other columns, rows that are no numbers, or a point listed twice.
     """
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True))

@@ -1,4 +1,4 @@
-"""One picture of a folder of shards: some episodes, all views, action images over them."""
+"""A contact sheet of a folder of shards: some episodes, all views, action images over them."""
 
 from collections.abc import Sequence
 
@@ -79,7 +79,7 @@ def _pictures(
     cell: int,
     columns: int,
 ) -> list[UInt8[np.ndarray, "n h w 3"]]:
-    """By view, the moments of an episode; none for a view it lacks."""
+    """Pictures of some moments of an episode by view; empty for a view it lacks."""
     entry, header, size = shards.episodes[index], shards.header(index), (cell, cell)
     frames = chosen_frames(entry.frames, columns)
     cameras = fitted_cameras(shards, index, size, frames)

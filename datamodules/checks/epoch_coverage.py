@@ -1,4 +1,4 @@
-"""How much of the recordings an epoch saw, and how often."""
+"""Coverage of an epoch: how many of the episodes and windows it holds, and how often."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,10 +18,10 @@ _PART = 1_000_000  # sample numbers counted at a time
 
 @dataclass(frozen=True)
 class FolderCoverage:
-    """What some samples hold of one folder.
+    """Counts of one folder's episodes and windows among some samples.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         samples: number of samples from it.
         share: of all samples.
         windows: windows in it, and
@@ -39,7 +39,7 @@ class FolderCoverage:
     times: Mapping[int, int]
 
     def line(self) -> str:
-        """For humans."""
+        """One line of text."""
         seen, often = self.episodes - self.times.get(0, 0), f"{min(self.times)} to {max(self.times)}"
         return (
             f"{self.folder}: {self.samples} samples ({self.share:.1%}), {seen} of {self.episodes} episodes, "
@@ -48,7 +48,7 @@ class FolderCoverage:
 
 
 def cover(dataset: ClipDataset, numbers: Integer[np.ndarray, "n"]) -> list[FolderCoverage]:
-    """What sample numbers hold of each folder of a data set."""
+    """The coverage of each folder of a dataset by sample numbers."""
     per_window = np.zeros(len(dataset), dtype=np.int32)
     for begin in range(0, len(numbers), _PART):  # `bincount` would need several times the memory
         part = numbers[begin : begin + _PART] % len(dataset)

@@ -1,7 +1,7 @@
-"""Looks at every episode of a folder of shards: what is there, what is broken, what action images would say.
+"""Inspects every episode of a folder of shards: contents, damage, and a round trip through action images.
 
 A *violation* breaks an invariant of docs/shards.md or makes an episode useless for action images; a *note* is
-something that a user should know of and may well accept.
+something that a user should know and may accept.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,13 +30,13 @@ _MOVED = 0.05  # metres the tool travels before a camera called after a hand mus
 
 @dataclass(frozen=True)
 class Limits:
-    """When an episode is a violation.
+    """Limits beyond which an episode has a violation.
 
     Attributes:
         off_screen: largest share of frames whose tool centre point no camera sees.
         one_view: largest share of frames whose tool a single camera sees at most, though there are several.
         residual_mm: largest median distance between actions and what their action images decode to.
-        unread: largest share, of the frames whose tool two cameras see, that cannot be read back.
+        unread: largest share, of the frames whose tool two cameras see, that cannot be decoded.
     """
 
     off_screen: float = 0.5
@@ -54,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """What became of an episode's actions, drawn and read back.
+    """The result of drawing an episode's actions and decoding them again.
 
     Attributes:
         frames: frames tried, evenly spread.
@@ -79,7 +79,7 @@ class RoundTrip:
 
 @dataclass(frozen=True)
 class LabelReport:
-    """How sure the labels of an episode are.
+    """Validity and confidence of an episode's labels.
 
     Attributes:
         valid: share of frames whose pose was measured.
@@ -101,7 +101,7 @@ class LabelReport:
 
 @dataclass(frozen=True)
 class EpisodeReport:
-    """What was found in one episode.
+    """The inspection's result for one episode.
 
     Attributes:
         key: its name.
@@ -114,8 +114,8 @@ class EpisodeReport:
         high: the largest.
         round_trip: None without actions, or where the episode is damaged.
         labels: medians of what goes with labeled actions; None where there are none.
-        violations: what must not be.
-        notes: what is worth knowing.
+        violations: a sentence each; empty for a good episode.
+        notes: a sentence each.
     """
 
     key: str
@@ -149,7 +149,7 @@ def inspect_episodes(
     limits: Limits,
     bounds: Bounds | None = None,
 ) -> Iterator[EpisodeReport]:
-    """Look at every episode, one after the other.
+    """Inspect every episode, one after the other.
 
     Args:
         shards: the set.
@@ -209,20 +209,20 @@ def _inspect(
             header.labels.check(entry.frames)
             labels = LabelReport.of(header.labels)
         if header.actions is None:
-            notes.append("no actions were recorded: good for the video alone")
+            notes.append("no actions were recorded: usable for video only")
         elif not violations:
             low, high = (tuple(f(header.actions[:, [0, 1, 2, 7]], 0).tolist()) for f in (np.min, np.max))
             violations += _still_hands(header)
             violations += [each.text for each in implausible(header, entry.hz, bounds)]
             frames = [f for f in chosen_frames(entry.frames, samples) if _calibrated(header, f)]
             if not frames:
-                notes.append("no view has a calibration: good for the video alone")
+                notes.append("no view has a calibration: usable for video only")
             else:
                 cameras = fitted_cameras(shards, index, size, frames)
                 trip = round_trip(torch.from_numpy(header.actions[frames]), cameras, tokenizer, size)
-                violations += _beyond(trip, limits, len(cameras))
+                violations += _limit_violations(trip, limits, len(cameras))
             if len(entry.views) == 1:
-                notes.append("one view only: action images of it cannot be read back")
+                notes.append("one view only: its action images cannot be decoded")
     except (ShardError, ValueError, KeyError, OSError) as error:
         violations.append(str(error))
     return EpisodeReport(
@@ -237,7 +237,7 @@ def round_trip(
     tokenizer: ActionImageTokenizer,
     size: tuple[int, int],
 ) -> RoundTrip:
-    """Draw actions into all views and read them back."""
+    """Draw actions into all views and decode them again."""
     stacked = Cameras(
         *(
             torch.stack([getattr(camera, name) for camera in cameras.values()])[None]
@@ -266,7 +266,7 @@ def round_trip(
 def _seen(
     actions: Float[Tensor, "t 8"], cameras: Cameras, tokenizer: ActionImageTokenizer, size: tuple[int, int]
 ) -> Bool[Tensor, "v t"]:
-    """Where each view's picture holds the tool centre point."""
+    """Whether each view's picture shows the tool centre point, by frame."""
     points = tool_points(actions.double(), tokenizer.axis_length)[:, :1]
     visible: Tensor = cameras.to(torch.float64).project(
         points.expand(len(cameras.intrinsics), -1, -1, -1), size
@@ -275,7 +275,7 @@ def _seen(
 
 
 def _videos(shards: ShardSet, index: int) -> list[str]:
-    """Every member is read and checked; a video must hold as many frames as the episode."""
+    """Violations of the videos; a video must have as many frames as the episode."""
     entry, found = shards.episodes[index], []
     for view in entry.views:
         table = VideoTable.of(shards.read(index, f"{view}.mp4"))
@@ -306,7 +306,7 @@ def _finite(header: EpisodeHeader, view: str) -> Bool[np.ndarray, "_"]:
 
 
 def _calibrated(header: EpisodeHeader, frame: int) -> bool:
-    """Whether any view knows its camera there; none where all calibrations are lost."""
+    """Whether any view has a calibration at a frame."""
     known = (_finite(header, view) for view in header.intrinsics)
     return any(bool(finite[frame if len(finite) > 1 else 0]) for finite in known)
 
@@ -321,7 +321,7 @@ def _lost_calibrations(header: EpisodeHeader) -> list[str]:
 
 
 def _still_hands(header: EpisodeHeader) -> list[str]:
-    """Cameras named after a hand that stand still while the tool moves: a constant where poses belong."""
+    """Violations of cameras that are named after a hand and stand still while the tool moves."""
     travelled = 0.0 if header.actions is None else float(np.ptp(header.actions[:, :3], axis=0).max())
     if travelled < _MOVED:
         return []
@@ -333,7 +333,8 @@ def _still_hands(header: EpisodeHeader) -> list[str]:
     ]
 
 
-def _beyond(trip: RoundTrip, limits: Limits, views: int) -> list[str]:
+def _limit_violations(trip: RoundTrip, limits: Limits, views: int) -> list[str]:
+    """Sentences on the limits that a round trip exceeds."""
     found = []
     few = trip.off_screen + trip.one_view
     hidden = trip.off_screen > limits.off_screen * trip.frames
@@ -356,7 +357,7 @@ def _beyond(trip: RoundTrip, limits: Limits, views: int) -> list[str]:
         )
     if trip.median_mm is not None and trip.median_mm > limits.residual_mm:
         found.append(
-            f"action images decode {trip.median_mm:.1f} mm beside the actions in the median (limit "
+            f"action images decode {trip.median_mm:.1f} mm off the actions in the median (limit "
             f"{limits.residual_mm:g} mm); more views, or larger pictures"
         )
     return found

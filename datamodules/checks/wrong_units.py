@@ -1,7 +1,7 @@
-"""Looks for numbers that are well-formed and cannot be meant: another unit, another convention, another rate.
+"""Finds implausible numbers, which have another unit, another convention or another rate.
 
-`ai-wam convert` warns of them, `ai-wam inspect` fails. Bounds are wide: what lies beyond is no usual arm at a
-usual table. What they cannot see is listed in docs/sources.md.
+`ai-wam convert` warns of them, `ai-wam inspect` fails. The bounds are wide enough for any usual arm at a
+usual table. docs/sources.md lists the mistakes that they do not find.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,12 +20,12 @@ _JUMP = 0.1  # metres between two frames, below which no speed is a fault
 _TURN = 1.6  # radians between two frames, about a quarter turn
 _MOVES = 0.01  # of the gripper's range: less is noise
 _SHOWN = 3  # episodes that are named
-_LOOKED = 2000  # episodes of a set, evenly spread: a tenth of a millisecond each
+_CHECKED = 2000  # episodes of a set at most, evenly spread: a tenth of a millisecond each
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Between what limits the numbers of a recording are plausible.
+    """Bounds within which the numbers of an episode are plausible.
 
     Attributes:
         far: metres from the world's origin to the tool, in the median; by the source if left out (`reach`).
@@ -56,7 +56,7 @@ class Bounds:
                 raise InvalidValue(f"{self}: {each.name} must be at least 0")
 
     def reach(self, source: str) -> tuple[float, float]:
-        """`far` and `camera` for recordings of a source."""
+        """`far` and `camera` for episodes of a source."""
         far, camera = _REACH.get(source, _REACH[""])
         return far if self.far is None else self.far, camera if self.camera is None else self.camera
 
@@ -97,10 +97,10 @@ _WAYS: Mapping[str, Mapping[str, str]] = {
 
 
 class Finding(NamedTuple):
-    """Something that cannot be meant.
+    """An implausible number.
 
     Attributes:
-        kind: which setting is wrong.
+        kind: which setting is probably wrong.
         text: what was found, and the way out.
         view: the camera it is about, if it is about one.
     """
@@ -111,7 +111,7 @@ class Finding(NamedTuple):
 
 
 def implausible(header: EpisodeHeader, hz: float, bounds: Bounds) -> list[Finding]:
-    """What cannot be meant of one episode; nothing of one without actions."""
+    """The implausible numbers of one episode; empty for one without actions."""
     if header.actions is None:
         return []
     source = str(header.provenance.get("source", ""))
@@ -126,7 +126,7 @@ def implausible(header: EpisodeHeader, hz: float, bounds: Bounds) -> list[Findin
 
 
 def unseen(header: EpisodeHeader, sizes: Mapping[str, tuple[int, int]], bounds: Bounds) -> Iterator[Finding]:
-    """Whether the tool centre point lies in some picture in enough of the frames.
+    """A finding if no picture shows the tool centre point in too many frames.
 
     Args:
         header: of an episode, with actions.
@@ -150,7 +150,7 @@ def unseen(header: EpisodeHeader, sizes: Mapping[str, tuple[int, int]], bounds: 
 
 
 def odd_gripper(ranges: Iterable[tuple[float, float]], bounds: Bounds, source: str) -> list[Finding]:
-    """What cannot be meant of a set's openness.
+    """A finding if a set's openness is implausible.
 
     Args:
         ranges: smallest and largest openness of each episode.
@@ -166,11 +166,11 @@ def odd_gripper(ranges: Iterable[tuple[float, float]], bounds: Bounds, source: s
 
 
 def look_over(shards: ShardSet, bounds: Bounds) -> list[str]:
-    """Warnings for the terminal of what cannot be meant in a set; looks at 2,000 of its episodes at most."""
+    """Warnings for the terminal on implausible numbers of a set; checks 2,000 of its episodes at most."""
     found: list[tuple[str, Finding]] = []
     ranges: list[tuple[float, float]] = []
     source = ""
-    for index in range(0, len(shards), max(1, -(-len(shards) // _LOOKED))):
+    for index in range(0, len(shards), max(1, -(-len(shards) // _CHECKED))):
         entry, header = shards.episodes[index], shards.header(index)
         odd = implausible(header, entry.hz, bounds) or list(unseen(header, entry.views, bounds))
         found += [(entry.key, each) for each in odd]
@@ -183,7 +183,7 @@ def look_over(shards: ShardSet, bounds: Bounds) -> list[str]:
 
 
 def warnings(found: Iterable[tuple[str, Finding]]) -> Iterator[str]:
-    """A line for each kind of finding and camera: how often, and what the first one says."""
+    """A line for each kind of finding and camera: the episodes that have it, and the first one's text."""
     by_kind: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
     for key, finding in found:
         by_kind.setdefault((finding.kind, finding.view), []).append((key, finding))
@@ -194,7 +194,7 @@ def warnings(found: Iterable[tuple[str, Finding]]) -> Iterator[str]:
 
 
 def _finding(kind: str, what: str, bound: str, source: str, view: str = "") -> Finding:
-    """With both ways out: the setting that mends it, and the bound that accepts it."""
+    """A finding whose text has both ways out: the setting that corrects it, and the bound that accepts it."""
     ways = _WAYS[kind]
     way = ways.get(source, ways[""])
     text = f"{what} ({way}; where it is right, change `--bounds.{bound}` of ai-wam inspect)"
@@ -237,7 +237,7 @@ def _camera(
     bounds: Bounds,
     source: str,
 ) -> Iterator[Finding]:
-    """A lost calibration says nothing."""
+    """Findings of one camera; a lost calibration has none."""
     finite = np.isfinite(poses).all(axis=(1, 2))
     if len(poses) not in (1, len(positions)) or not finite.any():
         return

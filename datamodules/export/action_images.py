@@ -43,7 +43,7 @@ def _kept_array(episode: Episode, name: str) -> np.ndarray | None:
 
 
 def _kept(episode: Episode) -> Mapping[str, Any]:
-    """What was kept of a release; nothing where the episode comes from elsewhere."""
+    """The entries kept from a release; empty where the episode comes from elsewhere."""
     kept = episode.provenance.get(RELEASED, {})
     if not isinstance(kept, Mapping) or not isinstance(kept.get("views", {}), Mapping):
         raise InvalidValue(
@@ -56,9 +56,9 @@ def _kept(episode: Episode) -> Mapping[str, Any]:
 class ActionImagesWriter:
     """Writes episodes of 20 Hz into the layout, a picture at every 4th step; released ones as they were.
 
-    Cameras become view0, view1 ... in the episode's order; camera_names.json says what they are. Variations
-    are told apart by their phrasings, since the layout keeps those per variation; a variation keeps its
-    number where that is free.
+    Cameras become view0, view1 ... in the episode's order; camera_names.json has their names. Episodes of one
+    task with different phrasings get different variations, since the layout has phrasings per variation; a
+    variation keeps its number where that is free.
     """
 
     def __init__(self, folder: AnyPath, encoding: VideoEncoding) -> None:
@@ -83,7 +83,7 @@ class ActionImagesWriter:
         _write_episode(variation / "episodes" / f"episode{number}", episode, self.encoding)
 
     def close(self) -> None:
-        """Nothing is left to write."""
+        """Does nothing: every episode is already written."""
 
     def _variation(self, episode: Episode) -> AnyPath:
         task = file_name(str(episode.provenance.get("task", "task")), f"episode {episode.key!r}: its task")
@@ -167,7 +167,7 @@ def _view_folders(episode: Episode, names: Sequence[str]) -> dict[str, str]:
 def _rlbench_entry(view: View, at: str) -> dict[str, list[list[float]]]:
     if not (np.isfinite(view.intrinsics).all() and np.isfinite(view.world_from_camera).all()):
         raise InvalidValue(
-            f"{at}: the calibration is lost (NaN), which this layout cannot say; export the other views "
+            f"{at}: the calibration is lost (NaN), which this layout cannot express; export the other views "
             "(--views) or the other episodes (--episodes)"
         )
     cameras = Cameras(

@@ -1,4 +1,4 @@
-"""Which episodes of a recorded set are meant: by number, range of numbers, or key."""
+"""Selects episodes of a set by number, range of numbers, or key."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def chosen_episodes(wanted: Episodes, keys: Sequence[str], at: str) -> list[int]
         wanted: numbers from 0 on, ranges such as 3-7 (both ends included), keys, or several of these, as a
             list or divided by commas; what is a key is never read as a number. All if None.
         keys: of all episodes.
-        at: where they lie, for the error.
+        at: their folder, for the error.
 
     Raises:
         ValueError: an episode that is not there, one that is asked for twice, or none at all.

@@ -1,6 +1,6 @@
-"""Episodes as a LeRobot data set of version 3.0, one data file and one video per camera and episode.
+"""Writes episodes as a LeRobot data set of version 3.0, one data file and one video per camera and episode.
 
-`observation.state` is where the tool is and how open the gripper is (x y z, quaternion x y z w, openness);
+`observation.state` is the tool's pose and the gripper's openness (x y z, quaternion x y z w, openness);
 `action` is the same one frame later, the last one repeated; `action.confidence` is in [0, 1], 1 where the
 action was measured. Cameras go into `meta/cameras/episode_000000.json`, since the format has no place for
 them. Of several phrasings the first is kept: LeRobot reads several tasks as several steps.
@@ -32,7 +32,7 @@ NAMES = ("x", "y", "z", "qx", "qy", "qz", "qw", "openness")
 
 @dataclass
 class _Rows:
-    """What the whole set has gathered."""
+    """Rows and statistics of the whole set so far."""
 
     episodes: list[dict[str, Any]] = field(default_factory=list)
     tasks: dict[str, int] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class LeRobotWriter:
         rows.frames += length
 
     def close(self) -> None:
-        """Write what belongs to the whole set."""
+        """Write the set's tables, statistics and info."""
         rows, meta = self._rows, self.folder / "meta"
         _write_table(_table_of(rows.episodes), self.folder / EPISODES)
         _write_table(_tasks(rows.tasks), meta / "tasks.parquet")
@@ -148,15 +148,15 @@ def _action(frame: Frame) -> list[np.ndarray]:
 
 
 def _confidence(episode: Episode, length: int) -> Float[np.ndarray, "t"]:
-    """Of labels; else as the provenance says, one number or one per frame; 1 for measured actions."""
-    said = episode.provenance.get("confidence", 1.0) if episode.labels is None else episode.labels.confidence
+    """Confidence per frame: of labels, else of the provenance (one number or one per frame), else 1."""
+    given = episode.provenance.get("confidence", 1.0) if episode.labels is None else episode.labels.confidence
     what = f"episode {episode.key!r}: confidence must lie in [0, 1], one number or {length}"
     try:
-        values = np.broadcast_to(np.asarray(said, np.float32), (length,))
+        values = np.broadcast_to(np.asarray(given, np.float32), (length,))
     except (TypeError, ValueError) as error:
-        raise InvalidValue(f"{what}, got {said!r:.100}") from error
+        raise InvalidValue(f"{what}, got {given!r:.100}") from error
     if not ((values >= 0) & (values <= 1)).all():
-        raise InvalidValue(f"{what}, got {said!r:.100}")
+        raise InvalidValue(f"{what}, got {given!r:.100}")
     return values
 
 
@@ -167,7 +167,7 @@ def _calibration(
     stacks = [np.stack([np.asarray(pair[i], np.float64) for pair in matrices]) for i in (0, 1)]
     if not all(np.isfinite(stack).all() for stack in stacks):
         raise InvalidValue(
-            f"{at}: the calibration is lost (NaN), which JSON cannot say; export the other views (--views) "
+            f"{at}: the calibration is lost (NaN), which JSON cannot hold; export the other views (--views) "
             "or the other episodes (--episodes)"
         )
     k, pose = (stack[0] if (stack == stack[0]).all() else stack for stack in stacks)

@@ -1,4 +1,4 @@
-"""`meta/stats.json` of a LeRobot data set: numbers by which its policies normalise what they read.
+"""`meta/stats.json` of a LeRobot data set: the statistics by which its policies normalise inputs.
 
 Names and shapes are those of LeRobot's `compute_stats`; quantiles are of the whole set, as its script
 `augment_dataset_quantile_stats` computes them, and exact where that one has 5,000 bins.

@@ -1,1 +1,1 @@
-"""What readers of foreign files share: pictures, text, videos, depth, rotations, restricted pickles."""
+"""Shared by the sources: reading pictures, text, videos, depth, rotations and restricted pickles."""

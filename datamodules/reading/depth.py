@@ -19,7 +19,7 @@ _STEPS = 2**24 - 1  # of a picture whose red, green and blue bytes are one numbe
 
 
 def depth_member(view: str) -> str:
-    """What follows the key in the file name of a view's depth."""
+    """Name of a view's depth member, without the episode's key."""
     return f"{view}.depth.npz"
 
 
@@ -31,7 +31,7 @@ def rlbench_depth(picture: UInt8[np.ndarray, "h w 3"], near: float, far: float) 
 
 
 class DepthWriter:
-    """Compresses depth frame by frame, so that an episode's never lies in memory as it is."""
+    """Compresses depth frame by frame, so that an episode's depth is never in memory uncompressed."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size, self.frames, self._buffer = size, 0, io.BytesIO()

@@ -1,4 +1,4 @@
-"""What readers of foreign files share: pictures, text, the order of numbered names, checks of numbers."""
+"""Shared by the sources: reading pictures and text, sorting numbered names, checks of numbers."""
 
 import math
 import re
@@ -43,7 +43,7 @@ def read_picture(path: AnyPath) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def is_turned(path: AnyPath) -> bool:
-    """Whether a picture's EXIF orientation turns it; False for what is no picture."""
+    """Whether a picture has an EXIF orientation that turns it; False for a file that is no picture."""
     try:
         with path.open("rb") as stream, Image.open(stream) as image:
             return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
@@ -90,17 +90,17 @@ def not_finite(value: Any, key: str = "") -> str | None:
 
 
 def numbered(path: AnyPath) -> list[Any]:
-    """Sorts files by the numbers in their names: episode9 before episode10."""
+    """Sort key of a file by the numbers in its name: episode9 before episode10."""
     return by_numbers(path.name)
 
 
 def by_numbers(name: str) -> list[Any]:
-    """Sorts names by the numbers in them."""
+    """Sort key of a name by the numbers in it."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def check_stride(stride: int, hz: float) -> None:
-    """Refuse what cannot be a stride or a rate.
+    """Check a stride and a rate.
 
     Raises:
         ValueError: either is not above 0.
@@ -124,7 +124,7 @@ def check_finite(array: np.ndarray, at: str) -> None:
 
 
 def check_follows(poses: Float[np.ndarray, "_ 4 4"], positions: Float[np.ndarray, "t 3"], at: str) -> None:
-    """A camera on the hand must move when the tool does; some data sets hold one pose for all frames.
+    """Check that a camera on the hand moves when the tool does; some data sets repeat one pose.
 
     Args:
         poses: world_from_camera per frame, or one for all.

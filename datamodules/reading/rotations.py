@@ -1,4 +1,4 @@
-"""Rotations as foreign data sets write them, as quaternions x y z w."""
+"""Converts rotations of other data sets' conventions to quaternions x y z w."""
 
 from typing import Literal, cast
 

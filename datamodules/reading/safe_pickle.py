@@ -1,10 +1,10 @@
-"""Pickles of foreign data sets without running what they name.
+"""Reads pickles of other data sets without running the code that they name.
 
-A pickle is a program: its globals are looked up and called. Here the look-up knows plain containers, NumPy's
-arrays and scalars, and the classes that the caller names, which become empty shells that carry attributes;
-whatever else a file asks for is an error before anything is called, and no foreign package needs to be
-installed. NumPy's own classes are not looked up either: they take the layout of their memory from the pickle
-without a check, so that a forged data type turns bytes into addresses of objects. Types are made anew from
+A pickle is a program: its globals are looked up and called. This reader allows plain containers, NumPy's
+arrays and scalars, and the classes that the caller names, which become empty shells with attributes; any
+other global in a file is an error before anything is called, and no other package needs to be installed.
+NumPy's own classes are not looked up either: they take the layout of their memory from the pickle without a
+check, so that a forged data type would turn bytes into addresses of objects. Data types are built anew from
 their description.
 """
 
@@ -28,7 +28,7 @@ _LATIN = ("latin1", "latin-1")  # how Python 3 writes bytes for Python 2
 
 
 class _Fixed(type):
-    """A class without attributes to set: a pickle has an instruction for that, which would last."""
+    """Metaclass of classes whose attributes cannot be set, which a pickle could do for the whole process."""
 
     def __setattr__(cls, name: str, value: Any) -> None:
         raise AttributeError(f"{cls.__name__} is not changed")
@@ -39,7 +39,7 @@ class Shell(metaclass=_Fixed):
 
 
 class _ArrayClass(metaclass=_Fixed):
-    """Stands where a pickle names `numpy.ndarray`."""
+    """Placeholder for `numpy.ndarray` in a pickle."""
 
 
 class _Type(metaclass=_Fixed):
@@ -53,7 +53,7 @@ class _Type(metaclass=_Fixed):
         self._state = state
 
     def made(self) -> np.dtype[Any]:
-        """The same type by NumPy's own rules; those parts of the description that follow are not used."""
+        """The same type by NumPy's own rules; alignment and flags of the description are not used."""
         _, order, part, names, fields, size, _, _, *more = self._state
         if not isinstance(self._kind, str) or not _KIND.fullmatch(self._kind) or order not in tuple("<>|="):
             raise InvalidValue(f"a data type {self._kind!r} in the order {order!r}")
@@ -94,7 +94,7 @@ class _Array(np.ndarray, metaclass=_Fixed):
 
 
 class _Calls:
-    """What a pickle may call: bound methods, since attributes of functions can be set."""
+    """The functions that a pickle may call; bound methods, since attributes of functions can be set."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""Foreign video files, opened once to know their length and read in order."""
+"""Video files of sources: opened once to find their length, and read in order."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class VideoFile:
 
     @classmethod
     def open(cls, path: AnyPath, hz: float | None = None) -> "VideoFile":
-        """Look at a file.
+        """Open a file and check it.
 
         Args:
             path: the file.
@@ -81,7 +81,7 @@ class VideoFile:
 def _table(
     path: AnyPath, size: int, changed: int, hz: float | None
 ) -> tuple[int, tuple[int, int], Float[np.ndarray, "n"]]:
-    """Frames, their size and when they are shown; what else the arguments say keeps the memory true."""
+    """Number of frames, their size, and their times in seconds; `size`, `changed` are keys of the cache."""
     table = VideoTable.of(path.read_bytes())
     table.check_times(hz)
     return len(table), table.size, np.array(table.shown) * table.tick

@@ -1,6 +1,6 @@
-"""Which cameras of a recording are taken, and what they are called: the option `views` of every source.
+"""Selects and renames the cameras of an episode: the option `views` of every source.
 
-A mixture of data sets trains on one set of names, so a source can give its layout's names ours.
+A mixture of data sets trains on one set of names, so a source can rename its layout's cameras to ours.
 """
 
 import re
@@ -20,8 +20,8 @@ def chosen_views(views: Views, there: Mapping[str, str], at: str | AnyPath) -> d
     Args:
         views: names of the layout, kept as they are called by default; or with a name of ours for each, such
             as {images0: front}. All that are there if left out.
-        there: what the recording has, each with its default name.
-        at: where it lies, for the error.
+        there: the episode's cameras, each with its default name.
+        at: its place, for the error.
 
     Raises:
         ValueError: a camera that is not there or named twice, none at all, two of one name, or a name that
@@ -49,6 +49,6 @@ def chosen_views(views: Views, there: Mapping[str, str], at: str | AnyPath) -> d
     return chosen
 
 
-def as_called(names: list[str]) -> dict[str, str]:
-    """Cameras of a layout whose names are good by default."""
+def unrenamed(names: list[str]) -> dict[str, str]:
+    """Each camera with its own name as the default name."""
     return {name: name for name in names}

@@ -1,1 +1,1 @@
-"""The shard format: written, read, indexed, cached; docs/shards.md is the same for humans."""
+"""The shard format: writing, reading, indices and latent caches; docs/shards.md describes it."""

@@ -1,4 +1,4 @@
-"""Where the windows of a recording lie: what a sample is made of."""
+"""The windows of an episode: which recorded frames make up a sample."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +21,7 @@ class Windows:
     Attributes:
         clip: frames, stride, size and views.
         pad: "hold": a window may start at any frame, past the end the last frame repeats (the robot holds
-            still); "none": only windows that lie in the episode.
+            still); "none": only windows inside the episode.
         dense: a window at every frame; otherwise one window after the other.
         every: of dense windows, so many frames from one to the next.
     """
@@ -35,7 +35,7 @@ class Windows:
         """Recorded frames from one frame of the clip to the next.
 
         Raises:
-            ValueError: the recording's rate does not fit the clip's.
+            ValueError: the episode's rate does not fit the clip's.
         """
         exact = self.clip.seconds_per_frame * entry.hz
         step = round(exact)
@@ -65,12 +65,13 @@ class Windows:
 
     def frames(self, entry: EpisodeEntry, window: int) -> list[int]:
         """Recorded frame of each frame of a window."""
-        return [min(frame, entry.frames - 1) for frame in self._wanted(entry, window)]
+        return [min(frame, entry.frames - 1) for frame in self._unclipped(entry, window)]
 
     def recorded(self, entry: EpisodeEntry, window: int) -> list[bool]:
-        """Whether each frame of a window was recorded; past the end the last one stands in its place."""
-        return [frame < entry.frames for frame in self._wanted(entry, window)]
+        """Whether each frame of a window was recorded; past the end the last frame repeats."""
+        return [frame < entry.frames for frame in self._unclipped(entry, window)]
 
-    def _wanted(self, entry: EpisodeEntry, window: int) -> range:
+    def _unclipped(self, entry: EpisodeEntry, window: int) -> range:
+        """Frame numbers of a window, also past the episode's end."""
         start, step = window * self.spacing(entry), self.step(entry)
         return range(start, start + self.clip.frames * step, step)

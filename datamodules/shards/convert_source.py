@@ -1,4 +1,4 @@
-"""Records a whole `EpisodeSource` into shards: what `ai-wam collect`, `convert` and `label` do."""
+"""Writes a whole `EpisodeSource` into shards, for `ai-wam collect`, `convert` and `label`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ from datamodules.shards.episode_members import EpisodeMembers, encode_episode
 from datamodules.shards.format import LeftOut
 from datamodules.shards.parallel_writing import Workers, write_missing
 from datamodules.shards.source_settings import describe
-from datamodules.shards.writer import close_folder, open_folder, recording_settings
+from datamodules.shards.writer import close_folder, data_set_settings, open_folder
 
 OnBadEpisode = Literal["raise", "skip"]
 _LISTED = 20  # of what was left out, on the terminal
 
 
 @dataclass(frozen=True)
-class Recording:
-    """The shards of a source, by number; shard n holds the good ones of its episodes, whatever is left out.
+class SourceShards:
+    """The encoded episodes of a source, by shard number; episodes left out do not move others.
 
     Attributes:
-        source: gives the episodes.
-        per_shard: episodes per shard.
+        source: of the episodes.
+        per_shard: source episodes per shard, those left out included.
         encoding: how videos are compressed.
-        on_error: "skip" leaves out what cannot be read or is malformed, and says why.
+        on_error: "skip" leaves out what cannot be read or is malformed, with the reason.
     """
 
     source: EpisodeSource
@@ -81,16 +81,16 @@ def write_shards(
 ) -> dict[str, Any]:
     """Write all episodes of a source.
 
-    Started again after an interruption, it goes on at the first missing shard.
+    Started again after an interruption, it resumes at the first missing shard.
 
     Args:
         source: the episodes; sent to the workers by pickling.
         folder: where the shards go, a path or an address such as s3://bucket/folder; made if missing.
         episodes_per_shard: episodes in all shards but the last.
-        workers: processes, or who else makes shards.
+        workers: number of processes, or where else shards are made.
         encoding: how to compress the videos; 4:4:4 with every frame a key frame if left out.
         progress: show a progress bar.
-        card: for the README.md beside the shards; what it leaves out, the source's own `card` says.
+        card: for the shards' README.md; what it leaves out is taken from the source's own `card`.
         on_error: "raise" stops at an episode that cannot be read or is malformed; "skip" leaves it out, and
             the index lists it.
 
@@ -98,7 +98,7 @@ def write_shards(
         The set's index.
 
     Raises:
-        ShardError: the folder holds another recording.
+        ShardError: the folder holds another data set.
         ValueError: a malformed episode, or no episodes at all.
     """
     check_numbers("write_shards", at_least=1, episodes_per_shard=episodes_per_shard)
@@ -108,21 +108,22 @@ def write_shards(
     workers = Workers(workers) if isinstance(workers, int) else workers
     folder, encoding = as_path(folder), encoding or VideoEncoding()
     described = {"episodes": len(source), "settings": describe(source)}
-    settings = recording_settings(described, episodes_per_shard, encoding)
+    settings = data_set_settings(described, episodes_per_shard, encoding)
     shards = -(-len(source) // episodes_per_shard)
     missing = open_folder(folder, settings, shards)
     last = len(source) - (shards - 1) * episodes_per_shard
     todo = sum(last if number == shards - 1 else episodes_per_shard for number in missing)
     with tqdm(total=len(source), initial=len(source) - todo, unit="episode", disable=not progress) as bar:
-        recording = Recording(source, episodes_per_shard, encoding, on_error)
-        write_missing(recording, folder, missing, workers, bar)
+        write_missing(
+            SourceShards(source, episodes_per_shard, encoding, on_error), folder, missing, workers, bar
+        )
     index = close_folder(folder, shards, settings)
     write_card(folder, merged(card, getattr(source, "card", None)))
     return index
 
 
 def left_out_lines(index: Mapping[str, Any]) -> list[str]:
-    """For the terminal: which episodes of the source are missing, and why; none where none is."""
+    """Lines for the terminal on which episodes of the source were left out, and why; empty if none was."""
     missing = [LeftOut(**each) for each in index.get("left_out", [])]
     if not missing:
         return []

@@ -1,6 +1,6 @@
-"""README.md beside the shards: what is in them and where it comes from, for whoever finds them later.
+"""The data card: a README.md in the folder of shards that says what they hold and where it comes from.
 
-Everything in it is read back from the finished shards, but for what only the source knows (`SourceCard`).
+Everything in it is read back from the finished shards, except what only the source knows (`SourceCard`).
 """
 
 import json
@@ -19,14 +19,14 @@ from datamodules.shards.reader import EpisodeHeader, ShardSet
 
 CARD = "README.md"
 _UNKNOWN = "unknown"
-_NOBODY = "Nobody has said any; the recordings themselves show none."
+_NO_DEFECTS = "None was stated, and the episodes themselves show none."
 _SHOWN = 20  # tasks and captions in full
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 @dataclass
 class _Rig:
-    """What one camera was over all episodes."""
+    """Counts of one camera over all episodes."""
 
     episodes: int = 0
     moving: int = 0
@@ -52,7 +52,7 @@ class _Rig:
 
 @dataclass
 class _Tally:
-    """What all episodes together hold."""
+    """Counts over all episodes."""
 
     seconds: float = 0.0
     without_actions: int = 0
@@ -138,7 +138,7 @@ def render(shards: ShardSet, index: Mapping[str, Any], card: SourceCard) -> str:
 
 
 def merged(asked: SourceCard | None, own: SourceCard | None) -> SourceCard:
-    """What was asked for; where it says nothing, what the source says of itself."""
+    """The fields of the card asked for; where one is blank, the source's own."""
     blank, own = asdict(SourceCard()), own or SourceCard()
     if asked is None:
         return own
@@ -193,7 +193,7 @@ def _defects(card: SourceCard, tally: _Tally, episodes: int) -> str:
             found.append(f"View `{name}` is missing in {episodes - rig.episodes} episodes.")
     if "" in tally.captions:
         found.append(f"{tally.captions['']} episodes have no caption.")
-    return "\n".join(["## Known defects", "", *(f"- {line}" for line in found or [_NOBODY])])
+    return "\n".join(["## Known defects", "", *(f"- {line}" for line in found or [_NO_DEFECTS])])
 
 
 def _left_out(index: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""One episode as the files of a shard, checked on the way in: what is in a shard is well-formed."""
+"""Encodes one episode as the files of a shard, after checks: episodes in shards are well-formed."""
 
 import io
 import json
@@ -25,7 +25,7 @@ _NOT_RECORDED = np.full(8, np.nan)
 
 @dataclass(frozen=True)
 class EpisodeMembers:
-    """An episode's files and what the index says of it.
+    """An episode's files and its entry in the index.
 
     Attributes:
         key: name of the episode.
@@ -43,9 +43,9 @@ class EpisodeMembers:
 
 
 class _Rows:
-    """Small arrays of one shape as one run of bytes.
+    """A growing stack of small arrays of one shape, in one buffer.
 
-    Thousands of small arrays, made between large pictures, would keep the pictures' memory from being reused.
+    Thousands of small arrays, allocated between large pictures, would fragment the memory of the pictures.
     """
 
     def __init__(self, *shape: int) -> None:
@@ -62,7 +62,7 @@ class _Rows:
 
 @dataclass
 class _Track:
-    """What one camera has seen so far."""
+    """Video, matrices and depth of one camera so far."""
 
     video: VideoWriter
     intrinsics: _Rows = field(default_factory=lambda: _Rows(3, 3))
@@ -70,7 +70,7 @@ class _Track:
     depth: DepthWriter | None = None
 
     def add_depth(self, depth: Float[np.ndarray, "h w"] | None, at: str) -> None:
-        """Of every frame or of none."""
+        """Append a frame's depth; either every frame has depth or none."""
         if (depth is None) != (self.depth is None):
             raise InvalidValue(f"{at}: depth is {'missing' if depth is None else 'there'}, unlike before")
         if depth is not None and self.depth is not None:
@@ -157,7 +157,7 @@ def _add_views(tracks: Mapping[str, _Track], frame: Frame, at: str) -> None:
 
 
 def _cameras(name: str, track: _Track, where: str) -> list[tuple[str, Float[np.ndarray, "t n n"]]]:
-    """Both stacks of matrices, of one entry where the camera never moved."""
+    """Names and stacks of K and world_from_camera, of one entry where the camera never moved."""
     k, e = track.intrinsics.stack(), track.poses.stack()
     check_cameras(k, e, f"{where}, view {name!r}")
     stacks = {f"{name}.intrinsics": k, f"{name}.world_from_camera": e}

@@ -1,4 +1,4 @@
-"""A finished folder of tar shards, on this machine or in a store: any bytes of any member by their place."""
+"""Random access to the members of a finished folder of tar shards, on this machine or in a store."""
 
 import hashlib
 import os
@@ -36,11 +36,11 @@ def _one(value: Any) -> int:
 
 
 class Recent(Generic[T]):
-    """Remembers what was made for the last keys asked for.
+    """A least-recently-used cache.
 
     Args:
-        budget: what all that is kept may cost together; the last one is always kept.
-        cost: of one value; 1 if left out, so that the budget is their number.
+        budget: largest total cost of the values kept; the last one is always kept.
+        cost: of one value; 1 by default, so that the budget is a number of values.
     """
 
     def __init__(self, budget: int, cost: Callable[[T], int] = _one) -> None:
@@ -48,7 +48,7 @@ class Recent(Generic[T]):
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` gave for this key, now or before."""
+        """The value for this key, made by `make` where it is not kept."""
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -94,7 +94,7 @@ class _RemoteFile:
         return bytes(self._path.fs.cat_file(self._path.path, start=offset, end=offset + size))
 
 
-_LINE = ("file", "sha256", "bytes")  # what an index must say of a shard
+_LINE = ("file", "sha256", "bytes")  # keys that an index must have for a shard
 
 
 def _is_line(line: object) -> bool:
@@ -110,9 +110,9 @@ class ShardFolder:
     """The index of a finished folder, and its members' bytes.
 
     Attributes:
-        folder: where it lies.
-        episodes: what the index says of each.
-        settings: of the recording.
+        folder: its path.
+        episodes: the index's entries.
+        settings: of the data set's source.
         shards: number of them; one whose episodes were all left out counts.
         digest: a hash of all shards' checksums; equal for copies of the same shards.
         command: what writes such folders, for error messages.
@@ -150,7 +150,7 @@ class ShardFolder:
         return len(self.episodes)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Codecs and caches stay in their process."""
+        """The state without codecs and caches, which stay in their process."""
         return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -169,7 +169,7 @@ class ShardFolder:
         """
         entry = self.episodes[index]
         if name not in entry.members:
-            raise self.damaged(entry, name, "the index does not know where it lies")
+            raise self.damaged(entry, name, "the index does not list it")
         member = entry.members[name]
         data = self.bytes(entry, member.offset, member.size)
         if len(data) != member.size or zlib.crc32(data) != member.crc32:
@@ -177,7 +177,7 @@ class ShardFolder:
         return data
 
     def check_episode(self, entry: EpisodeEntry) -> None:
-        """Refuse an episode that cannot be as the index says; for the kinds of folders that know.
+        """Hook: refuse an index entry that is impossible for this kind of folder.
 
         Raises:
             ValueError: what is wrong with it.
@@ -185,10 +185,10 @@ class ShardFolder:
 
     @contextmanager
     def naming(self, entry: EpisodeEntry, name: str) -> Iterator[None]:
-        """Whatever is wrong with a member while it is read is said of that member.
+        """Context that turns errors of reading a member into a `ShardError` that names the member.
 
         Raises:
-            ShardError: in the place of any other fault of the data.
+            ShardError: instead of any other error of the data.
         """
         try:
             yield
@@ -198,7 +198,7 @@ class ShardFolder:
             raise self.damaged(entry, name, fault(error)) from error
 
     def bytes(self, entry: EpisodeEntry, offset: int, size: int) -> bytes:
-        """Bytes of the shard in which an episode lies."""
+        """Bytes of the shard that holds an episode."""
         return self._files.get(entry.file, lambda: _opened(self.folder / entry.file)).read(offset, size)
 
     def damaged(self, entry: EpisodeEntry, name: str, what: str) -> ShardError:
@@ -220,7 +220,7 @@ class ShardFolder:
         if not index.get("complete"):
             done = len(list(folder.glob("shard-*.tar")))
             raise ShardError(
-                f"{folder} is unfinished ({done} shards so far); run the same {again} again, it goes on there"
+                f"{folder} is unfinished ({done} shards so far); run the same {again} again to resume"
             )
         lines = index.get("shards")
         if (
@@ -235,12 +235,12 @@ class ShardFolder:
         return index
 
     def _check_episodes(self, shard: ShardEntry, keys: set[str]) -> None:
-        """`keys` are those of the shards before."""
+        """Check a shard's entries; `keys` collects those of all shards so far."""
         path = self.folder / index_name(shard.file)
         try:
             for entry in shard.episodes:
                 if entry.key in keys:
-                    raise InvalidValue(f"episode {entry.key!r} stands twice in the index")
+                    raise InvalidValue(f"episode {entry.key!r} is listed twice in the index")
                 keys.add(entry.key)
                 self.check_episode(entry)
         except InvalidValue as error:

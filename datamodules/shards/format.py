@@ -1,8 +1,9 @@
-"""What a folder of shards holds, and the JSON that says so. docs/shards.md is the same for humans.
+"""The shard format: names of files and members, and the JSON of the indices. docs/shards.md describes it.
 
-index.json           the whole set: schema, settings of the recording, one line per shard
-shard-000000.tar     episodes; per episode `<key>.json`, `<key>.actions.npy`, `<key>.cameras.npz`,
-`<key>.<view>.mp4` shard-000000.json    that shard: size, checksum, and where each member of each episode lies
+index.json           the whole set: schema, settings of the source, one line per shard
+shard-000000.tar     episodes; per episode `<key>.json`, `<key>.actions.npy`, `<key>.cameras.npz` and
+                     `<key>.<view>.mp4`
+shard-000000.json    that shard: size, checksum, and the place of each member of each episode
 """
 
 import math
@@ -22,14 +23,14 @@ SCHEMA = 1
 INDEX = "index.json"
 META, ACTIONS, CAMERAS, LABELS = "json", "actions.npy", "cameras.npz", "labels.npz"
 _MEMBER = re.compile(rf"{NAME.pattern}(\.{NAME.pattern})*")
-_BLOCK = tarfile.BLOCKSIZE  # of a tar, and the least that lies between two members: a header
+_BLOCK = tarfile.BLOCKSIZE  # of a tar, and the least distance between two members: a header
 _SHARD = re.compile(r"shard-[0-9]{6,}\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 LONGEST_NAME = 100  # of a member in a plain (USTAR) tar
 
 
 class ShardError(UserError, RuntimeError):
-    """A folder of shards that is missing, unfinished, foreign or damaged; says where and what to do."""
+    """A folder of shards is missing, unfinished, of another kind or damaged; the message has the way out."""
 
 
 class Member(NamedTuple):
@@ -42,15 +43,15 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class EpisodeEntry:
-    """What the index says of an episode.
+    """The index's entry of an episode.
 
     Attributes:
         key: its name, unique in the set.
-        file: name of the shard it lies in.
+        file: name of the shard that holds it.
         frames: number of frames.
         hz: frames per second.
         views: height and width of the pictures by camera name.
-        members: where its files lie, by what follows the key in their names.
+        members: places of its files in the tar, by what follows the key in their names.
     """
 
     key: str
@@ -61,7 +62,7 @@ class EpisodeEntry:
     members: Mapping[str, Member]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; the file's name is the shard's to say."""
+        """As JSON values, without the file's name, which the shard's index has once."""
         return {
             "key": self.key,
             "frames": self.frames,
@@ -119,14 +120,14 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What a shard's own index says.
+    """The content of a shard's own index.
 
     Attributes:
         file: name of the tar.
         bytes: its size.
         sha256: its checksum.
-        episodes: what lies in it.
-        left_out: what was to lie in it.
+        episodes: its episodes.
+        left_out: episodes of the source that were left out of it.
     """
 
     file: str
@@ -151,7 +152,7 @@ class ShardEntry:
         }
 
     def write(self, folder: AnyPath) -> None:
-        """Write `shard-….json` beside the tar; from then on the shard counts as finished."""
+        """Write `shard-….json` next to the tar; from then on the shard counts as finished."""
         episodes = [episode.to_json() for episode in self.episodes]
         content = {**self.summary(), "schema": SCHEMA, "episodes": episodes}
         if self.left_out:
@@ -186,7 +187,7 @@ class ShardEntry:
 
 def _whole(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidValue(f"{value!r:.{LONGEST_NAME}} stands where a whole number is expected")
+        raise InvalidValue(f"{value!r:.{LONGEST_NAME}} is no whole number, which is expected here")
     return value
 
 
@@ -197,7 +198,7 @@ def _rate(value: object) -> float:
 
 
 def check_places(shard: ShardEntry) -> None:
-    """Every member lies in the tar, behind a header of its own.
+    """Check that every member is inside the tar, behind a header of its own.
 
     Raises:
         ValueError: members beyond the tar's end, or over one another.
@@ -210,14 +211,14 @@ def check_places(shard: ShardEntry) -> None:
     end, before = 0, "the beginning of the tar"
     for offset, size, name in places:
         if offset < end + _BLOCK:
-            raise InvalidValue(f"member {name!r} at byte {offset} lies over {before}, which ends at {end}")
+            raise InvalidValue(f"member {name!r} at byte {offset} overlaps {before}, which ends at {end}")
         end, before = offset + size, repr(name)
     if end > shard.bytes:
         raise InvalidValue(f"member {before} ends at byte {end}, the tar has {shard.bytes}")
 
 
 def check_name(name: object, what: str) -> None:
-    """Names of episodes and views become names of files: written and read by one rule.
+    """Check the name of an episode or view, which becomes part of a file's name.
 
     Raises:
         ValueError: no text, one with other characters than letters, digits, '-' and '_', or one that is too
@@ -233,12 +234,12 @@ def check_name(name: object, what: str) -> None:
 
 
 def is_shard_name(file: object) -> bool:
-    """Whether it is a name that a writer gives a shard: shards lie in the folder of their index."""
+    """Whether it is the name of a shard, without a folder: shards are in the folder of their index."""
     return isinstance(file, str) and _SHARD.fullmatch(file) is not None
 
 
 def is_checksum(value: object) -> bool:
-    """Whether it is a SHA-256 as a writer notes it."""
+    """Whether it is a SHA-256 in hexadecimal digits."""
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
@@ -266,7 +267,7 @@ def check_schema(data: Mapping[str, Any], path: AnyPath) -> None:
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
         ShardError: unreadable, or no file: a pipe or a device may never end.

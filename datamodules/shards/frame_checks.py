@@ -1,4 +1,4 @@
-"""What the numbers of a recorded frame must be: one rule for writers and readers of shards."""
+"""Checks of a frame's action and cameras, shared by writers and readers of shards."""
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def checked_action(action: Float[np.ndarray, "8"], at: str) -> Float[np.ndarray,
 
 
 def check_actions(actions: Float[np.ndarray, "t 8"]) -> None:
-    """Refuse actions that `checked_action` would not let into a shard.
+    """Refuse actions that `checked_action` refuses.
 
     Raises:
         ValueError: naming the first such frame.
@@ -63,7 +63,7 @@ def check_actions(actions: Float[np.ndarray, "t 8"]) -> None:
 
 
 def check_cameras(k: Float[np.ndarray, "t 3 3"], e: Float[np.ndarray, "t 4 4"], at: str) -> None:
-    """Refuse matrices that are no cameras; all NaN stands for a lost calibration.
+    """Refuse matrices that are no cameras; all NaN means a lost calibration.
 
     Args:
         k: of every frame.

@@ -1,4 +1,4 @@
-"""The small members of an episode, read and held to what the index says of it."""
+"""Reads the small members of an episode (JSON, actions, cameras), and checks them against the index."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -85,7 +85,7 @@ def _check(array: np.ndarray, what: str, shapes: Sequence[tuple[int, ...]]) -> N
 
 
 def check_entry(entry: EpisodeEntry) -> None:
-    """Refuse frames that an episode's members cannot hold, before anything is counted or made for them.
+    """Refuse a number of frames that an episode's members are too small for, before it is used.
 
     Raises:
         ValueError: a member that is missing, or is too small for the frames.
@@ -98,6 +98,6 @@ def check_entry(entry: EpisodeEntry) -> None:
         there = entry.members[name].size if name in entry.members else math.inf
         if there < size * entry.frames:
             raise InvalidValue(
-                f"episode {entry.key!r}: {entry.frames} frames cannot lie in the {there} bytes of {name!r}, "
-                f"where each takes at least {size} {unit}"
+                f"episode {entry.key!r}: {entry.frames} frames do not fit into the {there} bytes of "
+                f"{name!r}, where each takes at least {size} {unit}"
             )

@@ -1,7 +1,7 @@
-"""What an index says of hundreds of thousands of episodes, in columns.
+"""The entries of an index as columns, for hundreds of thousands of episodes.
 
-An entry object per episode would cost 2 kB each, in every forked worker again, since counting references
-writes to its memory. Columns are a tenth of that and shared; entries are made when they are asked for.
+An entry object would take 2 kB per episode, in every forked worker again, since counting references writes
+to its memory. Columns take a tenth of that and are shared; entries are made on access.
 """
 
 from array import array

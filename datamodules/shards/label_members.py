@@ -1,4 +1,4 @@
-"""The member `labels.npz` of a labeled episode, and what episodes said of themselves before there was one."""
+"""The member `labels.npz` of a labeled episode, and its older form in the provenance."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,10 +35,10 @@ def labels_of_provenance(provenance: Mapping[str, Any], frames: int) -> Labels |
     Raises:
         ValueError: lists of other values, or of another number of frames.
     """
-    said = provenance.get("labels", {})
-    if not isinstance(said, Mapping) or not set(_TYPES) <= set(said):
+    labels = provenance.get("labels", {})
+    if not isinstance(labels, Mapping) or not set(_TYPES) <= set(labels):
         return None
-    return _checked({name: np.array(said[name], dtype=kind) for name, kind in _TYPES.items()}, frames)
+    return _checked({name: np.array(labels[name], dtype=kind) for name, kind in _TYPES.items()}, frames)
 
 
 def _checked(arrays: Mapping[str, np.ndarray], frames: int) -> Labels:

@@ -1,11 +1,11 @@
-"""Latents that frozen encoders made of windows of recordings, beside the shards: what `ai-wam cache` writes.
+"""Caches of windows' latents by frozen encoders, in the folder of the shards; `ai-wam cache` writes them.
 
 <shards>/caches/<key>/    the same tars and indices as the shards, members `<key>.<view>.<part>.npy` with one
                           row per window; parts are the fields of `ai_wam.types.Encoded`
 <shards>/caches/prompts/  embeddings of all captions, as the prompt encoder keeps them
 
 A cache is used only where everything that decides its contents is the same: shards, encoders and their
-weights, clip, and how far windows are apart.
+weights, clip, and the spacing of windows.
 """
 
 import io
@@ -41,7 +41,7 @@ def cache_settings(
     """Everything that decides what a cache holds, as JSON gives it back.
 
     Args:
-        encoders: what `ClipEncoder.encoders` says.
+        encoders: of `ClipEncoder.encoders`.
         source: the shards.
         windows: how windows are cut.
         video: whether whole clips are encoded, or first frames alone.
@@ -63,7 +63,7 @@ def cache_settings(
 
 
 class _Table(NamedTuple):
-    """Where the rows of an array lie in its shard."""
+    """Place, shape and type of an array's rows in its shard."""
 
     offset: int
     row: int
@@ -83,26 +83,26 @@ class LatentCache(ShardFolder):
     def window(
         self, index: int, names: Sequence[str | None], window: int, cameras: bool
     ) -> dict[str, Tensor]:
-        """What is known of a window, by the names of `Encoded`: "v ..." each, zeros for missing views.
+        """The latents of a window, by the names of `Encoded`: "v ..." each, zeros for missing views.
 
         Args:
             index: of the episode.
             names: views; None for missing ones.
             window: number of the window in its episode.
-            cameras: whether the views are those the cache was made for, so that camera latents hold.
+            cameras: whether the views are those the cache was made for, so that camera latents are valid.
 
         Raises:
             ShardError: the cache is damaged.
         """
         entry = self.episodes[index]
-        shown = {name: None for name in names if name is not None}
-        first = next(iter(shown))
+        present = {name: None for name in names if name is not None}
+        first = next(iter(present))
         parts = [field.name for field in fields(Encoded) if f"{first}.{field.name}.npy" in entry.members]
         found = {}
         for part in parts:
             if part == "cameras" and not cameras:
                 continue
-            rows = {name: self._row(index, entry, f"{name}.{part}.npy", window) for name in shown}
+            rows = {name: self._row(index, entry, f"{name}.{part}.npy", window) for name in present}
             empty = np.zeros_like(rows[first])
             stacked = np.stack([empty if name is None else rows[name] for name in names])
             found[part] = torch.from_numpy(stacked.astype(np.float32, copy=False))
@@ -129,11 +129,11 @@ class LatentCache(ShardFolder):
 
 
 class Found(NamedTuple):
-    """What was found beside a folder of shards.
+    """The result of looking for a cache in a folder of shards.
 
     Attributes:
         cache: one that fits; None if there is none.
-        reasons: of every other one, what differs.
+        reasons: why the others do not fit.
     """
 
     cache: LatentCache | None
@@ -141,9 +141,9 @@ class Found(NamedTuple):
 
 
 def find_cache(source: ShardSet, wanted: Mapping[str, Any], verify: bool = False) -> Found:
-    """The finished cache beside the shards that holds what is wanted, the most exact and fullest one.
+    """The finished cache of the shards with the wanted settings; of several the most precise one.
 
-    A cache of whole clips also serves whoever wants first frames alone.
+    A cache of whole clips also fits where only first frames are wanted.
     """
     fitting, reasons = [], []
     paths: list[AnyPath] = sorted((source.folder / CACHES).glob(f"*/{INDEX}"), key=str)

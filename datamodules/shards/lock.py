@@ -1,4 +1,4 @@
-"""One recording at a time in a folder: an advisory lock on the folder itself, gone when its process is."""
+"""An advisory lock on a folder, so that one process at a time writes into it; it ends with its process."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ _held: dict[Path, int] = {}  # descriptors by folder; a process may open a folde
 
 
 def lock_folder(folder: AnyPath) -> None:
-    """Take the folder for this process; stores that are no file systems of this machine know no locks.
+    """Lock the folder for this process; folders in a store are not locked.
 
     Raises:
         ShardError: another process is writing into it.
@@ -25,7 +25,7 @@ def lock_folder(folder: AnyPath) -> None:
         os.close(descriptor)
         raise ShardError(
             f"{folder}: another run is writing into this folder; wait for it or stop it, then run the same "
-            "command again, which goes on where it ended. Or write into another folder"
+            "command again, which resumes where it ended. Or write into another folder"
         ) from error
     except BaseException:
         os.close(descriptor)
@@ -34,6 +34,6 @@ def lock_folder(folder: AnyPath) -> None:
 
 
 def unlock_folder(folder: AnyPath) -> None:
-    """Give the folder back, if this process holds it."""
+    """Release the lock, if this process holds it."""
     if isinstance(folder, Path) and (descriptor := _held.pop(folder.resolve(), None)) is not None:
         os.close(descriptor)

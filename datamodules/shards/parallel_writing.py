@@ -1,4 +1,4 @@
-"""Shards made by several processes, or by a Ray cluster: the same bytes whoever makes them, and where."""
+"""Writes shards in several processes or on a Ray cluster; the bytes do not depend on that."""
 
 import os
 import pickle
@@ -29,7 +29,7 @@ _RETRIES = 3  # of a shard whose Ray worker died
 
 @dataclass(frozen=True)
 class Workers:
-    """Who makes shards.
+    """Where shards are made: in this process, in other processes, or on a Ray cluster.
 
     Attributes:
         processes: of this machine, each making one shard at a time; 0 makes them in this process.
@@ -70,7 +70,7 @@ def write_missing(make: Make, folder: AnyPath, missing: list[int], workers: Work
 
 @dataclass(frozen=True)
 class _Job:
-    """What every worker process knows.
+    """The arguments of a worker process.
 
     Attributes:
         make: gives the episodes.
@@ -85,10 +85,10 @@ class _Job:
     stop: Any
 
     def episodes(self, number: int) -> Iterator[Made]:
-        """The episodes of a shard, until somebody asks to stop."""
+        """The episodes of a shard, until `stop` is set."""
         for members in self.make(number):
             if self.stop.is_set():
-                raise InterruptedError(f"{shard_name(number)} was not finished: it was asked to stop")
+                raise InterruptedError(f"{shard_name(number)} was not finished: writing was stopped")
             yield members
             with self.written.get_lock():
                 self.written.value += 1
@@ -115,7 +115,7 @@ def _write_parallel(make: Make, folder: AnyPath, missing: list[int], workers: in
         except BrokenProcessPool as error:
             raise CannotContinue(
                 f"a worker process died while writing into {folder}. Finished shards are kept: run it "
-                "again to go on; with 0 worker processes the cause shows in this process."
+                "again to resume; with 0 worker processes the cause shows in this process."
             ) from error
         except BaseException:
             job.stop.set()  # the workers remove what is half written, then the pool closes
@@ -135,8 +135,8 @@ def _write_on_ray(make: Make, folder: AnyPath, missing: list[int], workers: Work
 
 
 def _write_on_worker(make: Make, folder: AnyPath, number: int, where: str) -> int | Failure:
-    """One shard; gives the number of its episodes."""
-    os.chdir(where)  # paths mean what they mean to whoever asked
+    """Write one shard; returns the number of its episodes."""
+    os.chdir(where)  # relative paths are those of the calling process
     torch.set_num_threads(1)
     try:
         return len(write_shard(folder, number, make(number)).episodes)
@@ -145,7 +145,7 @@ def _write_on_worker(make: Make, folder: AnyPath, number: int, where: str) -> in
 
 
 def _check(outcome: int | Failure | None) -> int:
-    """Number of episodes that a worker wrote, or its error, raised here."""
+    """The number of episodes that a worker wrote; raises its error."""
     if isinstance(outcome, Failure):
         raise outcome.error()
     return outcome or 0
@@ -170,7 +170,7 @@ def _check_pickles(make: Make) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Children started meanwhile use one thread each: the processes are the parallelism."""
+    """Context in which started child processes use one thread each, since there are several processes."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -184,7 +184,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Children started meanwhile never see Ctrl-C: this process does, and asks them for a clean stop."""
+    """Context in which started child processes ignore Ctrl-C: this process gets it and stops them cleanly."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -200,7 +200,7 @@ def _begin_worker(job: _Job) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot ask its workers to stop."""
+    """End this worker when its parent ends: a parent that was killed cannot stop its workers."""
     parent = parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""Reads shards at random: any frame of any episode by its byte offset, without unpacking a tar."""
+"""Random access to episodes in shards: any frame by its byte offset, without unpacking a tar."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ai_wam.errors import InvalidValue
 from ai_wam.files.read_errors import DATA_FAULTS, of_machine
 from ai_wam.video import FrameDecoder, VideoTable
 from datamodules.reading.depth import depth_member, read_depth
-from datamodules.reading.view_names import Views, as_called, chosen_views
+from datamodules.reading.view_names import Views, chosen_views, unrenamed
 from datamodules.shards.folder import Recent, ShardFolder
 from datamodules.shards.format import ACTIONS, CAMERAS, LABELS, META, EpisodeEntry
 from datamodules.shards.header_members import check_entry, read_actions, read_cameras, read_meta
@@ -22,7 +22,7 @@ from datamodules.shards.label_members import labels_of_provenance, read_labels
 T = TypeVar("T")
 ROWS_KEPT = 200_000  # of frame tables and of matrices, whatever the episodes' length: some 30 MB each
 DEPTH_KEPT = 64_000_000  # bytes
-ROWS_PER_EPISODE = 30  # what an entry costs beside its rows
+ROWS_PER_EPISODE = 30  # cost of an entry in addition to its rows
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class EpisodeHeader:
         actions: pose and openness per frame; None where not recorded.
         intrinsics: K by camera name, one entry if the camera stands still.
         world_from_camera: poses by camera name, as many entries as K.
-        labels: how sure a model is of the actions; None where they were measured, or there are none.
+        labels: validity and confidence of labeled actions; None where actions were measured, or are missing.
     """
 
     instructions: tuple[str, ...]
@@ -52,14 +52,14 @@ class ShardSet(ShardFolder):
     command = "ai-wam collect"
 
     def check_episode(self, entry: EpisodeEntry) -> None:
-        """Members that every episode has, large enough for its frames."""
+        """Check that an episode has all members, large enough for its frames."""
         check_entry(entry)
 
     def __getitem__(self, index: int) -> Episode:
         return self.episode(index)
 
     def episode(self, index: int, views: Views = None) -> Episode:
-        """Episode `index` with some of its views, perhaps under other names; the rest is not decoded.
+        """Episode `index` with some of its views, possibly renamed; other views are not decoded.
 
         Args:
             index: its number.
@@ -79,7 +79,7 @@ class ShardSet(ShardFolder):
             ValueError: a view that it lacks.
         """
         entry = self.episodes[index]
-        return chosen_views(views, as_called(list(entry.views)), f"episode {entry.key!r}")
+        return chosen_views(views, unrenamed(list(entry.views)), f"episode {entry.key!r}")
 
     def _forget(self) -> None:
         super()._forget()
@@ -157,7 +157,7 @@ class ShardSet(ShardFolder):
         return EpisodeHeader(instructions, provenance, actions, intrinsics, poses, labels)
 
     def _member(self, index: int, name: str, parse: Callable[[bytes, EpisodeEntry], T]) -> T:
-        """A member as `parse` understands it."""
+        """A member, parsed; errors name it."""
         entry, data = self.episodes[index], self.read(index, name)
         with self.naming(entry, name):
             return parse(data, entry)

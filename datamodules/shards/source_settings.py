@@ -1,4 +1,4 @@
-"""The settings of a source as JSON, so that one folder never mixes two recordings."""
+"""The settings of a source as JSON, so that one folder never mixes two data sets."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,7 +19,8 @@ def describe(value: Any, depth: int = 0) -> Any:
     """The value as JSON: plain values as they are, objects as their class path and public attributes.
 
     Two objects built from the same arguments by the same class give equal descriptions if their public
-    attributes are settings; what a run changes belongs into attributes that begin with an underscore.
+    attributes are settings; values that change during use belong into attributes that begin with an
+    underscore.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value

@@ -1,7 +1,7 @@
-"""Errors of workers, which arrive as they were raised: class, message, and what they were raised from.
+"""Sends errors of workers to the main process with their class, message and causes.
 
-Pickling an exception drops its cause, where the sentence for a person often stands, and a class whose
-constructor takes something else than the message cannot be unpickled at all.
+Pickling an exception drops its cause, which often has the message for the user, and a class whose
+constructor takes other arguments than the message cannot be unpickled at all.
 """
 
 import pickle
@@ -18,7 +18,7 @@ class WorkerTraceback(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """An error on its way from a worker.
+    """A picklable error of a worker.
 
     Attributes:
         chain: the error and what it was raised from, each pickled.

@@ -1,4 +1,4 @@
-"""Writes episodes into WebDataset tar shards; an interrupted recording goes on at the first missing shard.
+"""Writes episodes into WebDataset tar shards; an interrupted run resumes at the first missing shard.
 
 A shard exists when its own index does: the tar is written under a temporary name, renamed, and its index
 written last. The bytes depend on the episodes and the settings alone, not on the number of worker processes.
@@ -45,7 +45,7 @@ Made: TypeAlias = EpisodeMembers | LeftOut
 
 
 class ShardFile:
-    """One shard being written; nothing of it is visible before `commit`."""
+    """A shard being written; it is not visible before `commit`."""
 
     def __init__(self, folder: AnyPath, number: int) -> None:
         self._folder, self._file = folder, shard_name(number)
@@ -78,7 +78,7 @@ class ShardFile:
         self._episodes[members.key] = replace(members, files={})
 
     def leave_out(self, episode: LeftOut) -> None:
-        """Say in the shard's index that an episode is missing."""
+        """List an episode as left out in the shard's index."""
         self._left_out.append(episode)
 
     def commit(self) -> ShardEntry:
@@ -101,7 +101,7 @@ class ShardFile:
         return entry
 
     def abort(self) -> None:
-        """Leave nothing behind."""
+        """Delete the unfinished file."""
         for part in (self._tar, self._stream):  # the tar flushes into its stream
             with suppress(OSError):  # of a full disk; what is not yet written is thrown away anyway
                 part.close()
@@ -114,11 +114,11 @@ class ShardFile:
         except OSError as error:
             raise ShardError(
                 f"{self._path}: {what} could not be written: {error}. Finished shards are kept; make room "
-                "and run the same command again, it goes on there."
+                "and run the same command again, which resumes there."
             ) from error
 
     def _members(self) -> dict[str, dict[str, Member]]:
-        """Where every file lies, by key and by what follows the key."""
+        """The place of every file, by key and by what follows the key."""
         found: dict[str, dict[str, Member]] = {key: {} for key in self._episodes}
         with tarfile.open(self._path) as tar:
             for info in tar:
@@ -128,7 +128,7 @@ class ShardFile:
 
 
 class ShardWriter:
-    """Records episodes one after the other: for recordings that no `EpisodeSource` gives by number.
+    """Writes episodes one after the other, where there is no `EpisodeSource` to get them by number.
 
     with ShardWriter("data/mine", settings={"robot": "xarm", "session": 3}) as writer:
         for episode in episodes[writer.finished:]:
@@ -148,18 +148,18 @@ class ShardWriter:
         Args:
             folder: where the shards go; made if missing.
             episodes_per_shard: episodes in all shards but the last.
-            settings: JSON values that tell this recording from others.
+            settings: JSON values that identify this data set.
             encoding: how to compress the videos.
-            card: for the README.md beside the shards.
+            card: for the shards' README.md.
 
         Raises:
-            ShardError: the folder holds another recording, or a finished one.
+            ShardError: the folder holds another data set, or a finished one.
         """
         if episodes_per_shard < 1:
             raise InvalidValue(f"episodes_per_shard is {episodes_per_shard}, must be at least 1")
         self.folder, self._encoding = as_path(folder), encoding or VideoEncoding()
         self._per_shard, self._card = episodes_per_shard, card or SourceCard()
-        self._settings = recording_settings(settings or {}, episodes_per_shard, self._encoding)
+        self._settings = data_set_settings(settings or {}, episodes_per_shard, self._encoding)
         if (self.folder / INDEX).exists() and read_json(self.folder / INDEX).get("complete"):
             raise ShardError(f"{self.folder} is finished; write into a new folder (`train` takes several)")
         self._shard: ShardFile | None = None
@@ -168,7 +168,7 @@ class ShardWriter:
 
     @property
     def finished(self) -> int:
-        """Episodes that lie in finished shards: so many to skip when an interrupted recording goes on."""
+        """Number of episodes in finished shards, to be skipped when an interrupted run is resumed."""
         return self._number * self._per_shard
 
     def write(self, episode: Episode) -> None:
@@ -207,7 +207,7 @@ class ShardWriter:
 
 
 def write_shard(folder: AnyPath, number: int, episodes: Iterable[Made]) -> ShardEntry:
-    """One whole shard, or nothing of it."""
+    """Writes a shard atomically: after an error nothing of it is left."""
     shard = ShardFile(folder, number)
     try:
         for members in episodes:
@@ -221,33 +221,34 @@ def write_shard(folder: AnyPath, number: int, episodes: Iterable[Made]) -> Shard
         raise
 
 
-def recording_settings(
+def data_set_settings(
     source: Mapping[str, Any], episodes_per_shard: int, encoding: VideoEncoding
 ) -> dict[str, Any]:
-    """What two recordings in one folder must agree on, as JSON gives it back.
+    """The settings that all runs into one folder must share, as JSON values.
 
     Raises:
         TypeError: values that JSON cannot hold.
     """
     settings = {"source": dict(source), "episodes_per_shard": episodes_per_shard, "video": asdict(encoding)}
-    return dict(parse_json(json.dumps(settings), "the settings of the recording"))
+    return dict(parse_json(json.dumps(settings), "the settings of the data set"))
 
 
 def open_folder(folder: AnyPath, settings: Mapping[str, Any], shards: int) -> list[int]:
-    """Make the folder, or check that it holds this recording; gives the numbers of the missing shards.
+    """Make and lock the folder, or check that it holds this data set; returns the missing shards' numbers.
+
+    The folder is locked from here to `close_folder`.
 
     Raises:
-        ShardError: it holds another recording (the message says what differs), or another run is at work
-            in it; the folder is this process's from here to `close_folder`.
+        ShardError: it holds another data set (the message says what differs), or another run writes into it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock_folder(folder)
     path = folder / INDEX
     if path.exists():
-        _check_same_recording(folder, read_json(path), settings)
+        _check_same_settings(folder, read_json(path), settings)
     elif tars := sorted(path.name for path in folder.glob("*.tar")):
         raise ShardError(f"{folder} holds {tars[0]} but no {INDEX}; collect into a new folder")
-    remove_unfinished(folder)  # nobody else is at work: the folder is locked
+    remove_unfinished(folder)  # no other process writes here: the folder is locked
     missing = [number for number in range(shards) if not _finished(folder, shard_name(number))]
     if missing:
         write_json(path, {"schema": SCHEMA, "complete": False, "settings": settings, "shards": []})
@@ -255,13 +256,13 @@ def open_folder(folder: AnyPath, settings: Mapping[str, Any], shards: int) -> li
 
 
 def remove_unfinished(folder: AnyPath) -> None:
-    """Remove what writers left behind that are no more."""
+    """Remove unfinished files of writers that have ended."""
     for stale in folder.glob(f"*{PARTIAL}"):
         stale.unlink()
 
 
 def close_folder(folder: AnyPath, shards: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the set's index, as it is complete. Gives the index's contents.
+    """Write the index of a complete set, and release the folder; returns the index's content.
 
     Raises:
         ShardError: two shards hold an episode of the same key, or there is no episode.
@@ -271,7 +272,7 @@ def close_folder(folder: AnyPath, shards: int, settings: Mapping[str, Any]) -> d
     for episode in (episode for entry in entries for episode in entry.episodes):
         if episode.key in seen:
             raise ShardError(
-                f"{folder}: episode {episode.key!r} lies in {seen[episode.key]} and in {episode.file}; keys "
+                f"{folder}: episode {episode.key!r} is in {seen[episode.key]} and in {episode.file}; keys "
                 "must be unique in a source. Delete the folder and collect again with unique keys."
             )
         seen[episode.key] = episode.file
@@ -298,11 +299,11 @@ def _finished(folder: AnyPath, file: str) -> bool:
     return (folder / file).exists() and (folder / index_name(file)).exists()
 
 
-def _check_same_recording(folder: AnyPath, index: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _check_same_settings(folder: AnyPath, index: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     check_schema(index, folder / INDEX)
     if different := differences(index.get("settings"), settings):
         lines = "\n  ".join(different)
         raise ShardError(
-            f"{folder} holds another recording; in the folder != asked for:\n  {lines}\n"
+            f"{folder} holds another data set; in the folder != asked for:\n  {lines}\n"
             "Collect into a new folder (`train` takes several), or delete this one."
         )

@@ -1,1 +1,1 @@
-"""Readers of foreign data sets, a file a format: each is an `ai_wam.episodes.EpisodeSource`."""
+"""Readers of data sets in other formats, one file per format; each is an `ai_wam.episodes.EpisodeSource`."""

@@ -1,4 +1,4 @@
-"""The layout of the data set released with Action Images (RLBench).
+"""Reads the layout of the data set released with Action Images (RLBench).
 
     <path>/<task>/variation0/variation_descriptions.pkl                  phrasings
     <path>/<task>/variation0/episodes/episode0/actions.npy               [t, 8] at 20 Hz: pose and openness
@@ -8,8 +8,8 @@
                                               /camera_names.json         ours: {"view0": "front", ...}
 
 Extrinsics are RLBench's: camera to world, x left, y up, negative focal lengths. Others write the same folders
-with a picture at every step and plain numbers as keys; both are told apart by their lengths. What shards have
-no place for, the actions between pictures, key frames and the folders' names, stays in the provenance.
+with a picture at every step and plain numbers as keys; the lengths decide which it is. The actions between
+pictures, key frames and the folders' names, for which shards have no member, are kept in the provenance.
 """
 
 import base64
@@ -35,7 +35,7 @@ from datamodules.sources.rlbench import opencv_cameras, read_phrasings
 EVERY, HZ = 4, 20.0  # steps per picture and steps per second of the release
 DESCRIPTIONS, CAMERAS, VIDEO = "variation_descriptions.pkl", "camera_params.json", "rgb/video.mp4"
 ACTIONS, KEY_FRAMES, NAMES = "actions.npy", "key_frames.npy", "camera_names.json"
-RELEASED = "released"  # in the provenance: what the other way needs
+RELEASED = "released"  # key of the provenance for what an export to this layout needs
 
 
 class ActionImagesLayout:

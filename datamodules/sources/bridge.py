@@ -1,9 +1,9 @@
-"""BridgeData V2's raw folders.
+"""Reads BridgeData V2's raw folders.
 
     <path>/.../<date>/raw/traj_group0/traj0/obs_dict.pkl       full_state [t, 7], time_stamp [t] and more
                                            /images0/im_0.jpg   one folder per camera
                                            /lang.txt           phrasings, and a line "confidence: ..."
-                                           /cameras.json       ours, if somebody estimated the cameras
+                                           /cameras.json       ours, where cameras were estimated
 
 The world is the robot's base. `full_state` is x y z, roll pitch yaw, openness (1 = open). Its angles are zero
 where the WidowX points down; the poses given here are those of the tool's own axes, x along the fingers. The
@@ -34,7 +34,7 @@ from datamodules.reading.pictures_and_text import (
 )
 from datamodules.reading.rotations import euler_xyz, to_quaternion
 from datamodules.reading.safe_pickle import load_pickle
-from datamodules.reading.view_names import Views, as_called, chosen_views
+from datamodules.reading.view_names import Views, chosen_views, unrenamed
 
 HZ = 5.0
 _DOWN = np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # the tool's axes where all angles are zero
@@ -51,7 +51,7 @@ class Bridge:
         licence="cc-by-4.0",
         homepage="https://rail-berkeley.github.io/bridgedata",
         citation="Walke et al., BridgeData V2: A Dataset for Robot Learning at Scale, arXiv 2308.12952",
-        defects=("It has no calibrations: cameras are what somebody estimated afterwards.",),
+        defects=("It has no calibrations: cameras were estimated afterwards.",),
     )
 
     def __init__(
@@ -72,7 +72,7 @@ class Bridge:
             cameras: name of the side file in a trajectory's folder.
             slack: pictures by which a view may have more or fewer than there are states; the end is cut.
             stride: take every n-th frame.
-            gaps: take recordings whose time stamps are not even as if they were; they are refused if false.
+            gaps: accept episodes whose time stamps are uneven, as if they were even; refused if false.
 
         Raises:
             ValueError: no trajectories, or a stride that is not above 0.
@@ -116,7 +116,7 @@ class Bridge:
 
     def _views(self, folder: AnyPath) -> dict[str, str]:
         there = [view.name for view in sorted(folder.glob("images[0-9]*"), key=numbered)]
-        return chosen_views(self.views, as_called(there), folder)
+        return chosen_views(self.views, unrenamed(there), folder)
 
     def _pictures(self, folder: AnyPath, states: int) -> list[AnyPath]:
         """A view's files, in order and without a gap."""
@@ -137,7 +137,7 @@ class Bridge:
     def _read_cameras(
         self, folder: AnyPath, views: Mapping[str, str], pictures: Mapping[str, list[AnyPath]]
     ) -> dict[str, Calibration]:
-        """The views that somebody calibrated, by our names; the file has the layout's."""
+        """The calibrated views, by our names; the side file has the layout's names."""
         path = folder / self.cameras
         if not path.exists():
             return {}
@@ -181,7 +181,7 @@ def _numbers(content: Mapping[str, Any], key: str, path: AnyPath) -> np.ndarray:
 
 
 def _check_times(content: Mapping[str, Any], steps: int, path: AnyPath) -> None:
-    """Steps must follow one another evenly at about 5 Hz; recordings without time stamps pass."""
+    """Check that steps are even at about 5 Hz; episodes without time stamps pass."""
     if content.get(_TIMES) is None:
         return
     times, way = _numbers(content, _TIMES, path), "leave the trajectory out, or take it as it is (gaps: true)"

@@ -1,4 +1,4 @@
-"""DROID's raw recordings, and the calibrations and phrasings that its authors published later.
+"""Reads DROID's raw episodes, with the calibrations and phrasings that its authors published later.
 
     <path>/<lab>/success/<date>/<time>/metadata_<uuid>.json      serials of the cameras, the task
                                       /trajectory.h5             poses, gripper, recorded extrinsics at 15 Hz
@@ -28,13 +28,13 @@ from datamodules.cameras.calibration import check_intrinsics
 from datamodules.reading.pictures_and_text import check_finite, check_stride
 from datamodules.reading.rotations import pose_from_xyz_euler, to_quaternion
 from datamodules.reading.video_files import VideoFile
-from datamodules.reading.view_names import Views, as_called, chosen_views
+from datamodules.reading.view_names import Views, chosen_views, unrenamed
 from datamodules.sources.droid_calibration import (
     Limits,
     Verdict,
+    check_fixed_camera,
+    check_hand_camera,
     corrected_pose,
-    judge_hand,
-    judge_scene,
     phrasings,
     published_intrinsics,
 )
@@ -97,7 +97,7 @@ class Droid:
             outcomes: success, failure.
             tool_offset: from the arm's end to the tool centre point, metres, in the tool's axes.
             intrinsics_size: height and width that published intrinsics are for.
-            limits: when a calibration is believed. Where it is not, the view keeps its pictures and its pose
+            limits: when a calibration is accepted. Where it is not, the view keeps its pictures and its pose
                 is NaN; the verdict is kept in the provenance.
             closed_and_open: what gripper_position is for a closed and an open gripper; [0, 0.085] where it is
                 the opening in metres.
@@ -141,7 +141,7 @@ class Droid:
         metadata = _read_metadata(folder)
         uuid = str(metadata["uuid"])
         there = _serials(folder, metadata)
-        names = chosen_views(self.views, as_called(list(there)), folder / "recordings" / "MP4")
+        names = chosen_views(self.views, unrenamed(list(there)), folder / "recordings" / "MP4")
         trajectory = _Trajectory.read(folder / "trajectory.h5", {name: there[name] for name in names})
         tool = pose_from_xyz_euler(trajectory.arm, f"{trajectory.path}, cartesian_position")
         tool[:, :3, 3] += tool[:, :3, :3] @ np.array(self.tool_offset)
@@ -163,7 +163,7 @@ class Droid:
         )
 
     def _instructions(self, metadata: Mapping[str, Any]) -> tuple[str, ...]:
-        """The published phrasings, else what the operator was told to do."""
+        """The published phrasings, else the operator's instruction."""
         if self._annotations is not None and (found := phrasings(self._annotations, metadata["uuid"])):
             return found
         return (str(metadata.get("current_task") or ""),)
@@ -194,10 +194,10 @@ class Droid:
             torch.from_numpy(poses),
         )
         if name == "wrist":
-            return _Track(video, cameras, judge_hand(poses, tool, source, self.limits))
+            return _Track(video, cameras, check_hand_camera(poses, tool, source, self.limits))
         every = max(1, min(steps, video.frames) // self.limits.looks)
         looks = zip(range(0, steps, every), video.images(stride=every), strict=False)
-        verdict = judge_scene(cameras, tool[:, :3, 3], video.size, looks, source, self.limits)
+        verdict = check_fixed_camera(cameras, tool[:, :3, 3], video.size, looks, source, self.limits)
         return _Track(video, cameras, verdict)
 
     def _published(self, uuid: str, serial: str) -> tuple[list[float], str] | None:
@@ -273,7 +273,7 @@ class _Trajectory:
 
 @dataclass(frozen=True)
 class _Track:
-    """One view: its video, its cameras and whether they are believed."""
+    """One view: its video, its cameras and whether they are accepted."""
 
     video: VideoFile
     cameras: Cameras
@@ -328,7 +328,7 @@ def _clocks(
 
 
 def _check_clocks(trajectory: _Trajectory, longest: float) -> None:
-    """Steps must follow one another, so that step i is what was seen at i / 15 s."""
+    """Check that the clocks have no gaps, so that step i was recorded at i / 15 s."""
     for key, clock in trajectory.clocks.items():
         seconds = np.diff(clock)
         bad = (seconds < 0) | (seconds > longest)

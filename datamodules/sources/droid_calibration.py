@@ -1,8 +1,8 @@
-"""Which of DROID's calibrations to believe.
+"""Tests DROID's calibrations, which are accepted or rejected by camera.
 
 The recorded extrinsics are often wrong (a camera was moved, a calibration belongs to another day). The tool's
-trajectory, projected into a camera that stands in the scene, must lie in the picture and where the picture
-changes, since the arm is what moves; a camera on the hand must keep its place on the hand.
+trajectory, projected into a fixed camera, must be in the picture and where the picture changes, since the arm
+is what moves; a camera on the hand must keep its pose relative to the hand.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,20 +21,20 @@ from ai_wam.files.atomic import AnyPath
 from ai_wam.files.json_yaml import read_json
 
 _EXTRINSICS = ("cam2base_extrinsic_superset.json", "cam2base_extrinsics.json")  # better one first
-_THIN = 4  # every n-th pixel tells motion well enough
-_STEP = 0.01  # metres between two looked-at frames that count as motion
+_THIN = 4  # every n-th pixel is enough to find motion
+_STEP = 0.01  # metres between two compared frames that count as motion
 _RADIUS = 0.1  # metres around the tool that the gripper fills
-_PAIRS = 3  # fewer pairs of frames tell nothing
+_PAIRS = 3  # pairs of frames that are needed at least
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a calibration is believed.
+    """Limits within which a calibration is accepted.
 
     Attributes:
         visible: part of the frames in which the projected tool must lie in the picture.
         motion: how much more the picture must change around the projected tool than everywhere on average;
-            the median over the looked-at pairs of frames.
+            the median over the compared pairs of frames.
         hand_metres: how far a camera on the hand may move against the tool.
         hand_radians: how far it may turn against the tool.
         looks: frames that are compared for motion.
@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the test found, kept in the episode's provenance.
+    """The result of a calibration's test, kept in the episode's provenance.
 
     Attributes:
         kept: whether the calibration is used.
@@ -74,7 +74,7 @@ def _table(path: AnyPath) -> dict[str, Any]:
 
 
 def _entry(path: AnyPath, uuid: str) -> Mapping[str, Any]:
-    """What a file of annotations says of an episode; empty where it says nothing."""
+    """A file's annotations of an episode; empty where it has none."""
     entry = _table(path).get(uuid, {})
     if not isinstance(entry, dict):
         raise InvalidValue(f"{path}, {uuid}: {entry!r} is no object; download the file again")
@@ -142,7 +142,7 @@ def phrasings(folder: AnyPath, uuid: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
 
 
-def judge_scene(
+def check_fixed_camera(
     cameras: Cameras,
     positions: Float[np.ndarray, "t 3"],
     size: tuple[int, int],
@@ -150,7 +150,7 @@ def judge_scene(
     source: str,
     limits: Limits,
 ) -> Verdict:
-    """Test a camera that stands in the scene.
+    """Test a fixed camera.
 
     Args:
         cameras: one per frame.
@@ -158,7 +158,7 @@ def judge_scene(
         size: height and width of the pictures.
         images: some frames' numbers and pictures, in order.
         source: where the calibration comes from.
-        limits: when it is believed.
+        limits: when it is accepted.
     """
     points = torch.from_numpy(positions)[:, None]
     pixels, depth, visible = (part[:, 0].numpy() for part in cameras.project(points, size))
@@ -168,7 +168,7 @@ def judge_scene(
         why = f"the tool projects into the picture in {seen:.0%} of the frames, below {limits.visible:.0%}"
         return Verdict(False, source, why, measured)
     radius = float(cameras.intrinsics[0, 0, 0]) * _RADIUS / np.where(visible, depth, np.inf)
-    lifts = list(_lifts(images, positions, pixels, radius, visible))
+    lifts = list(_relative_changes(images, positions, pixels, radius, visible))
     if len(lifts) < _PAIRS:
         return Verdict(
             True, source, "the tool projects into the picture; it moves too little for more", measured
@@ -183,10 +183,10 @@ def judge_scene(
     return Verdict(True, source, "the picture changes where the tool projects to", measured)
 
 
-def judge_hand(
+def check_hand_camera(
     poses: Float[np.ndarray, "t 4 4"], tool: Float[np.ndarray, "t 4 4"], source: str, limits: Limits
 ) -> Verdict:
-    """Test a camera on the hand: its place against the tool must not change."""
+    """Test a camera on the hand: its pose relative to the tool must not change."""
     relative = np.linalg.inv(tool) @ poses
     metres = float(np.linalg.norm(relative[:, :3, 3] - relative[0, :3, 3], axis=1).max())
     half = np.linalg.norm(relative[:, :3, :3] - relative[0, :3, :3], axis=(1, 2)) / 8**0.5
@@ -200,7 +200,7 @@ def judge_hand(
     return Verdict(True, source, "the camera keeps its place on the hand", measured)
 
 
-def _lifts(
+def _relative_changes(
     images: Iterable[tuple[int, UInt8[np.ndarray, "h w 3"]]],
     positions: Float[np.ndarray, "t 3"],
     pixels: Float[np.ndarray, "t 2"],

@@ -1,4 +1,4 @@
-"""Bring your own robot: plain files in, episodes out.
+"""Reads a user's own episodes from plain files, one folder per episode.
 
     recordings/
         pick-0001/               one folder per episode; its name is the key
@@ -29,7 +29,7 @@ from ai_wam.files.json_yaml import read_json
 from datamodules.cameras.calibration import Calibration
 from datamodules.reading.pictures_and_text import check_hands, not_finite, parse_number, read_lines
 from datamodules.reading.video_files import VideoFile
-from datamodules.reading.view_names import Views, as_called, chosen_views
+from datamodules.reading.view_names import Views, chosen_views, unrenamed
 
 _OWN = frozenset({"source", "episode"})  # keys of the provenance that say where it was read
 INSPECTION = "inspection"  # where `ai-wam inspect` writes by default
@@ -65,7 +65,7 @@ class FolderSource:
         folder = self._folders[index]
         hz, meta = _read_meta(folder / "meta.json")
         entries = read_json(folder / "cameras.json")
-        names = chosen_views(self.views, as_called(list(entries)), folder / "cameras.json")
+        names = chosen_views(self.views, unrenamed(list(entries)), folder / "cameras.json")
         cameras = {ours: _Camera.read(name, folder, entries[name], hz) for name, ours in names.items()}
         _check_videos(folder, entries)
         actions = _read_actions(folder / "actions.csv")
@@ -84,7 +84,7 @@ class FolderSource:
 
 
 def _is_episode(folder: AnyPath) -> bool:
-    """Whether a folder is meant as one: `ai-wam inspect --camera_check` leaves its pictures beside them."""
+    """Whether a folder is an episode, not hidden and not the pictures of `ai-wam inspect --camera_check`."""
     if not folder.is_dir() or folder.name[0] == ".":
         return False
     return folder.name != INSPECTION or (folder / "meta.json").exists()
@@ -137,7 +137,7 @@ def _check_videos(folder: AnyPath, cameras: Mapping[str, Any]) -> None:
 def _check_lengths(
     folder: AnyPath, cameras: Mapping[str, _Camera], actions: Float[np.ndarray, "t 8"] | None
 ) -> None:
-    """All files must tell of the same frames."""
+    """Check that all files have the same number of frames."""
     lengths = {f"{camera.name}.mp4": camera.video.frames for camera in cameras.values()}
     for camera in cameras.values():
         lengths |= camera.calibration.lengths(f"cameras.json {camera.name}")

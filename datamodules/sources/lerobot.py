@@ -1,4 +1,4 @@
-"""LeRobot data sets of versions 2.0, 2.1 and 3.0: parquet tables, MP4 files, and cameras from a side file.
+"""Reads LeRobot data sets (2.0, 2.1, 3.0): parquet tables, MP4 files, and cameras from a side file.
 
     <path>/meta/info.json                       version, rate, features, where data and videos lie
           /meta/episodes.jsonl, tasks.jsonl     version 2: one line each
@@ -10,8 +10,8 @@
 
 As in LeRobot itself, a frame's picture is the one that its video shows at the frame's timestamp (version 3:
 counted from the episode's `from_timestamp`), and its instruction is the one that its `task_index` names.
-The format knows no calibration and no kind of pose, so both are the caller's to name. Needs the extra
-`lerobot` (pyarrow).
+The format has no calibration and no convention for poses, so the caller names both. Needs the extra `lerobot`
+(pyarrow).
 """
 
 from collections.abc import Iterator, Mapping
@@ -62,7 +62,7 @@ class LeRobotSource:
             path: the folder that holds `meta`.
             views: videos by key, such as observation.images.top, or by the last part of it, top; or names for
                 them, such as {observation.images.top: front}. Others are left out. All if left out, called by
-                the last part, or by as many parts as tell them apart.
+                the last part, or by as many parts as make the names unique.
             position: column of the tool's absolute position, such as action or observation.state[0:3]; null
                 where a data set has none: frames then carry no actions.
             rotation: column of its rotation.

@@ -1,4 +1,4 @@
-"""What `meta` of a LeRobot data set says: rate, videos, tasks, and where each episode lies."""
+"""Reads `meta` of a LeRobot data set: rate, videos, tasks, and the files of each episode."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,7 +89,7 @@ class Info:
         """Our name of every video that is read, by its key.
 
         Raises:
-            ValueError: views that are not there or cannot be read, or pictures that would be left out unsaid.
+            ValueError: views that are missing or cannot be read, or pictures that would silently be left out.
         """
         pictures = [key for key, feature in self.features.items() if feature.get("dtype") == "image"]
         videos = [key for key, feature in self.features.items() if feature.get("dtype") == "video"]
@@ -122,10 +122,10 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """What videos are called by default: the last part of the key, or as many parts as tell them apart.
+    """Default names of videos: the last part of the key, or as many parts as make the names unique.
 
-    observation.images.top is `top`; where observation.images.front.rgb and observation.images.side.rgb stand
-    together they are `front_rgb` and `side_rgb`.
+    observation.images.top is `top`; observation.images.front.rgb and observation.images.side.rgb in one data
+    set are `front_rgb` and `side_rgb`.
     """
     parts = {key: key.split(".") for key in keys}
     count = dict.fromkeys(keys, 1)
@@ -139,7 +139,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def with_keys(views: Views, names: Mapping[str, str]) -> Views:
-    """`views` by keys of the data set, where it says some by their default names."""
+    """`views` with default names replaced by the data set's keys."""
     keys = {name: key for key, name in names.items()}
 
     def key_of(name: str) -> str:
@@ -157,7 +157,7 @@ def with_keys(views: Views, names: Mapping[str, str]) -> Views:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an episode lies.
+    """The files of an episode.
 
     Attributes:
         number: its `episode_index`.
@@ -250,7 +250,7 @@ def _whole(value: Any, at: str, least: int = 0) -> int:
 
 
 def _json_lines(path: AnyPath) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each line stands, and its object."""
+    """The place of each line, and its object."""
     for number, line in enumerate(read_text(path).split("\n")):  # splitlines also splits at U+2028
         if not line.strip():
             continue

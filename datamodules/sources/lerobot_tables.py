@@ -1,4 +1,4 @@
-"""Parquet tables of LeRobot data sets: columns of numbers, and which part of one is meant. Needs pyarrow."""
+"""Reads parquet tables of LeRobot data sets: columns of numbers, and parts of them. Needs pyarrow."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,6 @@
-"""Camera files of a person's own pictures: this project's JSON, RLBench's `misc`, a COLMAP text model.
+"""Reads camera files of a user's own pictures: this project's JSON, RLBench's `misc`, a COLMAP text model.
 
-docs/predict.md describes them for humans. All end as `Calibration`s, OpenCV axes, for the pictures as they
-are.
+docs/predict.md describes them. All become `Calibration`s in OpenCV's axes for the pictures as they are.
 """
 
 from collections.abc import Collection, Mapping
@@ -51,7 +50,7 @@ def read_cameras(
 
 
 def check_not_turned(files: Mapping[str, Path]) -> None:
-    """COLMAP's cameras belong to pictures as they are stored, a viewer may turn them.
+    """Refuse pictures that a viewer turns: COLMAP's cameras belong to pictures as they are stored.
 
     Raises:
         ValueError: a picture with an EXIF orientation.
@@ -93,7 +92,7 @@ def _own(content: Mapping[str, Any], path: Path, files: Mapping[str, Path]) -> d
 def _rlbench(
     content: Mapping[str, Any], path: Path, sizes: Mapping[str, tuple[int, int]]
 ) -> dict[str, Calibration]:
-    """RLBench's `misc`; its principal point is the middle of the picture, which tells the resolution."""
+    """RLBench's `misc`; its principal point is the middle of the picture, which gives the resolution."""
     found = {}
     for view in sizes:
         k, pose = (_matrix(content, f"{view}{key}", path) for key in _RLBENCH)

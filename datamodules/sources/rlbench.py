@@ -1,4 +1,4 @@
-"""RLBench demonstrations from disk, in the layout of stepjam/RLBench and in PerAct's; needs no RLBench.
+"""Reads RLBench demonstrations in the layout of stepjam/RLBench and in PerAct's; needs no RLBench.
 
     <path>/<task>/variation0/variation_descriptions.pkl               stepjam: phrasings per variation
     <path>/<task>/variation0/episodes/episode0/low_dim_obs.pkl        the demonstration without its pictures
@@ -7,8 +7,8 @@
     <path>/<task>/all_variations/episodes/episode0/low_dim_obs.pkl    PerAct: the same, and per episode
                                                   /variation_number.pkl, variation_descriptions.pkl
 
-Mask pictures are left alone. Poses are Panda_tip's in the world. RLBench
-writes a negative focal length because its camera's x and y axes point left and up; both are turned here.
+Mask pictures are not read. Poses are Panda_tip's in the world. RLBench writes a negative focal length because
+its camera's x and y axes point left and up; both are turned here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ from datamodules.reading.pictures_and_text import (
     read_picture,
 )
 from datamodules.reading.safe_pickle import Shell, load_pickle
-from datamodules.reading.view_names import Views, as_called, chosen_views
+from datamodules.reading.view_names import Views, chosen_views, unrenamed
 
 VIEWS = ("left_shoulder", "right_shoulder", "overhead", "wrist", "front")
 _OFF_CENTRE = 2.0  # pixels between twice the principal point and a picture's side
@@ -59,7 +59,7 @@ class RLBenchDemos:
         "https://github.com/stepjam/RLBench",
         "James et al., RLBench: The Robot Learning Benchmark & Learning Environment, arXiv 1909.12271",
         (
-            "RLBench's licence is for non-commercial use; whoever recorded the demonstrations may add terms.",
+            "RLBench's licence is for non-commercial use; the demonstrations may have further terms.",
             "Pictures are rendered; the motion is a planner's, at 20 Hz.",
         ),
     )
@@ -120,7 +120,7 @@ class RLBenchDemos:
 
     def _views(self, folder: AnyPath) -> dict[str, str]:
         there = [name for name in VIEWS if (folder / f"{name}_rgb").is_dir()]
-        return chosen_views(self.views, as_called(there), folder)
+        return chosen_views(self.views, unrenamed(there), folder)
 
 
 @dataclass(frozen=True)
@@ -186,14 +186,14 @@ def _variation(folder: AnyPath) -> int:
     name = folder.parent.parent.name
     if name == "all_variations":
         raise InvalidValue(
-            f"{folder / _NUMBER} is missing, and the folder all_variations does not tell the variation; "
+            f"{folder / _NUMBER} is missing, and the folder all_variations does not name the variation; "
             "copy the episode again"
         )
     return int(name.removeprefix("variation"))
 
 
 def _instructions(folder: AnyPath) -> tuple[str, ...]:
-    """Of the episode where it has its own, else of the variation."""
+    """Phrasings of the episode where it has its own, else of the variation."""
     own = folder / _DESCRIPTIONS
     return read_phrasings(own if own.exists() else folder.parent.parent / _DESCRIPTIONS)
 

@@ -187,7 +187,7 @@ def test_recorded_clips_are_judged_plan_by_plan(
     ("word", "message"),
     [
         ("--data.decode=first", r"'joint' needs all frames.*set `decode: all`"),
-        ("--data.test=null", r"judges the shards that data\.test names"),
+        ("--data.test=null", r"evaluates on the shards that data\.test names"),
         ("--model.evaluation.networks={lpips_alex: alex.pth}", r"lpips_alex is to be read from 'alex\.pth'"),
         (
             "--model.evaluation.plans=[policy]",

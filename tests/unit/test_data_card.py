@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_whole_shards_and_the_way_on(tmp_path: Path):
 def test_a_card_does_not_vouch_for_what_nobody_said(tmp_path: Path):
     write_shards(MovingSquares(2, 12), tmp_path / "data", 2, workers=0, progress=False)
     text = (tmp_path / "data" / "README.md").read_text()
-    assert "- Nobody has said any; the recordings themselves show none." in text
+    assert "- None was stated, and the episodes themselves show none." in text
     assert "Refused by" not in text
 
 

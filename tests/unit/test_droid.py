@@ -11,7 +11,7 @@ from source_fixtures import droid as fixture
 from ai_wam.cameras import Cameras
 from ai_wam.video import write_video
 from datamodules.sources.droid import Droid
-from datamodules.sources.droid_calibration import Limits, judge_hand, judge_scene
+from datamodules.sources.droid_calibration import Limits, check_fixed_camera, check_hand_camera
 
 FIRST = Path("raw", "CLVR", "success", "2023-05-09", "Tue_May__9_02:08:20_2023")
 MP4 = Path("recordings", "MP4")
@@ -252,8 +252,8 @@ def test_a_missing_package_is_named(root, monkeypatch):
 
 def test_a_camera_on_the_hand_must_follow_it():
     tool = fixture.tool_poses(0)
-    assert judge_hand(tool @ fixture.HAND, tool, "h5", Limits()).kept
-    still = judge_hand(np.tile(tool[:1] @ fixture.HAND, (len(tool), 1, 1)), tool, "h5", Limits())
+    assert check_hand_camera(tool @ fixture.HAND, tool, "h5", Limits()).kept
+    still = check_hand_camera(np.tile(tool[:1] @ fixture.HAND, (len(tool), 1, 1)), tool, "h5", Limits())
     assert not still.kept
     assert "but it sits on it" in still.why
 
@@ -265,7 +265,7 @@ def judge(tool, camera, images, step=1):
         torch.from_numpy(np.tile(camera.world_from_camera, shape)),
     )
     looks = list(enumerate(images))[::step]
-    return judge_scene(cameras, tool[:, :3, 3], fixture.SIZE, looks, "h5", Limits())
+    return check_fixed_camera(cameras, tool[:, :3, 3], fixture.SIZE, looks, "h5", Limits())
 
 
 def test_a_camera_is_believed_within_centimetres_and_refused_beyond():

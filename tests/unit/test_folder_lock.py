@@ -85,7 +85,7 @@ def test_workers_end_with_a_killed_parent(begin):
 
 def test_a_failed_recording_leaves_the_folder_to_the_next_one(tmp_path):
     write_shards(SQUARES, tmp_path, 2, workers=0, progress=False)
-    with pytest.raises(ShardError, match="holds another recording"):
+    with pytest.raises(ShardError, match="holds another data set"):
         write_shards(MovingSquares(5, 4, (16, 16)), tmp_path, 2, workers=0, progress=False)
     write_shards(SQUARES, tmp_path, 2, workers=0, progress=False)
     assert len(ShardSet(tmp_path)) == 4

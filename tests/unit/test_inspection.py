@@ -161,7 +161,7 @@ def test_lost_calibrations_are_no_violation(record, capsys: pytest.CaptureFixtur
     change_cameras(folder, lambda arrays: [array.fill(np.nan) for array in arrays.values()])
     main(["inspect", str(folder)])
     said = capsys.readouterr().out
-    assert "no view has a calibration: good for the video alone (2 episodes)" in said
+    assert "no view has a calibration: usable for video only (2 episodes)" in said
     assert "tool in no picture" not in said
 
 

@@ -97,7 +97,7 @@ def test_a_pixel_that_no_ray_reaches_is_refused():
         Lens.read([-0.5, 0, 0, 0], "opencv", "here"),
         np.array([[160, 0, 160], [0, 160, 120], [0, 0, 1.0]]),
     )
-    with pytest.raises(ValueError, match=r"pixel \(300.0, 120.0\) lies where no ray of the lens ends"):
+    with pytest.raises(ValueError, match=r"pixel \(300.0, 120.0\) is not reached by any ray of the lens"):
         lens.straighten(np.array([[np.nan, np.nan], [160.0, 120.0], [300.0, 120.0]]), k)
 
 

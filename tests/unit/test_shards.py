@@ -239,7 +239,7 @@ def test_the_number_json_does_not_hold_is_named():
 
 
 def test_equal_keys_in_different_shards_are_refused(tmp_path):
-    with pytest.raises(ShardError, match=r"'squares-0000' lies in shard-000000.tar and in shard-000001.tar"):
+    with pytest.raises(ShardError, match=r"'squares-0000' is in shard-000000.tar and in shard-000001.tar"):
         record(Changed(2, key="squares-0000"), tmp_path)
 
 

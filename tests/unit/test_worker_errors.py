@@ -14,7 +14,7 @@ from ai_wam.errors import CannotContinue, InvalidValue, LostEpisode, UserError
 from ai_wam.files.json_yaml import read_json
 from ai_wam.video import VideoEncoding
 from benchmarks.speed.moving_squares import MovingSquares
-from datamodules.shards.convert_source import Recording, write_shards
+from datamodules.shards.convert_source import SourceShards, write_shards
 from datamodules.shards.format import ShardError
 from datamodules.shards.worker_errors import Failure, WorkerTraceback
 
@@ -101,9 +101,9 @@ def test_every_fault_of_data_is_left_out_or_one_sentence(tmp_path: Path, error: 
     [CannotContinue("RLBench is missing"), OSError(28, "No space left"), MemoryError(), TypeError("x")],
 )
 def test_faults_of_the_machine_and_of_programs_are_not_left_out(error: Exception):
-    recording = Recording(Faulty(error), 2, VideoEncoding(), on_error="skip")
+    shards = SourceShards(Faulty(error), 2, VideoEncoding(), on_error="skip")
     with pytest.raises(type(error)):
-        recording._episode(1)
+        shards._episode(1)
 
 
 def test_errors_in_a_ring_end():
