@@ -24,7 +24,6 @@ from backbones.conditions.input_adapter import ADDED, adapt_input, conditioned
 from backbones.conditions.prompts import Context, PromptEncoder
 from backbones.loss_and_sampling import CanvasDiffusion, Prediction
 from backbones.networks.fp32_modules import fp32_modules, keep_in_fp32
-from backbones.weights.checkpoint_contents import allow_missing_released, leave_out_released
 from backbones.weights.checkpoint_parts import weight_files
 from backbones.weights.denoiser_folder import (
     base_model,
@@ -37,6 +36,7 @@ from backbones.weights.denoiser_folder import (
 from backbones.weights.loading import load_part, new_denoiser, one_source, or_released, survey
 from backbones.weights.lora import add_lora, start_lora
 from backbones.weights.sharded_loading import empty_denoiser, read_weights, weights_are_deferred
+from backbones.weights.state_dict_hooks import allow_missing_released, leave_out_released
 from backbones.weights.training_options import Training
 
 Time = Literal["shared", "per_frame", "per_token"]

@@ -14,7 +14,7 @@ from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath
 from ai_wam.types import Batch, ClipEncoder
 from datamodules.clip_dataset import ClipDataset, Collate
-from datamodules.shards.episode_members import EpisodeMembers, npy
+from datamodules.shards.episode_encoding import EpisodeMembers, npy
 from datamodules.shards.format import EpisodeEntry, shard_name
 from datamodules.shards.latent_cache import CACHES, Precision
 from datamodules.shards.parallel_writing import Workers, write_missing

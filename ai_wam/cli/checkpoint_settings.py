@@ -15,7 +15,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from ai_wam.cli.renamed import check_current
+from ai_wam.cli.renamed_settings import check_current
 from ai_wam.cli.resuming import named_file
 from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.errors import InvalidType, InvalidValue

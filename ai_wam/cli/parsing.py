@@ -9,7 +9,7 @@ import jsonargparse
 import yaml
 
 from ai_wam.cli.errors import UsageError, refusal
-from ai_wam.cli.renamed import hint
+from ai_wam.cli.renamed_settings import hint
 from ai_wam.errors import InvalidValue
 from ai_wam.files.json_yaml import check_yaml
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.evaluation.failure_analysis import VERDICTS
-from benchmarks.evaluation.std_threshold import cells, curve
+from benchmarks.evaluation.success_against_std import cells, curve
 
 _SEAMS = ("task", *VERDICTS, "not executed, low confidence", "seam, mean and largest (mm)", "(degrees)")
 _CONFIDENCE = ("largest standard deviation (mm)", "solved of the trials below it", "and above it")

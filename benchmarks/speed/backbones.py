@@ -25,6 +25,7 @@ from backbones.base import VideoBackbone
 from backbones.codecs.patch import PatchCodec
 from backbones.conditions.prompts import HashedWords
 from backbones.wan import Wan, WanVAE
+from benchmarks.speed.gpu_times import print_measured
 from benchmarks.speed.measuring import (
     canvas_of,
     chunk,
@@ -34,8 +35,7 @@ from benchmarks.speed.measuring import (
     shipped,
     whole_clip,
 )
-from benchmarks.speed.on_gpu import print_measured
-from benchmarks.speed.sizes import SIZES, build
+from benchmarks.speed.released_sizes import SIZES, build
 
 PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 SXM by its data sheet: operations and bytes per second
 _SMALL = {"patch_size": [1, 2, 2], "num_attention_heads": 4, "attention_head_dim": 48, "ffn_dim": 768}

@@ -24,7 +24,7 @@ from benchmarks.speed.data_scale import measure_scale, private_megabytes, write_
 from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shard_datamodule import ShardDataModule
 from datamodules.shards.convert_source import write_shards
-from datamodules.shards.episode_members import encode_episode
+from datamodules.shards.episode_encoding import encode_episode
 from datamodules.shards.reader import ShardSet
 
 VIEWS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")

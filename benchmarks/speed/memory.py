@@ -23,7 +23,7 @@ from backbones.codecs.patch import PatchCodec
 from backbones.weights.lora import LoRA
 from backbones.weights.training_options import Training
 from benchmarks.speed.measuring import canvas_of
-from benchmarks.speed.sizes import build
+from benchmarks.speed.released_sizes import build
 
 _TWO_EXPERTS = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
 _NAMES = {
@@ -50,7 +50,7 @@ def budget(recipe: dict[str, Any]) -> dict[str, float]:
     """Gigabytes (1e9 bytes) per GPU of a recipe's model, trainer and clip.
 
     Raises:
-        KeyError: a pretrained model without a published size in `benchmarks.speed.sizes`.
+        KeyError: a pretrained model without a published size in `benchmarks.speed.released_sizes`.
     """
     arguments, trainer = recipe["model"]["init_args"], recipe["trainer"]
     options, clip = arguments["backbone"]["init_args"], arguments["clip"]

@@ -21,7 +21,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from ai_wam.cli.shipped_configs import config_path
 from benchmarks.speed.moving_squares import MovingSquares
-from benchmarks.speed.sizes import SIZES
+from benchmarks.speed.released_sizes import SIZES
 from datamodules.shards.convert_source import write_shards
 
 STEPS = 2  # of the first run, and again of the resumed one

@@ -16,7 +16,7 @@ from ai_wam.files.atomic import AnyPath, file_name, whole_file, write_json
 from ai_wam.files.numpy_arrays import read_npy
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.reading.rotations import continuous_actions
-from datamodules.shards.episode_members import npy
+from datamodules.shards.episode_encoding import npy
 from datamodules.sources.action_images import (
     ACTIONS,
     CAMERAS,

@@ -13,7 +13,7 @@ from ai_wam.files.read_errors import DATA_FAULTS, fault, of_machine
 from ai_wam.utils.number_checks import check_numbers
 from ai_wam.video import VideoEncoding
 from datamodules.shards.data_card import merged, write_card
-from datamodules.shards.episode_members import EpisodeMembers, encode_episode
+from datamodules.shards.episode_encoding import EpisodeMembers, encode_episode
 from datamodules.shards.format import LeftOut
 from datamodules.shards.parallel_writing import Workers, write_missing
 from datamodules.shards.source_settings import describe

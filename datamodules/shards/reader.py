@@ -14,9 +14,9 @@ from ai_wam.files.read_errors import DATA_FAULTS, of_machine
 from ai_wam.video import FrameDecoder, VideoTable
 from datamodules.reading.depth import depth_member, read_depth
 from datamodules.reading.view_names import Views, chosen_views, unrenamed
+from datamodules.shards.episode_decoding import check_entry, read_actions, read_cameras, read_meta
 from datamodules.shards.folder import Recent, ShardFolder
 from datamodules.shards.format import ACTIONS, CAMERAS, LABELS, META, EpisodeEntry
-from datamodules.shards.header_members import check_entry, read_actions, read_cameras, read_meta
 from datamodules.shards.label_members import labels_of_provenance, read_labels
 
 T = TypeVar("T")

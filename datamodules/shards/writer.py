@@ -24,7 +24,7 @@ from ai_wam.files.atomic import PARTIAL, AnyPath, as_path, publish, write_json
 from ai_wam.files.json_yaml import parse_json
 from ai_wam.video import VideoEncoding
 from datamodules.shards.data_card import write_card
-from datamodules.shards.episode_members import EpisodeMembers, encode_episode
+from datamodules.shards.episode_encoding import EpisodeMembers, encode_episode
 from datamodules.shards.format import (
     INDEX,
     SCHEMA,

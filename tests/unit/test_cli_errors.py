@@ -17,7 +17,7 @@ from yaml import YAMLError
 from ai_wam.cli import main
 from ai_wam.cli.checkpoint_settings import hyperparameters
 from ai_wam.cli.errors import SWITCH, one_sentence
-from ai_wam.cli.renamed import MODULES
+from ai_wam.cli.renamed_settings import MODULES
 from ai_wam.cli.resuming import named_file
 from ai_wam.cli.signals import Terminated
 from ai_wam.types import Clip

@@ -20,7 +20,7 @@ BUILT_IN = {
 FAULTS = {  # mistakes in a program that uses these modules, which a traceback serves better
     "ai_wam/__init__.py": "ImportError",  # raised while the package is imported, before there is a command
     "ai_wam/cli/backbone_override.py": "TypeError",
-    "benchmarks/evaluation/std_threshold.py": "SystemExit",  # a script of its own
+    "benchmarks/evaluation/success_against_std.py": "SystemExit",  # a script of its own
     "benchmarks/simulators/rlbench/simulator.py": "RuntimeError",
     "benchmarks/speed/codec.py": "SystemExit",  # a script of its own
     "benchmarks/simulators/tabletop/mujoco_graphics.py": "RuntimeError",

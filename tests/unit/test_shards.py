@@ -14,7 +14,7 @@ from ai_wam.episodes import Episode, EpisodeSource
 from ai_wam.video import VideoEncoding, decode_frames
 from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
-from datamodules.shards.episode_members import encode_episode
+from datamodules.shards.episode_encoding import encode_episode
 from datamodules.shards.format import ShardError
 from datamodules.shards.reader import ShardSet
 from datamodules.shards.source_settings import describe, differences

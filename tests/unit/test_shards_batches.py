@@ -50,7 +50,7 @@ def test_signs_of_quaternions_do_not_jump_in_shards_and_batches(tmp_path, monkey
     source = Turned(np.where(smooth[:, 3:] < 0, -smooth, smooth))
     new = record(source, tmp_path / "new")
     assert np.allclose(ShardSet(new).header(0).actions[:, 3:7], smooth)
-    monkeypatch.setattr("datamodules.shards.episode_members.continuous_actions", np.array)
+    monkeypatch.setattr("datamodules.shards.episode_encoding.continuous_actions", np.array)
     old = record(source, tmp_path / "old")
     assert (ShardSet(old).header(0).actions[:, 6] >= 0).all()
     clip = Clip(frames=4, stride=1, control_hz=20.0, size=(32, 32), views=("front",))

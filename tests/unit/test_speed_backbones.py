@@ -8,7 +8,7 @@ import torch
 from backbones.codecs.patch import PatchCodec
 from benchmarks.speed.backbones import computed
 from benchmarks.speed.measuring import canvas_of, chunk, interleaved
-from benchmarks.speed.sizes import SIZES, build
+from benchmarks.speed.released_sizes import SIZES, build
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from benchmarks.evaluation.benchmark import Benchmark
 from benchmarks.evaluation.failure_analysis import explain
 from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.evaluation.results import assemble
-from benchmarks.evaluation.std_threshold import cells, curve
+from benchmarks.evaluation.success_against_std import cells, curve
 from benchmarks.policies import Expert
 from benchmarks.report.html_report import render
 from benchmarks.simulator import SimulatorCrash, Trial
@@ -226,11 +226,11 @@ def test_the_table_is_printed(tmp_path, monkeypatch, capsys):
     path = tmp_path / "results.json"
     monkeypatch.setattr(sys, "argv", ["confidence", str(path)])
     path.write_text(json.dumps(results_with([[0.002], [0.004]], [True, False])))
-    runpy.run_path("benchmarks/evaluation/std_threshold.py", run_name="__main__")
+    runpy.run_path("benchmarks/evaluation/success_against_std.py", run_name="__main__")
     assert capsys.readouterr().out.split("\n")[1].split() == ["2.00", "1/1", "[21,", "100]", "%", "0/1"]
     path.write_text(json.dumps(results_with([[]], [True])))
     with pytest.raises(SystemExit, match="no trial has standard deviations"):
-        runpy.run_path("benchmarks/evaluation/std_threshold.py", run_name="__main__")
+        runpy.run_path("benchmarks/evaluation/success_against_std.py", run_name="__main__")
 
 
 def test_results_and_report_say_how_the_policy_acts():

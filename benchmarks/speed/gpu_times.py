@@ -10,7 +10,7 @@ from backbones.base import VideoBackbone
 from backbones.weights.lora import LoRA
 from backbones.weights.training_options import Training
 from benchmarks.speed.measuring import canvas_of, chunk, fitting_size, flops, whole_clip
-from benchmarks.speed.sizes import SIZES, build
+from benchmarks.speed.released_sizes import SIZES, build
 
 
 def print_measured(steps: int, size: int = 512, frames: int = 41) -> None:

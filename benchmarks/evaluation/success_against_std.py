@@ -1,6 +1,6 @@
 """Success against a limit on decoded standard deviations, from one run.
 
-    python -m benchmarks.evaluation.std_threshold results.json
+    python -m benchmarks.evaluation.success_against_std results.json
 
 A trial whose actions all stayed below a limit would have had the same course with that limit in force
 (`max_position_std` of the protocol), so its outcome needs no second run. The table has the number of such
