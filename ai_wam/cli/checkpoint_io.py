@@ -10,7 +10,7 @@ from lightning.fabric.utilities.types import _PATH
 from torch import Tensor
 
 from ai_wam.errors import InvalidType, InvalidValue
-from ai_wam.files.atomic import PARTIAL, as_path, unwritten, whole_file
+from ai_wam.files.atomic import PARTIAL, as_path, unwritten, atomic_file
 from ai_wam.files.weights import is_finite
 
 _WEIGHTS = ("state_dict", "current_model_state")  # the averages, where a run keeps some, and the weights
@@ -38,7 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         check_finite(checkpoint, str(path))
         target = as_path(str(path))
         try:
-            with whole_file(target) as stream:
+            with atomic_file(target) as stream:
                 torch.save(checkpoint, stream)
         except RuntimeError as error:  # torch's writer hides the system's error behind its own
             if isinstance(error.__context__, OSError):

@@ -68,7 +68,7 @@ def export(
     for index in numbers:  # before the first one is encoded
         recorded.chosen_views(index, views)
     encoding = VideoEncoding(lossless=lossless, browser=browser, gop=_GOP[to])
-    with _whole_folder(place) as folder:
+    with _atomic_folder(place) as folder:
         writer = _writer(to, folder, encoding)
         for index in tqdm(numbers, unit="episode"):
             with _naming(f"episode {recorded.episodes[index].key!r} of {shards}"):
@@ -89,7 +89,7 @@ def _naming(episode: str) -> Iterator[None]:
 
 
 @contextmanager
-def _whole_folder(place: AnyPath) -> Iterator[Path]:
+def _atomic_folder(place: AnyPath) -> Iterator[Path]:
     """A folder of this machine whose files appear under `place` when the block ends without an error."""
     local = isinstance(place, Path)
     folder = Path(f"{place}{PARTIAL}") if local else Path(tempfile.mkdtemp(suffix=PARTIAL))

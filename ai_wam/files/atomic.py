@@ -97,7 +97,7 @@ def file_name(name: str, what: str) -> str:
 
 
 @contextmanager
-def whole_file(path: str | AnyPath) -> Iterator[BinaryIO]:
+def atomic_file(path: str | AnyPath) -> Iterator[BinaryIO]:
     """A stream to a temporary file, which is renamed to `path` when the block ends without an error.
 
     The folder is made if missing. An older file of that name stays until the new one is complete.
@@ -131,7 +131,7 @@ def unwritten(error: OSError, path: str | AnyPath) -> FileTrouble:
 
 def write_text(path: str | AnyPath, text: str) -> None:
     """Write a text file, UTF-8."""
-    with whole_file(path) as stream:
+    with atomic_file(path) as stream:
         stream.write(text.encode())
 
 

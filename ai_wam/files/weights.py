@@ -44,12 +44,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: unreadable or damaged.
     """
-    with whole_weights(path):
+    with naming_damaged_file(path):
         return load_file(path)
 
 
 @contextmanager
-def whole_weights(path: Path) -> Iterator[None]:
+def naming_damaged_file(path: Path) -> Iterator[None]:
     """Context in which errors of a damaged safetensors file name the file.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ai_wam.errors import InvalidValue
-from ai_wam.files.atomic import AnyPath, as_path, whole_file
+from ai_wam.files.atomic import AnyPath, as_path, atomic_file
 from backbones.conditions.prompts import Context, PromptEncoder
 from backbones.weights.checkpoint_parts import require, together
 from backbones.weights.loading import load_part
@@ -111,7 +111,7 @@ class T5Prompts(PromptEncoder):
 
     def _save(self, file: AnyPath, states: Tensor, count: int) -> None:
         end = int(states.any(dim=1).nonzero().max()) + 1
-        with whole_file(file) as stream:
+        with atomic_file(file) as stream:
             stream.write(save({"states": states[:end].to(self.dtype), "count": torch.tensor(count)}))
 
     def _name(self, prompt: str) -> str:

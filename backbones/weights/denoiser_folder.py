@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ai_wam.errors import ExistingFile, InvalidValue
 from ai_wam.files.json_yaml import read_json
-from ai_wam.files.weights import check_weights, read_safetensors, whole_weights
+from ai_wam.files.weights import check_weights, read_safetensors, naming_damaged_file
 from backbones.weights.checkpoint_parts import MissingPart, find
 
 ADAPTER = "adapter.safetensors"
@@ -198,7 +198,7 @@ def _trained_as(file: Path) -> dict[str, Any]:
 
 
 def _metadata(file: Path) -> Mapping[str, str]:
-    with whole_weights(file), safe_open(file, "pt") as content:
+    with naming_damaged_file(file), safe_open(file, "pt") as content:
         return content.metadata() or {}
 
 

@@ -15,7 +15,7 @@ from ai_wam.action_images import tool_points
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Episode, EpisodeSource, Frame, View
 from ai_wam.errors import InvalidValue
-from ai_wam.files.atomic import AnyPath, as_path, inside, whole_file
+from ai_wam.files.atomic import AnyPath, as_path, inside, atomic_file
 from ai_wam.files.json_yaml import read_text
 from ai_wam.utils.number_checks import check_numbers
 from datamodules.shards.format import INDEX
@@ -164,5 +164,5 @@ def _paint(
     if seen is not None:
         x, y = seen[0] * scale, seen[1] * scale
         draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=(255, 255, 255), width=2)
-    with whole_file(path) as stream:
+    with atomic_file(path) as stream:
         picture.save(stream, "PNG")

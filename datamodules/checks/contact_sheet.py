@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import CropResize
-from ai_wam.files.atomic import AnyPath, whole_file
+from ai_wam.files.atomic import AnyPath, atomic_file
 from ai_wam.video import overlay
 from datamodules.checks.inspection import chosen_frames, fitted_cameras
 from datamodules.shards.reader import ShardSet
@@ -67,7 +67,7 @@ def write_contact_sheet(
 ) -> None:
     """Write the sheet of up to `rows` of some episodes, evenly spread over them, as PNG."""
     sheet = contact_sheet(shards, [episodes[i] for i in chosen_frames(len(episodes), rows)], tokenizer)
-    with whole_file(path) as stream:
+    with atomic_file(path) as stream:
         sheet.save(stream, "PNG")
 
 

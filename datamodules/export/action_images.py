@@ -12,7 +12,7 @@ from jaxtyping import Float
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Episode, View
 from ai_wam.errors import InvalidValue
-from ai_wam.files.atomic import AnyPath, file_name, whole_file, write_json
+from ai_wam.files.atomic import AnyPath, file_name, atomic_file, write_json
 from ai_wam.files.numpy_arrays import read_npy
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.reading.rotations import continuous_actions
@@ -130,7 +130,7 @@ def _write_episode(folder: AnyPath, episode: Episode, encoding: VideoEncoding) -
 
 
 def _write(path: AnyPath, content: bytes) -> None:
-    with whole_file(path) as stream:
+    with atomic_file(path) as stream:
         stream.write(content)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from ai_wam.episodes import Episode, Frame
 from ai_wam.errors import InvalidValue
-from ai_wam.files.atomic import file_name, whole_file, write_json
+from ai_wam.files.atomic import file_name, atomic_file, write_json
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.export.lerobot_statistics import Numbers, Pictures
 from datamodules.reading.rotations import continuous_actions
@@ -114,7 +114,7 @@ class LeRobotWriter:
         cameras = {}
         for name, video in videos.items():
             path = self.folder / VIDEO.format(video_key=f"observation.images.{name}", **place)
-            with whole_file(path) as stream:
+            with atomic_file(path) as stream:
                 stream.write(video.finish())
             cameras[name] = _calibration(matrices[name], video.size, f"episode {key!r}, view {name!r}")
         write_json(self.folder / "meta" / "cameras" / f"episode_{number:06d}.json", cameras, indent=None)
@@ -259,5 +259,5 @@ def _table_of(rows: list[dict[str, Any]]) -> Any:
 
 
 def _write_table(table: Any, path: Path) -> None:
-    with whole_file(path) as stream:
+    with atomic_file(path) as stream:
         parquet().write_table(table, stream)

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from ai_wam.action_images import DecodeStatus
 from ai_wam.cameras import Cameras
 from ai_wam.errors import CannotContinue
-from ai_wam.files.atomic import AnyPath, inside, whole_file
+from ai_wam.files.atomic import AnyPath, inside, atomic_file
 from ai_wam.types import ActionChunk, Batch
 from ai_wam.video import VideoEncoding, overlay, to_uint8, write_video
 from tasks.evaluation.trajectory_plot import draw_trajectory
@@ -216,5 +216,5 @@ def _npz(arrays: Mapping[str, Any]) -> bytes:
 
 def _write(file: AnyPath, data: bytes) -> None:
     """Write a file atomically."""
-    with whole_file(file) as stream:
+    with atomic_file(file) as stream:
         stream.write(data)

@@ -49,7 +49,7 @@ class VideoQuality(Averages):
         if not chosen.any():
             return
         pairs = [each.movedim(2, 3)[:, :, 1:][chosen].clamp(-1, 1) for each in (video, truth)]
-        with whole_float32(video.device):
+        with full_float32(video.device):
             for guess, true in zip(*(each.split(_FRAMES_AT_ONCE) for each in pairs), strict=True):
                 self._frames(guess.float(), true.float())
 
@@ -99,7 +99,7 @@ class FrechetVideoDistance(Metric):
         if not chosen.any():
             return
         for index, clips in enumerate((video, truth)):
-            with whole_float32(video.device):
+            with full_float32(video.device):
                 found = self.extractor(clips[chosen].float().clamp(-1, 1)).double()
             self.counts[index] += len(found)
             self.sums[index] += found.sum(0)
@@ -135,7 +135,7 @@ def frechet_distance(
 
 
 @contextmanager
-def whole_float32(device: torch.device) -> Iterator[None]:
+def full_float32(device: torch.device) -> Iterator[None]:
     """Context without autocast and TF32, so that metrics do not depend on the precision of the model."""
     with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(True, allow_tf32=False):
         yield

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ai_wam.files.atomic import inside, whole_file, write_json, write_text
+from ai_wam.files.atomic import inside, atomic_file, write_json, write_text
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path):
     place = tmp_path / "deep" / "a.bin"
-    with whole_file(place) as stream:
+    with atomic_file(place) as stream:
         stream.write(b"first half, ")
         assert not place.exists()
         stream.write(b"second half")
