@@ -10,7 +10,7 @@ from lightning.fabric.utilities.types import _PATH
 from torch import Tensor
 
 from ai_wam.errors import InvalidType, InvalidValue
-from ai_wam.files.atomic import PARTIAL, as_path, unwritten, atomic_file
+from ai_wam.files.atomic import PARTIAL, as_path, atomic_file, unwritten
 from ai_wam.files.weights import is_finite
 
 _WEIGHTS = ("state_dict", "current_model_state")  # the averages, where a run keeps some, and the weights

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ai_wam.errors import ExistingFile, InvalidValue
 from ai_wam.files.json_yaml import read_json
-from ai_wam.files.weights import check_weights, read_safetensors, naming_damaged_file
+from ai_wam.files.weights import check_weights, naming_damaged_file, read_safetensors
 from backbones.weights.checkpoint_parts import MissingPart, find
 
 ADAPTER = "adapter.safetensors"

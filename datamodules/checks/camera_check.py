@@ -15,7 +15,7 @@ from ai_wam.action_images import tool_points
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Episode, EpisodeSource, Frame, View
 from ai_wam.errors import InvalidValue
-from ai_wam.files.atomic import AnyPath, as_path, inside, atomic_file
+from ai_wam.files.atomic import AnyPath, as_path, atomic_file, inside
 from ai_wam.files.json_yaml import read_text
 from ai_wam.utils.number_checks import check_numbers
 from datamodules.shards.format import INDEX

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Episode, View
 from ai_wam.errors import InvalidValue
-from ai_wam.files.atomic import AnyPath, file_name, atomic_file, write_json
+from ai_wam.files.atomic import AnyPath, atomic_file, file_name, write_json
 from ai_wam.files.numpy_arrays import read_npy
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.reading.rotations import continuous_actions

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from ai_wam.episodes import Episode, Frame
 from ai_wam.errors import InvalidValue
-from ai_wam.files.atomic import file_name, atomic_file, write_json
+from ai_wam.files.atomic import atomic_file, file_name, write_json
 from ai_wam.video import VideoEncoding, VideoWriter
 from datamodules.export.lerobot_statistics import Numbers, Pictures
 from datamodules.reading.rotations import continuous_actions

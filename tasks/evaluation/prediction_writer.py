@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from ai_wam.action_images import DecodeStatus
 from ai_wam.cameras import Cameras
 from ai_wam.errors import CannotContinue
-from ai_wam.files.atomic import AnyPath, inside, atomic_file
+from ai_wam.files.atomic import AnyPath, atomic_file, inside
 from ai_wam.types import ActionChunk, Batch
 from ai_wam.video import VideoEncoding, overlay, to_uint8, write_video
 from tasks.evaluation.trajectory_plot import draw_trajectory

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_wam.files.atomic import inside, atomic_file, write_json, write_text
+from ai_wam.files.atomic import atomic_file, inside, write_json, write_text
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path):
