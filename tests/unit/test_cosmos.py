@@ -12,8 +12,8 @@ from diffusers import (
     CosmosTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from text_twins import save_text
+from transformers import AutoTokenizer, T5EncoderModel
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
@@ -37,17 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = CosmosTransformer3DModel(in_channels=17, out_channels=16, text_embed_dim=16, **SMALL)
     network.save_pretrained(folder / "transformer")
     AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1).save_pretrained(folder / "vae")
-    text = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=8)
-    T5EncoderModel(text).save_pretrained(folder / "text_encoder")
-    known = ["<pad>", "</s>", "<unk>", "reach", "the", "red", "ball"]
-    words = {word: index for index, word in enumerate(known)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    fast.save_pretrained(folder / "tokenizer")
+    save_text(folder)
     return folder
 
 

@@ -14,8 +14,8 @@ from diffusers import (
     LTXPipeline,
     LTXVideoTransformer3DModel,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from text_twins import save_text
+from transformers import AutoTokenizer, T5EncoderModel
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
@@ -63,17 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vae.encoder.conv_out.conv.weight[-1] = 0
         vae.encoder.conv_out.conv.bias[-1] = -40
     vae.save_pretrained(folder / "vae")
-    text = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=8)
-    T5EncoderModel(text).save_pretrained(folder / "text_encoder")
-    known = ["<pad>", "</s>", "<unk>", "reach", "the", "red", "ball"]
-    words = {word: index for index, word in enumerate(known)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    fast.save_pretrained(folder / "tokenizer")
+    save_text(folder)
     return folder
 
 

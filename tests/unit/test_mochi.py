@@ -12,8 +12,8 @@ from diffusers import (
     MochiTransformer3DModel,
 )
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from text_twins import save_text
+from transformers import AutoTokenizer, T5EncoderModel
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
@@ -41,17 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.nn.init.normal_(network.pos_frequencies, std=0.1)
     network.save_pretrained(folder / "transformer")
     AutoencoderKLMochi(**VAE).save_pretrained(folder / "vae")
-    text = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=8)
-    T5EncoderModel(text).save_pretrained(folder / "text_encoder")
-    known = ["<pad>", "</s>", "<unk>", *PROMPT.split()]
-    words = {word: index for index, word in enumerate(known)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    fast.save_pretrained(folder / "tokenizer")
+    save_text(folder, words=PROMPT.split())
     return folder
 
 

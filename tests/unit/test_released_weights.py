@@ -25,9 +25,8 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from released_twins import PROMPT, clip, cogvideox_network, saved, shot, told, wan_network, wan_vae
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from text_twins import TEXT, save_text
 from transformers import (
-    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -45,21 +44,6 @@ from backbones.conditions.t5 import T5Prompts
 from backbones.wan import Wan
 from backbones.weights.denoiser_folder import check_parts
 from backbones.weights.sharded_loading import deferred_weights
-
-TEXT = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 8}
-
-
-def save_text(folder: Path, encoder: torch.nn.Module) -> None:
-    encoder.save_pretrained(folder / "text_encoder")
-    known = ["<pad>", "</s>", "<unk>", "reach", "the", "red", "ball"]
-    words = {word: index for index, word in enumerate(known)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    fast.save_pretrained(folder / "tokenizer")
 
 
 @pytest.fixture(scope="module")

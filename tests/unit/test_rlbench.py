@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rlbench_twin import DOUBLE, TRIAL, make
 
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Frame
@@ -17,39 +18,15 @@ from benchmarks.simulators.rlbench.client import EnvironmentServerError
 from benchmarks.simulators.rlbench.simulator import RLBench
 from benchmarks.simulators.rlbench.task_list import VARIATIONS
 
-DOUBLE = str(Path(__file__).parents[1] / "doubles" / "rlbench_double")
-SIZE = (48, 64)
-TRIAL = Trial("reach_target", 3, 5)
 IN_SIGHT = 2  # a scene whose ball all five cameras see whole
 # From public recordings of RLBench at 128 pixels, as it states them.
 GOLDEN_FOCAL = -175.83856040078922
 GOLDEN_FRONT = [[0, -0.42262, -0.90631, 1.35], [-1, 0, 0, 0], [0, 0.90631, -0.42262, 1.58], [0, 0, 0, 1]]
 
 
-def make(**arguments):
-    return RLBench(**{"image_size": SIZE, "paths": (DOUBLE,), "step_timeout": 20.0} | arguments)
-
-
 @pytest.fixture(scope="module")
-def simulator():
-    made = make()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def faulty(monkeypatch):
-    """Simulators whose process goes wrong at a certain call."""
-    made = []
-
-    def fault(fault, **arguments):
-        monkeypatch.setenv("RLBENCH_DOUBLE", fault)
-        made.append(make(**arguments))
-        return made[-1]
-
-    yield fault
-    for simulator in made:
-        simulator.close()
+def simulator(rlbench_simulator):
+    return rlbench_simulator
 
 
 def test_is_a_simulator_whose_copies_carry_settings_only(simulator):

@@ -1,50 +1,25 @@
 """Trials, demonstrations and references in RLBench, over an in-repo double of its names."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from rlbench_twin import SIZE, TRIAL, make
 
 from ai_wam.types import Clip
 from benchmarks.demonstrations import Demonstrations
 from benchmarks.evaluation.benchmark import Benchmark
 from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.policies import Expert, HoldStill
-from benchmarks.simulator import SimulatorCrash, Trial
+from benchmarks.simulator import SimulatorCrash
 from benchmarks.simulators.rlbench.client import EnvironmentServer
 from benchmarks.simulators.rlbench.simulator import RLBench
 from tasks.fixed_policy import FixedPolicy
 
-DOUBLE = str(Path(__file__).parents[1] / "doubles" / "rlbench_double")
-SIZE = (48, 64)
-TRIAL = Trial("reach_target", 3, 5)
-
-
-def make(**arguments):
-    return RLBench(**{"image_size": SIZE, "paths": (DOUBLE,), "step_timeout": 20.0} | arguments)
-
 
 @pytest.fixture(scope="module")
-def simulator():
-    made = make()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def faulty(monkeypatch):
-    """Simulators whose process goes wrong at a certain call."""
-    made = []
-
-    def fault(fault, **arguments):
-        monkeypatch.setenv("RLBENCH_DOUBLE", fault)
-        made.append(make(**arguments))
-        return made[-1]
-
-    yield fault
-    for simulator in made:
-        simulator.close()
+def simulator(rlbench_simulator):
+    return rlbench_simulator
 
 
 def test_an_error_nobody_listed_costs_one_trial_and_not_the_run(faulty):
