@@ -123,7 +123,8 @@ class WorldActionTask(WorldActionModel):
         self._evaluators: list[ClipEvaluator] = []  # no submodules: their networks stay out of checkpoints
         self.logged_means, self.errors, self._steps = LoggedMeans(), PlanErrors(), FiniteSteps()
         self._begun: dict[str, Any] | None = None  # settings of the optimizer of a run that is resumed
-        self._settings: dict[str, Any] = {}  # of this run's
+        self._begun_step = 0  # optimizer steps of that run
+        self._settings: dict[str, Any] = {}  # of this run's optimizer
         self._own_end = False  # whether its schedule was given an end
         self.freeze_backbone = freeze_backbone
         if freeze_backbone and action_head is None:
@@ -212,9 +213,7 @@ class WorldActionTask(WorldActionModel):
             self.backbone.prompts.check(captions())
 
     def on_train_start(self) -> None:
-        """Refuse a checkpoint of a run with another optimizer, or with other weights."""
-        if self._begun is not None and self.trainer.ckpt_path is not None:
-            check_same_optimizer(self._begun, self._settings, self.trainer.global_step, self._own_end)
+        """Refuse a checkpoint with other weights."""
         if self._sharded and self.trainer.ckpt_path is not None:
             check_same_names(self.trainer.ckpt_path, self.state_dict())
 
@@ -223,8 +222,17 @@ class WorldActionTask(WorldActionModel):
         checkpoint["optimizer_settings"] = self._settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the saved settings of the optimizer; they are compared when training starts."""
-        self._begun = checkpoint.get("optimizer_settings")
+        """Keep the saved settings of the optimizer, which a resumed run must have, too."""
+        self._begun, self._begun_step = checkpoint.get("optimizer_settings"), checkpoint["global_step"]
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        """Refuse another optimizer than a resumed run began with, before its state is restored.
+
+        Called when the optimizer is made and when the checkpoint is read: strategies differ in the order.
+        """
+        if self._begun is not None and self._settings and self.trainer.ckpt_path is not None:
+            check_same_optimizer(self._begun, self._settings, self._begun_step, self._own_end)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note the gradients before they are clipped, and end where one is not finite."""
@@ -283,6 +291,7 @@ class WorldActionTask(WorldActionModel):
         self._own_end = isinstance(scheduler, CosineWithWarmup) and scheduler.settings["steps"] is not None
         prepare(optimizer, scheduler, self.trainer.estimated_stepping_batches)
         self._settings = optimizer_settings(optimizer, scheduler)
+        self._check_optimizer()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ------------------------------------------------------------------ evaluation
