@@ -208,19 +208,14 @@ def test_a_signal_while_gradients_are_accumulated(place: Path, monkeypatch: pyte
 
 def test_a_process_group_that_is_terminated_says_one_sentence(place: Path):
     """Loader workers get the signal, too, and all get it twice, as from `timeout`."""
-    line = command(place, *words("terminated", "--data.workers=2", "--trainer.max_steps=100000"))
-    running = subprocess.Popen(
-        line, cwd=place, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 300
-    while not checkpoint(place / "terminated").is_file():
-        assert running.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    line, output = words("terminated", "--data.workers=2", "--trainer.max_steps=100000"), place / "said.txt"
+    running = start(output, in_process, place, line, {})
+    wait_until(checkpoint(place / "terminated").is_file, running)
     for _ in range(2):
         os.killpg(running.pid, signal.SIGTERM)
-    said = running.communicate(timeout=100)[1]
-    assert running.returncode == 128 + signal.SIGTERM
+    running.join(100)
+    assert running.exitcode == 128 + signal.SIGTERM
+    said = output.read_text()
     assert "Traceback" not in said
     assert "stopped by SIGTERM; all " in said
     assert not list(place.glob("terminated/fit/checkpoints/*.partial"))
