@@ -2,7 +2,7 @@
 
 Importing torch, Lightning and diffusers takes several seconds, longer than what most commands do in a test.
 Exit codes and signals are those of any process. The installed command itself is started in test_recipes.py,
-test_resume.py and test_evaluation_cli.py.
+on two ranks, and a command that still imports its modules in test_interrupted.py.
 """
 
 import multiprocessing
@@ -35,6 +35,8 @@ def start(output: Path, function: Callable[..., None], *arguments: object) -> Fo
 
 def _printing(output: str, function: Callable[..., None], arguments: Iterable[object]) -> None:
     os.setsid()
+    # A fork server's processes start others by servers of their own; the command's start theirs by a fork.
+    multiprocessing.set_start_method("fork", force=True)
     printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(printed, stream)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from command_processes import on_two_ranks
 
 from ai_wam.cli import main
 
@@ -32,14 +33,14 @@ def in_this_process(patch: pytest.MonkeyPatch, folder: Path, *words: str) -> Non
 
 
 def console(folder: Path, *words: str) -> str:
-    """The installed command, which Lightning starts again for every rank."""
+    """The installed command."""
     command = str(Path(sys.executable).with_name("ai-wam"))
     done = subprocess.run([command, *words], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def evaluate(folder: Path, out: str, *more: str, run: Callable[..., object] = console) -> dict:
+def evaluate(folder: Path, out: str, *more: str, run: Callable[..., object]) -> dict:
     simulator = "--model.policy.simulator"
     words = ["--model=tasks.fixed_policy.FixedPolicy", "--model.policy=benchmarks.policies.Expert"]
     words += [f"{simulator}=benchmarks.simulators.tabletop.simulator.Tabletop", f"{simulator}.rig=framed"]
@@ -59,8 +60,10 @@ def results(folder: Path, out: str) -> dict:
 
 
 def test_five_trials_on_two_ranks_give_the_results_of_one_process(place: Path):
-    words = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    two = evaluate(place, "two", *words)
+    def on_ranks(folder: Path, *words: str) -> None:
+        on_two_ranks(folder, "rank", *words)
+
+    two = evaluate(place, "two", "--trainer.devices=2", "--trainer.strategy=ddp", run=on_ranks)
     assert len(two["trials"]) == TRIALS
     assert {trial["policy"]["stop_reason"] for trial in two["trials"]} == {"success"}
     assert two == results(place, "one")
@@ -74,9 +77,11 @@ def test_one_trial_by_its_id_gives_the_result_of_the_full_run(place: Path, monke
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(TRIALS + 1, marks=pytest.mark.slow)])
-def test_ray_workers_give_the_results_of_one_process(place: Path, workers: int):
-    out = f"ray{workers}"
-    assert evaluate(place, out, f"--ray={workers}") == results(place, "one")
+def test_ray_workers_give_the_results_of_one_process(
+    place: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+):
+    out, run = f"ray{workers}", partial(in_this_process, monkeypatch)
+    assert evaluate(place, out, f"--ray={workers}", run=run) == results(place, "one")
     assert (place / out / "report.html").read_text().count("<video") == 1
     assert sorted(path.name for path in (place / out).iterdir()) == ["report.html", "results.json"]
 

@@ -67,7 +67,7 @@ def tiny(name: str, steps: int, place: Path) -> list[str]:
     return [
         *short(name, steps),
         *(f"{init}.pretrained={release}", f"{init}.prompts.init_args.pretrained={release}"),
-        *("--model.clip.frames=5", "--model.clip.size=[64,64]", "--data.val=data/train", "--data.workers=1"),
+        *("--model.clip.frames=5", "--model.clip.size=[32,32]", "--data.val=data/train", "--data.workers=1"),
         "--data.batch_size=1",
     ]
 

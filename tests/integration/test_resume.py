@@ -34,6 +34,7 @@ pytestmark = [
 ]
 STEPS, EPOCH = 9, 4  # steps of a fit, and of an epoch
 BATCH = 2
+SELDOM = "--trainer.callbacks.every_n_train_steps=100"  # only the last checkpoint of a fit is read
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,8 @@ def test_an_interrupted_fit_goes_on_exactly(
 ):
     monkeypatch.chdir(place)
     name = f"from-{step}-{workers}"
-    fit(monkeypatch, name, f"--ckpt_path={checkpoint(Path('whole'), step)}", f"--data.workers={workers}")
+    file = checkpoint(Path("whole"), step)
+    fit(monkeypatch, name, f"--ckpt_path={file}", f"--data.workers={workers}", SELDOM)
     expected = {number: loss for number, loss in losses(Path("whole")).items() if number >= step}
     assert losses(Path(name)) == expected
     assert len(set(expected.values())) == STEPS - step
@@ -118,7 +120,8 @@ def test_a_fit_by_epochs_goes_on_exactly(place: Path, monkeypatch: pytest.Monkey
     epochs += ["--trainer.check_val_every_n_epoch=1", "--data.workers=1"]
     fit(monkeypatch, "epochs", *epochs)
     for step in (3, 4, 5):
-        fit(monkeypatch, f"epochs-{step}", *epochs, f"--ckpt_path={checkpoint(Path('epochs'), step)}")
+        file = checkpoint(Path("epochs"), step)
+        fit(monkeypatch, f"epochs-{step}", *epochs, f"--ckpt_path={file}", SELDOM)
         expected = {number: loss for number, loss in losses(Path("epochs")).items() if number >= step}
         assert losses(Path(f"epochs-{step}")) == expected
 
@@ -133,7 +136,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(place: Path, monkeypatch:
     running.join()
     begun = torch.load(checkpoint(out), weights_only=True)["global_step"]
     assert 0 < begun < STEPS
-    fit(monkeypatch, "killed-again", f"--ckpt_path={checkpoint(out)}")
+    fit(monkeypatch, "killed-again", f"--ckpt_path={checkpoint(out)}", SELDOM)
     expected = {number: loss for number, loss in losses(Path("whole")).items() if number >= begun}
     assert losses(Path("killed-again")) == expected
     assert_equal_ends(Path("whole"), Path("killed-again"))
@@ -170,21 +173,21 @@ def test_a_signal_ends_training_after_its_step(
     step: int,
 ):
     monkeypatch.chdir(place)
-    name, seldom = f"{hook}-{call}", "--trainer.callbacks.every_n_train_steps=100"
+    name = f"{hook}-{call}"
     with monkeypatch.context() as patch:
         kill_in(patch, hook, call, signum)
         with pytest.raises(SystemExit) as stop:
-            fit(patch, name, "--data.workers=1", seldom)
+            fit(patch, name, "--data.workers=1", SELDOM)
     assert stop.value.code == 128 + signum
     file = checkpoint(Path(name))
     said = capsys.readouterr().err.splitlines()
     assert said[-2].startswith("ai-wam fit: stopped by ")
     assert said[-2].endswith(f"all {step} steps are saved in {file}. Continue with:")
-    line = words(name, "--data.workers=1", seldom, "--ckpt_path", str(file))
+    line = words(name, "--data.workers=1", SELDOM, "--ckpt_path", str(file))
     assert said[-1] == f"  ai-wam {' '.join(line)}"
     whole = losses(Path("whole"))
     assert losses(Path(name)) == {number: loss for number, loss in whole.items() if number < step}
-    fit(monkeypatch, f"{name}-again", f"--ckpt_path={file}", "--data.workers=0")
+    fit(monkeypatch, f"{name}-again", f"--ckpt_path={file}", "--data.workers=0", SELDOM)
     assert losses(Path(f"{name}-again")) == {number: loss for number, loss in whole.items() if number >= step}
     assert_equal_ends(Path("whole"), Path(f"{name}-again"))
 
@@ -192,7 +195,7 @@ def test_a_signal_ends_training_after_its_step(
 def test_a_signal_while_gradients_are_accumulated(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     more = ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=3", "--model.lr_scheduler.steps=3"]
-    more += ["--trainer.limit_val_batches=0", "--data.workers=0"]
+    more += ["--trainer.limit_val_batches=0", "--data.workers=0", SELDOM]
     fit(monkeypatch, "sums", *more)
     with monkeypatch.context() as patch:
         kill_in(patch, "training_step", 3, signal.SIGINT)
@@ -208,19 +211,14 @@ def test_a_signal_while_gradients_are_accumulated(place: Path, monkeypatch: pyte
 
 def test_a_process_group_that_is_terminated_says_one_sentence(place: Path):
     """Loader workers get the signal, too, and all get it twice, as from `timeout`."""
-    line = command(place, *words("terminated", "--data.workers=2", "--trainer.max_steps=100000"))
-    running = subprocess.Popen(
-        line, cwd=place, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 300
-    while not checkpoint(place / "terminated").is_file():
-        assert running.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    line, output = words("terminated", "--data.workers=2", "--trainer.max_steps=100000"), place / "said.txt"
+    running = start(output, in_process, place, line, {})
+    wait_until(checkpoint(place / "terminated").is_file, running)
     for _ in range(2):
         os.killpg(running.pid, signal.SIGTERM)
-    said = running.communicate(timeout=100)[1]
-    assert running.returncode == 128 + signal.SIGTERM
+    running.join(100)
+    assert running.exitcode == 128 + signal.SIGTERM
+    said = output.read_text()
     assert "Traceback" not in said
     assert "stopped by SIGTERM; all " in said
     assert not list(place.glob("terminated/fit/checkpoints/*.partial"))
@@ -270,9 +268,9 @@ def test_the_end_between_two_checkpoints_resumes_exactly(place: Path, monkeypatc
     """It lies within an epoch, where Lightning's own last file begins another one."""
     monkeypatch.chdir(place)
     ends = ["--trainer.max_steps=6", "--model.lr_scheduler.steps=9", "--data.workers=0"]
-    fit(monkeypatch, "ended", *ends, "--trainer.callbacks.every_n_train_steps=100")
+    fit(monkeypatch, "ended", *ends, SELDOM)
     assert [file.name for file in checkpoint(Path("ended")).parent.iterdir()] == ["last.ckpt"]
-    fit(monkeypatch, "ended-again", f"--ckpt_path={checkpoint(Path('ended'))}", "--data.workers=0")
+    fit(monkeypatch, "ended-again", f"--ckpt_path={checkpoint(Path('ended'))}", "--data.workers=0", SELDOM)
     expected = {number: loss for number, loss in losses(Path("whole")).items() if number >= 6}
     assert losses(Path("ended-again")) == expected
     assert_equal_ends(Path("whole"), Path("ended-again"))
