@@ -39,7 +39,7 @@ def test_while_a_command_is_imported(tmp_path: Path, number: signal.Signals):
     assert said.splitlines() == ["ai-wam fit: interrupted"]
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])
 def test_a_recording_is_resumed(tmp_path: Path, number: signal.Signals, workers: int):
     output, place = tmp_path / "said.txt", tmp_path / "data"
     words = ["collect", *SOURCE, f"--out={place}", "--episodes_per_shard=2", "--source.seconds=0.4"]
