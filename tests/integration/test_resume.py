@@ -358,6 +358,11 @@ def test_a_longer_run_keeps_its_learning_rate_or_says_the_jump(begun: Path, monk
             f"--model.lr_scheduler={{class_path: {COSINE}, init_args: {{warmup_steps: 100, steps: null}}}}",
             f"--ckpt_path={checkpoint(begun)}",
         )
+    sgd = "--model.optimizer=torch.optim.SGD"
+    with pytest.raises(
+        SystemExit, match=r"optimizer was tasks\S+AdamW and is now torch\S+SGD; .*Keep the run"
+    ):
+        fit(monkeypatch, str(begun), *LONGER, sgd, f"--ckpt_path={checkpoint(begun)}")
     with pytest.raises(SystemExit, match=r"optimizer\.lr was 0\.002 and is now 0\.1"):
         fit(monkeypatch, str(begun), *LONGER, "--model.optimizer.lr=0.1", f"--ckpt_path={checkpoint(begun)}")
 
