@@ -88,12 +88,15 @@ def test_fit_leaves_a_checkpoint_and_videos(place: Path):
 def test_every_tiny_backbone_fits_every_task(
     place: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, task: str
 ):
+    """One step and one validation; several steps are compared in tests/contract/test_backbone_weights.py."""
     monkeypatch.chdir(place)
     name = f"{backbone}-{task.rpartition('.')[2]}"
     decode = "--data.decode=all" if "joint" in task else "--data.decode=first"
     precision = "bf16-mixed" if "joint" in task else "32-true"
     words = [f"--model={task}", f"--model.backbone=configs/backbone/{backbone}.yaml", decode]
-    fit(monkeypatch, name, *words, f"--trainer.precision={precision}", "--model.sampling.steps=1")
+    few = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--model.sampling.steps=1"]
+    small = ["--model.clip.size=[32, 32]", "--data.batch_size=1"]
+    fit(monkeypatch, name, *words, f"--trainer.precision={precision}", *few, *small)
     assert (place / name / "fit" / "checkpoints" / "last.ckpt").is_file()
 
 
