@@ -191,11 +191,12 @@ def measure(
     return steps, clock.simulator, spent - clock.simulator - clock.policy, clock.policy
 
 
-def print_soak(trials: int) -> None:
+def print_soak(trials: int, warm_up: int = _WARM_UP) -> None:
     """Memory before and after many trials of every task."""
     clip = Clip(size=(128, 128))
-    before, after = soak(Tabletop(image_size=clip.size, views=clip.views), trials, clip)
-    print(f"soak: {before:.0f} MB after {_WARM_UP} trials, {after:.0f} MB after {trials} more")
+    simulator = Tabletop(image_size=clip.size, views=clip.views)
+    before, after = soak(simulator, trials, clip, warm_up=warm_up)
+    print(f"soak: {before:.0f} MB after {warm_up} trials, {after:.0f} MB after {trials} more")
     print(f"  growth {after / before - 1:+.1%}, bar {_BAR_GROWTH:.0%}; every 20th trial was recorded")
 
 

@@ -71,7 +71,9 @@ def test_a_step_is_the_same_with_less_memory_and_compiled(
     monkeypatch.setattr(  # traced, without minutes of code generation
         torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager")
     )
-    plain, changed = build(file).train(), build(file, change).train()
+    # The first and the last block, which Mochi builds otherwise; the UNet of SVD has one layer per block.
+    two = ["architecture.num_layers=2"] if "num_layers" in file.read_text() else []
+    plain, changed = build(file, *two).train(), build(file, *two, change).train()
     assert list(plain.state_dict()) == list(changed.state_dict())
     (loss, gradients), (other_loss, other_gradients) = learn(plain), learn(changed)
     assert loss == pytest.approx(other_loss, rel=1e-5)

@@ -24,6 +24,8 @@ SHORT = [
     *("--data.batch_size=2", "--data.workers=0"),
 ]
 
+ONE_STEP = ["--trainer.max_steps=1", "--trainer.val_check_interval=1"]
+
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["ai-wam", *words])
@@ -88,35 +90,42 @@ def test_fit_leaves_a_checkpoint_and_videos(place: Path):
 def test_every_tiny_backbone_fits_every_task(
     place: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, task: str
 ):
+    """One step and one validation; several steps are compared in tests/contract/test_backbone_weights.py."""
     monkeypatch.chdir(place)
     name = f"{backbone}-{task.rpartition('.')[2]}"
     decode = "--data.decode=all" if "joint" in task else "--data.decode=first"
     precision = "bf16-mixed" if "joint" in task else "32-true"
     words = [f"--model={task}", f"--model.backbone=configs/backbone/{backbone}.yaml", decode]
-    fit(monkeypatch, name, *words, f"--trainer.precision={precision}", "--model.sampling.steps=1")
+    small = ["--model.sampling.steps=1", "--model.clip.size=[32, 32]", "--data.batch_size=1"]
+    fit(monkeypatch, name, *words, f"--trainer.precision={precision}", *ONE_STEP, *small)
     assert (place / name / "fit" / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_test_runs_trials_and_reports(place: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(place)
-    found = one_trial(monkeypatch, "tested", "--ckpt_path=fit/fit/checkpoints/last.ckpt")
-    task = found["tasks"]["reach_target"]
+@pytest.fixture(scope="module")
+def tested(place: Path) -> dict:
+    """Results of trials of the fitted policy, as it was saved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        return one_trial(patch, "tested", "--ckpt_path=fit/fit/checkpoints/last.ckpt")
+
+
+def test_test_runs_trials_and_reports(place: Path, tested: dict):
+    task = tested["tasks"]["reach_target"]
     assert task["policy"]["trials"] == task["ceiling"]["trials"] == task["floor"]["trials"] == 2
     assert task["ceiling"]["successes"] == 2
     assert task["floor"]["successes"] == 0
     assert "<video" in (place / "tested" / "report.html").read_text()
 
 
-def test_an_exported_checkpoint_acts_as_before(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_exported_checkpoint_acts_as_before(place: Path, tested: dict, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     checkpoint = "--ckpt_path=fit/fit/checkpoints/last.ckpt"
     run(monkeypatch, "export-checkpoint", checkpoint, "--out=exported")
-    before = one_trial(monkeypatch, "before", checkpoint)
     after = one_trial(monkeypatch, "after", "--model=exported/task.yaml")
-    for one, other in zip(before["trials"], after["trials"], strict=True):
+    for one, other in zip(tested["trials"], after["trials"], strict=True):
         assert one["id"] == other["id"]
         assert one["policy"]["diagnostics"] == pytest.approx(other["policy"]["diagnostics"], abs=1e-3)
-    fit(monkeypatch, "tuned", "--model.backbone=exported/backbone.yaml")
+    fit(monkeypatch, "tuned", "--model.backbone=exported/backbone.yaml", *ONE_STEP)
     assert (place / "tuned" / "fit" / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -144,7 +153,7 @@ def joint(place: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         plans = "--model.plans=" + json.dumps(dict.fromkeys(MIXTURE, 1.0))
-        fit(patch, "mixed", "--model=tasks.joint.JointGeneration", "--data.decode=all", plans)
+        fit(patch, "mixed", "--model=tasks.joint.JointGeneration", "--data.decode=all", plans, *ONE_STEP)
     return "--ckpt_path=mixed/fit/checkpoints/last.ckpt"
 
 
@@ -215,7 +224,7 @@ def test_plans_never_trained_are_refused(place: Path, monkeypatch: pytest.Monkey
 
 def test_a_labeling_checkpoint_does_not_act(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
-    fit(monkeypatch, "labels", "--model=tasks.labeling.ActionLabeling", "--data.decode=all")
+    fit(monkeypatch, "labels", "--model=tasks.labeling.ActionLabeling", "--data.decode=all", *ONE_STEP)
     with pytest.raises(SystemExit, match=r"\['labeling', 'annotation'\], not on 'policy'.*`ai-wam label`"):
         one_trial(monkeypatch, "refused", "--ckpt_path=labels/fit/checkpoints/last.ckpt")
 
@@ -248,7 +257,9 @@ def test_the_shipped_recipe_of_a_head_takes_clip_and_plans_of_the_checkpoint(
     assert saved["hyper_parameters"]["clip"]["frames"] == 9
 
 
-def test_a_head_is_put_on_trained_weights_and_taken_off(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_head_is_put_on_trained_weights_and_taken_off(
+    place: Path, tested: dict, monkeypatch: pytest.MonkeyPatch
+):
     """Batches of one row, half of which train no action: a head on a frozen backbone must bear them."""
     monkeypatch.chdir(place)
     head = "--model.action_head=tasks.decoding.action_head.ActionHead"
@@ -265,8 +276,7 @@ def test_a_head_is_put_on_trained_weights_and_taken_off(place: Path, monkeypatch
     file, bare = "--ckpt_path=headed/fit/checkpoints/last.ckpt", ["--model.freeze_backbone=false"]
     assert one_trial(monkeypatch, "with_head", file)["policy"]["config"]["action_head"] is not None
     found = one_trial(monkeypatch, "without_head", file, *bare, "--model.action_head=null")
-    before = one_trial(monkeypatch, "before_head", f"--ckpt_path={OLD}")
-    for one, other in zip(found["trials"], before["trials"], strict=True):
+    for one, other in zip(found["trials"], tested["trials"], strict=True):
         assert one["policy"]["diagnostics"] == other["policy"]["diagnostics"]
     with pytest.raises(SystemExit, match="begins a new run"):
         one_trial(monkeypatch, "refused", f"--weights={OLD}")

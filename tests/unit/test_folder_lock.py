@@ -3,12 +3,12 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import command_processes
 import pytest
+from doubles.slow_squares import SlowSquares
 
 from ai_wam.cli import main
 from benchmarks.speed.moving_squares import MovingSquares
@@ -16,20 +16,6 @@ from datamodules.shards.convert_source import write_shards
 from datamodules.shards.format import ShardError
 from datamodules.shards.reader import ShardSet
 
-SLOW = """
-import os, sys, time
-from benchmarks.speed.moving_squares import MovingSquares
-from datamodules.shards.convert_source import write_shards
-
-class Slow(MovingSquares):
-    def __getitem__(self, index):
-        open(os.path.join(os.path.dirname(sys.argv[1]), f"worker-{os.getpid()}"), "w").close()
-        time.sleep(30)
-        return super().__getitem__(index)
-
-if __name__ == "__main__":
-    write_shards(Slow(4, 4, (16, 16)), sys.argv[1], 2, workers=int(sys.argv[2]), progress=False)
-"""
 SQUARES = MovingSquares(4, 4, (16, 16))
 
 
@@ -39,19 +25,16 @@ def begin(tmp_path):
     begun = []
 
     def start(workers):
-        (tmp_path / "slow.py").write_text(SLOW)
-        words = [sys.executable, str(tmp_path / "slow.py"), str(tmp_path / "data"), str(workers)]
-        begun.append(subprocess.Popen(words))
-        end = time.monotonic() + 60
-        while not (found := list(tmp_path.glob("worker-*"))):
-            assert time.monotonic() < end
-            time.sleep(0.1)
-        return begun[0], int(found[0].name.removeprefix("worker-"))
+        slow = SlowSquares(4, 4, (16, 16), seconds=30, begun=str(tmp_path))
+        printed, folder = tmp_path / "printed.txt", tmp_path / "data"
+        begun.append(command_processes.start(printed, write_shards, slow, folder, 2, workers))
+        command_processes.wait_until(lambda: list(tmp_path.glob("reader-*")), begun[0])
+        return begun[0], int(next(tmp_path.glob("reader-*")).name.removeprefix("reader-"))
 
     yield start
     for process in begun:
         process.kill()
-        process.wait()
+        process.join()
 
 
 def test_a_second_run_is_told_and_breaks_nothing(begin, tmp_path):
@@ -62,7 +45,7 @@ def test_a_second_run_is_told_and_breaks_nothing(begin, tmp_path):
         write_shards(SQUARES, tmp_path / "data", 2, workers=0, progress=False)
     assert partial.exists()
     process.kill()
-    process.wait()
+    process.join()
     partial.unlink()
 
 
@@ -76,7 +59,7 @@ def test_workers_end_with_a_killed_parent(begin):
     process, worker = begin(workers=1)
     assert worker != process.pid
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     end = time.monotonic() + 10
     while lives(worker):
         assert time.monotonic() < end, "the worker lives on"

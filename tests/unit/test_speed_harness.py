@@ -67,5 +67,5 @@ def test_memory_of_descendants_counts():
 
 
 def test_a_soak_tells_its_growth(capsys):
-    print_soak(4)
+    print_soak(4, warm_up=4)
     assert "growth" in capsys.readouterr().out
