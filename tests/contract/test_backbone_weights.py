@@ -26,7 +26,7 @@ from backbones.weights.sharded_loading import deferred_weights
 from tasks.joint import JointGeneration
 
 
-def test_a_saved_step_goes_on_bitwise(
+def test_a_saved_step_continues_bitwise(
     backbone: VideoBackbone, tmp_path: Path, request: pytest.FixtureRequest
 ):
     canvas = canvas_of(backbone, "joint")
@@ -153,7 +153,7 @@ def test_adapters_stay_float32_on_bfloat16_weights(
 @pytest.mark.parametrize(
     "change", ["training.gradient_checkpointing=false", "training.gradient_checkpointing=true"]
 )
-def test_every_block_can_be_told_the_condition(
+def test_every_block_can_be_conditioned(
     backbone: VideoBackbone, change: str, released: Path, request: pytest.FixtureRequest
 ):
     file = request.node.callspec.params["backbone"]

@@ -129,17 +129,17 @@ def test_an_exported_checkpoint_acts_as_before(place: Path, tested: dict, monkey
     assert (place / "tuned" / "fit" / "checkpoints" / "last.ckpt").is_file()
 
 
-def judge(patch: pytest.MonkeyPatch, command: str, *words: str) -> None:
+def evaluate_clips(patch: pytest.MonkeyPatch, command: str, *words: str) -> None:
     shards = ["--data=configs/data/shards.yaml", "--data.train=data", "--data.val=data", "--data.workers=0"]
     file = "--ckpt_path=fit/fit/checkpoints/last.ckpt"
     run(patch, command, file, *shards, "--trainer.logger=false", *words)
 
 
-def test_recorded_episodes_are_judged(
+def test_recorded_episodes_are_evaluated(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.chdir(place)
-    judge(monkeypatch, "validate")
+    evaluate_clips(monkeypatch, "validate")
     assert "val/policy/position_mm" in capsys.readouterr().out
 
 
@@ -165,7 +165,7 @@ def judge_plans(patch: pytest.MonkeyPatch, checkpoint: str, *words: str) -> dict
     return json.loads(Path("metrics.json").read_text())
 
 
-def test_recorded_clips_are_judged_plan_by_plan(
+def test_recorded_clips_are_evaluated_plan_by_plan(
     place: Path,
     joint: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -219,7 +219,7 @@ def test_plans_never_trained_are_refused(place: Path, monkeypatch: pytest.Monkey
     with pytest.raises(SystemExit, match=r"trained on the plans \['policy'\], not on 'joint'"):
         one_trial(monkeypatch, "refused", f"--ckpt_path={OLD}", other)
     with pytest.raises(SystemExit, match=r"trained on the plans \['policy'\], not on 'joint'"):
-        judge(monkeypatch, "validate", other)
+        evaluate_clips(monkeypatch, "validate", other)
 
 
 def test_a_labeling_checkpoint_does_not_act(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -284,7 +284,7 @@ def test_a_head_is_put_on_trained_weights_and_taken_off(
 
 def test_predictions_are_written(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
-    judge(monkeypatch, "predict")
+    evaluate_clips(monkeypatch, "predict")
     with np.load(place / "predictions" / "rank0-batch00000.npz") as file:
         saved = dict(file)
     assert saved["actions"].shape == (len(saved["keys"]), 8, 8)
@@ -309,7 +309,7 @@ def test_the_command_line_wins_over_the_checkpoint(place: Path, monkeypatch: pyt
     assert found["policy"]["config"]["sampling"]["steps"] == 2
     assert (
         found["policy"]["config"]["optimizer"]["init_args"]["lr"] == 2e-3
-    )  # what nobody overrides is the checkpoint's
+    )  # settings that are not overridden are the checkpoint's
 
 
 def test_another_head_takes_the_same_weights(place: Path, monkeypatch: pytest.MonkeyPatch):

@@ -87,7 +87,9 @@ def test_ray_workers_give_the_results_of_one_process(
 
 
 @pytest.mark.slow
-def test_a_ray_worker_that_dies_is_started_again_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_ray_worker_that_dies_is_started_again_and_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     doubles = Path(__file__).parents[1] / "doubles"
     monkeypatch.setenv("PYTHONPATH", f"{doubles}:{os.environ.get('PYTHONPATH', '')}")
     words = ["--model=tasks.fixed_policy.FixedPolicy", "--model.policy=mortal_policy.Mortal"]

@@ -1,4 +1,4 @@
-"""The same bytes whoever makes shards and wherever they lie: processes, Ray workers that die, a store."""
+"""Shards have the same bytes from processes and from Ray workers that die, on disk and in a store."""
 
 import os
 import signal

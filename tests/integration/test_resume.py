@@ -39,7 +39,7 @@ SELDOM = "--trainer.callbacks.every_n_train_steps=100"  # only the last checkpoi
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with shards, a configuration, and a fit that nobody interrupted."""
+    """A folder with shards, a configuration, and a fit that was not interrupted."""
     folder = tmp_path_factory.mktemp("resume")
     write_shards(MovingSquares(3, 12), folder / "data", 2, workers=0, progress=False)
     config = yaml.safe_load(config_path("configs/quickstart.yaml").read_text())
@@ -100,7 +100,7 @@ def assert_equal_ends(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("step", "workers"), [(2, 0), (3, 1), (4, 2), (4, 0), (6, 2), (8, 1)]
 )  # within an epoch, at its end, at a validation, and with any number of workers
-def test_an_interrupted_fit_goes_on_exactly(
+def test_an_interrupted_fit_continues_exactly(
     place: Path, monkeypatch: pytest.MonkeyPatch, step: int, workers: int
 ):
     monkeypatch.chdir(place)
@@ -113,7 +113,7 @@ def test_an_interrupted_fit_goes_on_exactly(
     assert_equal_ends(Path("whole"), Path(name))
 
 
-def test_a_fit_by_epochs_goes_on_exactly(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_fit_by_epochs_continues_exactly(place: Path, monkeypatch: pytest.MonkeyPatch):
     """Lightning restores its loops in another way where no number of steps is given."""
     monkeypatch.chdir(place)
     epochs = ["--trainer.max_steps=-1", "--trainer.max_epochs=2", "--trainer.val_check_interval=1.0"]
@@ -126,7 +126,7 @@ def test_a_fit_by_epochs_goes_on_exactly(place: Path, monkeypatch: pytest.Monkey
         assert losses(Path(f"epochs-{step}")) == expected
 
 
-def test_killed_at_any_moment_the_same_command_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_killed_at_any_moment_the_same_command_continues(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     out = Path("killed")
     line = words("killed", "--data.workers=2")
@@ -367,7 +367,7 @@ def test_a_longer_run_keeps_its_learning_rate_or_says_the_jump(begun: Path, monk
         fit(monkeypatch, str(begun), *LONGER, "--model.optimizer.lr=0.1", f"--ckpt_path={checkpoint(begun)}")
 
 
-def test_two_ranks_go_on_exactly(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_ranks_continue_exactly(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     ranks = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=1", "--data.workers=1"]
 

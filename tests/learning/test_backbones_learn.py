@@ -41,7 +41,7 @@ def look_at(origin: Tensor) -> Tensor:
 
 
 def scenes(rows: int, clip: Clip, g: torch.Generator) -> Batch:
-    """Clips nobody has seen before."""
+    """Clips that were not trained on."""
     frames, (height, width) = clip.frames, clip.size
     turn = torch.rand(rows, 1, generator=g) * 2 * math.pi
     azimuth = turn + torch.tensor([0.0, 1.0]) + 0.6 * torch.rand(rows, 2, generator=g)

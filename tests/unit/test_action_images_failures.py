@@ -72,7 +72,7 @@ def test_views_too_close_together_are_degenerate(degrees):
     assert decoded.actions[..., :7].isnan().all()
 
 
-def test_mirror_twins_are_told_apart_or_flagged():
+def test_mirror_twins_are_distinguished_or_flagged():
     actions, cameras = trajectory(41, 1), turned_rig(5.0, 41, 256)
     images = TOKENIZER.encode(actions, cameras, (256, 256))
     for level in (0.02, 0.2):

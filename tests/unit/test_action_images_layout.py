@@ -141,7 +141,7 @@ def test_what_is_exported_reads_back(tmp_path, capsys):
         main(["export", "--to=action_images", *options])
 
 
-def test_variations_are_told_apart_by_their_words(tmp_path):
+def test_variations_are_distinguished_by_their_words(tmp_path):
     writer = ActionImagesWriter(tmp_path, VideoEncoding(gop=12))
     squares = MovingSquares(episodes=1, frames=5, size=(16, 16), hz=20.0, views=("front",))[0]
     frames = list(squares.frames)

@@ -1,4 +1,4 @@
-"""Cameras told to every block: what the latents are of, that they are told once per sample, and to whom."""
+"""Cameras as a condition of every block: their latents, computed once per sample, and which blocks get them."""
 
 from dataclasses import replace
 

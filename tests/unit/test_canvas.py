@@ -88,7 +88,7 @@ def test_unknown_clips_leave_zeros_to_be_generated():
         assert not given[:, :, 1:].any()
 
 
-def test_pictures_are_shown_once_and_later_frames_are_told_apart():
+def test_pictures_are_shown_once_and_later_frames_are_distinguished():
     known = latents(2)
     stills = tuple(
         torch.cat([known[f"first_{kind}"]] + [torch.zeros(B, 2, C, 2, H, W)] * 1, dim=3)

@@ -71,6 +71,6 @@ def test_the_loss_is_that_of_the_sum(monkeypatch: pytest.MonkeyPatch):
         torch.testing.assert_close(one, other)
 
 
-def test_networks_that_are_shown_a_picture_predict_as_released():
+def test_networks_that_take_a_picture_predict_as_released():
     with pytest.raises(ValueError, match="prediction: native or clean"):
         task_of("change", "svd-tiny")

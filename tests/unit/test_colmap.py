@@ -22,7 +22,7 @@ def places(found) -> dict[str, float]:
     return {view: -float(each.world_from_camera[0, 0, 3]) for view, each in found.items()}
 
 
-def test_pictures_of_one_name_are_told_apart_by_their_folders(tmp_path):
+def test_pictures_of_one_name_are_distinguished_by_their_folders(tmp_path):
     model = write(tmp_path, ["front/000.png", "side/000.png", "old/side/000.png"])
     files = {"a": Path("shots/side/000.png"), "b": Path("shots/front/000.png"), "c": Path("old/side/000.png")}
     assert places(read_colmap(model, files)) == {"a": 1, "b": 0, "c": 2}

@@ -156,7 +156,7 @@ def test_the_grid_runs_from_pure_noise_to_clean():
         path.grid(0)
 
 
-def test_given_frames_are_told_that_they_are_clean(folder: Path):
+def test_given_frames_have_the_time_of_clean_latents(folder: Path):
     model = Cosmos(str(folder))
     canvas = canvas_of(model, "policy")  # one frame, then three
     times = model.network_time(torch.tensor([0.9]), canvas)

@@ -258,7 +258,7 @@ def test_a_camera_on_the_hand_must_follow_it():
     assert "but it sits on it" in still.why
 
 
-def judge(tool, camera, images, step=1):
+def evaluate_clips(tool, camera, images, step=1):
     shape = (len(tool), 1, 1)
     cameras = Cameras(
         torch.from_numpy(np.tile(camera.intrinsics, shape)),

@@ -89,7 +89,7 @@ def test_prints_never_meet_the_messages(world):
     ("name", "arguments", "words"),
     [("exit", {"code": 7}, ["exit code 7", "giving up"]), ("segfault", {}, ["SIGSEGV", "fragile_world.py"])],
 )
-def test_death_is_told_with_its_last_words_and_the_next_call_starts_anew(world, name, arguments, words):
+def test_death_is_reported_with_its_last_words_and_the_next_call_starts_anew(world, name, arguments, words):
     world.call("add", 10.0, number=5)
     with pytest.raises(SimulatorCrash) as caught:
         world.call(name, 10.0, **arguments)
@@ -156,7 +156,7 @@ def test_an_answer_that_is_no_message_costs_a_trial(world, reply):
     assert world.call("add", 10.0, number=1) == 11
 
 
-def test_error_inside_a_call_is_quoted_and_the_world_goes_on(world):
+def test_error_inside_a_call_is_quoted_and_the_world_continues(world):
     world.call("add", 10.0, number=5)
     with pytest.raises(EnvironmentServerError, match=r"KeyError: 'missing key'[\s\S]*fragile_world.py"):
         world.call("wrong", 10.0)

@@ -50,7 +50,7 @@ def test_a_second_run_is_told_and_breaks_nothing(begin, tmp_path):
 
 
 def lives(process):
-    """Also not as a zombie, which nobody may have collected."""
+    """Also not as a zombie, which may not have been collected."""
     place = Path("/proc", str(process), "stat")
     return place.exists() and place.read_text().split()[2] != "Z"
 

@@ -127,7 +127,7 @@ def test_beginnings_decode_alone(frames: int):
     assert seen == [1 + -(-(frames - 1) // 4)]
 
 
-def test_every_block_can_be_told_the_condition():
+def test_every_block_can_be_conditioned():
     plain, told = wan(), wan(block_rank=4)
     told.load_state_dict({**told.state_dict(), **plain.state_dict()})
     with torch.no_grad():

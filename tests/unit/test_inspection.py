@@ -156,7 +156,7 @@ def test_millimetres_are_a_violation_and_a_warning(record, tmp_path: Path, capsy
 
 
 def test_lost_calibrations_are_no_violation(record, capsys: pytest.CaptureFixture):
-    """Video only: nobody can say whether the tool is in the picture."""
+    """Video only: whether the tool is in the picture is unknown."""
     folder = record(replace(SOURCE, episodes=2))
     change_cameras(folder, lambda arrays: [array.fill(np.nan) for array in arrays.values()])
     main(["inspect", str(folder)])

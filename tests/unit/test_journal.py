@@ -65,7 +65,7 @@ def evaluate(out, policy, rules=RULES, videos=1):
     return (out / "results.json").read_text(), (out / "report.html").read_text()
 
 
-def test_an_interrupted_test_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
+def test_an_interrupted_test_continues_and_ends_as_if_it_had_not_been(tmp_path):
     with pytest.raises(PowerCut):
         evaluate(tmp_path / "cut", Mortal(last=2))
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["trials-00000.jsonl"]
@@ -85,7 +85,7 @@ def test_an_interrupted_test_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
         ({"videos": 3}, "videos: 1 before, 3 now"),
     ],
 )
-def test_another_test_does_not_go_on_with_it(tmp_path, change, words):
+def test_another_test_does_not_continue_with_it(tmp_path, change, words):
     with pytest.raises(PowerCut):
         evaluate(tmp_path, Mortal(last=1))
     with pytest.raises(ValueError, match=rf"(?s){words}.*--data.out, or delete the file"):

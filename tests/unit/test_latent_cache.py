@@ -184,7 +184,7 @@ def test_action_images_of_a_moving_camera_are_refused(tmp_path: Path):
     assert batch.encoded.action is None
 
 
-def test_an_interrupted_cache_is_not_used_and_goes_on(shards: Path, caplog, capsys):
+def test_an_interrupted_cache_is_not_used_and_continues(shards: Path, caplog, capsys):
     folder = cached(shards)
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "shard-000001.json").unlink()

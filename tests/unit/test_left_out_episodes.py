@@ -62,7 +62,7 @@ def test_bytes_and_list_depend_on_the_episodes_alone(tmp_path):
     assert here == spread
 
 
-def test_a_recording_that_stopped_goes_on_with_skip_and_the_list_is_whole(tmp_path):
+def test_a_recording_that_stopped_continues_with_skip_and_the_list_is_whole(tmp_path):
     record(tmp_path / "whole")
     first = tmp_path / "resumed"
     record(first)

@@ -123,7 +123,7 @@ def test_sampling_is_the_released_pipeline_at_step_0(
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 
-def test_the_given_are_told_that_they_are_clean(folder: Path):
+def test_the_given_have_the_time_of_clean_latents(folder: Path):
     model = LTX(str(folder))
     canvas = canvas_of(model, "policy")  # one frame, then three
     times = model.network_time(torch.tensor([0.9]), canvas).unflatten(1, (4, 4))

@@ -56,7 +56,7 @@ def test_the_truth_has_no_error():
         *("position_mm_median", "final_position_mm_median", "position_px_median", "rotation_deg_median"),
     }
     assert found["gripper_accuracy"] == found["valid"] == 1
-    assert "gripper_f1" not in found  # nobody moved the gripper
+    assert "gripper_f1" not in found  # the gripper did not move
 
 
 def test_only_recorded_steps_count():

@@ -62,7 +62,7 @@ def test_distances_are_those_of_256_pixels():
     assert (found["within_2"], found["within_4"], found["within_8"]) == (0, 0.5, 1)
 
 
-def test_points_are_judged_after_their_first_visible_frame():
+def test_points_are_evaluated_after_their_first_visible_frame():
     """The second point appears at frame 1: frame 2 alone counts for it. It is never found."""
     truth = [[[5, 5], [0, 0]], [[5, 5], [9, 9]], [[5, 5], [9, 12]]]
     visible = [[True, False], [True, True], [True, True]]

@@ -235,7 +235,7 @@ def test_weights_of_another_codec_are_refused(wan_folder: Path):
         Wan(str(wan_folder), codec=PatchCodec(48))
 
 
-def test_wan_is_told_what_the_released_model_is_told_of_a_picture(tmp_path: Path):
+def test_wan_is_conditioned_on_a_picture_as_the_released_model(tmp_path: Path):
     encoder, processor = clip()
     pipeline = WanImageToVideoPipeline(
         tokenizer=None, text_encoder=None, image_processor=processor, image_encoder=encoder, vae=wan_vae(),

@@ -115,7 +115,7 @@ def test_a_slower_rate_keeps_the_end(simulator):
     slow.close()
 
 
-def test_steps_that_no_plan_leads_to_are_told_apart_and_move_nothing(simulator):
+def test_steps_that_no_plan_leads_to_are_distinguished_and_move_nothing(simulator):
     simulator.reset(TRIAL)
     before = simulator.pose()
     outside, unreachable = before.copy(), before.copy()

@@ -294,7 +294,7 @@ def test_errors_of_the_index_name_the_way_out(folder, tmp_path):
         ShardSet(tmp_path)
 
 
-def test_shard_writer_records_a_stream_and_goes_on(folder, tmp_path):
+def test_shard_writer_records_a_stream_and_continues(folder, tmp_path):
     settings = {"robot": "squares"}
     with ShardWriter(tmp_path, 2, settings, LOSSLESS) as writer:
         writer.write(SOURCE[0])

@@ -179,7 +179,7 @@ def test_order_and_contents_follow_from_seed_and_epoch(views_per_sample, folder)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_goes_on_where_its_state_says(workers, folder):
+def test_a_loader_continues_where_its_state_says(workers, folder):
     data = module(folder, workers=workers)
     whole = [keys(loader) for loader in [data.train_dataloader()] for _ in range(2)]
     steps = len(whole[0]) // 4
