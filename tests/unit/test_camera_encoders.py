@@ -1,4 +1,4 @@
-"""Cameras as a condition of every block: their latents, computed once per sample, and which blocks get them."""
+"""Cameras as a condition of every block: their latents, once per sample, and which blocks get them."""
 
 from dataclasses import replace
 
