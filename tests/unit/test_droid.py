@@ -258,7 +258,7 @@ def test_a_camera_on_the_hand_must_follow_it():
     assert "but it sits on it" in still.why
 
 
-def evaluate_clips(tool, camera, images, step=1):
+def verdict_of(tool, camera, images, step=1):
     shape = (len(tool), 1, 1)
     cameras = Cameras(
         torch.from_numpy(np.tile(camera.intrinsics, shape)),
@@ -273,7 +273,8 @@ def test_a_camera_is_believed_within_centimetres_and_refused_beyond():
     tool = fixture.tool_poses(0)
     images = fixture.discs(fixture.pixels(fixture.EXT1, tool[:, :3, 3]), 0)
     kept = [
-        judge(tool, fixture.EXT1.moved(np.array([0, metres, 0])), images).kept for metres in (0.0, 0.03, 0.3)
+        verdict_of(tool, fixture.EXT1.moved(np.array([0, metres, 0])), images).kept
+        for metres in (0.0, 0.03, 0.3)
     ]
     assert kept == [True, True, False]
 
@@ -281,7 +282,7 @@ def test_a_camera_is_believed_within_centimetres_and_refused_beyond():
 def test_an_arm_that_rests_tells_nothing():
     tool = fixture.tool_poses(0)
     tool[:, :3, 3] = tool[0, :3, 3]
-    verdict = judge(tool, fixture.EXT1, fixture.discs(np.zeros((len(tool), 2)), 0))
+    verdict = verdict_of(tool, fixture.EXT1, fixture.discs(np.zeros((len(tool), 2)), 0))
     assert verdict.kept
     assert "moves too little" in verdict.why
     assert "motion" not in verdict.measured
