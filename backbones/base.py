@@ -17,6 +17,7 @@ from ai_wam.canvas import Canvas, condition_channels
 from ai_wam.diffusion.noise_paths import NoisePath
 from ai_wam.errors import InvalidValue
 from ai_wam.types import LatentSpec
+from ai_wam.utils.class_paths import class_path
 from backbones.codecs.base import LatentCodec
 from backbones.conditions.block_conditions import BlockConditions, ConditionedBlocks, condition_blocks
 from backbones.conditions.image_encoders import ImageEncoder
@@ -198,7 +199,7 @@ class VideoBackbone(CanvasDiffusion):
     def trained_as(self) -> dict[str, Any]:
         """Options that a trained network must be used with; kept with its weights, which do not show them."""
         return {
-            "path": f"{type(self.path).__module__}.{type(self.path).__name__}",
+            "path": class_path(self.path),
             "prediction": self.prediction,
             "time": self.spec.time,
         }

@@ -3,7 +3,7 @@
 import inspect
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -269,19 +269,20 @@ def warn_of_rounding(backbone: VideoBackbone) -> None:
 
 def _defaults(class_path: str) -> dict[str, Any]:
     """Default arguments of a class, those of its base classes included."""
-    module, _, name = class_path.rpartition(".")
-    found: dict[str, Any] = {}
-    for kind in reversed(getattr(import_module(module), name).__mro__):
-        parameters = inspect.signature(kind.__init__).parameters.values()
-        found |= {each.name: _plain(each.default) for each in parameters if each.default is not each.empty}
-    return found
+    return {
+        each.name: _plain(each.default) for each in _parameters(class_path) if each.default is not each.empty
+    }
 
 
 def _accepted(class_path: str) -> set[str]:
     """Names of the arguments of a class, those of its base classes included."""
-    return {
-        name for kind in _class(class_path).__mro__ for name in inspect.signature(kind.__init__).parameters
-    }
+    return {each.name for each in _parameters(class_path)}
+
+
+def _parameters(class_path: str) -> Iterator[inspect.Parameter]:
+    """Parameters of the constructors of a class and its base classes, base classes first."""
+    for kind in reversed(_class(class_path).__mro__):
+        yield from inspect.signature(kind.__init__).parameters.values()
 
 
 def _plain(default: Any) -> Any:
