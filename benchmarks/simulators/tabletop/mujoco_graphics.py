@@ -4,6 +4,7 @@ MuJoCo reads MUJOCO_GL once, while it is imported, so the choice cannot be made 
 """
 
 import atexit
+import importlib.util
 import os
 import sys
 import weakref
@@ -45,6 +46,16 @@ def _variables() -> dict[str, str]:
     return {**os.environ, "MUJOCO_GL": _USERS.get("MUJOCO_GL", "")} if chosen else dict(os.environ)
 
 
+def _import_triton() -> None:
+    """Import Triton, if it is installed, before the first OpenGL context is made.
+
+    Triton and Mesa's software renderer bring a copy of LLVM each. A process in which Mesa's is loaded first
+    dies of a segmentation fault as soon as torch imports Triton, as `torch._dynamo` and torchvision do.
+    """
+    if importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")
+
+
 class Pictures:
     """Renders a model's cameras off screen. Usable in the thread that made it only.
 
@@ -55,6 +66,7 @@ class Pictures:
     def __init__(self, model: "mujoco.MjModel", size: tuple[int, int], shadows: bool) -> None:
         if why := obstacle(_variables(), egl_devices(), osmesa()):
             raise _drawing_error(why)
+        _import_triton()
         h, w = size
         try:
             self._renderer: mujoco.Renderer | None = mujoco.Renderer(model, h, w, max_geom=model.ngeom + 20)
