@@ -3,6 +3,9 @@
 import os
 import signal
 
+import type_checks
+
+type_checks.install()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub client is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background; tests send it
