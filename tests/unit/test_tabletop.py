@@ -13,6 +13,7 @@ from benchmarks.simulators.tabletop import opengl_platform as platform
 from benchmarks.simulators.tabletop import panda
 from benchmarks.simulators.tabletop.camera_rigs import WORKSPACES
 from benchmarks.simulators.tabletop.kinematics import Kinematics, Pose
+from benchmarks.simulators.tabletop.mujoco_graphics import Pictures, mujoco
 from benchmarks.simulators.tabletop.simulator import Tabletop
 
 REACH = Trial("reach_target", 0, 0)
@@ -304,6 +305,28 @@ def test_mujoco_imported_too_early_is_told():
     assert "CannotContinue: MuJoCo cannot draw: " in done.stderr
     assert "with MUJOCO_GL unset" in done.stderr
     assert "import benchmarks.simulators.tabletop before mujoco" in done.stderr
+
+
+@pytest.mark.parametrize("shadows", [False, True])
+def test_pictures_that_share_a_context_are_those_of_the_genuine_renderer(shadows):
+    drawn = []
+    for task in ("reach_target", "close_drawer"):
+        simulator = Tabletop(image_size=(32, 48), shadows=shadows)
+        simulator.reset(Trial(task, 0, 0))
+        (world, _) = simulator._current()
+        genuine = mujoco.Renderer(world.model, 32, 48)
+        genuine.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
+        genuine.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        drawn.append((world, Pictures(world.model, (32, 48), shadows), genuine))
+    for world, pictures, genuine in drawn * 2:
+        for camera in range(world.model.ncam):
+            genuine.update_scene(world.data, camera)
+            assert np.array_equal(pictures.draw(world.data, camera), genuine.render())
+    for world, pictures, genuine in drawn:
+        genuine.close()
+        pictures.close()
+        with pytest.raises(RuntimeError, match="were closed"):
+            pictures.draw(world.data, 0)
 
 
 def test_draws_headless_and_exits_quietly():

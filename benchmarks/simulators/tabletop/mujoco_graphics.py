@@ -7,6 +7,7 @@ import atexit
 import importlib.util
 import os
 import sys
+import threading
 import weakref
 
 import numpy as np
@@ -34,6 +35,8 @@ if _chosen == "disable":  # for the import alone: errors name what the user set
     del os.environ["MUJOCO_GL"]
     os.environ.update({name: value for name, value in _USERS.items() if name == "MUJOCO_GL"})
 
+_thread = threading.local()
+
 
 def _drawing_error(why: str) -> CannotContinue:
     way = way_out(_variables(), egl_devices(), osmesa())
@@ -59,17 +62,21 @@ def _import_triton() -> None:
 class Pictures:
     """Renders a model's cameras off screen. Usable in the thread that made it only.
 
+    All pictures of a thread share one OpenGL context: in a new one, Mesa compiles its shaders for 70 ms.
+
     Raises:
-        RuntimeError: no OpenGL platform; the message says which packages bring one.
+        CannotContinue: no OpenGL platform; the message says which packages bring one.
     """
 
     def __init__(self, model: "mujoco.MjModel", size: tuple[int, int], shadows: bool) -> None:
         if why := obstacle(_variables(), egl_devices(), osmesa()):
             raise _drawing_error(why)
         _import_triton()
-        h, w = size
         try:
-            self._renderer: mujoco.Renderer | None = mujoco.Renderer(model, h, w, max_geom=model.ngeom + 20)
+            self._opengl = _opengl_context()
+            self._drawing: mujoco.MjrContext | None = mujoco.MjrContext(
+                model, mujoco.mjtFontScale.mjFONTSCALE_150
+            )
         except (mujoco.FatalError, ImportError, RuntimeError, AttributeError) as error:
             # of PyOpenGL, which asks a library that was not loaded
             names = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
@@ -80,24 +87,44 @@ class Pictures:
                 else ""
             )
             raise _drawing_error(f"{error} (with {values}){early}") from error
-        flags = self._renderer.scene.flags
-        flags[int(mujoco.mjtRndFlag.mjRND_SHADOW)] = int(shadows)
-        flags[int(mujoco.mjtRndFlag.mjRND_REFLECTION)] = 0
+        self._model, self._size = model, size
+        self._scene = mujoco.MjvScene(model, model.ngeom + 20)
+        self._scene.flags[int(mujoco.mjtRndFlag.mjRND_SHADOW)] = int(shadows)
+        self._scene.flags[int(mujoco.mjtRndFlag.mjRND_REFLECTION)] = 0
         # MuJoCo ends the EGL display at exit; freeing a context after that prints an EGLError.
         atexit.register(_close, weakref.ref(self))
 
     def draw(self, data: "mujoco.MjData", camera: int) -> UInt8[np.ndarray, "h w 3"]:
         """One camera's picture, RGB, row 0 at the top."""
-        if self._renderer is None:
+        if self._drawing is None:
             raise RuntimeError("these pictures were closed; reset the simulator to draw again")
-        self._renderer.update_scene(data, camera)
-        return self._renderer.render()
+        viewed = mujoco.MjvCamera()
+        viewed.type, viewed.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
+        every, option = mujoco.mjtCatBit.mjCAT_ALL, mujoco.MjvOption()
+        mujoco.mjv_updateScene(self._model, data, option, None, viewed, every, self._scene)
+        self._opengl.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._drawing)
+        h, w = self._size
+        area, picture = mujoco.MjrRect(0, 0, w, h), np.empty((h, w, 3), np.uint8)
+        mujoco.mjr_render(area, self._scene, self._drawing)
+        mujoco.mjr_readPixels(picture, None, area, self._drawing)
+        return np.ascontiguousarray(picture[::-1])  # OpenGL's first row is the lowest
 
     def close(self) -> None:
-        """Free the OpenGL context; a second call does nothing."""
-        if self._renderer is not None:
-            self._renderer.close()
-        self._renderer = None
+        """Free what the pictures hold on the graphics card; a second call does nothing."""
+        if self._drawing is not None:
+            self._opengl.make_current()
+            self._drawing.free()
+        self._drawing = None
+
+
+def _opengl_context() -> "mujoco.GLContext":
+    """The thread's own, made current; a forked process makes another. Pictures bring their buffers."""
+    if getattr(_thread, "process", None) != os.getpid():
+        _thread.context, _thread.process = mujoco.GLContext(1, 1), os.getpid()
+        atexit.register(_thread.context.free)  # likewise before the display ends
+    _thread.context.make_current()
+    return _thread.context
 
 
 def _close(reference: "weakref.ref[Pictures]") -> None:
