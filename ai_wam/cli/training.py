@@ -146,6 +146,10 @@ class _CLI(LightningCLI):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
+    def _dump_config(self) -> None:
+        """Plain values for the hyperparameters of a module; Lightning writes and reads YAML for them."""
+        self.config_dump = bare(self.config[self.config.subcommand])
+
     def after_instantiate_classes(self) -> None:
         """Keep the model's configuration in every checkpoint, in plain values that rebuild the model."""
         asked = self.config[self.config.subcommand].model
