@@ -1,34 +1,63 @@
-"""`ai-wam` in processes of its own, forked from one that has imported the libraries once.
+"""`ai-wam` in processes of its own, forked from one that has imported the libraries.
 
 Importing torch, Lightning and diffusers takes several seconds, longer than what most commands do in a test.
+So the process to fork from is a fork of the tests' own, made when all tests are collected and none has run.
 Exit codes and signals are those of any process. The installed command itself is started in test_recipes.py,
 on two ranks, and a command that still imports its modules in test_interrupted.py.
 """
 
+import logging
 import multiprocessing
 import os
+import socket
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
-IMPORTED = ["ai_wam.cli.training", "ai_wam.cli.shipped_configs", "backbones.wan", "tasks.joint"]
 LONGEST = 300  # seconds of a command
 
 
-def context() -> ForkServerContext:
-    """Processes begin as copies of a server, which starts with the first of them."""
-    forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(IMPORTED)
-    return forking
+def fork_server() -> None:
+    """Fork the server that multiprocessing would start, so that it has the imports of this process."""
+    resource_tracker.ensure_running()
+    ended, alive = os.pipe()  # the server ends when every process that has `alive` has ended
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("")  # Linux picks a free abstract name
+        listener.listen()
+        address = listener.getsockname()
+        if not (server := os.fork()):
+            os.close(alive)
+            _serve(listener.detach(), ended)
+    os.close(ended)
+    known = forkserver._forkserver
+    known._forkserver_address, known._forkserver_alive_fd, known._forkserver_pid = address, alive, server
+
+
+def _serve(listener: int, ended: int) -> None:
+    """Answer requests for processes, without what pytest has put in place of Python's own."""
+    try:
+        # pytest's handlers are replaced by one that prints, as Lightning installs it where there is none.
+        logging.basicConfig(format="%(message)s", force=True)
+        sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
+        warnings.resetwarnings()
+        for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", kind)
+        forkserver.main(listener, ended, [])
+    finally:
+        os._exit(0)
 
 
 def start(output: Path, function: Callable[..., None], *arguments: object) -> ForkServerProcess:
     """Call a function in a process and process group of its own, which prints into a file."""
-    process = context().Process(target=_printing, args=(str(output), function, arguments))
+    forking = multiprocessing.get_context("forkserver")
+    process = forking.Process(target=_printing, args=(str(output), function, arguments))
     process.start()
     return process
 
@@ -38,7 +67,12 @@ def _printing(output: str, function: Callable[..., None], arguments: Iterable[ob
     # A fork server's processes start others by servers of their own; the command's start theirs by a fork.
     multiprocessing.set_start_method("fork", force=True)
     printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
+    for stream in (
+        1,
+        2,
+        sys.stdout.fileno(),
+        sys.stderr.fileno(),
+    ):  # pytest has put files in the latters' place
         os.dup2(printed, stream)
     function(*arguments)
 
