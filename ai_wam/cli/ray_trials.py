@@ -52,8 +52,9 @@ def share_out(words: Sequence[str], workers: int, out: str | None) -> None:
     folder = str(Path(out).resolve() / "shares")
     with ray_cluster(workers) as ray:
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0) / workers)
-        # A worker that dies, or whose machine does, is started again.
-        share = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=_RETRIES)(_caught)
+        # A share whose worker dies, or its machine, is started again. A process may run several, one after
+        # another, unless they use a GPU, whose memory Ray frees by a process for each.
+        share = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)(_caught)
         shares = ray.get([share.remote(list(words), number, workers, folder) for number in range(workers)])
     if failed := [each for each in shares if isinstance(each, Failure)]:
         raise failed[0].error()

@@ -1,18 +1,34 @@
-"""`ai-wam test` on the command line: one trial again, and trials over ranks."""
+"""Trials over ranks, and trials and shards over Ray workers, give the files of one process.
+
+The tests that start a cluster of their own come before those that share one.
+"""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 from command_processes import on_two_ranks
+from doubles.fatal_squares import FatalSquares
 
 from ai_wam.cli import main
+from ai_wam.cli.errors import sentence
+from ai_wam.episodes import Episode
+from ai_wam.errors import InvalidValue
+from ai_wam.utils.ray_cluster import ray_cluster
+from benchmarks.speed.moving_squares import MovingSquares
+from datamodules.shards.convert_source import write_shards
+from datamodules.shards.parallel_writing import Workers
 
+# Ray's own: an idle worker's log file, a note on accelerators, and its monitors' pipes at shutdown.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip. In future versions of Ray")
+
+TESTS = Path(__file__).parents[1]
 TRIALS = 5
 RULES = "--data.benchmark.init_args.protocol"
 
@@ -24,6 +40,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         evaluate(folder, "one", run=partial(in_this_process, patch))
     return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray cluster that jobs connect to, as on several machines, with fewer processors than workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
+        with ray_cluster(1) as ray, pytest.MonkeyPatch.context() as joining:
+            joining.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+            joining.setattr(ray, "shutdown", lambda: None)
+            joining.setattr(ray, "init", lambda **_: None)
+            yield
 
 
 def in_this_process(patch: pytest.MonkeyPatch, folder: Path, *words: str) -> None:
@@ -59,6 +87,10 @@ def results(folder: Path, out: str) -> dict:
     return content
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_five_trials_on_two_ranks_give_the_results_of_one_process(place: Path):
     def on_ranks(folder: Path, *words: str) -> None:
         on_two_ranks(folder, "rank", *words)
@@ -76,10 +108,7 @@ def test_one_trial_by_its_id_gives_the_result_of_the_full_run(place: Path, monke
     assert alone["trials"] == [expected]
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(TRIALS + 1, marks=pytest.mark.slow)])
-def test_ray_workers_give_the_results_of_one_process(
-    place: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-):
+def check_on_ray(place: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     out, run = f"ray{workers}", partial(in_this_process, monkeypatch)
     assert evaluate(place, out, f"--ray={workers}", run=run) == results(place, "one")
     assert (place / out / "report.html").read_text().count("<video") == 1
@@ -87,12 +116,16 @@ def test_ray_workers_give_the_results_of_one_process(
 
 
 @pytest.mark.slow
+def test_more_ray_workers_than_trials(place: Path, monkeypatch: pytest.MonkeyPatch):
+    check_on_ray(place, monkeypatch, TRIALS + 1)
+
+
+@pytest.mark.slow
 def test_a_ray_worker_that_dies_is_started_again_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    doubles = Path(__file__).parents[1] / "doubles"
-    monkeypatch.setenv("PYTHONPATH", f"{doubles}:{os.environ.get('PYTHONPATH', '')}")
-    words = ["--model=tasks.fixed_policy.FixedPolicy", "--model.policy=mortal_policy.Mortal"]
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
+    words = ["--model=tasks.fixed_policy.FixedPolicy", "--model.policy=doubles.mortal_policy.Mortal"]
     words += [f"--model.policy.grave={tmp_path / 'grave'}"]
     words += ["--data=configs/benchmark/reach_target_receding.yaml", f"--data.out={tmp_path / 'out'}"]
     words += ["--data.trials_per_step=1", "--data.references=false", f"{RULES}.trials_per_task={TRIALS}"]
@@ -101,6 +134,37 @@ def test_a_ray_worker_that_dies_is_started_again_and_continues(
     assert (tmp_path / "grave").exists()
     assert "resuming: 1 of 5 trials are finished" in said
     assert len(results(tmp_path, "out")["trials"]) == TRIALS
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_workers_give_the_results_of_one_process(place: Path, monkeypatch: pytest.MonkeyPatch):
+    check_on_ray(place, monkeypatch, 2)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_workers_write_the_same_bytes_also_when_one_dies(tmp_path: Path):
+    write_shards(MovingSquares(5, 10), tmp_path / "one", 2, workers=0, progress=False)
+    fatal = FatalSquares(5, 10, marker=str(tmp_path / "died"))
+    write_shards(fatal, tmp_path / "ray", 2, Workers(ray=2), progress=False)
+    assert (tmp_path / "died").exists()
+    one, ray = (contents(tmp_path / name) for name in ("one", "ray"))
+    for name in ("index.json", "README.md"):  # they name the class of the source
+        del one[name], ray[name]
+    assert one == ray
+    assert len(one) == 6
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_error_on_a_worker_is_the_users_error(tmp_path: Path):
+    @dataclass(frozen=True)
+    class Wrong(MovingSquares):
+        def __getitem__(self, index: int) -> Episode:
+            raise InvalidValue(f"episode {index} cannot be read")
+
+    with pytest.raises(ValueError, match="episode 0 cannot be read") as caught:
+        write_shards(Wrong(2, 10), tmp_path / "wrong", 2, Workers(ray=1), progress=False)
+    assert sentence(caught.value) == "episode 0 cannot be read"
+    assert [path.name for path in (tmp_path / "wrong").iterdir()] == ["index.json"]
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
