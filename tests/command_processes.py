@@ -19,6 +19,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import pytest
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 LONGEST = 300  # seconds of a command
@@ -60,6 +61,12 @@ def start(output: Path, function: Callable[..., None], *arguments: object) -> Fo
     process = forking.Process(target=_printing, args=(str(output), function, arguments))
     process.start()
     return process
+
+
+def fork_workers(patch: pytest.MonkeyPatch) -> None:
+    """Fork workers that write shards from the server as well, where fresh ones are not what is tested."""
+    forking = multiprocessing.get_context("forkserver")
+    patch.setattr("datamodules.shards.parallel_writing.get_context", lambda _: forking)
 
 
 def _printing(output: str, function: Callable[..., None], arguments: Iterable[object]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_processes import fork_workers
 from lightning import Trainer
 
 from ai_wam.cli.shipped_configs import instantiate
@@ -198,8 +199,9 @@ def test_an_interrupted_cache_is_not_used_and_continues(shards: Path, caplog, ca
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
-def test_another_process_writes_the_same_bytes(shards: Path):
-    """One, since each imports the models; several at once are tested in test_shards.py."""
+def test_another_process_writes_the_same_bytes(shards: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fresh processes, and several at once, are tested in test_shards.py."""
+    fork_workers(monkeypatch)
     folder = cached(shards)
     one = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(folder)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from command_processes import fork_workers
 
 from ai_wam.cli import main
 from benchmarks.speed.moving_squares import MovingSquares
@@ -55,7 +56,8 @@ def test_the_rest_is_finished_and_the_missing_are_listed(tmp_path):
     assert "## Left out (3)\n\n- episode 1: traj1/obs_dict.pkl cannot" in (tmp_path / "README.md").read_text()
 
 
-def test_bytes_and_list_depend_on_the_episodes_alone(tmp_path):
+def test_bytes_and_list_depend_on_the_episodes_alone(tmp_path, monkeypatch):
+    fork_workers(monkeypatch)
     for name, workers in (("here", 0), ("spread", 2)):
         record(tmp_path / name, workers=workers)
     here, spread = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("here", "spread"))
