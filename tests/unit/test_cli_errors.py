@@ -1,5 +1,6 @@
 """One sentence for what was refused on purpose, the traceback for everything else."""
 
+import gc
 import os
 import re
 from importlib.util import find_spec
@@ -69,10 +70,16 @@ class Unreadable(Dataset):
         (FileNotFoundError(2, "No such file or directory", "a.tar"), "No such file or directory: 'a.tar'"),
     ],
 )
-def test_errors_of_data_workers_are_the_same_sentence(error: Exception, said: str):
+def test_errors_of_data_workers_are_the_same_sentence(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+):
+    # PyTorch waits so long for a worker to end, 5 s by itself, before it ends it.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
     with pytest.raises(SystemExit) as stop, one_sentence("fit"):
         next(iter(DataLoader(Unreadable(error), num_workers=1)))
     assert str(stop.value) == f"ai-wam fit: {said}"
+    del stop
+    gc.collect()  # the worker ends here
 
 
 @pytest.mark.parametrize(
