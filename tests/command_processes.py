@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -27,7 +27,6 @@ LONGEST = 300  # seconds of a command
 
 def fork_server() -> None:
     """Fork the server that multiprocessing would start, so that it has the imports of this process."""
-    resource_tracker.ensure_running()
     ended, alive = os.pipe()  # the server ends when every process that has `alive` has ended
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("")  # Linux picks a free abstract name
