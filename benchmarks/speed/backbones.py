@@ -224,9 +224,11 @@ def computed(name: str, size: tuple[int, int], frames: int, steps: int = 4) -> l
         work.append(flops(partial(model.codec.encode, clip)))
         # The beginning that is executed, as `VideoBackbone.decode` decodes it.
         beginning = frames if model.codec.causal == "encoder" else whole_clip(spec, 9)
-        for length in (beginning, frames):
+        decoding = {}
+        for length in {beginning, frames}:
             latents = torch.zeros(1, spec.channels, spec.latent_frames(length), *spec.grid(size))
-            work.append(flops(partial(model.codec.decode, latents)))
+            decoding[length] = flops(partial(model.codec.decode, latents))
+        work += [decoding[beginning], decoding[frames]]
     whole = sum(p.numel() for p in model.denoiser.parameters())
     step = max(work[1] / PEAK, 2 * whole / BANDWIDTH)
     act = steps * step + 2 * work[3] / PEAK

@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = sorted(file.stem for file in (CONFIGS / "backbone").glob("*-tiny.yaml"))
 SHORT = [
     *("--trainer.max_steps=3", "--trainer.val_check_interval=3", "--trainer.limit_val_batches=1"),
-    *("--data.batch_size=2", "--data.workers=0"),
+    *("--data.batch_size=2", "--data.workers=0", "--model.sampling.steps=1"),
 ]
 
 ONE_STEP = ["--trainer.max_steps=1", "--trainer.val_check_interval=1"]
@@ -49,8 +49,8 @@ def fit(patch: pytest.MonkeyPatch, name: str, *more: str) -> None:
     run(patch, "fit", "--config", "configs/quickstart.yaml", *SHORT, *folders, *more)
 
 
-def one_trial(patch: pytest.MonkeyPatch, out: str, *words: str) -> dict:
-    few = "--data.benchmark.init_args.protocol.trials_per_task=2"
+def one_trial(patch: pytest.MonkeyPatch, out: str, *words: str, trials: int = 1) -> dict:
+    few = f"--data.benchmark.init_args.protocol.trials_per_task={trials}"
     run(patch, "test", "--data", "configs/benchmark/reach_target.yaml", few, f"--data.out={out}", *words)
     return json.loads((Path(out) / "results.json").read_text())
 
@@ -96,7 +96,7 @@ def test_every_tiny_backbone_fits_every_task(
     decode = "--data.decode=all" if "joint" in task else "--data.decode=first"
     precision = "bf16-mixed" if "joint" in task else "32-true"
     words = [f"--model={task}", f"--model.backbone=configs/backbone/{backbone}.yaml", decode]
-    small = ["--model.sampling.steps=1", "--model.clip.size=[32, 32]", "--data.batch_size=1"]
+    small = ["--model.clip.size=[32, 32]", "--data.batch_size=1"]
     fit(monkeypatch, name, *words, f"--trainer.precision={precision}", *ONE_STEP, *small)
     assert (place / name / "fit" / "checkpoints" / "last.ckpt").is_file()
 
@@ -106,7 +106,7 @@ def tested(place: Path) -> dict:
     """Results of trials of the fitted policy, as it was saved."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        return one_trial(patch, "tested", "--ckpt_path=fit/fit/checkpoints/last.ckpt")
+        return one_trial(patch, "tested", "--ckpt_path=fit/fit/checkpoints/last.ckpt", trials=2)
 
 
 def test_test_runs_trials_and_reports(place: Path, tested: dict):
@@ -121,7 +121,7 @@ def test_an_exported_checkpoint_acts_as_before(place: Path, tested: dict, monkey
     monkeypatch.chdir(place)
     checkpoint = "--ckpt_path=fit/fit/checkpoints/last.ckpt"
     run(monkeypatch, "export-checkpoint", checkpoint, "--out=exported")
-    after = one_trial(monkeypatch, "after", "--model=exported/task.yaml")
+    after = one_trial(monkeypatch, "after", "--model=exported/task.yaml", trials=2)
     for one, other in zip(tested["trials"], after["trials"], strict=True):
         assert one["id"] == other["id"]
         assert one["policy"]["diagnostics"] == pytest.approx(other["policy"]["diagnostics"], abs=1e-3)
@@ -275,7 +275,7 @@ def test_a_head_is_put_on_trained_weights_and_taken_off(
         assert torch.equal(made[name], value)
     file, bare = "--ckpt_path=headed/fit/checkpoints/last.ckpt", ["--model.freeze_backbone=false"]
     assert one_trial(monkeypatch, "with_head", file)["policy"]["config"]["action_head"] is not None
-    found = one_trial(monkeypatch, "without_head", file, *bare, "--model.action_head=null")
+    found = one_trial(monkeypatch, "without_head", file, *bare, "--model.action_head=null", trials=2)
     for one, other in zip(found["trials"], tested["trials"], strict=True):
         assert one["policy"]["diagnostics"] == other["policy"]["diagnostics"]
     with pytest.raises(SystemExit, match="begins a new run"):

@@ -138,7 +138,7 @@ def test_a_recipe_trains_validates_saves_and_resumes(
         (
             "quickstart_joint",
             [
-                *("--data=configs/data/mixture.yaml", "--data.epoch_size=16", "--data.batch_size=2"),
+                *("--data=configs/data/mixture.yaml", "--data.epoch_size=16"),
                 *("--model.clip.views=[front,side,wrist]", "--trainer.precision=bf16-mixed"),
             ],
         ),
@@ -149,7 +149,7 @@ def test_a_quickstart_trains_validates_saves_and_resumes(
 ):
     monkeypatch.chdir(place)
     file = f"runs/{name}/fit/checkpoints/last.ckpt"
-    words = [*words, "--data.workers=1"]
+    words = [*words, "--data.workers=1", "--data.batch_size=2", "--model.clip.size=[32,32]"]
     run(name, [*short(name, STEPS), *words], monkeypatch)
     saved = read(file)
     run(name, [*short(name, 2 * STEPS), *words, f"--ckpt_path={file}"], monkeypatch)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,8 +44,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     write_shards(MovingSquares(3, 12), folder / "data", 2, workers=0, progress=False)
     config = yaml.safe_load(config_path("configs/quickstart.yaml").read_text())
-    config["model"]["init_args"]["backbone"] = str(config_path("configs/backbone/wan-tiny.yaml"))
-    config["model"]["init_args"]["prompt_dropout"] = 0.3
+    config["model"]["init_args"].update(backbone=small_backbone(), prompt_dropout=0.3)
+    config["model"]["init_args"]["sampling"]["steps"] = 1
     config["data"]["init_args"].update(
         train=str(folder / "data"), val=str(folder / "data"), batch_size=BATCH, epoch_size=EPOCH * BATCH + 1
     )
@@ -57,6 +58,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         fit(patch, "whole", "--data.workers=0")
     return folder
+
+
+def small_backbone() -> dict[str, Any]:
+    """The tiny Wan with one block: most of a short fit is reading and writing checkpoints."""
+    backbone = yaml.safe_load(config_path("configs/backbone/wan-tiny.yaml").read_text())
+    backbone["init_args"]["architecture"].update(num_layers=1, num_attention_heads=2, ffn_dim=128)
+    return backbone
 
 
 def words(name: str, *more: str) -> list[str]:
@@ -253,7 +261,8 @@ def test_a_second_run_does_not_replace_the_first(begun: Path, monkeypatch: pytes
         with pytest.raises(SystemExit, match=again):
             fit(monkeypatch, str(begun), *LONGER, *more)
     assert checkpoint(begun).read_bytes() == good
-    fit(monkeypatch, str(begun), *LONGER, "--trainer.logger.init_args.version=other")
+    other = ["--trainer.logger.init_args.version=other", "--trainer.max_steps=1"]
+    fit(monkeypatch, str(begun), *LONGER, *other)
     assert (begun / "other" / "checkpoints" / "last.ckpt").is_file()
 
 

@@ -25,7 +25,7 @@ from backbones.wan import Wan
 from backbones.weights import denoiser_folder as folders
 from backbones.weights.denoiser_folder import split_weights
 
-SIZE, FRAMES, VIEWS = (64, 64), 9, 2
+SIZE, FRAMES, VIEWS = (32, 32), 9, 2
 CLIP = {"frames": FRAMES, "stride": 1, "control_hz": 5, "size": list(SIZE), "views": ["a", "b"]}
 MORE = {"block_rank": 4, "camera_encoders": True}
 TWINS = {"wan": MORE, "cogvideox": {}, "svd": {}, "wan-i2v": {}}
@@ -61,6 +61,16 @@ def trained(name: str, tmp_path: Path) -> tuple[VideoBackbone, Path]:
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["ai-wam", "export-checkpoint", *words])
     main()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained Wan as the command writes it, for tests that change nothing in its folder."""
+    place = tmp_path_factory.mktemp("exported")
+    _, file = trained("wan", place)
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, f"--ckpt_path={file}", f"--out={place / 'mine'}")
+    return place / "mine"
 
 
 def inputs(model: VideoBackbone) -> tuple[Canvas, Context, torch.Tensor]:
@@ -198,13 +208,8 @@ def test_a_named_adapter_that_is_not_there_is_missed(tmp_path: Path, monkeypatch
     ("option", "value"),
     [("prediction", "native"), ("given_attention", "one_way"), ("time", "per_token"), ("path", "EDM")],
 )
-def test_a_network_is_used_as_it_was_trained(
-    option: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    _, file = trained("wan", tmp_path)
-    out = tmp_path / "mine"
-    run(monkeypatch, f"--ckpt_path={file}", f"--out={out}")
-    content = yaml.safe_load((out / "backbone.yaml").read_text())
+def test_a_network_is_used_as_it_was_trained(option: str, value: str, exported: Path):
+    content = yaml.safe_load((exported / "backbone.yaml").read_text())
     content["init_args"][option] = (
         {"class_path": "ai_wam.diffusion.noise_paths.EDM"} if option == "path" else value
     )
@@ -249,11 +254,8 @@ def test_what_the_folder_lacks_starts_silent(tmp_path: Path, monkeypatch: pytest
     torch.testing.assert_close(predicted(more), predicted(backbone), atol=1e-6, rtol=0)
 
 
-def test_low_rank_adapters_are_merged_into_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    _, file = trained("wan", tmp_path)
-    out = tmp_path / "mine"
-    run(monkeypatch, f"--ckpt_path={file}", f"--out={out}")
-    content = yaml.safe_load((out / "backbone.yaml").read_text())
+def test_low_rank_adapters_are_merged_into_a_copy(tmp_path: Path, exported: Path):
+    content = yaml.safe_load((exported / "backbone.yaml").read_text())
     content["init_args"]["training"] = {"lora": {"rank": 2}}
     adapted = instantiate(content, VideoBackbone)
     for name, parameter in adapted.denoiser.named_parameters():
@@ -266,7 +268,7 @@ def test_low_rank_adapters_are_merged_into_a_copy(tmp_path: Path, monkeypatch: p
     merged = instantiate(content, VideoBackbone)
     assert not any("lora" in name for name in merged.denoiser.state_dict())
     torch.testing.assert_close(predicted(merged), wanted, atol=1e-4, rtol=1e-4)
-    content["init_args"]["pretrained"] = str(out)
+    content["init_args"]["pretrained"] = str(exported)
     assert not torch.allclose(predicted(instantiate(content, VideoBackbone)), wanted, atol=1e-2)
 
 

@@ -135,7 +135,7 @@ class Long(Recordings):
     def frames(self) -> Iterator[Frame]:
         first = next(iter(super().__getitem__(0).frames))
         for number in range(160):
-            if number % 20 == 0:
+            if number % 40 == 0:
                 held = sum(type(each) is _Seen for each in gc.get_objects())
                 self.most = max(self.most, held)
             yield replace(first, seconds=number / self.hz)

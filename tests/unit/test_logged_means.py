@@ -62,7 +62,7 @@ class Batches(Dataset):
 @pytest.fixture
 def backbone() -> VideoBackbone:
     torch.manual_seed(0)
-    return instantiate("configs/backbone/wan-tiny.yaml", VideoBackbone)
+    return instantiate("configs/backbone/wan-tiny.yaml", VideoBackbone, "architecture.num_layers=1")
 
 
 def fit(task: JointGeneration | ActionLabeling, logger: object, train: Dataset, **options: object) -> Trainer:
