@@ -1,7 +1,9 @@
 """What contract tests of backbones share: the tiny twins, and canvases and contexts of random clips."""
 
+import inspect
 from pathlib import Path
 
+import pytest
 import torch
 
 from ai_wam.cameras import Cameras
@@ -9,6 +11,7 @@ from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.cli.shipped_configs import instantiate
 from backbones.base import VideoBackbone
 from backbones.conditions.prompts import Context
+from backbones.networks import wan_attention
 
 TINY = sorted((Path(__file__).parents[1] / "configs" / "backbone").glob("*-tiny.yaml"))
 SIZE, FRAMES, VIEWS, BATCH = (32, 32), 9, 2, 2
@@ -57,6 +60,19 @@ def inputs(backbone: VideoBackbone, canvas: Canvas) -> tuple[Context, torch.Tens
 def context_of(backbone: VideoBackbone, prompts: list[str]) -> Context:
     now = torch.rand(BATCH, VIEWS, 3, 1, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return backbone.encode_context(prompts, now, torch.ones(BATCH, VIEWS, dtype=torch.bool))
+
+
+def traced(patch: pytest.MonkeyPatch, **options: bool) -> None:
+    """Let blocks be traced, without minutes of code generation and without the tests' checks of shapes.
+
+    The checks break a graph into pieces that are compiled one by one; outside of tests there are none.
+    """
+    compile_module = torch.nn.Module.compile
+    patch.setattr(
+        torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager", **options)
+    )
+    for owner, name in ((wan_attention.WanAttention, "__call__"), (wan_attention, "_rotated")):
+        patch.setattr(owner, name, inspect.unwrap(getattr(owner, name)))
 
 
 def awaken(backbone: VideoBackbone) -> VideoBackbone:

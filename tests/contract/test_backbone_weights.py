@@ -15,6 +15,7 @@ from backbone_twins import (
     canvas_of,
     inputs,
     learn,
+    traced,
 )
 
 from ai_wam.canvas import Canvas
@@ -67,10 +68,7 @@ def test_a_saved_step_continues_bitwise(
 def test_a_step_is_the_same_with_less_memory_and_compiled(
     file: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ):
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(  # traced, without minutes of code generation
-        torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager")
-    )
+    traced(monkeypatch)
     # The first and the last block, which Mochi builds otherwise; the UNet of SVD has one layer per block.
     two = ["architecture.num_layers=2"] if "num_layers" in file.read_text() else []
     plain, changed = build(file, *two).train(), build(file, *two, change).train()

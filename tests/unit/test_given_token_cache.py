@@ -1,10 +1,10 @@
 """Remembering what is given: one-way attention, its key/value cache, and decoding of beginnings."""
 
-import inspect
 from dataclasses import replace
 
 import pytest
 import torch
+from backbone_twins import traced
 from torch._dynamo.utils import counters
 
 from ai_wam.cameras import Cameras
@@ -12,8 +12,6 @@ from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.diffusion.noise_paths import FlowMatching
 from backbones.codecs.patch import PatchCodec
 from backbones.conditions.prompts import Context, HashedWords
-from backbones.networks import wan_attention
-from backbones.networks.wan_attention import WanAttention
 from backbones.wan import Wan
 from backbones.weights.training_options import Training
 
@@ -158,12 +156,7 @@ def test_memory_does_not_outlive_a_sample():
 @pytest.mark.filterwarnings("ignore:.*non-leaf Tensor.*", "ignore:The .grad attribute of a Tensor")
 def test_compiled_blocks_share_their_graphs_whatever_their_number(monkeypatch: pytest.MonkeyPatch):
     """A block that guarded on its place among the others would be compiled twelve times, then given up."""
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager", fullgraph=True)
-    )
-    for owner, name in ((WanAttention, "__call__"), (wan_attention, "_rotated")):
-        monkeypatch.setattr(owner, name, inspect.unwrap(getattr(owner, name)))  # shape checks are not traced
+    traced(monkeypatch, fullgraph=True)
     monkeypatch.setitem(SMALL, "num_layers", 12)
     options = {"given_attention": "one_way", "cache_given": True}
     plain, compiled = wan(**options), wan(**options, training=Training(compile_blocks=True))
