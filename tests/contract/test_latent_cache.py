@@ -21,7 +21,7 @@ from datamodules.shards.reader import ShardSet
 from tasks.joint import JointGeneration
 
 TINY = sorted((Path(__file__).parents[2] / "configs" / "backbone").glob("*-tiny.yaml"))
-CLIP = Clip(frames=9, stride=1, size=(64, 64))
+CLIP = Clip(frames=9, stride=1, size=(32, 32))
 
 
 STILL, MOVING = ("front", "left_shoulder"), ("front", "wrist")
@@ -89,4 +89,4 @@ def test_cached_and_computed_canvases_are_equal(
     moved = cached.to("cpu").rows([2, 0])
     assert moved.encoded is not None
     torch.testing.assert_close(moved.encoded.first, cached.encoded.first[[2, 0]])
-    assert replace(moved, encoded=None).video.shape == (2, 2, 3, 9, 64, 64)
+    assert replace(moved, encoded=None).video.shape == (2, 2, 3, 9, *CLIP.size)
