@@ -170,8 +170,13 @@ def test_bad_matrices_are_refused_with_their_place():
     mirrored[0, 0, 0, 0] = -1
     with pytest.raises(ValueError, match="no rigid motion"):
         Cameras(k, mirrored)
+    tilted = pose.clone()
+    tilted[1, 0, 3, 0] = 1
+    with pytest.raises(ValueError, match=r"world_from_camera\[1, 0\] is no rigid motion"):
+        Cameras(k, tilted)
     with pytest.raises(ValueError, match="float32 or float64"):
         Cameras(k.half(), pose)
+    Cameras(k, torch.full_like(pose, torch.inf))  # lost ones, without a warning
     lost = pose.clone()
     lost[0, 1] = torch.nan
     projection = Cameras(k, lost).project(torch.tensor([0.0, 0, 1]).expand(2, 3, 1, 3), (4, 4))
