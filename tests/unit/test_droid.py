@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,10 +23,17 @@ CLOCK = "observation/timestamp"
 EXT1 = f"observation/camera_extrinsics/{fixture.SERIALS['ext1']}_left"
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("droid")
+    fixture.write(folder)
+    return folder
+
+
 @pytest.fixture
-def root(tmp_path):
-    fixture.write(tmp_path)
-    return tmp_path
+def root(written, tmp_path):
+    """A copy to be damaged."""
+    return Path(shutil.copytree(written, tmp_path / "droid"))
 
 
 def source(root, **words):
