@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from ai_wam.cli.errors import one_sentence
-from ai_wam.cli.signals import interruptible
+from ai_wam.cli.signals import interruptible, raise_swallowed
 from ai_wam.errors import InvalidValue
 
 _LIGHTNING = {
@@ -58,11 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(command: str, rest: Sequence[str]) -> None:
     if command == "test" and any(word.partition("=")[0] == "--ray" for word in rest):
-        import_module("ai_wam.cli.ray_trials").main([command, *rest])
+        _imported("ray_trials").main([command, *rest])
     elif command == "cache":  # takes the words of a `fit`
-        import_module("ai_wam.cli.cache").main(rest)
+        _imported("cache").main(rest)
     elif command in _LIGHTNING:
-        import_module("ai_wam.cli.training").run([command, *rest])
+        _imported("training").run([command, *rest])
     elif command in _OWN:
         from jsonargparse import auto_cli
 
@@ -70,7 +71,7 @@ def _run(command: str, rest: Sequence[str]) -> None:
         from ai_wam.cli.shipped_configs import resolved
 
         name = _MODULES.get(command, command).replace("-", "_")
-        module = import_module(f"ai_wam.cli.{name}")
+        module = _imported(name)
         positional, prog = command in _POSITIONAL, f"ai-wam {command}"
         auto_cli(
             getattr(module, name),
@@ -81,6 +82,13 @@ def _run(command: str, rest: Sequence[str]) -> None:
         )
     else:
         raise InvalidValue(f"unknown command {command!r}\n\n{_usage()}")
+
+
+def _imported(name: str) -> ModuleType:
+    """A module of this package; the many that it imports take seconds, in which Ctrl-C may come."""
+    module = import_module(f"ai_wam.cli.{name}")
+    raise_swallowed()
+    return module
 
 
 def _usage() -> str:

@@ -45,6 +45,12 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def raise_swallowed() -> None:
+    """Raise a signal's exception again that a library has swallowed, as imports with a bare `except` do."""
+    if _received is not None:
+        _end(_received, None)
+
+
 def received(error: BaseException) -> int | None:
     """The signal that an error follows from: itself, or as what a library made of it."""
     if isinstance(error, KeyboardInterrupt):

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end a command with one line and the status that shells expect; what is done is kept."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_processes import command, start, wait_until
@@ -37,6 +39,22 @@ def test_while_a_command_is_imported(tmp_path: Path, number: signal.Signals):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert said.splitlines() == ["ai-wam fit: interrupted"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_while_an_import_swallows_every_exception(monkeypatch: pytest.MonkeyPatch, number: signal.Signals):
+    begun = []
+
+    def swallowing(name: str) -> SimpleNamespace:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(number)
+        return SimpleNamespace(run=begun.append)
+
+    monkeypatch.setattr("ai_wam.cli.import_module", swallowing)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit"])
+    assert stop.value.code == 128 + number
+    assert begun == []
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])
