@@ -12,6 +12,7 @@ from jaxtyping import Float
 from ai_wam.episodes import Episode, Frame, SourceCard
 from ai_wam.errors import InvalidIndex, InvalidValue, LostEpisode
 from ai_wam.utils.class_paths import class_path
+from benchmarks.shifts import Shift, ShiftedSimulator
 from benchmarks.simulator import Simulator, SimulatorCrash, Trial
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ class Demonstrations:
         views: cameras to record; the simulator's own choice if left out.
         hold_seconds: how long an episode continues after the expert's last action, which is held.
         max_attempts: scenes tried for one episode.
+        shift: what the scenes differ in from the simulator's usual ones, drawn per episode (domain
+            randomisation); the drawn values go into the episode's provenance.
 
     Raises:
         ValueError: an argument out of range; the message says what is possible.
@@ -48,8 +51,9 @@ class Demonstrations:
         views: Sequence[str] | None = None,
         hold_seconds: float = 0.8,
         max_attempts: int = 20,
+        shift: Shift | None = None,
     ) -> None:
-        self.simulator = simulator
+        self.simulator = _shifted(simulator, shift)
         self.tasks = tuple(tasks) or tuple(simulator.tasks())
         self.episodes_per_task, self.split, self.max_attempts = episodes_per_task, split, max_attempts
         self.record_hz, self.hold_seconds = record_hz, hold_seconds
@@ -134,14 +138,31 @@ class Demonstrations:
     def _provenance(self, trial: Trial, attempts: int) -> Mapping[str, Any]:
         return {
             "source": "demonstration",
-            "simulator": class_path(self.simulator),
+            "simulator": class_path(getattr(self.simulator, "simulator", self.simulator)),
             **getattr(self.simulator, "settings", {}),
+            **({"drawn": self.simulator.drawn} if isinstance(self.simulator, ShiftedSimulator) else {}),
             "task": trial.task,
             "variation": trial.variation,
             "trial": trial.id,
             "seed": trial.seed,
             "attempts": attempts,
         }
+
+
+def _shifted(simulator: Simulator, shift: Shift | None) -> Simulator:
+    """The simulator that builds the shifted scenes.
+
+    Raises:
+        ValueError: a part that belongs into tests, or that the simulator cannot build.
+    """
+    if shift is None:
+        return simulator
+    if unfit := sorted({"views", "instruction"} & set(shift.parts)):
+        raise InvalidValue(
+            f"Demonstrations: shift has {unfit}; a recording keeps all its views, and phrasings that "
+            "training has are not held out any more: leave them to the protocol of a test"
+        )
+    return ShiftedSimulator(simulator, shift)
 
 
 def _variations(simulator: Simulator, tasks: Sequence[str]) -> dict[str, int]:

@@ -152,6 +152,7 @@ class Simulator(Protocol):
     """A simulator that runs one trial at a time; copies of it (worlds) run several side by side."""
 
     control_hz: float
+    cameras: tuple[str, ...]  # names of all that it has
 
     def tasks(self) -> Mapping[str, int]:
         """Names of the tasks with their numbers of variations."""
@@ -207,4 +208,34 @@ class Simulator(Protocol):
 
     def close(self) -> None:
         """Release the renderer."""
+        ...
+
+
+@runtime_checkable
+class Shiftable(Protocol):
+    """A simulator that can build scenes which differ from its usual ones; see `benchmarks.shifts`.
+
+    Attributes:
+        shift_parts: names of the parts of a shift that it can build.
+    """
+
+    shift_parts: frozenset[str]
+
+    def check_shift(self, parts: Mapping[str, Any]) -> None:
+        """Refuse ranges beyond what can be built.
+
+        Args:
+            parts: the parts by name.
+
+        Raises:
+            ValueError: the message names the range and its limit here.
+        """
+        ...
+
+    def shift_definition(self) -> str:
+        """Hash of the code that builds shifted scenes."""
+        ...
+
+    def shift_next(self, drawn: Mapping[str, Any]) -> None:
+        """Build the next `reset`'s scene with drawn values, by part; without a call it is the usual one."""
         ...

@@ -266,6 +266,7 @@ class TrialDataModule(LightningDataModule):
             protocol.hash(simulator, self.clip),
             self._policy,
             self.benchmark.versions() or journal.world,
+            self.benchmark.drawn(self._shared),
         )
         for name, value in _scalars(self.results).items():
             module.log(name, value, sync_dist=trainer.world_size > 1)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -38,8 +39,8 @@ class Benchmark:
     ) -> None:
         if parallel < 1:
             raise InvalidValue(f"Benchmark: parallel is {parallel}; at least one world must run")
-        self.simulator = simulator
         self.protocol = protocol or EvaluationProtocol()
+        self.simulator = self.protocol.shifted(simulator)
         self.parallel = parallel
         self.tokenizer = tokenizer or ActionImageTokenizer()
         self._worlds: list[Simulator] = []
@@ -50,6 +51,13 @@ class Benchmark:
     def trials(self) -> list[Trial]:
         """Every trial of the protocol."""
         return self.protocol.trials(self.simulator)
+
+    def drawn(self, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
+        """Values of the protocol's shift by trial id; empty without a shift."""
+        shift = self.protocol.shift
+        if shift is None:
+            return {}
+        return {trial.id: shift.draw(trial, self.simulator.cameras) for trial in trials}
 
     @torch.no_grad()
     def run(

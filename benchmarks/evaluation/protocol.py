@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ai_wam.errors import InvalidValue
 from ai_wam.types import Clip
 from ai_wam.utils.class_paths import class_path
+from benchmarks.shifts import Shift, ShiftedSimulator
 from benchmarks.simulator import Simulator, Trial
 
 _RULES = 2  # raised when this package draws, executes or evaluates trials in another way than before
@@ -61,6 +62,7 @@ class EvaluationProtocol:
     prefix: int = 0
     max_position_std: float | None = None
     low_confidence: Literal["hold", "replan"] = "hold"
+    shift: Shift | None = None
 
     def __post_init__(self) -> None:
         if self.execution not in ("one_shot", "receding"):
@@ -114,6 +116,14 @@ class EvaluationProtocol:
             )
         return self.tasks or tuple(known)
 
+    def shifted(self, simulator: Simulator) -> Simulator:
+        """The simulator that builds the protocol's scenes.
+
+        Raises:
+            ValueError: it cannot build them.
+        """
+        return simulator if self.shift is None else ShiftedSimulator(simulator, self.shift)
+
     def trials(self, simulator: Simulator) -> list[Trial]:
         """Every trial, task by task; number i of a task is scene i // n of variation i % n."""
         return [
@@ -133,14 +143,20 @@ class EvaluationProtocol:
         known = simulator.tasks()
         tasks = {name: known[name] for name in self.task_names(simulator)}
         rules = dataclasses.asdict(self) | {"rules": _RULES, "tasks": tasks}
+        rules["shift"] = None if self.shift is None else self.shift.describe()
         if self.execution == "one_shot":
             del rules["execute_frames"]
-        for name, off in (("prefix", 0), ("max_position_std", None), ("low_confidence", "hold")):
+        for name, off in (
+            ("prefix", 0),
+            ("max_position_std", None),
+            ("low_confidence", "hold"),
+            ("shift", None),
+        ):
             if rules[name] == off:
                 del rules[name]
         seen = ("views", "size", "stride", "control_hz") + ("frames",) * (self.execution == "one_shot")
         view = {name: getattr(clip, name) for name in seen}
-        world = configuration(simulator)
+        world = configuration(simulator.simulator if isinstance(simulator, ShiftedSimulator) else simulator)
         if hasattr(simulator, "definition"):
             world["definition"] = simulator.definition(list(tasks))
         described: dict[str, Any] = json.loads(canonical(rules | {"clip": view, "simulator": world}))

@@ -28,6 +28,7 @@ def assemble(
     protocol_hash: str,
     policy: Mapping[str, Any],
     world: Mapping[str, str] | None = None,
+    drawn: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -39,6 +40,7 @@ def assemble(
         protocol_hash: its hash.
         policy: name, configuration and checkpoint of the policy.
         world: versions of the software that ran the worlds in processes of their own.
+        drawn: values of the protocol's shift by trial id.
 
     The means are over tasks, without those whose ceiling is below the protocol's `min_ceiling` or unknown;
     "low_ceiling" names these. A mean over no task is None. A trial that the simulator lost counts as not
@@ -64,7 +66,7 @@ def assemble(
         "mean_interval": {arm: _mean_interval([task[arm] for task in counted]) for arm in arms},
         "low_ceiling": low,
         "tasks": summary,
-        "trials": [_trial_entry(trial, arms) for trial in trials],
+        "trials": [_trial_entry(trial, arms, (drawn or {}).get(trial.id)) for trial in trials],
         "versions": versions() | ({"world": dict(world)} if world else {}),
     }
 
@@ -194,13 +196,16 @@ def _task_summary(trials: Sequence[Trial], arms: Mapping[str, Mapping[str, Trial
     }
 
 
-def _trial_entry(trial: Trial, arms: Mapping[str, Mapping[str, TrialResult]]) -> dict[str, Any]:
+def _trial_entry(
+    trial: Trial, arms: Mapping[str, Mapping[str, TrialResult]], drawn: Mapping[str, Any] | None
+) -> dict[str, Any]:
     return {
         "id": trial.id,
         "task": trial.task,
         "variation": trial.variation,
         "seed": trial.seed,
         "prompt": arms["policy"][trial.id].prompt,
+        **({} if drawn is None else {"shift": dict(drawn)}),
         **{arm: results[trial.id].to_json() for arm, results in arms.items()},
     }
 

@@ -68,7 +68,8 @@ class MeteredSimulator:
     """
 
     def __init__(self, simulator: Simulator, clock: Clock) -> None:
-        self.simulator, self.clock, self.control_hz = simulator, clock, simulator.control_hz
+        self.simulator, self.clock = simulator, clock
+        self.control_hz, self.cameras = simulator.control_hz, simulator.cameras
 
     def tasks(self) -> Mapping[str, int]:
         """As the simulator's."""

@@ -16,7 +16,7 @@ from benchmarks.simulators.tabletop.simulator import Tabletop
 class Clumsy:
     """A world of one number: the expert adds one per step, and falls short in some scenes of every twenty."""
 
-    control_hz = 20.0
+    control_hz, cameras = 20.0, ()
 
     def __init__(self, clumsy=0):
         self.clumsy, self.value, self.trial = clumsy, 0.0, None

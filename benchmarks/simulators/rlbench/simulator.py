@@ -72,6 +72,7 @@ class RLBench:
         ValueError: an argument out of range; the message says what is possible.
     """
 
+    cameras: tuple[str, ...] = VIEWS
     incidental = ("paths",)  # differs between machines; the packages' versions are part of the result
     _pose: Float[np.ndarray, "8"] | None
     _demonstration: Float[np.ndarray, "n 8"] | None

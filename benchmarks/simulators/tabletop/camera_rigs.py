@@ -48,6 +48,15 @@ class Workspace:
         low, high = np.array(self.low) - margin, np.array(self.high) + margin
         return Workspace(_triple(low), _triple(high))
 
+    def widened(self, margin: float) -> "Workspace":
+        """The box with those faces moved outwards that are apart: a flat box stays flat."""
+        margins = np.where(np.array(self.extent) > 0, margin, 0.0)
+        return Workspace(_triple(np.array(self.low) - margins), _triple(np.array(self.high) + margins))
+
+    def contains(self, point: Float[np.ndarray, "3"]) -> bool:
+        """Whether a point lies in the box or on its faces."""
+        return bool(np.all((self.low <= point) & (point <= self.high)))
+
     def sample(self, rng: np.random.Generator) -> Float[np.ndarray, "3"]:
         """A point drawn uniformly."""
         return rng.uniform(self.low, self.high)
@@ -120,6 +129,18 @@ def mounts(rig: str, workspace: Workspace) -> dict[str, Mount]:
         fixed = {name: _frame(centre + direction, points) for name, direction in _DIRECTIONS.items()}
         return {**fixed, "wrist": _WRIST}
     raise InvalidValue(f"rig {rig!r} is unknown; choose one of {list(RIGS)}")
+
+
+def framed_mount(position: Float[np.ndarray, "3"], workspace: Workspace) -> Mount:
+    """A camera at a position, aimed and narrowed as those of the framed rig are."""
+    return _frame(position, framed_points(workspace))
+
+
+def mount(
+    position: Float[np.ndarray, "3"], right: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"], fov: float
+) -> Mount:
+    """A camera of arrays."""
+    return Mount(_triple(position), _triple(right), _triple(up), fov)
 
 
 def framed_points(workspace: Workspace) -> Float[np.ndarray, "n 3"]:

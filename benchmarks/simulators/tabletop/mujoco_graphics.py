@@ -110,6 +110,13 @@ class Pictures:
         mujoco.mjr_readPixels(picture, None, area, self._drawing)
         return np.ascontiguousarray(picture[::-1])  # OpenGL's first row is the lowest
 
+    def upload_textures(self) -> None:
+        """Draw with the model's textures as they are now."""
+        if self._drawing is not None:
+            self._opengl.make_current()
+            for texture in range(self._model.ntex):
+                mujoco.mjr_uploadTexture(self._model, self._drawing, texture)
+
     def close(self) -> None:
         """Free what the pictures hold on the graphics card; a second call does nothing."""
         if self._drawing is not None:

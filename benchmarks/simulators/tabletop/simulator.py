@@ -22,13 +22,14 @@ from benchmarks.simulator import (
     fingerprint,
 )
 from benchmarks.simulators.tabletop import camera_rigs as rigs
-from benchmarks.simulators.tabletop import panda, scene
+from benchmarks.simulators.tabletop import panda, scene, scene_shift
 from benchmarks.simulators.tabletop import robot_tasks as tasks
 from benchmarks.simulators.tabletop.kinematics import Pose, Solution
 from benchmarks.simulators.tabletop.mujoco_graphics import Pictures
 from benchmarks.simulators.tabletop.physics_world import World, substeps
 from benchmarks.simulators.tabletop.robot_tasks.base import TabletopTask, draw
 
+_USUAL: Mapping[str, Any] = {}  # drawn values of no shift
 _MAX_SIZE = 2048  # pixels; every software renderer has off-screen buffers of this size
 
 
@@ -55,7 +56,11 @@ class Tabletop:
         ValueError: an argument out of range; the message says what is possible.
     """
 
+    cameras: tuple[str, ...] = rigs.VIEWS
+    shift_parts = scene_shift.PARTS
     _trial: Trial | None
+    _shift: Mapping[str, Any]
+    _next_shift: Mapping[str, Any]
 
     def __init__(
         self,
@@ -92,7 +97,7 @@ class Tabletop:
 
     def definition(self, names: Sequence[str]) -> str:
         """Hash of the tasks' models, and of the code that places objects, moves the arm and finds success."""
-        models = [self._xml(name) for name in sorted(names)]
+        models = [self._xml(name, scene_shift.Extras()) for name in sorted(names)]
         files = (
             "kinematics.py",
             "physics_world.py",
@@ -110,17 +115,46 @@ class Tabletop:
         """
         task = self._task(trial.task)
         check_variation(trial, task.variations)
-        world = self._world(trial.task)
+        was_usual = not self._shift
+        self._shift, self._next_shift = self._next_shift, _USUAL
+        world = self._restored_world(trial.task)
         of_scene, of_start = (np.random.default_rng([trial.seed, stream]) for stream in (0, 1))
-        world.reset()
+        task.outside = self._shift.get("layout", {}).get("outside", 0.0)
         task.place(world, of_scene, trial.variation)
-        if of_start.uniform() < self.randomise_start:
+        self._apply_shift(world, task)
+        if self._starts_at_random(of_start):
             _place_arm_at_random(world, task, of_start)
         else:
             world.place_arm(panda.HOME)
+        if not was_usual or self._shift:
+            self._calibrations.clear()
+            for pictures in self._pictures.values():
+                pictures.upload_textures()
         self._trial, self._steps, self._scene = trial, 0, _fingerprint(world)
         task.status(world)
+        if "instruction" in self._shift:
+            return task.unseen_instructions(trial.variation)
         return task.instructions(trial.variation)
+
+    def check_shift(self, parts: Mapping[str, Any]) -> None:
+        """Refuse ranges of a shift beyond what can be built.
+
+        Raises:
+            ValueError: the message names the range and its limit here.
+        """
+        if "cameras" in parts:
+            for name in tasks.names():
+                region = self._task(name).region
+                scene_shift.check_cameras(parts["cameras"], rigs.mounts(self.rig, region), region)
+
+    def shift_definition(self) -> str:
+        """Hash of the code that builds shifted scenes."""
+        code = Path(scene_shift.__file__).read_text(encoding="utf-8")
+        return hashlib.sha256(code.encode()).hexdigest()
+
+    def shift_next(self, drawn: Mapping[str, Any]) -> None:
+        """Build the scene of the next reset with the drawn values of a shift."""
+        self._next_shift = drawn
 
     def scene(self) -> str:
         """Fingerprint of all poses and colours at the beginning of the trial."""
@@ -137,7 +171,7 @@ class Tabletop:
         wanted = self.views if views is None else tuple(views)
         check_views(wanted, rigs.VIEWS, "Tabletop")
         if wanted and name not in self._pictures:
-            self._pictures[name] = Pictures(world.model, self.image_size, self.shadows)
+            self._pictures[name] = Pictures(world.model, self.image_size, self._shows_shadows())
         pictures = {view: self._view(world, name, view) for view in wanted}
         return Frame(views=pictures, action=world.pose(), seconds=self._steps / self.control_hz)
 
@@ -176,9 +210,14 @@ class Tabletop:
 
     def close(self) -> None:
         """Release the OpenGL contexts; the next reset builds anew what it needs."""
+        self._close_worlds()
+        self._forget()
+
+    def _close_worlds(self) -> None:
         for pictures in self._pictures.values():
             pictures.close()
-        self._forget()
+        self._pictures.clear()
+        self._worlds.clear()
 
     def _check(self) -> None:
         rules = {
@@ -204,6 +243,9 @@ class Tabletop:
         self._worlds: dict[str, World] = {}
         self._pictures: dict[str, Pictures] = {}
         self._calibrations: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+        self._usual: dict[str, scene_shift.Usual] = {}
+        self._extras = scene_shift.Extras()
+        self._shift = self._next_shift = _USUAL
         self._trial = None
         self._steps, self._scene = 0, ""
 
@@ -218,16 +260,47 @@ class Tabletop:
             self._tasks[name] = tasks.load(name, rigs.WORKSPACES[self.workspace])
         return self._tasks[name]
 
-    def _world(self, name: str) -> World:
+    def _restored_world(self, name: str) -> World:
+        """The task's world in its usual state, with the lamps and bodies that the present shift needs."""
+        extras = scene_shift.Extras.of(self._shift)
+        if extras != self._extras:
+            self._close_worlds()
+            self._extras = extras
         if name not in self._worlds:
-            self._worlds[name] = World(self._xml(name), self.control_hz)
-        return self._worlds[name]
+            self._worlds[name] = world = World(self._xml(name, extras), self.control_hz)
+            self._usual[name] = scene_shift.Usual(world)
+        world = self._worlds[name]
+        self._usual[name].restore(world)
+        world.reset()
+        return world
 
-    def _xml(self, name: str) -> str:
+    def _apply_shift(self, world: World, task: TabletopTask) -> None:
+        """Change cameras, lamps, colours and distractors of a placed scene."""
+        drawn = self._shift
+        if "distractors" in drawn:
+            scene_shift.distract(world, drawn["distractors"])
+        if "light" in drawn:
+            scene_shift.light(world, drawn["light"])
+        if "appearance" in drawn:
+            scene_shift.paint(world, drawn["appearance"])
+        if "cameras" in drawn:
+            mounts = rigs.mounts(self.rig, task.region)
+            scene_shift.move_cameras(world, drawn["cameras"], mounts, task.region)
+
+    def _starts_at_random(self, rng: np.random.Generator) -> bool:
+        usual = bool(rng.uniform() < self.randomise_start)
+        return self._shift["start"]["random"] if "start" in self._shift else usual
+
+    def _shows_shadows(self) -> bool:
+        return self.shadows if self._extras.shadows is None else self._extras.shadows
+
+    def _xml(self, name: str, extras: scene_shift.Extras) -> str:
         task = self._task(name)
         timestep = 1 / self.control_hz / substeps(self.control_hz)
         mounts = rigs.mounts(self.rig, task.region)
-        return scene.mjcf(task.bodies(), task.assets(), mounts, self.image_size, timestep, self.shadows)
+        shadows = self.shadows if extras.shadows is None else extras.shadows
+        bodies = task.bodies() + extras.mjcf()
+        return scene.mjcf(bodies, task.assets(), mounts, self.image_size, timestep, shadows)
 
     def _current(self) -> tuple[World, str]:
         if self._trial is None:

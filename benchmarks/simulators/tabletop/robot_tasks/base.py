@@ -33,6 +33,9 @@ class TabletopTask(ABC):
     """
 
     variations: int
+    outside: float = (
+        0.0  # metres by which `place` grows its box; the named object then lies outside the usual one
+    )
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -50,6 +53,13 @@ class TabletopTask(ABC):
         """MJCF of materials the bodies use."""
         return ""
 
+    def named_place(self, rng: np.random.Generator, box: Workspace) -> Float[np.ndarray, "3"]:
+        """A point for the object to be acted on: in the box, or around it where `outside` says so."""
+        if not self.outside:
+            return box.sample(rng)
+        wide = box.widened(self.outside)
+        return draw(lambda: wide.sample(rng), lambda point: not box.contains(point), "place outside the box")
+
     @abstractmethod
     def place(self, world: World, rng: np.random.Generator, variation: int) -> None:
         """Draw a scene. The world has just been reset, its arm is at home."""
@@ -61,6 +71,10 @@ class TabletopTask(ABC):
     @abstractmethod
     def instructions(self, variation: int) -> tuple[str, ...]:
         """Phrasings of the command."""
+
+    @abstractmethod
+    def unseen_instructions(self, variation: int) -> tuple[str, ...]:
+        """Phrasings that demonstrations never have."""
 
     @abstractmethod
     def status(self, world: World) -> Status:

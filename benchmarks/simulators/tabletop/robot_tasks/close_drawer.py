@@ -28,6 +28,11 @@ _TEMPLATES = (
     "shut the {} drawer",
     "slide the {} drawer in",
 )
+_UNSEEN = (
+    "the {} drawer should be closed",
+    "press the {} drawer back into the cabinet",
+    "make the {} drawer shut",
+)
 
 
 class CloseDrawer(TabletopTask):
@@ -69,7 +74,7 @@ class CloseDrawer(TabletopTask):
         """Draw the cabinet's place and turn; pull the named drawer out."""
         yaw = rng.uniform(-_YAW, _YAW)
         cabinet = world.model.body("cabinet")
-        cabinet.pos[:] = _PLACES.sample(rng)
+        cabinet.pos[:] = self.named_place(rng, _PLACES)
         cabinet.quat[:] = (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
         self._drawer = variation
         for i in range(len(DRAWERS)):
@@ -83,6 +88,10 @@ class CloseDrawer(TabletopTask):
     def instructions(self, variation: int) -> tuple[str, ...]:
         """Phrasings with the drawer's name."""
         return tuple(template.format(DRAWERS[variation]) for template in _TEMPLATES)
+
+    def unseen_instructions(self, variation: int) -> tuple[str, ...]:
+        """Other phrasings."""
+        return tuple(template.format(DRAWERS[variation]) for template in _UNSEEN)
 
     def status(self, world: World) -> Status:
         """How far the drawer was pushed."""

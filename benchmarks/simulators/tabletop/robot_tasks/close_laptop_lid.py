@@ -28,6 +28,11 @@ _TEMPLATES = (
     "fold the {} laptop closed",
     "push the lid of the {} laptop down",
 )
+_UNSEEN = (
+    "the {} laptop should be closed",
+    "bring the screen of the {} laptop down",
+    "lower the {} laptop's lid",
+)
 
 
 class CloseLaptopLid(TabletopTask):
@@ -66,7 +71,7 @@ class CloseLaptopLid(TabletopTask):
 
     def place(self, world: World, rng: np.random.Generator, variation: int) -> None:
         """Draw place and turn."""
-        yaw, middle = rng.uniform(-math.pi, math.pi), _PLACES.sample(rng)
+        yaw, middle = rng.uniform(-math.pi, math.pi), self.named_place(rng, _PLACES)
         keys = np.array([math.cos(yaw), math.sin(yaw), 0.0])
         laptop = world.model.body("laptop")
         laptop.pos[:] = middle - _DEEP / 2 * keys + (0, 0, _THICK)
@@ -81,6 +86,10 @@ class CloseLaptopLid(TabletopTask):
     def instructions(self, variation: int) -> tuple[str, ...]:
         """Phrasings, some with the colour."""
         return tuple(template.format(list(_COLOURS)[variation]) for template in _TEMPLATES)
+
+    def unseen_instructions(self, variation: int) -> tuple[str, ...]:
+        """Other phrasings."""
+        return tuple(template.format(list(_COLOURS)[variation]) for template in _UNSEEN)
 
     def status(self, world: World) -> Status:
         """How far the lid was turned."""

@@ -28,6 +28,11 @@ _TEMPLATES = (
     "take the {} mug and raise it",
     "grab the {} cup",
 )
+_UNSEEN = (
+    "raise the cup that is {}",
+    "the mug to be lifted is the {} one",
+    "hold the {} cup in the air",
+)
 
 
 class PickUpCup(TabletopTask):
@@ -59,7 +64,7 @@ class PickUpCup(TabletopTask):
     def place(self, world: World, rng: np.random.Generator, variation: int) -> None:
         """Draw places, turns and the other colour."""
         places = draw(
-            lambda: np.stack([_PLACES.sample(rng) for _ in range(_CUPS)]),
+            lambda: np.stack([self.named_place(rng, _PLACES), _PLACES.sample(rng)]),
             lambda drawn: bool(np.linalg.norm(drawn[0] - drawn[1]) > _APART),
             "placement of cups",
         )
@@ -78,6 +83,10 @@ class PickUpCup(TabletopTask):
     def instructions(self, variation: int) -> tuple[str, ...]:
         """Phrasings with the colour's name."""
         return tuple(template.format(list(COLOURS)[variation]) for template in _TEMPLATES)
+
+    def unseen_instructions(self, variation: int) -> tuple[str, ...]:
+        """Other phrasings."""
+        return tuple(template.format(list(COLOURS)[variation]) for template in _UNSEEN)
 
     def status(self, world: World) -> Status:
         """Which cup is held up, if any."""

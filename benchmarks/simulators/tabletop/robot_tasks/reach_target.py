@@ -32,6 +32,11 @@ _TEMPLATES = (
     "go to the {} target",
     "bring the hand to the {} sphere",
 )
+_UNSEEN = (
+    "steer the tool to the ball that is {}",
+    "{} is the sphere to touch",
+    "make contact with the ball coloured {}",
+)
 
 
 class ReachTarget(TabletopTask):
@@ -67,10 +72,10 @@ class ReachTarget(TabletopTask):
 
     def place(self, world: World, rng: np.random.Generator, variation: int) -> None:
         """Draw centres and the two other colours."""
-        home = world.tip()
+        home, box = world.tip(), self.workspace
         self._down, self._first = home.quaternion, None
         self.centres = draw(
-            lambda: np.stack([self.workspace.sample(rng) for _ in range(_SPHERES)]),
+            lambda: np.stack([self.named_place(rng, box), *(box.sample(rng) for _ in range(_SPHERES - 1))]),
             lambda centres: _apart(centres) and _clear(home.position, centres),
             "placement of spheres",
         )
@@ -92,6 +97,10 @@ class ReachTarget(TabletopTask):
     def instructions(self, variation: int) -> tuple[str, ...]:
         """Phrasings with the colour's name."""
         return tuple(template.format(list(COLOURS)[variation]) for template in _TEMPLATES)
+
+    def unseen_instructions(self, variation: int) -> tuple[str, ...]:
+        """Other phrasings."""
+        return tuple(template.format(list(COLOURS)[variation]) for template in _UNSEEN)
 
     def status(self, world: World) -> Status:
         """The first sphere that the tip comes close to decides."""

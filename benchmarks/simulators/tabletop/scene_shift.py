@@ -1,0 +1,255 @@
+"""Shifted scenes of the tabletop suite: cameras, light, colours and distractors changed in MuJoCo's model."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ai_wam.errors import InvalidValue
+from benchmarks.simulators.tabletop import camera_rigs as rigs
+from benchmarks.simulators.tabletop.camera_rigs import Mount, Workspace
+from benchmarks.simulators.tabletop.mujoco_graphics import mujoco
+from benchmarks.simulators.tabletop.physics_world import World
+from benchmarks.simulators.tabletop.scene import TABLE_TOP
+
+PARTS = frozenset({"cameras", "light", "appearance", "distractors", "start", "layout", "instruction"})
+LAMPS, DISTRACTORS = 4, 8  # at most, the usual lamp included
+_ELEVATIONS = (0.0, 85.0)  # degrees over the horizon: cameras look down, and have an upright picture
+_HIDDEN = (0.0, 0.0, -5.0)  # where distractors are that a trial has not drawn
+_CLEAR = 0.1  # metres between a distractor and the task's objects, at least
+# None of the colours that instructions name.
+_COLOURS = np.array(
+    [
+        (0.45, 0.3, 0.18),
+        (0.95, 0.55, 0.1),
+        (0.25, 0.25, 0.28),
+        (0.4, 0.42, 0.2),
+        (0.6, 0.5, 0.75),
+        (0.9, 0.88, 0.8),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a model must have so that shifts can be built in it.
+
+    Attributes:
+        lamps: lamps beside the usual one.
+        distractors: bodies that a trial may show.
+        shadows: whether shadows can be cast; None: as the simulator is set up.
+    """
+
+    lamps: bool = False
+    distractors: bool = False
+    shadows: bool | None = None
+
+    @classmethod
+    def of(cls, drawn: Mapping[str, Any]) -> "Extras":
+        """What a trial's drawn values need; the same for all trials of a shift."""
+        light = drawn.get("light")
+        return cls(light is not None, "distractors" in drawn, light and light["shadows"])
+
+    def mjcf(self) -> str:
+        """Lamps that are off, and bodies below the floor; they follow the task's own bodies."""
+        lamps = "".join(
+            f'<light name="lamp{i}" directional="true" active="false" dir="0 0 -1" castshadow="false"/>'
+            for i in range(1, LAMPS)
+        )
+        shapes = ("sphere", "box", "cylinder", "capsule")
+        bodies = "".join(
+            f'<body name="distractor{i}" mocap="true" pos="{" ".join(map(str, _HIDDEN))}">'
+            f'<geom class="visual" type="{shapes[i % len(shapes)]}" size="0.03 0.03 0.03"/></body>'
+            for i in range(DISTRACTORS)
+        )
+        return lamps * self.lamps + bodies * self.distractors
+
+
+class Usual:
+    """A model's usual cameras, lamps and colours, to which every reset returns."""
+
+    def __init__(self, world: World) -> None:
+        model = world.model
+        names = ("cam_pos", "cam_quat", "cam_fovy", "geom_rgba", "geom_size", "mat_rgba", "tex_data")
+        lights = [name for name in dir(model) if name.startswith("light_") and name != "light_adr"]
+        self._usual = {name: np.array(getattr(model, name)) for name in [*names, *lights]}
+        self._headlight = {
+            name: np.array(getattr(model.vis.headlight, name)) for name in ("ambient", "diffuse")
+        }
+
+    def restore(self, world: World) -> None:
+        """Undo every shift."""
+        for name, value in self._usual.items():
+            getattr(world.model, name)[...] = value
+        for name, value in self._headlight.items():
+            getattr(world.model.vis.headlight, name)[:] = value
+
+
+def check_cameras(part: Any, mounts: Mapping[str, Mount], region: Workspace) -> None:
+    """Refuse elevations that turn a camera over or under the table.
+
+    Args:
+        part: a `benchmarks.shifts.parts.CameraShift`.
+        mounts: the rig's cameras.
+        region: the workspace.
+
+    Raises:
+        ValueError: the message names the camera and what is possible.
+    """
+    if "wrist" in part.views:
+        raise InvalidValue("shift: cameras moves the fixed cameras; the wrist camera rides on the hand")
+    low, high = part.elevation
+    for name in part.views or [view for view in mounts if view != "wrist"]:
+        usual = _elevation(mounts[name], region)
+        if (low, high) != (0, 0) and not _ELEVATIONS[0] <= usual + low <= usual + high <= _ELEVATIONS[1]:
+            raise InvalidValue(
+                f"shift: elevation [{low:g}, {high:g}] would take camera {name!r} from {usual:.0f} degrees "
+                f"to {usual + low:.0f} to {usual + high:.0f}; it must stay in [{_ELEVATIONS[0]:g}, "
+                f"{_ELEVATIONS[1]:g}]: take a smaller range, or name other cameras in `views`"
+            )
+
+
+def move_cameras(
+    world: World, drawn: Mapping[str, Any], mounts: Mapping[str, Mount], region: Workspace
+) -> None:
+    """Move the drawn cameras of a world.
+
+    Args:
+        world: its model is changed.
+        drawn: values of `benchmarks.shifts.parts.CameraShift`.
+        mounts: the rig's cameras.
+        region: what cameras are moved around, and framed on.
+    """
+    for name, values in drawn["views"].items():
+        if name == "wrist":
+            continue
+        mount = _moved(mounts[name], values, region, drawn["framed"])
+        camera = world.model.camera(name).id
+        axes = np.stack([mount.right, mount.up, np.cross(mount.right, mount.up)], axis=1)
+        world.model.cam_pos[camera], world.model.cam_fovy[camera] = mount.position, mount.fov
+        mujoco.mju_mat2Quat(world.model.cam_quat[camera], axes.ravel())
+
+
+def light(world: World, drawn: Mapping[str, Any]) -> None:
+    """Set a world's lamps by values of `benchmarks.shifts.parts.LightShift`."""
+    model, rng = world.model, np.random.default_rng(drawn["seed"])
+    brightness = np.array(drawn["tint"]) * drawn["strength"]
+    lamps = drawn["lamps"]
+    model.light_dir[0] = _tilted(model.light_dir[0], drawn["tilt"], drawn["side"])
+    usual = model.light_diffuse[0].copy()
+    for i in range(lamps):
+        model.light_diffuse[i], model.light_active[i] = usual * brightness / lamps, True
+        if i:
+            down = _tilted(np.array([0.0, 0.0, -1.0]), rng.uniform(10, 70), rng.uniform(0, 360))
+            model.light_dir[i], model.light_specular[i] = down, model.light_specular[0]
+    model.light_castshadow[:lamps] = model.light_castshadow[0]
+    if drawn["shadows"] is not None:
+        model.light_castshadow[:lamps] = drawn["shadows"]
+    model.vis.headlight.ambient[:] *= brightness
+    model.vis.headlight.diffuse[:] *= brightness
+
+
+def paint(world: World, drawn: Mapping[str, Any]) -> None:
+    """Colour a world's surfaces by values of `benchmarks.shifts.parts.AppearanceShift`; after placing."""
+    model = world.model
+    groups = _surfaces(model)
+    for name in ("table", "background", "robot"):
+        share, colour = drawn[name]["share"], np.array(drawn[name]["colour"])
+        model.geom_rgba[groups[name], :3] = (1 - share) * model.geom_rgba[groups[name], :3] + share * colour
+    share, colour = drawn["background"]["share"], np.array(drawn["background"]["colour"])
+    sky = model.tex_data.reshape(-1, 3)
+    sky[:] = np.round((1 - share) * sky + share * 255 * colour)
+    materials = model.geom_matid[groups["objects"]]
+    bare = [geom for geom, material in zip(groups["objects"], materials, strict=True) if material < 0]
+    for colours, which in ((model.geom_rgba, bare), (model.mat_rgba, sorted({*materials.tolist()} - {-1}))):
+        colours[which, :3] = np.minimum(colours[which, :3] * drawn["objects"], 1)
+
+
+def distract(world: World, drawn: Mapping[str, Any]) -> None:
+    """Put up distractors by values of `benchmarks.shifts.parts.DistractorShift`; after placing."""
+    model, data, rng = world.model, world.data, np.random.default_rng(drawn["seed"])
+    mujoco.mj_kinematics(model, data)
+    taken = list(data.geom_xpos[_surfaces(model)["objects"], :2])
+    for i in range(drawn["count"]):
+        place = _free(rng, taken)
+        taken.append(place)
+        body = model.body(f"distractor{i}")
+        geom = int(body.geomadr[0])
+        model.geom_size[geom] = rng.uniform(0.02, 0.045)
+        model.geom_rgba[geom, :3] = _COLOURS[rng.integers(len(_COLOURS))]
+        capsule = model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_CAPSULE  # its size is without the caps
+        height = model.geom_size[geom, 0] * (2 if capsule else 1)
+        data.mocap_pos[body.mocapid[0]] = [*place, TABLE_TOP + height]
+
+
+def _free(rng: np.random.Generator, taken: list[Float[np.ndarray, "2"]]) -> Float[np.ndarray, "2"]:
+    """A place on the table away from the arm's base and from what is taken; the last try if all is full."""
+    for _ in range(200):
+        place = rng.uniform((-0.05, -0.55), (0.65, 0.55))
+        if all(np.linalg.norm(place - other) > _CLEAR for other in taken):
+            break
+    return place
+
+
+def _surfaces(model: "mujoco.MjModel") -> dict[str, list[int]]:
+    """Geoms of table, background, robot and the task's own objects."""
+    roots = [model.body(int(root)).name for root in model.body_rootid]
+    groups: dict[str, list[int]] = {"table": [], "background": [], "robot": [], "objects": []}
+    for geom in range(model.ngeom):
+        root = roots[model.geom_bodyid[geom]]
+        if root == "world":
+            groups["background" if model.geom(geom).name == "floor" else "table"].append(geom)
+        elif not root.startswith("distractor"):
+            groups["robot" if root == "panda" else "objects"].append(geom)
+    return groups
+
+
+def _moved(mount: Mount, values: Mapping[str, float], region: Workspace, framed: bool) -> Mount:
+    """A camera after its drawn move."""
+    centre = _middle(region)
+    arm = np.array(mount.position) - centre
+    turn = _about_vertical(math.radians(values["azimuth"]))
+    side = np.cross((0.0, 0.0, 1.0), arm)
+    raise_ = _about(side / np.linalg.norm(side), -math.radians(values["elevation"]))
+    position = centre + values["distance"] * (turn @ raise_ @ arm)
+    if framed:
+        moved = rigs.framed_mount(position, region)
+    else:
+        axes = [turn @ raise_ @ np.array(axis) for axis in (mount.right, mount.up)]
+        moved = rigs.mount(position, axes[0], axes[1], mount.fov)
+    fov = min(moved.fov * values["fov"], 150.0)
+    roll, right, up = math.radians(values["roll"]), np.array(moved.right), np.array(moved.up)
+    rolled = math.cos(roll) * right + math.sin(roll) * up, math.cos(roll) * up - math.sin(roll) * right
+    return rigs.mount(position, rolled[0], rolled[1], fov)
+
+
+def _middle(region: Workspace) -> Float[np.ndarray, "3"]:
+    return np.mean([region.low, region.high], axis=0)
+
+
+def _elevation(mount: Mount, region: Workspace) -> float:
+    x, y, z = np.array(mount.position) - _middle(region)
+    return math.degrees(math.atan2(z, math.hypot(x, y)))
+
+
+def _tilted(direction: Float[np.ndarray, "3"], degrees: float, side: float) -> Float[np.ndarray, "3"]:
+    """A direction turned by an angle towards one of all sides."""
+    unit = direction / np.linalg.norm(direction)
+    across = np.cross(unit, (1.0, 0.0, 0.0))
+    axis = _about(unit, math.radians(side)) @ (across / np.linalg.norm(across))
+    return _about(axis, math.radians(degrees)) @ unit
+
+
+def _about_vertical(angle: float) -> Float[np.ndarray, "3 3"]:
+    return _about(np.array([0.0, 0.0, 1.0]), angle)
+
+
+def _about(axis: Float[np.ndarray, "3"], angle: float) -> Float[np.ndarray, "3 3"]:
+    """Rotation matrix about a unit axis, radians."""
+    quaternion, matrix = np.empty(4), np.empty(9)
+    mujoco.mju_axisAngle2Quat(quaternion, axis, angle)
+    mujoco.mju_quat2Mat(matrix, quaternion)
+    return matrix.reshape(3, 3)
