@@ -17,13 +17,14 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.utilities import rank_zero_info
 
 from ai_wam.errors import InvalidValue
-from ai_wam.files.atomic import write_json, write_text
+from ai_wam.files.atomic import atomic_file, write_json, write_text
 from ai_wam.types import Clip, MultiDecoderPolicy, Policy
 from ai_wam.utils.class_paths import class_path
 from benchmarks.evaluation.benchmark import Benchmark, TrialResult
 from benchmarks.evaluation.journal import Journal, Results
 from benchmarks.evaluation.provenance import content_hash, versions
 from benchmarks.evaluation.results import assemble, check_complete
+from benchmarks.evaluation.trial_video import SEEN
 from benchmarks.report.html_report import render
 from benchmarks.report.text_tables import results_table
 from benchmarks.simulator import Trial
@@ -315,6 +316,9 @@ def write_results(folder: Path, results: Mapping[str, Any], runs: Mapping[str, T
     videos = {name: run.video for name, run in runs.items() if run.video is not None}
     write_json(folder / "results.json", results)
     write_text(folder / "report.html", render(results, videos))
+    if first := next((video.first for video in videos.values()), b""):
+        with atomic_file(folder / SEEN) as stream:
+            stream.write(first)
     places = f"results: {folder / 'results.json'}\nreport: {folder / 'report.html'}"
     rank_zero_info(f"{results_table(results)}\n{places}")
 

@@ -25,13 +25,15 @@ _OWN = {
     "convert-checkpoint": "the released Action Images checkpoint into a folder for a backbone, and back",
     "label": "label recordings without actions by a model, into shards",
     "export": "write shards in the layout of another project",
-    "compare": "compare two results of one protocol, paired trial by trial",
+    "compare": "compare two results of one protocol, or two sweeps, paired trial by trial",
+    "sweep": "closed-loop trials of a checkpoint under a list of shifts: cameras, light, sensors ...",
     "rlbench-doctor": "check step by step what RLBench needs on this machine",
 }
 _MODULES = {
     "convert": "collect",  # one function serves both: a source is a source
     "rlbench-doctor": "rlbench_doctor",
 }
+_AROUND = ("cache", "sweep")  # take the words of a `fit`, of a `test`
 _POSITIONAL = ("compare", "inspect")  # arguments by their order; elsewhere it would break nested YAML files
 _SHARDS = "finished shards are kept, and the same command resumes after them"
 _KEPT = {  # by an interrupted command
@@ -41,6 +43,7 @@ _KEPT = {  # by an interrupted command
     "cache": _SHARDS,
     "label": _SHARDS,
     "test": "finished trials are kept in the folder of --data.out, and the same command resumes after them",
+    "sweep": "finished trials are kept in the folder of --out, and the same command resumes after them",
     "export": "nothing is kept",
     "export-checkpoint": "nothing is kept",
     "convert-checkpoint": "nothing is kept",
@@ -54,14 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_usage())
         return
     with interruptible(), one_sentence(words[0], _KEPT.get(words[0], "")):
-        _run(words[0], words[1:])
+        run_command(words[0], words[1:])
 
 
-def _run(command: str, rest: Sequence[str]) -> None:
+def run_command(command: str, rest: Sequence[str]) -> None:
+    """Run one command in this process; errors are raised."""
     if command == "test" and any(word.partition("=")[0] == "--ray" for word in rest):
         _imported("ray_trials").main([command, *rest])
-    elif command == "cache":  # takes the words of a `fit`
-        _imported("cache").main(rest)
+    elif command in _AROUND:
+        _imported(command).main(rest)
     elif command in _LIGHTNING:
         _imported("training").run([command, *rest])
     elif command in _OWN:

@@ -99,5 +99,11 @@ def merge(shares: Sequence[_Share], out: Path) -> None:
                 raise CannotContinue(f"{arm}: trials {twice[:3]} ({len(twice)}) were run by two workers")
             known.update(results)
     world = first["versions"].get("world")
-    results = assemble(trials, arms, first["protocol"], first["protocol_hash"], first["policy"], world)
+    drawn = {
+        trial["id"]: trial["shift"]
+        for *_, found in shares
+        for trial in found.get("trials", ())
+        if "shift" in trial
+    }
+    results = assemble(trials, arms, first["protocol"], first["protocol_hash"], first["policy"], world, drawn)
     write_results(out, results, arms["policy"])

@@ -11,7 +11,7 @@ from benchmarks.evaluation.results import same_scene
 from benchmarks.report.text_tables import aligned, low_ceiling_title, percent, policy_name
 
 _MISSING = "(absent)"
-_HEADER = ["task", "trials", "a", "b", "b - a", "only a", "only b", "p"]
+HEADER = ["task", "trials", "a", "b", "b - a", "only a", "only b", "p"]
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
@@ -62,7 +62,7 @@ class Paired:
         return mcnemar(self.first, self.second)
 
     def row(self, name: str) -> list[str]:
-        """Cells below `_HEADER`."""
+        """Cells below `HEADER`."""
         a, b = Proportion.of(self.first), Proportion.of(self.second)
         return [
             name,
@@ -157,7 +157,7 @@ def comparison_table(first: Mapping[str, Any], second: Mapping[str, Any]) -> str
     unpairable = [name for name in first["tasks"] if len(foreign.get(name, ())) == _count(first, name)]
     apart = [name for name in first["tasks"] if name in low_ceiling and name not in unpairable]
     counted = [name for name in first["tasks"] if name not in {*apart, *unpairable}]
-    rows = [_HEADER, *(paired(first, second, [name]).row(name) for name in counted)]
+    rows = [HEADER, *(paired(first, second, [name]).row(name) for name in counted)]
     if counted:
         rows.append(paired(first, second, counted).row("all"))
     lines = [f"{mark}: {_name(results)}" for mark, results in (("a", first), ("b", second))]

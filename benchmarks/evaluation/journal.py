@@ -129,8 +129,8 @@ def _to_json(result: TrialResult) -> dict[str, Any]:
         for field in fields(result)
         if field.name not in ("trial", "video", "commands", "generated_chunks")
     }
-    encoded = video and asdict(replace(video, mp4=b"", poster=b"")) | {
-        name: b64encode(getattr(video, name)).decode() for name in ("mp4", "poster")
+    encoded = video and asdict(replace(video, mp4=b"", poster=b"", first=b"")) | {
+        name: b64encode(getattr(video, name)).decode() for name in ("mp4", "poster", "first")
     }
     return plain | {"trial": result.trial.id, "video": encoded}
 
@@ -155,6 +155,7 @@ def _from_json(entry: Mapping[str, Any]) -> TrialResult:
         tuple(entry["video"]["views"]),
         b64decode(entry["video"]["mp4"]),
         b64decode(entry["video"]["poster"]),
+        b64decode(entry["video"]["first"]),
     )
     made = {
         "trial": Trial.from_id(entry["trial"]),

@@ -21,6 +21,8 @@ _ENCODING = VideoEncoding(crf=26, browser=True, gop=50)
 _LINE = 4  # pixels; even, as the video's size must be
 _SECONDS_AT_END = 0.8  # how long the last picture stays, so that the end of a looping video can be seen
 
+SEEN = "seen.png"  # beside results.json: what the policy saw first
+
 
 @dataclass(frozen=True)
 class TrialVideo:
@@ -31,12 +33,14 @@ class TrialVideo:
         views: names of the rows.
         mp4: the video file, which browsers play, in real time.
         poster: PNG of its last picture.
+        first: PNG of the views as they were in the beginning.
     """
 
     panels: tuple[str, ...]
     views: tuple[str, ...]
     mp4: bytes
     poster: bytes
+    first: bytes = b""
 
 
 class VideoRecorder:
@@ -96,9 +100,9 @@ class VideoRecorder:
             panels["generated video"] = _pictures(rows["observation"])
         sheet = _sheet(list(panels.values()))
         frames = np.concatenate([sheet, np.repeat(sheet[-1:], round(_SECONDS_AT_END * self._hz), axis=0)])
-        return TrialVideo(
-            tuple(panels), self._clip.views, write_video(frames, self._hz, _ENCODING), _png(sheet[-1])
-        )
+        mp4 = write_video(frames, self._hz, _ENCODING)
+        first = np.concatenate(list(panels["rollout"][:, 0]), axis=1)
+        return TrialVideo(tuple(panels), self._clip.views, mp4, _png(sheet[-1]), _png(first))
 
     def _view(self, frame: Frame, name: str) -> Float[Tensor, "3 h w"]:
         if name not in frame.views:

@@ -76,7 +76,7 @@ def render(results: Mapping[str, Any], videos: Mapping[str, TrialVideo]) -> str:
         results: content of results.json.
         videos: by trial id; those of failures come first, and the page ends before 30 MB.
     """
-    page, values = _ENVIRONMENT.get_template("report.html.j2"), _values(results, videos)
+    page, values = ENVIRONMENT.get_template("report.html.j2"), _values(results, videos)
     rest = page.render(values, note="", groups=[])
     cards = _cards(results, videos, _LIMIT - _RESERVE - len(rest.encode()))
     return page.render(values, note=_note(results, videos, len(cards)), groups=_groups(results, cards))
@@ -210,7 +210,7 @@ def _card(trial: Mapping[str, Any], video: TrialVideo) -> Markup:
     run = trial["policy"]
     metrics = {"": f"{run['seconds']:.1f} s", "chunks": str(run["chunks"])}
     metrics |= {"invalid": str(run["invalid_frames"])} if run["invalid_frames"] else {}
-    card = _ENVIRONMENT.get_template("trial_card.html.j2").render(
+    card = ENVIRONMENT.get_template("trial_card.html.j2").render(
         trial=trial,
         video=video,
         kind={"success": "good", "failed": "bad"}.get(run["stop_reason"], ""),
@@ -296,4 +296,4 @@ def _environment() -> Environment:
     return made
 
 
-_ENVIRONMENT = _environment()
+ENVIRONMENT = _environment()

@@ -13,7 +13,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     tasks, arms = results["tasks"], list(results["mean"])
     rows = [["task", "trials", *arms]]
     rows += [_row(name, tasks[name], arms) for name in tasks if name not in results["low_ceiling"]]
-    mean = [_rate_with_interval(results["mean"][arm], results["mean_interval"][arm]) for arm in arms]
+    mean = [rate_with_interval(results["mean"][arm], results["mean_interval"][arm]) for arm in arms]
     rows.append(["mean over tasks", str(sum(int(row[1]) for row in rows[1:])), *mean])
     low = [_row(name, tasks[name], arms) for name in results["low_ceiling"]]
     table = aligned([*rows, *low])
@@ -65,13 +65,14 @@ def percent(rate: float | None) -> str:
     return "none" if rate is None else f"{100 * rate:.0f} %"
 
 
-def _row(name: str, summary: Mapping[str, Any], arms: Sequence[str]) -> list[str]:
-    rates = (_rate_with_interval(summary[arm]["rate"], summary[arm]["interval"]) for arm in arms)
-    return [name, str(summary["policy"]["trials"]), *rates]
-
-
-def _rate_with_interval(rate: float | None, interval: Sequence[float] | None) -> str:
+def rate_with_interval(rate: float | None, interval: Sequence[float] | None) -> str:
+    """A rate and the ends of its interval, in whole percents."""
     if interval is None:
         return percent(rate)
     low, high = (100 * end for end in interval)
     return f"{percent(rate)} [{low:.0f}, {high:.0f}]"
+
+
+def _row(name: str, summary: Mapping[str, Any], arms: Sequence[str]) -> list[str]:
+    rates = (rate_with_interval(summary[arm]["rate"], summary[arm]["interval"]) for arm in arms)
+    return [name, str(summary["policy"]["trials"]), *rates]
