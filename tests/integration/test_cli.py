@@ -16,6 +16,8 @@ from ai_wam.cli import main
 from ai_wam.cli.collect import collect
 from ai_wam.cli.shipped_configs import config_path, instantiate
 from backbones.base import VideoBackbone
+from benchmarks.evaluation.sweep import read_points
+from benchmarks.shifts import Shift
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = sorted(file.stem for file in (CONFIGS / "backbone").glob("*-tiny.yaml"))
@@ -24,6 +26,7 @@ SHORT = [
     *("--data.batch_size=2", "--data.workers=0", "--model.sampling.steps=1"),
 ]
 
+OLD = "fit/fit/checkpoints/last.ckpt"
 ONE_STEP = ["--trainer.max_steps=1", "--trainer.val_check_interval=1"]
 
 
@@ -64,6 +67,11 @@ def test_every_yaml_parses(name: str, monkeypatch: pytest.MonkeyPatch):
     if file.parent.name in ("collect", "convert"):
         parser.add_function_arguments(collect, sub_configs=True)
         parser.parse_args([f"--{key}={json.dumps(value)}" for key, value in content.items()])
+    elif file.parent.name == "shift":
+        assert parsed_shift(str(file)).parts
+    elif file.parent.name == "sweep":
+        for point in read_points(file):
+            assert point.shift is None or parsed_shift(config_path(str(point.shift))).parts
     elif file.parent.name in ("backbone", "data", "benchmark"):
         kind = VideoBackbone if file.parent.name == "backbone" else LightningDataModule
         parser.add_subclass_arguments(kind, "object", skip={"clip"})
@@ -72,6 +80,12 @@ def test_every_yaml_parses(name: str, monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(SystemExit) as stop:
             run(monkeypatch, "fit", "--config", str(file), "--print_config")
         assert stop.value.code == 0
+
+
+def parsed_shift(file: str | Path) -> Shift:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--shift", type=Shift)
+    return parser.instantiate_classes(parser.parse_args([f"--shift={file}"])).shift
 
 
 def test_fit_leaves_a_checkpoint_and_videos(place: Path):
@@ -117,6 +131,23 @@ def test_test_runs_trials_and_reports(place: Path, tested: dict):
     assert "<video" in (place / "tested" / "report.html").read_text()
 
 
+def test_a_sweep_tests_the_points_in_their_scenes(place: Path, tested: dict, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    shift = "{cameras: {azimuth: [45, 45]}, sensor: {noise: [5, 5]}}"
+    Path("points.yaml").write_text(f"points:\n  - {{name: none}}\n  - {{name: moved, shift: {shift}}}\n")
+    words = ["--points=points.yaml", "--out=sweep", "--data=configs/benchmark/reach_target.yaml"]
+    words += ["--data.benchmark.init_args.protocol.trials_per_task=2", f"--ckpt_path={OLD}"]
+    run(monkeypatch, "sweep", *words)
+    found = json.loads(Path("sweep/sweep.json").read_text())
+    usual, moved = (json.loads(Path(f"sweep/{name}/results.json").read_text()) for name in ("none", "moved"))
+    assert usual["protocol_hash"] == tested["protocol_hash"]
+    assert usual["trials"] == tested["trials"]
+    assert moved["trials"][0]["shift"].keys() == {"cameras", "sensor"}
+    assert moved["trials"][0]["policy"] != tested["trials"][0]["policy"]
+    assert [point["mean"]["ceiling"] for point in found["results"]] == [1.0, 1.0]
+    assert Path("sweep/sweep.html").read_text().count("data:image/png;base64") == 2
+
+
 def test_an_exported_checkpoint_acts_as_before(place: Path, tested: dict, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     checkpoint = "--ckpt_path=fit/fit/checkpoints/last.ckpt"
@@ -144,7 +175,6 @@ def test_recorded_episodes_are_evaluated(
 
 
 MIXTURE = ["joint", "labeling", "action_conditioned"]
-OLD = "fit/fit/checkpoints/last.ckpt"
 
 
 @pytest.fixture(scope="module")

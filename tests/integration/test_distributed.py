@@ -112,7 +112,11 @@ def check_on_ray(place: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> 
     out, run = f"ray{workers}", partial(in_this_process, monkeypatch)
     assert evaluate(place, out, f"--ray={workers}", run=run) == results(place, "one")
     assert (place / out / "report.html").read_text().count("<video") == 1
-    assert sorted(path.name for path in (place / out).iterdir()) == ["report.html", "results.json"]
+    assert sorted(path.name for path in (place / out).iterdir()) == [
+        "report.html",
+        "results.json",
+        "seen.png",
+    ]
 
 
 @pytest.mark.slow

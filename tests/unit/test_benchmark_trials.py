@@ -54,7 +54,8 @@ def test_a_fixed_policy_is_tested_through_the_trainer(tmp_path):
     trainer = Trainer(logger=False, **QUIET)
     (logged,) = trainer.test(FixedPolicy(policy, CLIP), datamodule=data, verbose=False)
     policy.close()
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["report.html", "results.json"]
+    written = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert written == ["report.html", "results.json", "seen.png"]
     results = json.loads((tmp_path / "new" / "results.json").read_text())
     assert results == data.results
     summary = results["tasks"]["reach_target"]

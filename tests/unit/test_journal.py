@@ -75,7 +75,11 @@ def test_an_interrupted_test_continues_and_ends_as_if_it_had_not_been(tmp_path):
     assert rest.begun == [trial.id for trial in RULES.trials(SIMULATOR)[2:]]
     assert again == whole
     assert page.count("<video") == other.count("<video") == 1
-    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["report.html", "results.json"]
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [
+        "report.html",
+        "results.json",
+        "seen.png",
+    ]
 
 
 @pytest.mark.parametrize(
