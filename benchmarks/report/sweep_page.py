@@ -50,7 +50,22 @@ def sweep_table(sweep: Mapping[str, Any]) -> str:
         rows.append(
             [point["name"], *rates, str(point["invalid_frames"]), "none" if std is None else str(std)]
         )
-    return "\n".join([*aligned(rows), "95 % intervals: Wilson's; of means over tasks: MOVER from Wilson's"])
+    notes = ["95 % intervals: Wilson's; of means over tasks: MOVER from Wilson's", *low_ceilings(results)]
+    return "\n".join([*aligned(rows), *notes])
+
+
+def low_ceilings(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for every point where tasks are in no mean, with their rates.
+
+    Args:
+        results: of the sweep's points.
+    """
+    return [
+        f"{point['name']}: in no mean, since its ceiling is low, is {task}: "
+        + ", ".join(f"{arm} {percent(point['tasks'][task][arm]['rate'])}" for arm in point["mean"])
+        for point in results
+        for task in point["low_ceiling"]
+    ]
 
 
 def write_page(folder: Path, sweep: Mapping[str, Any]) -> None:
@@ -63,6 +78,7 @@ def write_page(folder: Path, sweep: Mapping[str, Any]) -> None:
     page = ENVIRONMENT.get_template("sweep.html.j2").render(
         sweep=sweep,
         charts=_charts(sweep["results"]),
+        notes=low_ceilings(sweep["results"]),
         pictures={point["name"]: _picture(folder / point["name"] / SEEN) for point in sweep["results"]},
         left=_LEFT,
         right=_RIGHT,

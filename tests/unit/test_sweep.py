@@ -25,7 +25,7 @@ points:
 SOLVED = {"none": 9, "az45": 6, "az60": 2}
 
 
-def written(point, record, words, solved=SOLVED) -> None:
+def written(point, record, words, solved=SOLVED, ceiling="success") -> None:
     """What a test of ten trials writes, of which the first ones are solved."""
     azimuth = {"none": None, "az45": 45, "az60": 60}[point.name]
     shift = None if azimuth is None else Shift(cameras=parts.CameraShift((azimuth, azimuth)))
@@ -34,10 +34,10 @@ def written(point, record, words, solved=SOLVED) -> None:
     trials = made.trials()
     reasons = ["success" if i < solved[point.name] else "timeout" for i in range(len(trials))]
     runs = {t.id: TrialResult(t, "go", r, 9, 1.0, 1, 1, 0, {}) for t, r in zip(trials, reasons, strict=True)}
-    ceiling = {trial.id: TrialResult(trial, "go", "success", 9, 1.0, 1, 0, 0, {}) for trial in trials}
+    highest = {trial.id: TrialResult(trial, "go", ceiling, 9, 1.0, 1, 0, 0, {}) for trial in trials}
     described = rules.describe(made.simulator, CLIP)
     policy = {"name": "tasks.policy.PolicyControl", "config": {}, "checkpoint": record.checkpoint}
-    arms = {"policy": runs, "ceiling": ceiling}
+    arms = {"policy": runs, "ceiling": highest}
     rules_hash = rules.hash(made.simulator, CLIP)
     results = assemble(trials, arms, described, rules_hash, policy, drawn=made.drawn(trials))
     record.place(point).mkdir(parents=True, exist_ok=True)
@@ -72,6 +72,14 @@ def test_every_point_is_tested_and_the_file_says_what_came_out(place, capsys):
     assert page.count("<polyline") == 2  # policy and ceiling along the azimuth
     assert "az45: policy 60" in page
     assert 'href="az60/report.html"' in page
+
+
+def test_a_point_whose_ceiling_is_low_is_said(place, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "_test", lambda *given: written(*given, ceiling="timeout"))
+    assert [point["mean"]["policy"] for point in run()["results"]] == [None] * 3
+    said = "az60: in no mean, since its ceiling is low, is reach_target: policy 20 %, ceiling 0 %"
+    assert said in capsys.readouterr().out
+    assert said in (place / "sw" / "sweep.html").read_text()
 
 
 def test_a_sweep_resumes_with_the_point_that_was_not_finished(place, monkeypatch):
