@@ -116,6 +116,8 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise InvalidValue(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    except InvalidValue as error:  # of the check, which does not know the file
+        raise InvalidValue(f"{path}: {error}") from error
 
 
 def check_yaml(text: str) -> None:

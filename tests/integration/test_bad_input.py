@@ -209,13 +209,12 @@ YAMLS: dict[str, bytes] = {
     "an object of Python": b"a: !!python/object/apply:os.system ['touch EXECUTED']",
     "an unknown key": b"no_such_key: 1",
 }
-COMMANDS = [
-    name for name in (*_OWN, *_LIGHTNING) if name != "quickstart"
-]  # which only passes a file's name on
+# "quickstart" only passes a file's name on, as "sweep" does to each of its tests.
+COMMANDS = [name for name in (*_OWN, *_LIGHTNING) if name not in ("quickstart", "sweep")]
 
 
 @pytest.mark.parametrize("kind", YAMLS)
-def test_yaml_files(refused: Callable[..., str], tmp_path: Path, kind: str):
+def test_yaml_files(place: Place, refused: Callable[..., str], tmp_path: Path, kind: str):
     (tmp_path / "bad.yaml").write_bytes(YAMLS[kind])
     for command in COMMANDS:
         assert (
@@ -224,6 +223,9 @@ def test_yaml_files(refused: Callable[..., str], tmp_path: Path, kind: str):
             or kind == "an unknown key"
         )
     refused("fit", *FIT, "--model.backbone=bad.yaml")
+    sweep = ["--out=out", f"--ckpt_path={place.checkpoint}", *TRIALS]
+    assert "bad.yaml" in refused("sweep", "--points=bad.yaml", *sweep)
+    assert not Path("out").exists()
     assert not Path("EXECUTED").exists()
 
 
