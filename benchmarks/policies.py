@@ -126,6 +126,80 @@ class Replay:
         return decoded.actions, decoded.valid, decoded.confidence, decoded.position_std, all_views
 
 
+class MeanDemonstration:
+    """The blind floor: the mean of training demonstrations of a task's variation, replayed without looking.
+
+    Every demonstration is stretched to the same number of steps; positions are averaged there, quaternions
+    as unit vectors on one side of the sphere, and the gripper is open where most demonstrations have it open.
+    What this solves needs no eyes.
+
+    Args:
+        simulator: demonstrates in scenes of the split "train"; copied when first needed.
+        demonstrations: how many are averaged for each task and variation.
+        stride: control steps from one action to the next.
+        max_seconds: longest demonstration, simulated seconds.
+    """
+
+    def __init__(
+        self, simulator: Simulator, demonstrations: int = 8, stride: int = 4, max_seconds: float = 8.0
+    ) -> None:
+        if demonstrations < 1:
+            raise InvalidValue(f"MeanDemonstration: demonstrations is {demonstrations}; the least is 1")
+        self.simulator, self.demonstrations = simulator, demonstrations
+        self.stride, self.max_seconds = stride, max_seconds
+        self._expert: Expert | None = None
+        self._means: dict[tuple[str, int], Float[np.ndarray, "t 8"]] = {}
+        self._replay = Replay({}, stride / simulator.control_hz)
+
+    def reset(self, episodes: Sequence[str]) -> None:
+        """Average the demonstrations of the trials' tasks and variations, once each.
+
+        Raises:
+            ValueError: an episode whose name is no trial's.
+        """
+        for name in episodes:
+            trial = Trial.from_id(name)
+            what = (trial.task, trial.variation)
+            if what not in self._means:
+                self._means[what] = self._mean(*what)
+            self._replay.recorded_actions[name] = self._means[what]
+
+    def predict_action(self, observation: Observation) -> ActionChunk:
+        """The mean demonstration from now on."""
+        return self._replay.predict_action(observation)
+
+    def close(self) -> None:
+        """Release its world."""
+        if self._expert is not None:
+            self._expert.close()
+
+    def _mean(self, task: str, variation: int) -> Float[np.ndarray, "t 8"]:
+        expert = self._expert = self._expert or Expert(self.simulator, self.stride, self.max_seconds)
+        trials = [Trial(task, variation, index, "train") for index in range(self.demonstrations)]
+        return mean_path([expert.demonstration(trial) for trial in trials])
+
+
+def mean_path(paths: Sequence[Float[np.ndarray, "_ 8"]]) -> Float[np.ndarray, "t 8"]:
+    """The mean of paths of actions, each stretched to their mean length; see `MeanDemonstration`."""
+    length = round(float(np.mean([len(path) for path in paths])))
+    stretched = np.stack([_stretched(path, length) for path in paths])
+    mean: Float[np.ndarray, "t 8"] = stretched.mean(axis=0)
+    turns = stretched[..., 3:7]
+    along = (turns * turns[:1]).sum(axis=-1, keepdims=True) >= 0
+    total = np.where(along, turns, -turns).sum(axis=0)
+    mean[:, 3:7] = total / np.linalg.norm(total, axis=-1, keepdims=True)
+    mean[:, 7] = mean[:, 7] > 0.5
+    return mean
+
+
+def _stretched(path: Float[np.ndarray, "_ 8"], length: int) -> Float[np.ndarray, "t 8"]:
+    places = np.linspace(0, len(path) - 1, length)
+    same = path.copy()  # neighbouring quaternions on one side, so that what lies between them is between
+    for i in range(1, len(same)):
+        same[i, 3:7] *= 1 if same[i, 3:7] @ same[i - 1, 3:7] >= 0 else -1
+    return np.stack([np.interp(places, np.arange(len(path)), column) for column in same.T], axis=1)
+
+
 class Expert:
     """The scripted expert as a policy: it solves each trial, then replays the demonstration.
 
@@ -188,6 +262,12 @@ class Expert:
                 f"{trial.id}: scene {scene} came back as {world.scene()}: it is another one's demonstration"
             )
         self._solved.add(trial.id)
+
+    def demonstration(self, trial: Trial) -> Float[np.ndarray, "t 8"]:
+        """Actions that solve a trial in a world of the expert's own, from its first pose on."""
+        self._own = self._own or copy.deepcopy(self.simulator)
+        self._own.reset(trial)
+        return self._demonstrate(self._own)
 
     def predict_action(self, observation: Observation) -> ActionChunk:
         """The demonstration from now on."""

@@ -38,7 +38,7 @@ class TrialBatch:
         trials: the trials.
         clip: the policy's views, size and stride.
         videos: ids of the trials that get a video.
-        references: run ceiling and floor too.
+        references: run ceiling and floors too.
         results: receives the results, by arm and trial id.
         explain: find out why failed trials failed.
         on_results: called with the results of every run.
@@ -97,6 +97,8 @@ class TrialBatch:
         if self.references:
             references["ceiling"] = self.benchmark.ceiling(trials, self.clip, codec)
             references["floor"] = self.benchmark.floor(trials, self.clip)
+            if self.benchmark.blind_demonstrations:
+                references["blind"] = self.benchmark.blind_floor(trials, self.clip)
         arms = {"policy": own, **self._other_decoders(policy, trials), **references}
         return {
             arm: [replace(result, generated_chunks=()) for result in results] for arm, results in arms.items()
@@ -108,7 +110,7 @@ class TrialBatch:
             return {}
         limited = self.benchmark.protocol.max_position_std is not None
         others = policy.by_decoder(knows_std=limited)
-        if taken := others.keys() & {"policy", "ceiling", "floor"}:
+        if taken := others.keys() & {"policy", "ceiling", "floor", "blind"}:
             raise InvalidValue(f"{type(policy).__name__}.by_decoder: {sorted(taken)} are arms of every test")
         return {
             name: self.benchmark.run(other, trials, self.clip, device=self.device)
@@ -140,7 +142,7 @@ class TrialDataModule(LightningDataModule):
         clip: the model's; the command line links it.
         out: folder of results.json and report.html; the trainer's log folder if None.
         videos: number of trials of every task, from its first on, whose videos are in the report.
-        references: run ceiling and floor too.
+        references: run ceiling and floors too.
         trials_per_step: trials of one test step; as many as worlds run in parallel if None.
         trials: ids of the protocol's trials to run; all of them if left out.
         share: (k, n) if this is run k of n that share the trials: it runs every n-th trial from the k-th on,

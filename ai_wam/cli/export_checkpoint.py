@@ -41,7 +41,7 @@ show, and from where."""
 _ADAPTERS = """Here are its low-rank adapters alone: `pipeline.load_lora_weights(...)` of diffusers
 puts them on the released model. They do not carry what the backbone adds to it (which latents are given, what
 they show, and from where), so the policy cannot act with them; export it with `--what merged`."""
-_ARMS = ("policy", "ceiling", "floor")
+_ARMS = ("policy", "ceiling", "blind", "floor")
 
 
 def export_checkpoint(

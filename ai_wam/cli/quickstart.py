@@ -114,7 +114,7 @@ def _summary(run: Path, seconds: float) -> None:
     for mode in _MODES:
         results: dict[str, Any] = read_results(run / mode / "results.json")
         for task, row in results["tasks"].items():
-            rates = "   ".join(f"{who} {_rate(row[who])}" for who in ("policy", "ceiling", "floor"))
+            rates = "   ".join(f"{who} {_rate(row[who])}" for who in results["mean"])
             print(f"{task}, {mode}: {rates}")
             print("    " + "   ".join(f"{name} {value:.2f}" for name, value in row["diagnostics"].items()))
         print(f"    report: {run / mode / 'report.html'}")

@@ -14,7 +14,7 @@ from ai_wam.types import Clip, Committed, Observation, Policy
 from benchmarks.evaluation.failure_analysis import explain
 from benchmarks.evaluation.protocol import EvaluationProtocol, canonical, configuration
 from benchmarks.evaluation.trial_run import Chunk, TrialResult, TrialRun
-from benchmarks.policies import Expert, HoldStill
+from benchmarks.policies import Expert, HoldStill, MeanDemonstration
 from benchmarks.simulator import Simulator, Trial
 
 __all__ = ["Benchmark", "TrialResult"]
@@ -28,6 +28,8 @@ class Benchmark:
         protocol: how trials are drawn, executed and stopped.
         parallel: worlds that share one forward pass of the policy; results do not depend on it.
         tokenizer: action-image codec of the ceiling; give the model's own if it differs from the default.
+        blind_demonstrations: training demonstrations of each task and variation whose mean is replayed as the
+            blind floor; 0: no blind floor, as where demonstrations take minutes.
     """
 
     def __init__(
@@ -36,12 +38,16 @@ class Benchmark:
         protocol: EvaluationProtocol | None = None,
         parallel: int = 8,
         tokenizer: ActionImageTokenizer | None = None,
+        blind_demonstrations: int = 8,
     ) -> None:
+        if blind_demonstrations < 0:
+            raise InvalidValue(f"Benchmark: blind_demonstrations is {blind_demonstrations}; the least is 0")
         if parallel < 1:
             raise InvalidValue(f"Benchmark: parallel is {parallel}; at least one world must run")
         self.protocol = protocol or EvaluationProtocol()
         self.simulator = self.protocol.shifted(simulator)
-        self.parallel = parallel
+        self.parallel, self.blind_demonstrations = parallel, blind_demonstrations
+        self._usual = simulator  # whose scenes training has
         self.tokenizer = tokenizer or ActionImageTokenizer()
         self._worlds: list[Simulator] = []
         self._world_of_trial: dict[str, Simulator] = {}  # the world that ran it can restore its scene
@@ -128,6 +134,15 @@ class Benchmark:
     def floor(self, trials: Sequence[Trial], clip: Clip) -> list[TrialResult]:
         """Run a policy that holds still: the successes that need no model."""
         return self._run_reference("floor", HoldStill(), trials, clip)
+
+    def blind_floor(self, trials: Sequence[Trial], clip: Clip) -> list[TrialResult]:
+        """Replay the mean of training demonstrations: the successes that need no eyes."""
+        seconds, count = self.protocol.max_seconds, self.blind_demonstrations
+        blind = MeanDemonstration(self._usual, count, clip.stride, seconds)
+        try:
+            return self._run_reference("blind", blind, trials, clip, str(count))
+        finally:
+            blind.close()
 
     def explain(
         self, results: Sequence[TrialResult], tokenizer: ActionImageTokenizer | None = None

@@ -20,6 +20,7 @@ _ARMS = {
     "policy": "policy",
     "ceiling": "the expert's demonstration through the action-image codec and the same controller",
     "floor": "hold still",
+    "blind": "the mean demonstration of training scenes, replayed without looking",
     "geometric": "the policy by poses fitted to its action images",
     "head": "the policy by its learned action head",
 }

@@ -11,7 +11,7 @@ from benchmarks.report.html_report import ENVIRONMENT
 from benchmarks.report.text_tables import aligned, percent, rate_with_interval
 
 PAGE = "sweep.html"
-_ARMS = ("policy", "ceiling", "floor")
+_ARMS = ("policy", "ceiling", "blind", "floor")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 490.0, 12.0, 190.0  # of a chart's area in a picture of 500 x 230
 
 

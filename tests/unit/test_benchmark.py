@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from ai_wam.types import ActionChunk, Clip
 from ai_wam.video import decode_frames
 from benchmarks.evaluation.benchmark import Benchmark
 from benchmarks.evaluation.protocol import EvaluationProtocol
-from benchmarks.policies import Expert, HoldStill, Replay
+from benchmarks.policies import Expert, HoldStill, MeanDemonstration, Replay, mean_path
 from benchmarks.simulator import SimulatorCrash, Trial
 from benchmarks.simulators.tabletop.simulator import Tabletop
 
@@ -272,4 +274,44 @@ def test_other_errors_are_no_crash(monkeypatch):
     monkeypatch.setattr(Tabletop, "observe", lambda self, views: {}["a bug"])
     with pytest.raises(KeyError, match="a bug"):
         made.run(Scripted(UP[None]), made.trials(), CLIP)
+    made.close()
+
+
+def about_z(degrees: float, sign: int = 1) -> list[float]:
+    half = math.radians(degrees) / 2
+    return [0, 0, sign * math.sin(half), sign * math.cos(half)]
+
+
+def test_the_mean_of_demonstrations_by_hand():
+    """Three steps without a turn, and five that turn by 90 degrees, with quaternions of either sign."""
+    short = np.array([[x, 0, 0, *about_z(0), openness] for x, openness in ((0, 1), (1, 1), (2, 0))], float)
+    signs = (-1, 1, -1, 1, -1)
+    long = np.array([[x, 1, 0, *about_z(22.5 * x, sign), 1] for x, sign in enumerate(signs)], float)
+    mean = mean_path([short, long])
+    assert mean.shape == (4, 8)
+    assert np.allclose(mean[:, 0], [0, 1, 2, 3])
+    assert np.allclose(mean[:, 1], 0.5)
+    assert np.allclose(np.linalg.norm(mean[:, 3:7], axis=1), 1)
+    assert np.allclose(mean[0, 3:7], about_z(0))
+    assert np.allclose(mean[-1, 3:7], about_z(45))
+    assert mean[:, 7].tolist() == [1, 1, 1, 0]
+
+
+def test_the_blind_floor_replays_demonstrations_of_training():
+    rules = EvaluationProtocol(max_seconds=2.0, trials_per_task=3, tasks=("reach_target",))
+    made = Benchmark(SIMULATOR, rules, 2, blind_demonstrations=2)
+    trials = made.trials()
+    blind = MeanDemonstration(SIMULATOR, 2, CLIP.stride)
+    blind.reset([trials[0].id])
+    (path,) = blind._means.values()
+    expert = Expert(SIMULATOR, CLIP.stride)
+    shown = [expert.demonstration(Trial("reach_target", trials[0].variation, i, "train")) for i in range(2)]
+    assert np.allclose(path, mean_path(shown))
+    for result in made.blind_floor(trials, CLIP):
+        assert not result.success
+        assert result.steps > 10
+    with pytest.raises(ValueError, match="blind_demonstrations is -1"):
+        Benchmark(SIMULATOR, rules, blind_demonstrations=-1)
+    for policy in (blind, expert):
+        policy.close()
     made.close()

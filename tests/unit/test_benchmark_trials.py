@@ -65,10 +65,10 @@ def test_a_fixed_policy_is_tested_through_the_trainer(tmp_path):
         "rate": 1.0,
         "interval": pytest.approx([0.438503, 1]),
     }
-    assert summary["floor"]["successes"] == 0
+    assert summary["floor"]["successes"] == summary["blind"]["successes"] == 0
     assert summary["ceiling"]["trials"] == 3
     assert set(summary["diagnostics"]) >= {"any_sphere", "nearest_is_named"}
-    assert results["mean"] == {arm: summary[arm]["rate"] for arm in ("policy", "ceiling", "floor")}
+    assert results["mean"] == {arm: summary[arm]["rate"] for arm in ("policy", "ceiling", "floor", "blind")}
     assert results["protocol_hash"] == PROTOCOL.hash(SIMULATOR, CLIP)
     assert results["protocol"] == PROTOCOL.describe(SIMULATOR, CLIP)
     assert results["policy"]["name"] == "tasks.fixed_policy.FixedPolicy"

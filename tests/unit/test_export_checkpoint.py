@@ -134,7 +134,7 @@ def test_the_card_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     facts = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert facts["task"] == "tasks.policy.PolicyControl"
     assert (facts["clip"], facts["steps"]) == (CLIP, 12)
-    assert "| reach | 46/50 [81, 97] % | not run | 46/50 [81, 97] % |" in text
+    assert "| reach | 46/50 [81, 97] % | not run | not run | 46/50 [81, 97] % |" in text
 
 
 def test_other_parts_come_from_the_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""Push the open one of three drawers shut."""
+"""Push the named drawer of three shut; a lower one that stands out too is to be left alone."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,14 +14,16 @@ from benchmarks.simulators.tabletop.robot_tasks.base import Status, TabletopTask
 from benchmarks.simulators.tabletop.scene import TABLE_TOP
 
 DRAWERS = ("bottom", "middle", "top")
-OPEN, CLOSED_BY = 0.1, 0.06  # metres: how far the drawer stands out, and how far it must be pushed
-_TALL, _WIDE, _DEEP = 0.085, 0.24, 0.2  # metres of one drawer
-_YAW = math.radians(22.5)
+OPEN, CLOSED_BY = 0.1, 0.08  # metres: how far drawers stand out, and how far the named one must be pushed
+DISTURBED = 0.03  # metres by which another drawer may be pushed by mistake
+_TALL, _WIDE, _DEEP = 0.085, 0.14, 0.2  # metres of one drawer
+_YAW = math.radians(60)
 _PITCH = math.radians(
     10
 )  # the hand leans back, so that the fingertips lead and the knuckles clear upper drawers
 # Of the cabinet's front, at its foot.
-_PLACES = Workspace(low=(0.36, -0.1, TABLE_TOP), high=(0.42, 0.1, TABLE_TOP))
+# Cabinets are narrow and stand anywhere within reach, so that the mean demonstration misses nearly all.
+_PLACES = Workspace(low=(0.28, -0.22, TABLE_TOP), high=(0.44, 0.22, TABLE_TOP))
 _TEMPLATES = (
     "close the {} drawer",
     "push the {} drawer shut",
@@ -36,10 +38,10 @@ _UNSEEN = (
 
 
 class CloseDrawer(TabletopTask):
-    """Success: the drawer pushed in by more than 6 of the 10 cm by which it stood out.
+    """Success: the named drawer pushed in by more than 8 of the 10 cm by which it stood out.
 
-    The variation names the drawer; the other two are shut. The cabinet faces the robot, turned by up to 22.5
-    degrees.
+    The variation names the drawer. A drawer below it, if there is one, stands out too, and the trial has
+    failed once that is pushed in by 3 cm. The cabinet faces the robot, turned by up to 60 degrees.
     """
 
     variations = len(DRAWERS)
@@ -47,11 +49,12 @@ class CloseDrawer(TabletopTask):
     def __init__(self, workspace: Workspace) -> None:
         super().__init__(workspace)
         self._drawer = 0
+        self._other: int | None = None
 
     @property
     def region(self) -> Workspace:
         """The cabinet with its drawer out."""
-        return Workspace((0.12, -0.25, TABLE_TOP), (0.55, 0.25, TABLE_TOP + 0.3))
+        return Workspace((0.1, -0.32, TABLE_TOP), (0.6, 0.32, TABLE_TOP + 0.3))
 
     def bodies(self) -> str:
         """A cabinet whose front lies in its y-z plane, drawers sliding out along -x."""
@@ -71,14 +74,14 @@ class CloseDrawer(TabletopTask):
 </body>"""
 
     def place(self, world: World, rng: np.random.Generator, variation: int) -> None:
-        """Draw the cabinet's place and turn; pull the named drawer out."""
+        """Draw the cabinet's place and turn; pull the named drawer and one below it out."""
         yaw = rng.uniform(-_YAW, _YAW)
         cabinet = world.model.body("cabinet")
         cabinet.pos[:] = self.named_place(rng, _PLACES)
         cabinet.quat[:] = (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
-        self._drawer = variation
+        self._drawer, self._other = variation, int(rng.integers(variation)) if variation else None
         for i in range(len(DRAWERS)):
-            world.data.joint(f"drawer{i}").qpos[0] = OPEN if i == variation else 0.0
+            world.data.joint(f"drawer{i}").qpos[0] = OPEN if i in (self._drawer, self._other) else 0.0
 
     def random_start(self, world: World, rng: np.random.Generator) -> Pose:
         """Above the cabinet, on the robot's side of it."""
@@ -94,8 +97,10 @@ class CloseDrawer(TabletopTask):
         return tuple(template.format(DRAWERS[variation]) for template in _UNSEEN)
 
     def status(self, world: World) -> Status:
-        """How far the drawer was pushed."""
-        return Status(success=OPEN - self._out(world) > CLOSED_BY, failed=False)
+        """How far the named drawer was pushed, and the other one."""
+        pushed = OPEN - self._out(world, self._drawer)
+        disturbed = 0.0 if self._other is None else OPEN - self._out(world, self._other)
+        return Status(success=pushed > CLOSED_BY, failed=disturbed > DISTURBED)
 
     def expert(self, world: World) -> Iterator[Float[np.ndarray, "8"]]:
         """Before the drawer's face, gripper closed, then along its rails."""
@@ -108,7 +113,7 @@ class CloseDrawer(TabletopTask):
         start, up = world.tip(), np.array([0.0, 0.0, 1.0])
         before, high, shut = (
             Pose(front + along * outward + rise * up, quaternion)
-            for along, rise in ((0.05, 0.0), (0.08, 0.12), (-self._out(world) + 0.022, 0.0))
+            for along, rise in ((0.05, 0.0), (0.08, 0.12), (-self._out(world, self._drawer) + 0.022, 0.0))
         )
         legs = [
             motion.Leg(high, 0.0, motion.duration(start, high, 0.35, 0.8, 1.6)),
@@ -119,11 +124,11 @@ class CloseDrawer(TabletopTask):
         return motion.through(start, legs, world.control_hz)
 
     def diagnostics(self, world: World) -> Mapping[str, float]:
-        """Metres by which the drawer still stands out."""
-        return {"still_open_m": self._out(world)}
+        """Metres by which the named drawer still stands out."""
+        return {"still_open_m": self._out(world, self._drawer)}
 
-    def _out(self, world: World) -> float:
-        return float(world.data.joint(f"drawer{self._drawer}").qpos[0])
+    def _out(self, world: World, drawer: int) -> float:
+        return float(world.data.joint(f"drawer{drawer}").qpos[0])
 
 
 def _drawer(index: int) -> str:
