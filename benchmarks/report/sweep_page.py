@@ -12,7 +12,7 @@ from benchmarks.report.text_tables import aligned, percent, rate_with_interval
 
 PAGE = "sweep.html"
 _ARMS = ("policy", "ceiling", "blind", "floor")
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 490.0, 12.0, 190.0  # of a chart's area in a picture of 500 x 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 490.0, 12.0, 190.0  # of a chart's area in a picture of 500 x 230
 
 
 class _Mark(NamedTuple):

@@ -24,9 +24,11 @@ def results_table(results: Mapping[str, Any]) -> str:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """Remarks on the rates: intervals, a missing ceiling, crashes, scenes that differ between arms."""
+    """Remarks on the rates: intervals, a shift, a missing ceiling, crashes, scenes that differ by arm."""
     summaries, arms = results["tasks"].values(), results["mean"]
     lines = ["95 % intervals: Wilson's; of the mean over these tasks: MOVER from Wilson's"]
+    if (shift := results["protocol"].get("shift")) is not None:
+        lines.append(f"the scenes of all arms are shifted: {', '.join(shift)}")
     if "ceiling" not in arms:
         lines.append("no ceiling was run: every task is in the mean, also those that allow no success")
     lost = {arm: sum(one["crashes"][arm] for one in summaries) for arm in arms}

@@ -18,6 +18,7 @@ from benchmarks.evaluation.results import assemble
 from benchmarks.evaluation.trial_video import TrialVideo
 from benchmarks.report import html_report as report
 from benchmarks.report.html_report import render
+from benchmarks.report.text_tables import results_table
 from benchmarks.simulator import Trial
 from benchmarks.simulators.tabletop.simulator import Tabletop
 
@@ -42,6 +43,15 @@ def results_of(reasons, task="reach_target", policy=None):
     described = PROTOCOL.describe(SIMULATOR, CLIP)
     policy = policy or {"name": "tasks.policy.PolicyControl", "config": {}, "checkpoint": "last.ckpt"}
     return trials, assemble(trials, arms, described, PROTOCOL.hash(SIMULATOR, CLIP), policy)
+
+
+def test_shifted_scenes_are_said_in_table_and_page():
+    _, results = results_of(["success", "timeout"])
+    said = "scenes of all arms are shifted: cameras, light"
+    assert said not in results_table(results)
+    results["protocol"]["shift"] = {"cameras": {"azimuth": [45, 45]}, "light": {"lamps": [1, 2]}}
+    assert said in results_table(results)
+    assert said in render(results, {})
 
 
 def trial_video():
