@@ -140,6 +140,7 @@ def fingerprint(state: Float[np.ndarray, "..."]) -> str:
     return hashlib.blake2b(rounded.tobytes(), digest_size=8).hexdigest()
 
 
+WRIST = "wrist"  # the camera that rides on the hand, wherever there is one
 CHANGED = "changed"  # beginning of the fingerprint of a scene that was not restored as it had been
 
 

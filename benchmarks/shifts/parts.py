@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ai_wam.errors import InvalidValue
+from benchmarks.simulator import WRIST
 
 Range = tuple[int | float, int | float]
 _NOTHING, _ONE = (0.0, 0.0), (1.0, 1.0)
@@ -94,6 +95,11 @@ class CameraShift(ShiftPart):
     framed: bool = True
     views: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if WRIST in self.views:
+            raise InvalidValue("shift: cameras moves the fixed cameras; the wrist camera rides on the hand")
+
     def draw(self, rng: np.random.Generator, views: Sequence[str]) -> dict[str, Any]:
         """Values by the camera's name, and whether cameras are framed again."""
         check_known("cameras", self.views, views)
@@ -103,10 +109,11 @@ class CameraShift(ShiftPart):
                 **{name: self._between(rng, name) for name in ("elevation", "distance", "fov", "roll")},
             }
             for view in views
+            if view != WRIST
         }
         return {
             "framed": self.framed,
-            "views": {view: drawn[view] for view in views if not self.views or view in self.views},
+            "views": {view: drawn[view] for view in drawn if not self.views or view in self.views},
         }
 
 

@@ -28,9 +28,6 @@ class ShiftedSimulator:
         simulator: builds the scenes.
         shift: what they differ in.
 
-    Attributes:
-        drawn: the shift's values in the present trial, by part.
-
     Raises:
         ValueError: a part that the simulator cannot build, or a range beyond what it can.
     """
@@ -39,13 +36,18 @@ class ShiftedSimulator:
         self.simulator, self.shift = simulator, shift
         self.control_hz, self.cameras = simulator.control_hz, simulator.cameras
         _check(simulator, shift)
-        self.drawn: Mapping[str, Any] = {}
+        self._drawn: dict[str, Any] = {}
         self._past: deque[Frame] = deque(maxlen=1)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The simulator's own, and the shift."""
         return {**getattr(self.simulator, "settings", {}), "shift": self.shift.describe()}
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """The shift's values in the present trial, by part; empty before the first."""
+        return self._drawn
 
     def tasks(self) -> Mapping[str, int]:
         """The simulator's."""
@@ -60,18 +62,18 @@ class ShiftedSimulator:
 
     def reset(self, trial: Trial) -> tuple[str, ...]:
         """Draw the trial's shift and build its scene; returns its instructions."""
-        self.drawn = self.shift.draw(trial, self.cameras)
-        of_scene = {name: self.drawn[name] for name, part in self.shift.parts.items() if part.of_scene}
+        self._drawn = self.shift.draw(trial, self.cameras)
+        of_scene = {name: self._drawn[name] for name, part in self.shift.parts.items() if part.of_scene}
         if of_scene:
             assert isinstance(self.simulator, Shiftable)
             self.simulator.shift_next(of_scene)
-        latency = self.drawn["sensor"]["latency"] if "sensor" in self.drawn else 0.0
+        latency = self._drawn["sensor"]["latency"] if "sensor" in self._drawn else 0.0
         self._past = deque(maxlen=1 + round(latency * self.control_hz))
         return self.simulator.reset(trial)
 
     def scene(self) -> str:
         """The simulator's fingerprint, and one of the drawn values behind it."""
-        text = json.dumps(self.drawn, sort_keys=True)
+        text = json.dumps(self._drawn, sort_keys=True)
         return f"{self.simulator.scene()}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
     def observe(self, views: Sequence[str] | None = None) -> Frame:
@@ -79,7 +81,7 @@ class ShiftedSimulator:
         now = self.simulator.observe(views)
         seen = self._delayed(now)
         kept = list(seen.views)
-        if (lost := self.drawn.get("views")) is not None:
+        if (lost := self._drawn.get("views")) is not None:
             kept = remaining(lost, kept, now.seconds)
             if not kept:
                 raise InvalidValue(
@@ -127,12 +129,12 @@ class ShiftedSimulator:
         return now if self._past.maxlen == 1 else self._past[0]
 
     def _seen(self, name: str, view: View, step: int) -> View:
-        if (sensor := self.drawn.get("sensor")) is not None:
+        if (sensor := self._drawn.get("sensor")) is not None:
             # Noise belongs to an instant: it must not depend on how often the trial's video looks.
             noise = np.random.default_rng([sensor["seed"], step, zlib.crc32(name.encode())])
             view = replace(view, image=spoilt(view.image, sensor, noise))
-        if "calibration" in self.drawn:
-            view = misplaced(view, self.drawn["calibration"][name])
+        if "calibration" in self._drawn:
+            view = misplaced(view, self._drawn["calibration"][name])
         return view
 
 

@@ -22,6 +22,7 @@ from benchmarks.simulator import Simulator, Trial
 from benchmarks.simulators.tabletop import camera_rigs as rigs
 from benchmarks.simulators.tabletop.mujoco_graphics import Pictures
 from benchmarks.simulators.tabletop.simulator import Tabletop
+from datamodules.shards.source_settings import describe
 
 VIEWS = ("front", "left_shoulder")
 FIXED = ("front", "left_shoulder", "right_shoulder", "overhead")
@@ -252,7 +253,9 @@ def test_a_protocol_with_a_shift_is_another_one_for_every_arm():
 def test_demonstrations_are_randomised_and_say_what_was_drawn():
     shift = Shift(cameras=parts.CameraShift((0, 30)), light=parts.LightShift(strength=(0.5, 1.5)))
     source = Demonstrations(tabletop(), ["reach_target"], episodes_per_task=2, shift=shift)
+    before = describe(source)
     one, other = source[0], source[1]
+    assert describe(source) == before  # by which an interrupted collection is known again
     made = one.provenance
     assert made["simulator"] == "benchmarks.simulators.tabletop.simulator.Tabletop"
     assert made["shift"] == shift.describe()

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ai_wam.errors import InvalidValue
+from benchmarks.simulator import WRIST
 from benchmarks.simulators.tabletop import camera_rigs as rigs
 from benchmarks.simulators.tabletop.camera_rigs import Mount, Workspace
 from benchmarks.simulators.tabletop.mujoco_graphics import mujoco
@@ -99,10 +100,8 @@ def check_cameras(part: Any, mounts: Mapping[str, Mount], region: Workspace) -> 
     Raises:
         ValueError: the message names the camera and what is possible.
     """
-    if "wrist" in part.views:
-        raise InvalidValue("shift: cameras moves the fixed cameras; the wrist camera rides on the hand")
     low, high = part.elevation
-    for name in part.views or [view for view in mounts if view != "wrist"]:
+    for name in part.views or [view for view in mounts if view != WRIST]:
         usual = _elevation(mounts[name], region)
         if (low, high) != (0, 0) and not _ELEVATIONS[0] <= usual + low <= usual + high <= _ELEVATIONS[1]:
             raise InvalidValue(
@@ -124,8 +123,6 @@ def move_cameras(
         region: what cameras are moved around, and framed on.
     """
     for name, values in drawn["views"].items():
-        if name == "wrist":
-            continue
         mount = _moved(mounts[name], values, region, drawn["framed"])
         camera = world.model.camera(name).id
         axes = np.stack([mount.right, mount.up, np.cross(mount.right, mount.up)], axis=1)
