@@ -4,10 +4,11 @@ RLBench runs through its real server process over the double of its names, since
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ import yaml
 
 from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.episodes import Frame
-from benchmarks.simulator import Simulator, Trial
+from benchmarks.shifts import Shift, ShiftedSimulator, parts
+from benchmarks.simulator import Shiftable, Simulator, Trial
 
 TESTS = Path(__file__).parents[1]
 SMALL = {"image_size": [48, 64], "views": ["front", "left_shoulder"]}
@@ -120,3 +122,28 @@ def test_a_copy_plays_the_same_scenes_and_a_closed_world_begins_anew(simulator: 
         assert twin.scene() == scene
         np.testing.assert_allclose(twin.pose(), pose, atol=1e-5)
         twin.close()
+
+
+def test_parts_of_a_shift_are_built_or_refused(simulator: Simulator):
+    able = simulator.shift_parts if isinstance(simulator, Shiftable) else frozenset()
+    kinds = {field.name: get_args(field.type)[0] for field in dataclasses.fields(Shift)}
+    assert able <= kinds.keys()
+    for name, kind in kinds.items():
+        if kind.of_scene and name not in able:
+            with pytest.raises(ValueError, match=rf"cannot build \['{name}'\]"):
+                ShiftedSimulator(simulator, Shift(**{name: kind()}))
+        else:
+            ShiftedSimulator(simulator, Shift(**{name: kind()}))
+
+
+def test_pictures_are_spoilt_and_cameras_misplaced_in_every_simulator(simulator: Simulator):
+    shift = Shift(sensor=parts.SensorShift(noise=(20, 20)), calibration=parts.CalibrationShift((2, 2)))
+    shifted = ShiftedSimulator(simulator, shift)
+    simulator.reset(trial(simulator))
+    usual, scene = simulator.observe(["front"]).views["front"], simulator.scene()
+    shifted.reset(trial(simulator))
+    seen = shifted.observe(["front"]).views["front"]
+    assert shifted.scene().startswith(scene)
+    assert not np.array_equal(seen.image, usual.image)
+    assert np.allclose(seen.world_from_camera[:3, 3], usual.world_from_camera[:3, 3])
+    assert not np.allclose(seen.world_from_camera, usual.world_from_camera)
