@@ -3,7 +3,6 @@
 A range is two numbers, the least and the largest; a value is drawn uniformly between them for every trial.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +24,12 @@ class ShiftPart(ABC):
     Attributes:
         limits: by the name of a field that is a range, what its numbers must lie between.
         of_scene: whether the simulator must build it; else it is made of the frames that the policy gets.
+        counts: names of the ranges of which whole numbers are drawn.
     """
 
     limits: ClassVar[Mapping[str, Range]]
     of_scene: ClassVar[bool]
+    counts: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for name, (least, largest) in self.limits.items():
@@ -37,6 +38,11 @@ class ShiftPart(ABC):
                 raise InvalidValue(
                     f"shift: {name} of {type(self).__name__} is [{low:g}, {high:g}]; it is a range of two "
                     f"numbers, least and largest, between {least:g} and {largest:g}"
+                )
+            if name in self.counts and not (low.is_integer() and high.is_integer()):
+                raise InvalidValue(
+                    f"shift: {name} of {type(self).__name__} is [{low:g}, {high:g}]; it counts things: give "
+                    "whole numbers"
                 )
             object.__setattr__(self, name, (low, high))
 
@@ -51,6 +57,10 @@ class ShiftPart(ABC):
 
     def _between(self, rng: np.random.Generator, name: str) -> float:
         return round(float(rng.uniform(*getattr(self, name))), 6)
+
+    def _count(self, rng: np.random.Generator, name: str) -> int:
+        low, high = getattr(self, name)
+        return int(rng.integers(int(low), int(high) + 1))
 
 
 def check_known(owner: str, views: Sequence[str], known: Sequence[str]) -> None:
@@ -136,6 +146,7 @@ class LightShift(ShiftPart):
         "colour": (0.0, 0.9),
     }
     of_scene: ClassVar[bool] = True
+    counts: ClassVar[tuple[str, ...]] = ("lamps",)
 
     lamps: Range = _ONE
     tilt: Range = _NOTHING
@@ -145,10 +156,9 @@ class LightShift(ShiftPart):
 
     def draw(self, rng: np.random.Generator, views: Sequence[str]) -> dict[str, Any]:
         """Number, tilt and its side in degrees, strength, and the factor of every channel."""
-        low, high = self.lamps
         tints = [round(1 - self._between(rng, "colour"), 6) for _ in range(3)]
         return {
-            "lamps": int(rng.integers(math.ceil(low), math.floor(high) + 1)),
+            "lamps": self._count(rng, "lamps"),
             "tilt": self._between(rng, "tilt"),
             "side": round(float(rng.uniform(0, 360)), 6),
             "strength": self._between(rng, "strength"),
@@ -204,14 +214,13 @@ class DistractorShift(ShiftPart):
 
     limits: ClassVar[Mapping[str, Range]] = {"count": (0.0, 8.0)}
     of_scene: ClassVar[bool] = True
+    counts: ClassVar[tuple[str, ...]] = ("count",)
 
     count: Range = (1.0, 3.0)
 
     def draw(self, rng: np.random.Generator, views: Sequence[str]) -> dict[str, Any]:
         """Their number, and the seed of their shapes, colours and places."""
-        low, high = self.count
-        number = int(rng.integers(math.ceil(low), math.floor(high) + 1))
-        return {"count": number, "seed": int(rng.integers(2**31))}
+        return {"count": self._count(rng, "count"), "seed": int(rng.integers(2**31))}
 
 
 @dataclass(frozen=True)

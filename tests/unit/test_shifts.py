@@ -282,6 +282,7 @@ class Bare(Tabletop):
         (lambda: parts.CameraShift(azimuth=(0, 200)), r"azimuth of CameraShift is \[0, 200\].* 0 and 180"),
         (lambda: parts.SensorShift(noise=(3, 1)), r"noise of SensorShift is \[3, 1\]"),
         (lambda: parts.LightShift(strength=(math.nan, 1)), r"strength of LightShift is \[nan, 1\]"),
+        (lambda: parts.LightShift(lamps=(1.2, 1.8)), r"lamps of LightShift is \[1\.2, 1\.8\]; it counts"),
         (lambda: parts.StartShift(2.0), r"random of StartShift is 2\.0; a probability"),
         (lambda: shifted(cameras=parts.CameraShift(elevation=(0, 30))), r"'overhead' from \d+ .*name other"),
         (lambda: shifted(cameras=parts.CameraShift((5, 5), views=("wrist",))), "rides on the hand"),
