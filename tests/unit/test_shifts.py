@@ -285,6 +285,10 @@ class Bare(Tabletop):
         (lambda: parts.LightShift(lamps=(1.2, 1.8)), r"lamps of LightShift is \[1\.2, 1\.8\]; it counts"),
         (lambda: parts.StartShift(2.0), r"random of StartShift is 2\.0; a probability"),
         (lambda: shifted(cameras=parts.CameraShift(elevation=(0, 30))), r"'overhead' from \d+ .*name other"),
+        (
+            lambda: shifted(cameras=parts.CameraShift(distance=(0.25, 1), fov=(1, 4))),
+            r"would widen camera 'front' to \d+ degrees; at most 140",
+        ),
         (lambda: shifted(cameras=parts.CameraShift((5, 5), views=("wrist",))), "rides on the hand"),
         (lambda: shifted(cameras=parts.CameraShift((5, 5), views=("side",))), r"\['side'\]; the cameras are"),
         (lambda: shifted(views=parts.ViewShift(keep=("side",))), r"\['side'\]; the cameras are"),

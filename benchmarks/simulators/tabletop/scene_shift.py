@@ -19,6 +19,7 @@ from benchmarks.simulators.tabletop.scene import TABLE_TOP
 PARTS = frozenset({"cameras", "light", "appearance", "distractors", "start", "layout", "instruction"})
 LAMPS, DISTRACTORS = 4, 8  # at most, the usual lamp included
 _ELEVATIONS = (0.0, 85.0)  # degrees over the horizon: cameras look down, and have an upright picture
+_WIDEST = 140.0  # degrees of a camera's field of view
 _HIDDEN = (0.0, 0.0, -5.0)  # where distractors are that a trial has not drawn
 _CLEAR = 0.1  # metres between a distractor and the task's objects, at least
 # None of the colours that instructions name.
@@ -90,7 +91,7 @@ class Usual:
 
 
 def check_cameras(part: Any, mounts: Mapping[str, Mount], region: Workspace) -> None:
-    """Refuse elevations that turn a camera over or under the table.
+    """Refuse elevations that turn a camera over or under the table, and fields of view that are too wide.
 
     Args:
         part: a `benchmarks.shifts.parts.CameraShift`.
@@ -108,6 +109,13 @@ def check_cameras(part: Any, mounts: Mapping[str, Mount], region: Workspace) -> 
                 f"shift: elevation [{low:g}, {high:g}] would take camera {name!r} from {usual:.0f} degrees "
                 f"to {usual + low:.0f} to {usual + high:.0f}; it must stay in [{_ELEVATIONS[0]:g}, "
                 f"{_ELEVATIONS[1]:g}]: take a smaller range, or name other cameras in `views`"
+            )
+        nearest = {"azimuth": 0.0, "elevation": 0.0, "distance": part.distance[0], "roll": 0.0}
+        widest = _moved(mounts[name], {**nearest, "fov": part.fov[1]}, region, part.framed).fov
+        if widest > _WIDEST:
+            raise InvalidValue(
+                f"shift: distance and fov would widen camera {name!r} to {widest:.0f} degrees; at most "
+                f"{_WIDEST:g} are drawn: take a larger least distance or a smaller fov"
             )
 
 
@@ -217,7 +225,7 @@ def _moved(mount: Mount, values: Mapping[str, float], region: Workspace, framed:
     else:
         axes = [turn @ raise_ @ np.array(axis) for axis in (mount.right, mount.up)]
         moved = rigs.mount(position, axes[0], axes[1], mount.fov)
-    fov = min(moved.fov * values["fov"], 150.0)
+    fov = moved.fov * values["fov"]
     roll, right, up = math.radians(values["roll"]), np.array(moved.right), np.array(moved.up)
     rolled = math.cos(roll) * right + math.sin(roll) * up, math.cos(roll) * up - math.sin(roll) * right
     return rigs.mount(position, rolled[0], rolled[1], fov)
