@@ -1,6 +1,7 @@
 """Policies without a model, as references: hold still, replay recorded actions, the scripted expert."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -137,11 +138,17 @@ class MeanDemonstration:
         simulator: demonstrates in scenes of the split "train"; copied when first needed.
         demonstrations: how many are averaged for each task and variation.
         stride: control steps from one action to the next.
-        max_seconds: longest demonstration, simulated seconds.
+        max_seconds: longest demonstration, simulated seconds; the mean's last pose is held until then.
+        horizon: actions of one chunk; all that are left if None.
     """
 
     def __init__(
-        self, simulator: Simulator, demonstrations: int = 8, stride: int = 4, max_seconds: float = 8.0
+        self,
+        simulator: Simulator,
+        demonstrations: int = 8,
+        stride: int = 4,
+        max_seconds: float = 8.0,
+        horizon: int | None = None,
     ) -> None:
         if demonstrations < 1:
             raise InvalidValue(f"MeanDemonstration: demonstrations is {demonstrations}; the least is 1")
@@ -149,7 +156,7 @@ class MeanDemonstration:
         self.stride, self.max_seconds = stride, max_seconds
         self._expert: Expert | None = None
         self._means: dict[tuple[str, int], Float[np.ndarray, "t 8"]] = {}
-        self._replay = Replay({}, stride / simulator.control_hz)
+        self._replay = Replay({}, stride / simulator.control_hz, horizon)
 
     def reset(self, episodes: Sequence[str]) -> None:
         """Average the demonstrations of the trials' tasks and variations, once each.
@@ -176,7 +183,10 @@ class MeanDemonstration:
     def _mean(self, task: str, variation: int) -> Float[np.ndarray, "t 8"]:
         expert = self._expert = self._expert or Expert(self.simulator, self.stride, self.max_seconds)
         trials = [Trial(task, variation, index, "train") for index in range(self.demonstrations)]
-        return mean_path([expert.demonstration(trial) for trial in trials])
+        mean = mean_path([expert.demonstration(trial) for trial in trials])
+        # Equally long, so that no row of a batch depends on the others.
+        whole = math.ceil(self.max_seconds * self.simulator.control_hz / self.stride) + 1
+        return np.concatenate([mean, np.repeat(mean[-1:], max(0, whole - len(mean)), axis=0)])
 
 
 def mean_path(paths: Sequence[Float[np.ndarray, "_ 8"]]) -> Float[np.ndarray, "t 8"]:

@@ -123,13 +123,17 @@ class Benchmark:
             tokenizer: the codec; the benchmark's own if left out.
         """
         codec = tokenizer or self.tokenizer
-        ahead = self.protocol.execute_frames + self.protocol.prefix
-        horizon = None if self.protocol.execution == "one_shot" else ahead
-        expert = Expert(self.simulator, clip.stride, self.protocol.max_seconds, horizon, codec)
+        expert = Expert(self.simulator, clip.stride, self.protocol.max_seconds, self._horizon, codec)
         try:
             return self._run_reference("ceiling", expert, trials, clip, canonical(configuration(codec)))
         finally:
             expert.close()
+
+    @property
+    def _horizon(self) -> int | None:
+        """Actions that a reference policy predicts at once; None: all that are left."""
+        one_shot = self.protocol.execution == "one_shot"
+        return None if one_shot else self.protocol.execute_frames + self.protocol.prefix
 
     def floor(self, trials: Sequence[Trial], clip: Clip) -> list[TrialResult]:
         """Run a policy that holds still: the successes that need no model."""
@@ -138,7 +142,7 @@ class Benchmark:
     def blind_floor(self, trials: Sequence[Trial], clip: Clip) -> list[TrialResult]:
         """Replay the mean of training demonstrations: the successes that need no eyes."""
         seconds, count = self.protocol.max_seconds, self.blind_demonstrations
-        blind = MeanDemonstration(self._usual, count, clip.stride, seconds)
+        blind = MeanDemonstration(self._usual, count, clip.stride, seconds, self._horizon)
         try:
             return self._run_reference("blind", blind, trials, clip, str(count))
         finally:

@@ -297,7 +297,7 @@ def test_the_mean_of_demonstrations_by_hand():
     assert mean[:, 7].tolist() == [1, 1, 1, 0]
 
 
-def test_the_blind_floor_replays_demonstrations_of_training():
+def test_the_blind_floor_replays_demonstrations_of_training(monkeypatch):
     rules = EvaluationProtocol(max_seconds=2.0, trials_per_task=3, tasks=("reach_target",))
     made = Benchmark(SIMULATOR, rules, 2, blind_demonstrations=2)
     trials = made.trials()
@@ -306,10 +306,18 @@ def test_the_blind_floor_replays_demonstrations_of_training():
     (path,) = blind._means.values()
     expert = Expert(SIMULATOR, CLIP.stride)
     shown = [expert.demonstration(Trial("reach_target", trials[0].variation, i, "train")) for i in range(2)]
-    assert np.allclose(path, mean_path(shown))
-    for result in made.blind_floor(trials, CLIP):
+    expected = mean_path(shown)
+    assert np.allclose(path[: len(expected)], expected)
+    assert len(path) == 41  # the budget of 8 s at 5 actions a second, and the first pose
+    assert np.array_equal(path[len(expected) :], np.repeat(path[-1:], 41 - len(expected), axis=0))
+    together = made.blind_floor(trials, CLIP)
+    for result, trial in zip(together, trials, strict=True):
         assert not result.success
         assert result.steps > 10
+        alone = Benchmark(SIMULATOR, rules, 1, blind_demonstrations=2)
+        monkeypatch.setattr("benchmarks.evaluation.benchmark._REFERENCES", {})
+        assert alone.blind_floor([trial], CLIP)[0].to_json() == result.to_json()
+        alone.close()
     with pytest.raises(ValueError, match="blind_demonstrations is -1"):
         Benchmark(SIMULATOR, rules, blind_demonstrations=-1)
     for policy in (blind, expert):
