@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ import torch
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
 from ai_wam.cli.shipped_configs import instantiate
+from ai_wam.diffusion.noise_paths import FlowMatching
 from backbones.base import VideoBackbone
-from backbones.conditions.prompts import Context
+from backbones.codecs.patch import PatchCodec
+from backbones.conditions.prompts import Context, HashedWords
 from backbones.networks import wan_attention
+from backbones.wan import Wan
 
 TINY = sorted((Path(__file__).parents[1] / "configs" / "backbone").glob("*-tiny.yaml"))
 SIZE, FRAMES, VIEWS, BATCH = (32, 32), 9, 2, 2
@@ -101,3 +105,20 @@ def learn(
                 assert parameter.grad is not None
                 parameter -= 0.01 * parameter.grad.sign()
     return float(loss.detach()), {name: p.grad for name, p in trained.items() if p.grad is not None}
+
+
+SMALL_WAN = {
+    "patch_size": [1, 2, 2], "num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64,
+    "freq_dim": 16, "num_layers": 3,
+}  # fmt: skip
+
+
+def small_wan(**options: Any) -> Wan:
+    """A Wan of three narrow blocks, with random weights also where its own begin at zero."""
+    torch.manual_seed(0)
+    given = {"path": FlowMatching(sampler_shift=3.0), **options}
+    model = Wan(architecture=SMALL_WAN, codec=PatchCodec(12), prompts=HashedWords(16, 8), **given)
+    with torch.no_grad():
+        for parameter in model.denoiser.parameters():
+            parameter += torch.randn(parameter.shape) * 0.05
+    return model

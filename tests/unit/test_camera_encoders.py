@@ -4,35 +4,24 @@ from dataclasses import replace
 
 import pytest
 import torch
+from backbone_twins import small_wan
 from torch import nn
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
-from ai_wam.diffusion.noise_paths import FlowMatching
 from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Batch, Clip
-from backbones.codecs.patch import PatchCodec
 from backbones.conditions.block_conditions import CameraEncoders, ray_videos
-from backbones.conditions.prompts import Context, HashedWords
+from backbones.conditions.prompts import Context
 from backbones.wan import Wan
 from backbones.weights.training_options import Training
 from tasks.policy import PolicyControl
 
 SIZE, FRAMES, VIEWS, BATCH = (32, 32), 9, 2, 2
-SMALL = {
-    "patch_size": [1, 2, 2], "num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64,
-    "freq_dim": 16, "num_layers": 3,
-}  # fmt: skip
 
 
 def wan(**options: object) -> Wan:
-    torch.manual_seed(0)
-    given = {"path": FlowMatching(sampler_shift=3.0), "camera_encoders": True, **options}
-    model = Wan(architecture=SMALL, codec=PatchCodec(12), prompts=HashedWords(16, 8), **given)
-    with torch.no_grad():  # leave the zero initialisation
-        for parameter in model.denoiser.parameters():
-            parameter += torch.randn(parameter.shape) * 0.05
-    return model
+    return small_wan(**{"camera_encoders": True, **options})
 
 
 def rig() -> Cameras:

@@ -4,37 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from backbone_twins import traced
+from backbone_twins import SMALL_WAN, small_wan, traced
 from torch._dynamo.utils import counters
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
-from ai_wam.diffusion.noise_paths import FlowMatching
-from backbones.codecs.patch import PatchCodec
-from backbones.conditions.prompts import Context, HashedWords
+from backbones.conditions.prompts import Context
 from backbones.wan import Wan
 from backbones.weights.training_options import Training
 
 SIZE, FRAMES, VIEWS, BATCH = (32, 32), 9, 2, 2
-SMALL = {
-    "patch_size": [1, 2, 2], "num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64,
-    "freq_dim": 16, "num_layers": 3,
-}  # fmt: skip
-
-
-def wan(**options: object) -> Wan:
-    torch.manual_seed(0)
-    model = Wan(
-        architecture=SMALL,
-        codec=PatchCodec(12),
-        prompts=HashedWords(16, 8),
-        path=FlowMatching(sampler_shift=3.0),
-        **options,
-    )
-    with torch.no_grad():  # leave the zero initialisation
-        for parameter in model.denoiser.parameters():
-            parameter += torch.randn(parameter.shape) * 0.05
-    return model
 
 
 def inputs(model: Wan, name: str, missing: bool = False) -> tuple[Canvas, Context, torch.Tensor]:
@@ -54,7 +33,10 @@ def inputs(model: Wan, name: str, missing: bool = False) -> tuple[Canvas, Contex
 @pytest.mark.parametrize("name", ["policy", "labeling", "joint"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_cache_changes_nothing(name: str, guidance: float):
-    plain, cached = wan(given_attention="one_way"), wan(given_attention="one_way", cache_given=True)
+    plain, cached = (
+        small_wan(given_attention="one_way"),
+        small_wan(given_attention="one_way", cache_given=True),
+    )
     canvas, context, noise = inputs(plain, name)
     null = plain.encode_context(
         ["", ""], torch.zeros(BATCH, VIEWS, 3, 1, *SIZE), torch.ones(BATCH, VIEWS) > 0
@@ -68,7 +50,7 @@ def test_the_cache_changes_nothing(name: str, guidance: float):
 
 
 def test_given_tokens_do_not_see_generated_ones():
-    model = wan(given_attention="one_way")
+    model = small_wan(given_attention="one_way")
     canvas, context, noise = inputs(model, "joint")
     seen = []
     model.denoiser.blocks[-1].register_forward_hook(lambda _, __, tokens: seen.append(tokens))
@@ -82,7 +64,10 @@ def test_given_tokens_do_not_see_generated_ones():
 
 
 def test_rows_with_different_views_missing_are_not_cached_but_right():
-    plain, cached = wan(given_attention="one_way"), wan(given_attention="one_way", cache_given=True)
+    plain, cached = (
+        small_wan(given_attention="one_way"),
+        small_wan(given_attention="one_way", cache_given=True),
+    )
     canvas, context, noise = inputs(plain, "policy", missing=True)
     assert cached.prepare(canvas, context).memory is None
     torch.testing.assert_close(
@@ -92,19 +77,19 @@ def test_rows_with_different_views_missing_are_not_cached_but_right():
 
 def test_a_cache_that_would_not_be_exact_is_refused():
     with pytest.raises(ValueError, match="got full and per_token"):
-        wan(cache_given=True)
+        small_wan(cache_given=True)
     with pytest.raises(ValueError, match="got one_way and shared"):
-        wan(cache_given=True, given_attention="one_way", time="shared")
+        small_wan(cache_given=True, given_attention="one_way", time="shared")
 
 
 def test_the_mask_reaches_training():
-    full, one_way = wan(), wan(given_attention="one_way")
+    full, one_way = small_wan(), small_wan(given_attention="one_way")
     canvas, context, noise = inputs(full, "joint")
     u = torch.tensor([0.9, 0.5])
     losses = [model.loss(canvas, context, u, noise) for model in (full, one_way)]
     assert not torch.allclose(*losses)
     losses[1].sum().backward()
-    again = wan(given_attention="one_way", training=Training(gradient_checkpointing=True))
+    again = small_wan(given_attention="one_way", training=Training(gradient_checkpointing=True))
     again.train().loss(canvas, context, u, noise).sum().backward()
     for (name, one), other in zip(
         one_way.denoiser.named_parameters(), again.denoiser.parameters(), strict=True
@@ -114,7 +99,7 @@ def test_the_mask_reaches_training():
 
 @pytest.mark.parametrize("frames", [1, 2, 5, 6, 9])
 def test_beginnings_decode_alone(frames: int):
-    model = wan()
+    model = small_wan()
     latents = torch.randn(1, VIEWS, 12, 3, 4, 4)
     assert torch.equal(model.decode(latents, frames), model.decode(latents)[:, :, :, :frames])
     seen = []
@@ -126,7 +111,7 @@ def test_beginnings_decode_alone(frames: int):
 
 
 def test_every_block_can_be_conditioned():
-    plain, told = wan(), wan(block_rank=4)
+    plain, told = small_wan(), small_wan(block_rank=4)
     told.load_state_dict({**told.state_dict(), **plain.state_dict()})
     with torch.no_grad():
         for up in told.denoiser.block_conditions.up:
@@ -136,20 +121,20 @@ def test_every_block_can_be_conditioned():
     assert torch.equal(told.predict(noise, u, canvas, context), plain.predict(noise, u, canvas, context))
     told.loss(canvas, context, u, noise).sum().backward()
     assert all(up.weight.grad.abs().max() > 0 for up in told.denoiser.block_conditions.up)
-    cached = wan(block_rank=4, given_attention="one_way", cache_given=True)
-    slow = wan(block_rank=4, given_attention="one_way")
+    cached = small_wan(block_rank=4, given_attention="one_way", cache_given=True)
+    slow = small_wan(block_rank=4, given_attention="one_way")
     torch.testing.assert_close(
         cached.sample(canvas, context, noise, 2), slow.sample(canvas, context, noise, 2), atol=2e-5, rtol=1e-5
     )
 
 
 def test_memory_does_not_outlive_a_sample():
-    model = wan(given_attention="one_way", cache_given=True)
+    model = small_wan(given_attention="one_way", cache_given=True)
     canvas, context, noise = inputs(model, "policy")
     model.sample(canvas, context, noise, 2)
     assert context.memory is None
     other = replace(canvas, clean=canvas.clean + 1)
-    fresh = wan(given_attention="one_way", cache_given=True).sample(other, context, noise, 2)
+    fresh = small_wan(given_attention="one_way", cache_given=True).sample(other, context, noise, 2)
     assert torch.equal(model.sample(other, context, noise, 2), fresh)
 
 
@@ -157,9 +142,9 @@ def test_memory_does_not_outlive_a_sample():
 def test_compiled_blocks_share_their_graphs_whatever_their_number(monkeypatch: pytest.MonkeyPatch):
     """A block that guarded on its place among the others would be compiled twelve times, then given up."""
     traced(monkeypatch, fullgraph=True)
-    monkeypatch.setitem(SMALL, "num_layers", 12)
+    monkeypatch.setitem(SMALL_WAN, "num_layers", 12)
     options = {"given_attention": "one_way", "cache_given": True}
-    plain, compiled = wan(**options), wan(**options, training=Training(compile_blocks=True))
+    plain, compiled = small_wan(**options), small_wan(**options, training=Training(compile_blocks=True))
     canvas, context, noise = inputs(plain, "policy")
     torch._dynamo.reset()
     counters.clear()
