@@ -239,6 +239,7 @@ class TrialDataModule(LightningDataModule):
             "policy": {name: value for name, value in self._policy.items() if name != "checkpoint"},
             "versions": versions(),
             **{name: getattr(self, name) for name in ("videos", "references", "explain", "decoders")},
+            "blind_demonstrations": self.benchmark.blind_demonstrations,
         }
         folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)  # asks all ranks
         self._journal = journal = Journal(folder, trainer.global_rank, identity)

@@ -241,8 +241,8 @@ class StartShift(ShiftPart):
             raise InvalidValue(f"shift: random of StartShift is {self.random}; a probability is in [0, 1]")
 
     def draw(self, rng: np.random.Generator, views: Sequence[str]) -> dict[str, Any]:
-        """Whether the pose is random, and its seed."""
-        return {"random": bool(rng.uniform() < self.random), "seed": int(rng.integers(2**31))}
+        """Whether the pose is random; the trial's seed decides which."""
+        return {"random": bool(rng.uniform() < self.random)}
 
 
 @dataclass(frozen=True)

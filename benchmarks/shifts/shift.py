@@ -74,10 +74,5 @@ class Shift:
         return {name: _plain(dataclasses.asdict(part)) for name, part in self.parts.items()}
 
 
-def of_scene(drawn: Mapping[str, Any], shift: Shift) -> dict[str, Any]:
-    """The drawn values that the simulator must build."""
-    return {name: value for name, value in drawn.items() if shift.parts[name].of_scene}
-
-
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

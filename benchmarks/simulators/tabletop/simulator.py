@@ -171,7 +171,7 @@ class Tabletop:
         wanted = self.views if views is None else tuple(views)
         check_views(wanted, rigs.VIEWS, "Tabletop")
         if wanted and name not in self._pictures:
-            self._pictures[name] = Pictures(world.model, self.image_size, self._shows_shadows())
+            self._pictures[name] = Pictures(world.model, self.image_size, self._with_shadows(self._extras))
         pictures = {view: self._view(world, name, view) for view in wanted}
         return Frame(views=pictures, action=world.pose(), seconds=self._steps / self.control_hz)
 
@@ -291,15 +291,14 @@ class Tabletop:
         usual = bool(rng.uniform() < self.randomise_start)
         return self._shift["start"]["random"] if "start" in self._shift else usual
 
-    def _shows_shadows(self) -> bool:
-        return self.shadows if self._extras.shadows is None else self._extras.shadows
+    def _with_shadows(self, extras: scene_shift.Extras) -> bool:
+        return self.shadows if extras.shadows is None else extras.shadows
 
     def _xml(self, name: str, extras: scene_shift.Extras) -> str:
         task = self._task(name)
         timestep = 1 / self.control_hz / substeps(self.control_hz)
         mounts = rigs.mounts(self.rig, task.region)
-        shadows = self.shadows if extras.shadows is None else extras.shadows
-        bodies = task.bodies() + extras.mjcf()
+        bodies, shadows = task.bodies() + extras.mjcf(), self._with_shadows(extras)
         return scene.mjcf(bodies, task.assets(), mounts, self.image_size, timestep, shadows)
 
     def _current(self) -> tuple[World, str]:
