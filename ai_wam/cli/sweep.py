@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ai_wam.cli.parsing import WordParser
 from ai_wam.cli.shipped_configs import resolved
 from ai_wam.errors import InvalidValue
+from ai_wam.files.json_yaml import read_yaml
 from benchmarks.evaluation.sweep import FILE, SweepPoint, SweepRecord, read_points
 from benchmarks.report.sweep_page import sweep_table, write_page
 
@@ -24,7 +26,7 @@ def main(words: Sequence[str]) -> None:
     known, rest = parser.parse_known_args(list(words))
     if taken := [word for word in rest if word.partition("=")[0] in ("--data.out", _SHIFT)]:
         raise InvalidValue(f"ai-wam sweep: {taken[0]} is set by the sweep for every point; leave it out")
-    points = read_points(Path(resolved([f"--points={known.points}"])[0].partition("=")[2]))
+    points = [_with_content(point) for point in read_points(_shipped(known.points))]
     record = SweepRecord(Path(known.out), known.ckpt_path, rest, points)
     record.write()
     for number, point in enumerate(points, start=1):
@@ -38,11 +40,21 @@ def main(words: Sequence[str]) -> None:
     print(f"\n{sweep_table(record.content())}\nsweep: {record.folder / FILE}")
 
 
+def _shipped(name: str) -> Path:
+    """A file, or the shipped one of that name."""
+    return Path(resolved([f"--points={name}"])[0].partition("=")[2])
+
+
+def _with_content(point: SweepPoint) -> SweepPoint:
+    """The point with its shift as the file has it now: a file that changes makes another sweep."""
+    return replace(point, shift=read_yaml(_shipped(point.shift))) if isinstance(point.shift, str) else point
+
+
 def _test(point: SweepPoint, record: SweepRecord, words: Sequence[str]) -> None:
     """Run the point's test in this process, or on Ray; it resumes by itself."""
     from ai_wam.cli import run_command
 
     own = [f"--ckpt_path={record.checkpoint}", f"--data.out={record.place(point)}"]
     if point.shift is not None:
-        own.append(f"{_SHIFT}={point.shift if isinstance(point.shift, str) else json.dumps(point.shift)}")
+        own.append(f"{_SHIFT}={json.dumps(point.shift)}")
     run_command("test", [*words, *own])

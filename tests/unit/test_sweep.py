@@ -131,6 +131,18 @@ def test_what_is_no_sweep_or_another_one_is_refused_and_nothing_is_lost(place, w
     assert not Path("new").exists()
 
 
+def test_a_file_of_a_shift_that_changed_makes_another_sweep(place):
+    Path("points.yaml").write_text(POINTS.replace("{cameras: {azimuth: [45, 45]}}", "az.yaml"))
+    Path("az.yaml").write_text("cameras: {azimuth: [45, 45]}\n")
+    assert run()["points"][1]["shift"] == {"cameras": {"azimuth": [45, 45]}}
+    Path("az.yaml").write_text("cameras: {azimuth: [40, 45]}\n")
+    with pytest.raises(SystemExit, match="a sweep of other points"):
+        run()
+    Path("az.yaml").unlink()
+    with pytest.raises(SystemExit, match=r"az\.yaml"):
+        run()
+
+
 def compare(one="sw", other="other") -> None:
     main(["compare", f"{one}/sweep.json", f"{other}/sweep.json"])
 
