@@ -166,7 +166,7 @@ class Canvas(TensorDataclass):
         given: True where the clean latents are given: never noised, never stepped, never in the loss.
         counted: True where the loss counts: generated, and the truth is known.
         condition: per position: rays of the view (Pluecker, frame of view 0 at time 0), given, is-action,
-            and, where the spec says so, the clean first-observation latent of the view.
+            and the clean first-observation latent of the view; rays and latent where the spec says so.
         image: picture condition of an image-to-video model for each segment: latents of its first frame
             alone, as `VideoBackbone.encode_still` makes them, from the segment's first position on, padding
             or not, and zeros at the end of a padded one; None for other models.
@@ -208,7 +208,7 @@ class Canvas(TensorDataclass):
 
 def condition_channels(spec: LatentSpec) -> int:
     """Channels of `Canvas.condition`: rays, given, is-action, first-observation latent."""
-    return RAY_CHANNELS + 2 + spec.first_observation * spec.channels
+    return spec.rays * RAY_CHANNELS + 2 + spec.first_observation * spec.channels
 
 
 def build_canvas(
@@ -257,7 +257,7 @@ def build_canvas(
         latent_frames = known.shape[3]
     views = view_mask.shape[1]
     segments = tuple(_fitted(each, spec, latent_frames) for each in plan.segments(views, latent_frames))
-    rays = latent_rays(cameras, spec, size, latent_frames)
+    rays = latent_rays(cameras, spec, size, latent_frames) if spec.rays else None
     calibrated = cameras.world_from_camera.isfinite().flatten(2).all(dim=2)  # b v
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for segment in segments:
@@ -271,7 +271,9 @@ def build_canvas(
         if prefix is not None and not is_video:
             given |= _first(1 + prefix, segment.length)
         present = view_mask[:, segment.view, None, None, None, None]
-        conditions = [rays[:, segment.view, :, : segment.length], given.to(clean)]
+        conditions = [given.to(clean)]
+        if rays is not None:
+            conditions.insert(0, rays[:, segment.view, :, : segment.length])
         conditions.append(torch.full_like(clean[:, :1], float(not is_video)))
         if spec.first_observation:
             conditions.append(first_video[:, segment.view].expand_as(clean))

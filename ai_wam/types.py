@@ -80,6 +80,7 @@ class LatentSpec:
         pack_axis: how segments share the canvas.
         time: whether all latents share one diffusion time ("shared"), or given frames or tokens have their
             own, that of clean latents.
+        rays: whether the rays of the views are among the conditions.
         first_observation: whether the clean first-observation latent is among the conditions.
         only_grid: the one latent grid that the network has positions for; None where any will do.
     """
@@ -92,6 +93,7 @@ class LatentSpec:
     patch_time: int = 1
     pack_axis: Literal["time", "width"] = "time"
     time: Literal["shared", "per_frame", "per_token"] = "shared"
+    rays: bool = True
     first_observation: bool = True
     only_grid: tuple[int, int] | None = None
 

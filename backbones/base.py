@@ -74,6 +74,8 @@ class VideoBackbone(CanvasDiffusion):
             `PatchCodec` alone.
         time: whether given frames or tokens have their own diffusion time, 0, or all share one; as released
             if left out.
+        rays: whether the rays of the views are a condition at every position. Without them a model is blind
+            to calibrations, which its action images are drawn and read by all the same.
         first_observation: whether the clean first-observation latent is a condition at every position; not
             for image-to-video models, which have it natively.
         prompt_modulation: whether the pooled prompt also scales and shifts the input tokens.
@@ -104,6 +106,7 @@ class VideoBackbone(CanvasDiffusion):
         path: NoisePath | None = None,
         prediction: Prediction = "native",
         time: Time | None = None,
+        rays: bool = True,
         first_observation: bool = True,
         prompt_modulation: bool = False,
         block_rank: int = 0,
@@ -123,6 +126,7 @@ class VideoBackbone(CanvasDiffusion):
         self.spec = replace(
             self.latent_spec(config),
             time=self._time(time),
+            rays=rays,
             first_observation=self._context(first_observation, config),
         )
         if prediction == "change" and self.takes_image(config):

@@ -104,11 +104,17 @@ class CanvasDiffusion(FrozenEncoders, ABC):
         return self.loss_and_estimate(canvas, context, u, noise)[0]
 
     def loss_and_estimate(
-        self, canvas: Canvas, context: Context, u: Float[Tensor, "b"], noise: Float[Tensor, "b c f h w"]
+        self,
+        canvas: Canvas,
+        context: Context,
+        u: Float[Tensor, "b"],
+        noise: Float[Tensor, "b c f h w"],
+        weight: Float[Tensor, "b 1 f h w"] | None = None,
     ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c f h w"], Float[Tensor, "b 1 f h w"]]:
         """The loss per row, the estimate of the clean latents, and the error by position.
 
-        The error is a mean over channels, 0 where nothing counts; the loss is its mean over what counts.
+        The error is a mean over channels, 0 where nothing counts; the loss is its mean over what counts,
+        weighted by position where a weight is given.
         """
         level = u.view(-1, 1, 1, 1, 1)
         noisy = torch.where(canvas.given, canvas.clean, self.path.add_noise(canvas.clean, noise, level))
@@ -117,7 +123,9 @@ class CanvasDiffusion(FrozenEncoders, ABC):
         target = self.path.target(canvas.clean, noise, level) if native else canvas.clean
         error = (seen - target.float()).square().mean(1, keepdim=True) * canvas.counted
         error = error * self.path.weight(u).view(-1, 1, 1, 1, 1)
-        loss = error.flatten(1).sum(1) / canvas.counted.flatten(1).sum(1).clamp(min=1)
+        counted = canvas.counted if weight is None else canvas.counted * weight
+        weighted = error if weight is None else error * weight
+        loss = weighted.flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
         clean = self.path.invert(seen, noisy, level)[0] if native else seen
         return loss, torch.where(canvas.given, canvas.clean, clean), error
 

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 
 from ai_wam.action_images import ActionImageTokenizer
@@ -24,17 +23,15 @@ from tasks.evaluation.recorded_clips import ClipEvaluation, ClipEvaluator, repor
 from tasks.evaluation.sample_videos import PlanErrors, Trials, log_sample_videos
 from tasks.metrics.networks import check_names, left_out, load_networks
 from tasks.real_time_chunking import Prefix, check_dropin, draw_prefix
-from tasks.training.finite_steps import FiniteSteps, SeenBatch
-from tasks.training.logged_means import LoggedMeans
+from tasks.training.blob_weights import blob_weights
+from tasks.training.finite_steps import SeenBatch
+from tasks.training.optimized_task import OptimizedTask
 from tasks.training.optimizer import (
     AdamW,
     CosineWithWarmup,
     LRSchedulerCallable,
     OptimizerCallable,
-    check_optimizer,
-    optimizer_settings,
     parameter_groups,
-    prepare,
 )
 from tasks.training.plan_mixture import (
     WITHOUT_ACTIONS,
@@ -45,11 +42,11 @@ from tasks.training.plan_mixture import (
     drop_prompts,
     mixture,
 )
-from tasks.training.resume_checks import check_same_names, check_same_optimizer
+from tasks.training.resume_checks import check_same_names
 from tasks.world_action_model import WorldActionModel
 
 
-class WorldActionTask(WorldActionModel):
+class WorldActionTask(OptimizedTask, WorldActionModel):
     """A world action model: a backbone, its clip, and the plans it is trained on.
 
     All tasks share one state_dict, so a checkpoint of any of them loads into the others.
@@ -65,6 +62,8 @@ class WorldActionTask(WorldActionModel):
             last step.
         prompt_dropout: share of samples that train with the empty prompt.
         sampling: steps, guidance and solver of a prediction.
+        blob_weight: weight of the loss under the blobs of an action segment, against that of its background;
+            1 weights all positions alike.
         prefix: how training and predictions are conditioned on committed actions.
         action_head: a learned decoder on top of the geometric one; trained beside the video model, on its
             estimates, without changing them.
@@ -91,6 +90,7 @@ class WorldActionTask(WorldActionModel):
         lr_scheduler: LRSchedulerCallable = CosineWithWarmup,
         prompt_dropout: float = 0.05,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        blob_weight: float = 1.0,
         prefix: Prefix = Prefix(),  # noqa: B008 - frozen
         decoded_frames: int | None = None,
         action_head: ActionHead | None = None,
@@ -113,19 +113,16 @@ class WorldActionTask(WorldActionModel):
         )
         self.plans = mixture(plans)
         check_numbers("a task", at_least=0, at_most=1, prompt_dropout=prompt_dropout)
-        check_optimizer(optimizer, lr_scheduler)
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        check_numbers("a task", at_least=1, blob_weight=blob_weight)
+        self.blob_weight = blob_weight
+        self.set_optimizer(optimizer, lr_scheduler)
         check_dropin(prefix.dropin, backbone.spec, clip.frames)
         self.prompt_dropout = prompt_dropout
         named = evaluation.plans or [chosen.name for chosen, _ in self.plans]
         self.test_plans, self.test_networks = [plan(name) for name in named], evaluation.networks or {}
         check_names(self.test_networks)
         self._evaluators: list[ClipEvaluator] = []  # no submodules: their networks stay out of checkpoints
-        self.logged_means, self.errors, self._steps = LoggedMeans(), PlanErrors(), FiniteSteps()
-        self._begun: dict[str, Any] | None = None  # settings of the optimizer of a run that is resumed
-        self._begun_step = 0  # optimizer steps of that run
-        self._settings: dict[str, Any] = {}  # of this run's optimizer
-        self._own_end = False  # whether its schedule was given an end
+        self.errors = PlanErrors()
         self.freeze_backbone = freeze_backbone
         if freeze_backbone and action_head is None:
             raise InvalidValue("freeze_backbone needs an action_head, or nothing is trained; set one")
@@ -154,7 +151,7 @@ class WorldActionTask(WorldActionModel):
                 total = total + self._unused_loss(one, batch)
         total = total / len(batch.keys)
         rows = {chosen.name: [batch.keys[row] for row in rows] for chosen, rows in drawn}
-        self._steps.add(SeenBatch(total.detach(), rows))
+        self.steps.add(SeenBatch(total.detach(), rows))
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch.keys))
         return total
 
@@ -174,19 +171,30 @@ class WorldActionTask(WorldActionModel):
         canvas, context = joined(canvases), reduce(Context.joined, contexts)
         u = self.backbone.path.draw(len(canvas.clean), generator).to(self.device)
         noise = torch.randn(canvas.clean.shape, generator=generator).to(self.device)
+        weight = None
+        if self.blob_weight != 1:
+            each = zip(group, parts, canvases, strict=True)
+            weight = torch.cat([self._loss_weight(part, chosen, own) for (chosen, _), part, own in each])
         with torch.set_grad_enabled(not self.freeze_backbone):
-            loss, estimate, error = self.backbone.loss_and_estimate(canvas, context, u, noise)
+            loss, estimate, error = self.backbone.loss_and_estimate(canvas, context, u, noise, weight)
         self.logged_means.losses(canvas, u, loss, error)
         total = loss.new_zeros(()) if self.freeze_backbone else loss.sum()
         counts = [len(rows) for _, rows in group]
-        each = zip(group, parts, canvases, loss.split(counts), estimate.detach().split(counts), strict=True)
-        for (chosen, rows), part, own, losses, seen in each:
+        results = loss.split(counts), estimate.detach().split(counts)
+        for (chosen, rows), part, own, losses, seen in zip(group, parts, canvases, *results, strict=True):
             self.logged_means.add(f"loss_{chosen.name}", losses.sum(), len(rows))
             if self.action_head is not None and chosen.generates_actions:
                 corrected = self._head_loss(part, chosen, own, seen).sum()
                 self.logged_means.add(f"head_{chosen.name}", corrected, len(rows))
                 total = total + corrected
         return total
+
+    def _loss_weight(self, batch: Batch, chosen: Plan, canvas: Canvas) -> Float[Tensor, "b 1 f h w"]:
+        """Of every position, by where the blobs of the recorded actions are."""
+        cameras, size = self.cameras_of(batch, chosen), self.clip.size
+        pixels = self.tokenizer.project(batch.actions, cameras, size) - self.tokenizer.pixel_center + 0.5
+        radii = self.tokenizer.blob_radii(size)
+        return blob_weights(self.blob_weight, pixels, radii, canvas, self.backbone.spec)
 
     def _canvases_of_any_rank(self, groups: Container[Lengths]) -> set[Lengths]:
         """Canvases that any process computes in this step; asked only where processes share weights."""
@@ -208,40 +216,12 @@ class WorldActionTask(WorldActionModel):
 
     def on_fit_start(self) -> None:
         """Refuse captions that the prompt encoder cannot take, before training begins."""
-        captions = getattr(self.trainer.datamodule, "captions", None)  # type: ignore[attr-defined]  # untyped
-        if captions is not None:
-            self.backbone.prompts.check(captions())
+        self.check_captions(self.backbone.prompts)
 
     def on_train_start(self) -> None:
         """Refuse a checkpoint with other weights."""
         if self._sharded and self.trainer.ckpt_path is not None:
             check_same_names(self.trainer.ckpt_path, self.state_dict())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the settings of the optimizer, for runs that resume this one."""
-        checkpoint["optimizer_settings"] = self._settings
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the saved settings of the optimizer, which a resumed run must have, too."""
-        self._begun, self._begun_step = checkpoint.get("optimizer_settings"), checkpoint["global_step"]
-        self._check_optimizer()
-
-    def _check_optimizer(self) -> None:
-        """Refuse another optimizer than a resumed run began with, before its state is restored.
-
-        Called when the optimizer is made and when the checkpoint is read: strategies differ in the order.
-        """
-        if self._begun is not None and self._settings and self.trainer.ckpt_path is not None:
-            check_same_optimizer(self._begun, self._settings, self._begun_step, self._own_end)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note the gradients before they are clipped, and end where one is not finite."""
-        norm, scaled = self.logged_means.gradients(self), self.trainer.precision == "16-mixed"
-        self._steps.check(None if scaled else norm, self.trainer.global_step, self.trainer.strategy)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the means of the steps, as often as the trainer logs."""
-        self.logged_means.log(self.trainer)
 
     def _count_plans(self, drawn: Sequence[tuple[Plan, list[int]]]) -> None:
         names = [*(chosen.name for chosen, _ in self.plans), WITHOUT_ACTIONS]
@@ -283,16 +263,6 @@ class WorldActionTask(WorldActionModel):
         """Everything that is trained; norms, biases and modulation tables without weight decay."""
         trained = [self.backbone.denoiser, *([] if self.action_head is None else [self.action_head])]
         return parameter_groups(trained)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer and its schedule."""
-        optimizer = self.optimizer(self.parameter_groups())
-        scheduler = self.lr_scheduler(optimizer)
-        self._own_end = isinstance(scheduler, CosineWithWarmup) and scheduler.settings["steps"] is not None
-        prepare(optimizer, scheduler, self.trainer.estimated_stepping_batches)
-        self._settings = optimizer_settings(optimizer, scheduler)
-        self._check_optimizer()
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ------------------------------------------------------------------ evaluation
 
@@ -353,4 +323,6 @@ class WorldActionTask(WorldActionModel):
         evaluators, self._evaluators = self._evaluators, []
         if evaluators:
             videos = any(Kind.VIDEO in evaluator.kinds for evaluator in evaluators)
-            report_metrics(self, evaluators, left_out(self.test_networks) if videos else {})
+            clips = {each.plan.name: int(each.clips.compute()) for each in evaluators}
+            found = {each.plan.name: each.compute() for each in evaluators}
+            report_metrics(self, clips, found, left_out(self.test_networks) if videos else {})

@@ -18,7 +18,7 @@ from ai_wam.canvas import Canvas, Kind, Plan, build_canvas
 from ai_wam.diffusion.solvers import Sampling
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath
-from ai_wam.files.weights import check_finite, load_weights
+from ai_wam.files.weights import load_weights, refuse_broken
 from ai_wam.types import ActionChunk, Batch, Clip, Encoded, Observation, Policy
 from ai_wam.utils.seeds import named_generator
 from backbones.base import VideoBackbone
@@ -69,8 +69,12 @@ class WorldActionModel(LightningModule):
                 "action_head for 'head'"
             )
         if action_head is not None:
+            if not backbone.spec.rays:
+                raise InvalidValue(
+                    "an action_head reads the rays of the canvas; set rays: true, or take it off"
+                )
             action_head.fit_to(backbone.spec.channels)
-        self.register_load_state_dict_pre_hook(_refuse_broken)
+        self.register_load_state_dict_pre_hook(refuse_broken)
         self.register_load_state_dict_pre_hook(_drop_head)
         self.register_load_state_dict_post_hook(_allow_new_head)
 
@@ -326,12 +330,6 @@ class WorldActionModel(LightningModule):
 
 
 _HEAD = "action_head."  # prefix of its weights in a checkpoint
-
-
-def _refuse_broken(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Load hook: refuse weights that are not finite, also those that Lightning reads itself."""
-    for name, value in state.items():
-        check_finite(value, name, "the checkpoint")
 
 
 def _drop_head(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

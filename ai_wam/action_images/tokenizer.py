@@ -12,6 +12,7 @@ Decoding finds the blobs (`ai_wam.action_images.blob_finding`), fits one rigid p
 Geometry is float64 inside, whatever the images' precision and the autocast.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -150,12 +151,9 @@ class ActionImageTokenizer:
         """
         out = self._check_encode(actions, cameras, size, out)
         b, v, t = cameras.shape
+        pixels = self.project(actions, cameras, size)
         with full_precision(actions.device):
             recorded = actions[..., 3:7].ne(0).any(dim=-1)
-            points = tool_points(actions.double(), self.axis_length)
-            projection = cameras.to(points).project(points[:, None].expand(b, v, t, 3, 3), size)
-            drawn = (projection.depth > 0) & recorded[:, None, :, None]
-            pixels = projection.pixels.masked_fill(~drawn[..., None], torch.nan)
             openness = actions[..., 7].float().clamp(0, 1)
             if self.binary_openness:
                 openness = (openness > 0.5).float()
@@ -165,6 +163,36 @@ class ActionImageTokenizer:
             draw_blobs(pixels[..., 1, :], std, self.pixel_center, out[:, :, 1])
             draw_blobs_on_pedestal(pixels[..., 2, :], level, std, self.pixel_center, out[:, :, 2])
         return out
+
+    @torch.no_grad()
+    def project(
+        self, actions: Float[Tensor, "b t 8"], cameras: Cameras, size: tuple[int, int]
+    ) -> Float[Tensor, "b v t 3 2"]:
+        """Where the three points of every action are drawn, in pixels, x right and y down.
+
+        NaN for points behind a camera, of cameras that are not finite, and of actions that were not recorded.
+
+        Args:
+            actions: world frame, absolute.
+            cameras: leading dimensions "b v t".
+            size: image height and width in pixels.
+        """
+        b, v, t = cameras.shape
+        with full_precision(actions.device):
+            recorded = actions[..., 3:7].ne(0).any(dim=-1)
+            points = tool_points(actions.double(), self.axis_length)
+            projection = cameras.to(points).project(points[:, None].expand(b, v, t, 3, 3), size)
+            drawn = (projection.depth > 0) & recorded[:, None, :, None]
+            return projection.pixels.masked_fill(~drawn[..., None], torch.nan)
+
+    def blob_radii(self, size: tuple[int, int]) -> tuple[float, float, float]:
+        """Pixels from the centres of the blobs R, G and B to where they are lost in the background.
+
+        For R and G that is at a fiftieth of their height, for B at the pedestal of the openness.
+        """
+        std = self.blob_std * min(size)
+        red, blue = (std * math.sqrt(-2 * math.log(height)) for height in (0.02, PEDESTAL))
+        return red, red, blue
 
     @torch.no_grad()
     def decode(

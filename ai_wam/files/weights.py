@@ -139,6 +139,16 @@ def load_weights(load: Callable[[Any], Any], weights: Mapping[str, Any], kind: s
         ) from error
 
 
+def refuse_broken(module: Any, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    """Load hook of a module: refuse weights that are not finite, also those that Lightning reads itself.
+
+    Raises:
+        ValueError: a weight that is not finite.
+    """
+    for name, value in state.items():
+        check_finite(value, name, "the checkpoint")
+
+
 def _first_line(error: BaseException) -> str:
     said = (str(error).splitlines() or [""])[0].rstrip(".")
     return said if " " in said else f"{type(error).__name__} {said}".strip()

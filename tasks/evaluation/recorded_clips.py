@@ -13,7 +13,7 @@ evaluated on the model's valid steps, so that both errors are of the same steps.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,17 +194,19 @@ def _of_actions(chosen: Plan) -> dict[str, Metric | MetricCollection]:
 
 
 def report_metrics(
-    module: LightningModule, evaluators: Sequence[ClipEvaluator], left_out: Mapping[str, str]
+    module: LightningModule,
+    clips: Mapping[str, int],
+    found: Mapping[str, Values],
+    left_out: Mapping[str, str],
 ) -> None:
-    """Log the metrics, print them, and write them to metrics.json in the trainer's log folder.
+    """Log metrics of recorded clips, print them, and write them to metrics.json in the trainer's log folder.
 
     Args:
         module: whose test has ended.
-        evaluators: one per plan.
+        clips: how many, by plan.
+        found: metrics by plan, arm and name.
         left_out: metrics that are missing, and why.
     """
-    clips = {evaluator.plan.name: int(evaluator.clips.compute()) for evaluator in evaluators}
-    found = {evaluator.plan.name: evaluator.compute() for evaluator in evaluators}
     for plan, arms in found.items():
         for arm, figures in arms.items():
             prefix = f"test/{plan}/" if arm == "model" else f"test/{plan}/{arm}/"

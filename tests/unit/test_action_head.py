@@ -131,6 +131,11 @@ def test_what_needs_a_head_says_so(options: dict):
         PolicyControl(backbone_of(), CLIP, **options)
 
 
+def test_a_head_needs_the_rays_of_the_canvas():
+    with pytest.raises(ValueError, match="set rays: true"):
+        PolicyControl(backbone_of("wan-tiny", "rays=false"), CLIP, action_head=ActionHead())
+
+
 def test_a_head_is_not_sharded(monkeypatch: pytest.MonkeyPatch):
     task = PolicyControl(backbone_of(), CLIP, action_head=ActionHead(width=32, layers=1))
     monkeypatch.setattr(PolicyControl, "device_mesh", {"data_parallel": None})

@@ -138,6 +138,17 @@ def test_rays_are_those_of_the_view_relative_to_the_first():
     torch.testing.assert_close(video_1[0, 3:6, 1, 0, 0], wanted)
 
 
+def test_rays_can_be_left_out():
+    turned = torch.eye(4).repeat(B, 2, 9, 1, 1)
+    turned[:, 1, :, 0, 3] = 5.0
+    k = torch.tensor([[50.0, 0, 24], [0, 50.0, 16], [0, 0, 1]]).expand(B, 2, 9, 3, 3)
+    blind = replace(spec(), rays=False)
+    there, here = (build("joint", spec=blind, **more) for more in ({"cameras": Cameras(k, turned)}, {}))
+    assert here.condition.shape[1] == condition_channels(blind) == condition_channels(spec()) - 6
+    assert torch.equal(there.condition, here.condition)
+    assert torch.equal(here.condition, build("joint").condition[:, 6:])
+
+
 def test_context_is_the_first_observation_of_the_view():
     canvas, known = build("joint"), latents(2)
     for segment, part in zip(canvas.segments, canvas.unpack(canvas.condition), strict=True):
