@@ -78,6 +78,18 @@ def rotation_from_vector(vector: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3 3
     return rotation_from_quaternion(torch.cat([half * torch.sinc(angle / torch.pi), angle.cos()], dim=-1))
 
 
+def vector_from_quaternion(quaternion: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 3"]:
+    """Rotation vector (axis times angle, radians) of a unit quaternion.
+
+    The angle lies between 0 and pi.
+    """
+    quaternion = torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
+    sine = quaternion[..., :3].norm(dim=-1, keepdim=True)
+    small = sine < 1e-12  # where the angle is twice the sine
+    factor = 2 * torch.atan2(sine, quaternion[..., 3:]) / torch.where(small, 1, sine)
+    return torch.where(small, 2, factor) * quaternion[..., :3]
+
+
 def slerp(
     start: Float[Tensor, "*n 4"], end: Float[Tensor, "*n 4"], fraction: Float[Tensor, "*n"]
 ) -> Float[Tensor, "*n 4"]:

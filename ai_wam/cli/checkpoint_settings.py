@@ -24,6 +24,7 @@ from ai_wam.types import Clip
 from backbones.base import VideoBackbone
 from backbones.weights.checkpoint_parts import without_weights
 from tasks.base import WorldActionTask
+from tasks.training.optimized_task import OptimizedTask
 
 _EARLY = (
     200  # episodes of a folder whose captions are looked at before weights are read; more when fitting starts
@@ -83,10 +84,13 @@ def check_request(command: str, asked: Namespace, saved: Mapping[str, Any] | Non
     kind = _class(asked.model.class_path)
     _check_every_trial(command, asked)
     if not issubclass(kind, WorldActionTask):
-        return  # a policy without weights
+        if issubclass(kind, OptimizedTask) and saved is None:
+            _check_random(command, asked, pretrained=False)
+        return
     settings = settings_of(bare(asked.model))
     if saved is None:
-        _check_random(command, asked, settings)
+        backbone = bare(asked.model.init_args.backbone)
+        _check_random(command, asked, pretrained=_pretrained(backbone) is not None)
     elif command == "fit":
         _check_resumed(asked, saved, settings)
     else:
@@ -143,11 +147,10 @@ def _has_trials(asked: Namespace) -> bool:
     return "benchmark" in asked.data.get("init_args", {})
 
 
-def _check_random(command: str, asked: Namespace, settings: Mapping[str, Any]) -> None:
-    backbone = bare(asked.model.init_args.backbone)
-    if command != "fit" and asked.get("ckpt_path") is None and _pretrained(backbone) is None:
+def _check_random(command: str, asked: Namespace, pretrained: bool) -> None:
+    if command != "fit" and asked.get("ckpt_path") is None and not pretrained:
         raise InvalidValue(
-            "there is no --ckpt_path, and the backbone has no pretrained weights, so "
+            "there is no --ckpt_path, and the model has no pretrained weights, so "
             "random ones would answer; give a checkpoint written by `ai-wam fit`"
         )
 

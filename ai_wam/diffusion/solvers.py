@@ -49,10 +49,10 @@ def integrate(
     path: NoisePath,
     denoise: Denoise,
     hold: Callable[[Tensor], Tensor],
-    start: Float[Tensor, "b c f h w"],
+    start: Float[Tensor, "b *n"],
     steps: int,
     solver: Solver = "euler",
-) -> Float[Tensor, "b c f h w"]:
+) -> Float[Tensor, "b *n"]:
     """Walk the path's grid from pure noise to clean.
 
     Args:

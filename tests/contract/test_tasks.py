@@ -15,14 +15,20 @@ from ai_wam.diffusion.solvers import Sampling
 from ai_wam.types import Batch, Clip, Policy
 from backbones.base import VideoBackbone
 from tasks.base import WorldActionTask
+from tasks.training.optimized_task import OptimizedTask
 
 CLIP = Clip(frames=9, size=(32, 32), views=("front", "side"))
 
 
-def found() -> list[type[WorldActionTask]]:
+def found(base: type[OptimizedTask] = WorldActionTask) -> list[type[OptimizedTask]]:
     for module in pkgutil.iter_modules(tasks.__path__):
         import_module(f"tasks.{module.name}")
-    return sorted(WorldActionTask.__subclasses__(), key=lambda kind: kind.__name__)
+    return sorted(base.__subclasses__(), key=lambda kind: kind.__name__)
+
+
+def others() -> list[type[OptimizedTask]]:
+    """Tasks without a backbone."""
+    return [kind for kind in found(OptimizedTask) if kind is not WorldActionTask]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,12 @@ def task(request: pytest.FixtureRequest, backbone: VideoBackbone) -> WorldAction
     return request.param(backbone, CLIP, sampling=Sampling(steps=1))
 
 
+@pytest.fixture(params=[*found(), *others()], ids=lambda kind: kind.__name__)
+def trained(request: pytest.FixtureRequest, backbone: VideoBackbone) -> OptimizedTask:
+    of_videos = issubclass(request.param, WorldActionTask)
+    return request.param(*([backbone] if of_videos else []), clip=CLIP, sampling=Sampling(steps=1))
+
+
 @pytest.fixture(scope="module")
 def clips() -> Batch:
     return batch_of(2)
@@ -43,21 +55,24 @@ def clips() -> Batch:
 
 @pytest.fixture(autouse=True)
 def without_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WorldActionTask, "log", lambda *_, **__: None)
+    monkeypatch.setattr(OptimizedTask, "log", lambda *_, **__: None)
 
 
 def test_the_tasks_of_the_method_are_found():
     assert {"PolicyControl", "JointGeneration", "ActionLabeling"} <= {kind.__name__ for kind in found()}
+    assert [kind.__name__ for kind in others()] == ["DiffusionPolicy"]
 
 
-def test_acts_within_the_policy_protocol(task: WorldActionTask, clips: Batch):
-    assert isinstance(task, Policy)
-    chunk = task.eval().predict_action(clips.observation)
-    again = task.predict_action(clips.observation)
+def test_acts_within_the_policy_protocol(trained: OptimizedTask, clips: Batch):
+    assert isinstance(trained, Policy)
+    chunk = trained.eval().predict_action(clips.observation)
+    again = trained.predict_action(clips.observation)
+    alone = trained.predict_action(clips.rows([1]).observation)
     assert chunk.actions.shape == (len(clips.keys), CLIP.frames - 1, 8)
     assert chunk.valid.shape == chunk.confidence.shape == chunk.actions.shape[:2]
     assert chunk.dt == pytest.approx(CLIP.seconds_per_frame)
-    assert torch.equal(chunk.generated["action_images"], again.generated["action_images"])
+    assert torch.equal(chunk.actions.nan_to_num(), again.actions.nan_to_num())
+    torch.testing.assert_close(chunk.actions[1:], alone.actions, rtol=0, atol=1e-4, equal_nan=True)
 
 
 def test_one_set_of_weights_serves_every_task(task: WorldActionTask, backbone: VideoBackbone):
@@ -66,13 +81,13 @@ def test_one_set_of_weights_serves_every_task(task: WorldActionTask, backbone: V
         assert (told.missing_keys, told.unexpected_keys) == ([], [])
 
 
-def test_trains_by_its_own_plans_and_without_recorded_actions(task: WorldActionTask, clips: Batch):
+def test_trains_by_its_own_plans_and_without_recorded_actions(trained: OptimizedTask, clips: Batch):
     lost = torch.zeros_like(clips.action_valid)
     for batch in (clips, replace(clips, actions=torch.zeros_like(clips.actions), action_valid=lost)):
-        loss = task.training_step(batch, 0)
+        loss = trained.training_step(batch, 0)
         assert loss.isfinite()
         loss.backward()
-        assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
+        assert all(p.grad is not None for p in trained.parameters() if p.requires_grad)
 
 
 def test_imagines_by_every_plan_it_is_trained_on(task: WorldActionTask, clips: Batch):

@@ -259,10 +259,21 @@ def test_a_labeling_checkpoint_does_not_act(place: Path, monkeypatch: pytest.Mon
         one_trial(monkeypatch, "refused", "--ckpt_path=labels/fit/checkpoints/last.ckpt")
 
 
-@pytest.mark.parametrize("command", ["test", "predict", "validate"])
-def test_random_weights_answer_nothing(place: Path, monkeypatch: pytest.MonkeyPatch, command: str):
+@pytest.mark.parametrize(
+    ("command", "model"),
+    [
+        *(
+            (each, ["tasks.policy.PolicyControl", "--model.backbone=configs/backbone/wan-tiny.yaml"])
+            for each in ("test", "predict", "validate")
+        ),
+        ("test", ["tasks.diffusion_policy.DiffusionPolicy"]),
+    ],
+)
+def test_random_weights_answer_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, command: str, model: list[str]
+):
     monkeypatch.chdir(place)
-    model = ["--model=tasks.policy.PolicyControl", "--model.backbone=configs/backbone/wan-tiny.yaml"]
+    model = [f"--model={model[0]}", *model[1:]]
     shards = ["--data=configs/data/shards.yaml", "--data.train=data", "--data.val=data", "--data.test=data"]
     with pytest.raises(SystemExit, match=f"ai-wam {command}: there is no --ckpt_path.*random"):
         run(monkeypatch, command, *model, *shards)

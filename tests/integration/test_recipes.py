@@ -134,6 +134,7 @@ def test_a_recipe_trains_validates_saves_and_resumes(
     ("name", "words"),
     [
         ("quickstart", ["--data.train=data/train", "--data.val=data/train"]),
+        ("quickstart_diffusion_policy", ["--data.train=data/train", "--data.val=data/train"]),
         # The mixture of data sets, and its clip.
         (
             "quickstart_joint",

@@ -1,0 +1,1 @@
+"""Networks of policies that predict actions as numbers, not as pictures."""
