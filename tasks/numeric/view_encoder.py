@@ -14,6 +14,9 @@ from ai_wam.canvas import RAY_CHANNELS
 from ai_wam.errors import InvalidValue
 from ai_wam.utils.number_checks import check_numbers
 
+_GROUPS = 8  # of channels that are normalised together
+_SHARPNESS = 10.0  # of keypoints at first: about equal weights everywhere would tell them nothing of places
+
 
 class ViewEncoder(nn.Module):
     """A picture network, shared by all views, read at keypoints that the instruction chooses.
@@ -34,7 +37,8 @@ class ViewEncoder(nn.Module):
         width: of a token.
 
     Raises:
-        ValueError: a network or level that timm does not have; untrained batch normalisations.
+        ValueError: a network or level that timm does not have; untrained batch normalisations; a width that
+            is no multiple of 8.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class ViewEncoder(nn.Module):
         super().__init__()
         check_numbers("ViewEncoder", at_least=1, keypoints=keypoints, width=width)
         check_numbers("ViewEncoder", at_least=0, level=level)
+        if width % _GROUPS:
+            raise InvalidValue(f"ViewEncoder: width {width} must be a multiple of {_GROUPS}")
         self.trunk = _trunk(name, pretrained, options or {})
         if level >= len(self.trunk.feature_info):
             raise InvalidValue(
@@ -59,8 +65,15 @@ class ViewEncoder(nn.Module):
         self.trunk.prune_intermediate_layers([level], prune_head=True)
         self.level, self.keypoints, self.rays, self.width = level, keypoints, rays, width
         self.stem = nn.Conv2d(channels, width, 1)
-        self.map = nn.Sequential(nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU())
+        self.map = nn.Sequential(
+            nn.GroupNorm(_GROUPS, width),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(_GROUPS, width),
+            nn.GELU(),
+        )
         self.points = nn.Conv2d(width, keypoints, 1)
+        self.sharpness = nn.Parameter(torch.tensor(_SHARPNESS))
         self.token = nn.Linear(width + 2 + rays * RAY_CHANNELS, width)
         self.own = nn.Parameter(0.02 * torch.randn(keypoints, width))
         config = self.trunk.pretrained_cfg
@@ -103,7 +116,7 @@ class ViewEncoder(nn.Module):
         scale, shift = self.modulate(pooled).repeat_interleave(v, dim=0)[..., None, None].chunk(2, dim=1)
         features = self.map(self.stem(features) * (1 + scale) + shift)
         gh, gw = features.shape[-2:]
-        pull = self.points(features).flatten(2).float().softmax(dim=-1)  # (b v) k p
+        pull = (self.sharpness * self.points(features).flatten(2).float()).softmax(dim=-1)  # (b v) k p
         places = [_grid(gh, gw, features)]
         if self.rays:
             places.append(_rays(cameras, origin, (h, w), (gh, gw)).flatten(0, 1))

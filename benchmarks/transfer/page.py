@@ -1,0 +1,149 @@
+"""docs/transfer.md from the results of a study; text that explains them stands in transfer.md.j2."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isinf, isnan
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ai_wam.errors import InvalidValue
+from ai_wam.files.atomic import write_text
+from ai_wam.files.json_yaml import read_yaml
+from benchmarks.report.text_tables import percent
+from benchmarks.transfer.chart import line_chart
+from benchmarks.transfer.outcomes import Outcomes, Rate
+from benchmarks.transfer.running import cpu_minutes
+from benchmarks.transfer.study import TRAININGS, run_name
+
+CHART = "transfer_azimuth.svg"
+_MISSING, _NO_CEILING = "not run", "ceiling {}"
+_RAYS = ["trained on", "point", "with rays", "without", "only with", "only without", "p"]
+_LOW = 0.95  # ceilings below it are shown
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("benchmarks.transfer", "."),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def write_page(outcomes: Outcomes, points: Path, page: Path) -> None:
+    """Write the page, and its chart beside it.
+
+    Args:
+        outcomes: of the study.
+        points: file of the sweep's points.
+        page: a Markdown file.
+
+    Raises:
+        ValueError: no training is tested yet.
+    """
+    if not outcomes.finished:
+        raise InvalidValue(f"{outcomes.folder}: no training of the study is tested yet, so there is no page")
+    swept = [name for name in TRAININGS if TRAININGS[name].points is not None]
+    listed = [point for point in read_yaml(points)["points"]]
+    names = [point["name"] for point in listed]
+    rates = {name: outcomes.points(name) for name in TRAININGS}
+    azimuth = {"none": 0.0, **{one["name"]: one["at"] for one in listed if one.get("axis") == "azimuth"}}
+    lines = {
+        TRAININGS[name].title: [(place, rates[name][point].mean) for point, place in azimuth.items()]
+        for name in swept
+        if azimuth.keys() <= rates[name].keys() and not name.endswith("no_rays")
+    }
+    if lines:
+        title = "degrees of azimuth by which both cameras are turned"
+        write_text(page.parent / CHART, line_chart(title, lines))
+    usual = [name for name in swept if not name.endswith("no_rays")]
+    tables = {
+        "success": (["point", *(TRAININGS[name].title for name in usual)], _success(names, usual, rates)),
+        "rays": (_RAYS, _rays(outcomes, rates)),
+        "others": (["training", "task", "success", "blind floor", "ceiling"], _others(rates)),
+        "doubts": (["point", "success", "not valid", "median std (mm)"], _doubts(outcomes, names, rates)),
+        "budget": (["training", "seeds", "minutes of one processor, each seed"], _budget(outcomes)),
+    }
+    text = _ENVIRONMENT.get_template("transfer.md.j2").render(
+        **{name: _table(head, rows) for name, (head, rows) in tables.items()},
+        confidence=_confidence(outcomes, names),
+        chart=CHART if lines else None,
+        missing=[TRAININGS[name].title for name in TRAININGS if name not in outcomes.finished],
+    )
+    write_text(page, text)
+
+
+def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(rate: Rate | None) -> str:
+    if rate is None:
+        return _MISSING
+    return str(rate) if rate.ceiling >= _LOW else f"{rate} ({_NO_CEILING.format(percent(rate.ceiling))})"
+
+
+def _success(
+    points: Sequence[str], trainings: Sequence[str], rates: Mapping[str, Mapping[str, Rate]]
+) -> Iterator[list[str]]:
+    for point in points:
+        yield [f"`{point}`", *(_cell(rates[name].get(point)) for name in trainings)]
+
+
+def _rays(outcomes: Outcomes, rates: Mapping[str, Mapping[str, Rate]]) -> Iterator[list[str]]:
+    """Pairs of trainings that differ in the rays alone."""
+    for blind in (name for name in TRAININGS if name.endswith("_no_rays")):
+        seeing = blind.removesuffix("_no_rays")
+        for point in ("none", "azimuth_30", "azimuth_45", "azimuth_60", "cameras_mixed"):
+            pair = [rates[name].get(point) for name in (seeing, blind)]
+            if None in pair:
+                continue
+            only, other, p = outcomes.paired(seeing, blind, [point])
+            title = TRAININGS[seeing].title
+            yield [title, f"`{point}`", *map(_cell, pair), str(only), str(other), f"{p:.2g}"]
+
+
+def _others(rates: Mapping[str, Mapping[str, Rate]]) -> Iterator[list[str]]:
+    for name, training in TRAININGS.items():
+        if training.points is None:
+            for task, rate in rates[name].items():
+                yield [training.title, f"`{task}`", str(rate), percent(rate.floor), percent(rate.ceiling)]
+
+
+def _doubts(
+    outcomes: Outcomes, points: Sequence[str], rates: Mapping[str, Mapping[str, Rate]]
+) -> Iterator[list[str]]:
+    for point in points:
+        if (rate := rates["cameras"].get(point)) is not None:
+            invalid, std = outcomes.doubts("cameras", point)
+            known = "none" if isnan(std) else f"{1000 * std:.1f}"
+            yield [f"`{point}`", _cell(rate), percent(invalid), known]
+
+
+def _confidence(outcomes: Outcomes, points: Sequence[str]) -> str | None:
+    """A table of success by confidence, with true cameras and with wrong ones; None if not tested yet."""
+    found = []
+    for name in ("one_rig", "cameras"):
+        if not outcomes.seeds_of(name):
+            continue
+        for title, chosen in (
+            ("cameras known", [each for each in points if not each.startswith(("calibration", "lost"))]),
+            ("cameras given wrongly", [each for each in points if each.startswith("calibration")]),
+        ):
+            sure = outcomes.confidence(name, chosen)
+            cells = [
+                f"{percent(one.rate)} ({'most not valid' if isinf(limit) else f'<= {1000 * limit:.0f} mm'})"
+                for limit, one in sure.bins
+            ]
+            found.append([f"{TRAININGS[name].title}, {title}", *cells, f"{sure.separation:.2f}"])
+    if not found:
+        return None
+    bins = len(found[0]) - 2
+    return _table(["training", *(f"sixth {k}" for k in range(1, bins + 1)), "separation"], iter(found))
+
+
+def _budget(outcomes: Outcomes) -> Iterator[list[str]]:
+    for name in outcomes.finished:
+        seeds = outcomes.seeds_of(name)
+        spent = [cpu_minutes(f"fit-{run_name(name, seed)}", outcomes.folder) for seed in seeds]
+        cells = [", ".join(map(str, seeds)), ", ".join("?" if m is None else f"{m:.0f}" for m in spent)]
+        yield [TRAININGS[name].title, *cells]
