@@ -26,7 +26,7 @@ def line_chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{level} %</text>')
     parts += [
-        f'<text x="{at(x, 0)[0]:.1f}" y="{_BOTTOM + 20}" text-anchor="middle">{x:g}</text>' for x in places
+        f'<text x="{at(x, 0.0)[0]:.1f}" y="{_BOTTOM + 20}" text-anchor="middle">{x:g}</text>' for x in places
     ]
     for index, (name, points) in enumerate(lines.items()):
         colour, row = _COLOURS[index % len(_COLOURS)], _TOP + 12 + 22 * index

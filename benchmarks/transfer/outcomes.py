@@ -12,8 +12,11 @@ from benchmarks.evaluation.comparison import mcnemar
 from benchmarks.evaluation.confidence_intervals import Proportion
 from benchmarks.evaluation.results import read_results
 from benchmarks.evaluation.sweep import FILE, read_sweep
+from benchmarks.simulators.tabletop import camera_rigs as rigs
 from benchmarks.transfer.study import TRAININGS, run_name
 
+_FRONT, _SHOULDER = (rigs.azimuth(view) for view in ("front", "left_shoulder"))
+_APART = _SHOULDER - _FRONT  # degrees of azimuth between the cameras of the study
 _BINS = 6  # of trials by their confidence
 
 
@@ -92,17 +95,12 @@ class Outcomes:
     def _rates(self, training: str, seed: int) -> Iterator[tuple[str, tuple[float, float, float]]]:
         """Rates of policy, ceiling and blind floor by point or task."""
         place = self.place(training, seed)
-        arms = ("policy", "ceiling", "blind")
         if TRAININGS[training].points is not None:
             for point in read_sweep(place / FILE)["results"]:
-                tasks = list(point["tasks"].values())
-                yield (
-                    point["name"],
-                    _triple([sum(task[arm]["rate"] for task in tasks) / len(tasks) for arm in arms]),
-                )
+                yield point["name"], _rates_of(list(point["tasks"].values()))
         else:
             for name, task in read_results(place / "results.json")["tasks"].items():
-                yield name, _triple([task[arm]["rate"] for arm in arms])
+                yield name, _rates_of([task])
 
     def place(self, training: str, seed: int) -> Path:
         """The folder of a test's results."""
@@ -115,6 +113,28 @@ class Outcomes:
             for seed in self.seeds_of(training)
             for trial in self._results(training, seed, point)["trials"]
         }
+
+    def by_angle(
+        self, training: str, point: str, limit: float
+    ) -> tuple[Proportion | None, Proportion | None]:
+        """Successes where the two cameras are less than an angle apart, about the workspace, and elsewhere.
+
+        Args:
+            training: whose trials.
+            point: of a shift that turns both cameras.
+            limit: degrees of azimuth.
+
+        Returns:
+            None for a part without trials.
+        """
+        parts: tuple[list[bool], list[bool]] = ([], [])
+        for seed in self.seeds_of(training):
+            for trial in self._results(training, seed, point)["trials"]:
+                turned = [values["azimuth"] for values in trial["shift"]["cameras"]["views"].values()]
+                apart = abs((_APART + turned[1] - turned[0] + 180) % 360 - 180)
+                parts[apart >= limit].append(trial["policy"]["outcome"] == "success")
+        near, far = (Proportion.of(part) if part else None for part in parts)
+        return near, far
 
     def _results(self, training: str, seed: int, point: str) -> Mapping[str, Any]:
         return read_results(self.place(training, seed) / point / "results.json")
@@ -169,9 +189,14 @@ def _doubt(stds: Sequence[float | None]) -> float:
     return float(np.median([np.inf if std is None else std for std in stds])) if stds else np.inf
 
 
-def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    policy, ceiling, floor = values
-    return policy, ceiling, floor
+def _rates_of(tasks: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
+    """Mean rates of policy, ceiling and blind floor; NaN for an arm that was not run."""
+    nothing = {"rate": np.nan}
+    policy, ceiling, blind = (
+        sum(task.get(arm, nothing)["rate"] for task in tasks) / len(tasks)
+        for arm in ("policy", "ceiling", "blind")
+    )
+    return policy, ceiling, blind
 
 
 def _separation(sure: np.ndarray, unsure: np.ndarray) -> float:

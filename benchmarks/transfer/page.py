@@ -18,6 +18,9 @@ from benchmarks.transfer.study import TRAININGS, run_name
 CHART = "transfer_azimuth.svg"
 _MISSING, _NO_CEILING = "not run", "ceiling {}"
 _RAYS = ["trained on", "point", "with rays", "without", "only with", "only without", "p"]
+_NEAR = 20.0  # degrees between cameras that see next to no depth
+_ANGLES = ["trained on", "point", f"cameras less than {_NEAR:.0f} degrees apart", "elsewhere"]
+_CONFIDENCE = ["training", "surest sixth", "second", "third", "fourth", "fifth", "last", "separation"]
 _LOW = 0.95  # ceilings below it are shown
 _ENVIRONMENT = Environment(
     loader=PackageLoader("benchmarks.transfer", "."),
@@ -45,7 +48,10 @@ def write_page(outcomes: Outcomes, points: Path, page: Path) -> None:
     listed = [point for point in read_yaml(points)["points"]]
     names = [point["name"] for point in listed]
     rates = {name: outcomes.points(name) for name in TRAININGS}
-    azimuth = {"none": 0.0, **{one["name"]: one["at"] for one in listed if one.get("axis") == "azimuth"}}
+    azimuth = {
+        "none": 0.0,
+        **{one["name"]: float(one["at"]) for one in listed if one.get("axis") == "azimuth"},
+    }
     lines = {
         TRAININGS[name].title: [(place, rates[name][point].mean) for point, place in azimuth.items()]
         for name in swept
@@ -60,11 +66,12 @@ def write_page(outcomes: Outcomes, points: Path, page: Path) -> None:
         "rays": (_RAYS, _rays(outcomes, rates)),
         "others": (["training", "task", "success", "blind floor", "ceiling"], _others(rates)),
         "doubts": (["point", "success", "not valid", "median std (mm)"], _doubts(outcomes, names, rates)),
+        "angles": (_ANGLES, _angles(outcomes, rates)),
+        "confidence": (_CONFIDENCE, _confidence(outcomes, rates)),
         "budget": (["training", "seeds", "minutes of one processor, each seed"], _budget(outcomes)),
     }
     text = _ENVIRONMENT.get_template("transfer.md.j2").render(
         **{name: _table(head, rows) for name, (head, rows) in tables.items()},
-        confidence=_confidence(outcomes, names),
         chart=CHART if lines else None,
         missing=[TRAININGS[name].title for name in TRAININGS if name not in outcomes.finished],
     )
@@ -73,6 +80,8 @@ def write_page(outcomes: Outcomes, points: Path, page: Path) -> None:
 
 def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
+    if len(lines) == 2:
+        return "Not run yet."
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -102,6 +111,16 @@ def _rays(outcomes: Outcomes, rates: Mapping[str, Mapping[str, Rate]]) -> Iterat
             yield [title, f"`{point}`", *map(_cell, pair), str(only), str(other), f"{p:.2g}"]
 
 
+def _angles(outcomes: Outcomes, rates: Mapping[str, Mapping[str, Rate]]) -> Iterator[list[str]]:
+    """Where turned cameras come near one another, and where they do not."""
+    for name in ("one_rig", "cameras"):
+        for point in ("azimuth_45", "azimuth_60", "azimuth_90"):
+            if point in rates[name]:
+                parts = outcomes.by_angle(name, point, _NEAR)
+                cells = ["none" if one is None else f"{one.successes} of {one.trials}" for one in parts]
+                yield [TRAININGS[name].title, f"`{point}`", *cells]
+
+
 def _others(rates: Mapping[str, Mapping[str, Rate]]) -> Iterator[list[str]]:
     for name, training in TRAININGS.items():
         if training.points is None:
@@ -119,26 +138,24 @@ def _doubts(
             yield [f"`{point}`", _cell(rate), percent(invalid), known]
 
 
-def _confidence(outcomes: Outcomes, points: Sequence[str]) -> str | None:
-    """A table of success by confidence, with true cameras and with wrong ones; None if not tested yet."""
-    found = []
+def _confidence(outcomes: Outcomes, rates: Mapping[str, Mapping[str, Rate]]) -> Iterator[list[str]]:
+    """Success by confidence, where cameras are given rightly and where wrongly."""
     for name in ("one_rig", "cameras"):
-        if not outcomes.seeds_of(name):
-            continue
-        for title, chosen in (
-            ("cameras known", [each for each in points if not each.startswith(("calibration", "lost"))]),
-            ("cameras given wrongly", [each for each in points if each.startswith("calibration")]),
-        ):
-            sure = outcomes.confidence(name, chosen)
+        for wrongly in (False, True):
+            points = [
+                point
+                for point, rate in rates[name].items()
+                if point.startswith("calibration") == wrongly and rate.ceiling >= _LOW
+            ]
+            if not points:
+                continue
+            sure = outcomes.confidence(name, points)
             cells = [
-                f"{percent(one.rate)} ({'most not valid' if isinf(limit) else f'<= {1000 * limit:.0f} mm'})"
+                f"{percent(one.rate)} ({'not valid' if isinf(limit) else f'{1000 * limit:.0f} mm'})"
                 for limit, one in sure.bins
             ]
-            found.append([f"{TRAININGS[name].title}, {title}", *cells, f"{sure.separation:.2f}"])
-    if not found:
-        return None
-    bins = len(found[0]) - 2
-    return _table(["training", *(f"sixth {k}" for k in range(1, bins + 1)), "separation"], iter(found))
+            which = "cameras given wrongly" if wrongly else "cameras given rightly"
+            yield [f"{TRAININGS[name].title}, {which}", *cells, f"{sure.separation:.2f}"]
 
 
 def _budget(outcomes: Outcomes) -> Iterator[list[str]]:

@@ -105,6 +105,12 @@ _DIRECTIONS: Mapping[str, tuple[float, float, float]] = {
 }
 
 
+def azimuth(view: str) -> float:
+    """Degrees about the vertical axis at which a fixed camera of the framed rig stands; 0 is in front."""
+    x, y, _ = _DIRECTIONS[view]
+    return math.degrees(math.atan2(y, x))
+
+
 def mounts(rig: str, workspace: Workspace) -> dict[str, Mount]:
     """The cameras of a rig by view name; "wrist" in the hand's frame, the others in the world's.
 
