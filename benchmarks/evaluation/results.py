@@ -45,7 +45,8 @@ def assemble(
     The means are over tasks, without those whose ceiling is below the protocol's `min_ceiling` or unknown;
     "low_ceiling" names these. A mean over no task is None. A trial that the simulator lost counts as not
     solved for policy and floor. For the ceiling it is left out, as is a trial whose scene was not the
-    policy's.
+    policy's. A trial whose scene the simulator did not bring back as asked counts in no arm in which that
+    happened.
 
     Raises:
         RuntimeError: an arm that has not exactly one result for every trial.
@@ -55,7 +56,7 @@ def assemble(
     tasks = list(dict.fromkeys(trial.task for trial in trials))
     summary = {task: _task_summary([trial for trial in trials if trial.task == task], arms) for task in tasks}
     low = _low_ceiling_tasks(summary, list(arms), protocol["min_ceiling"])
-    counted = [summary[task] for task in tasks if task not in low]
+    counted = [summary[task] for task in tasks if task not in low and summary[task]["policy"]["trials"]]
     return {
         "schema": _SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -125,9 +126,8 @@ def _check_trials(
             raise InvalidValue(f"the trial {trial.id!r} has another task or variation than its id")
         for arm in arms:
             _check_run(entry[arm], f"the trial {trial.id!r}, {arm},")
-            if arm != "ceiling" or _counts_for_ceiling(
-                entry[arm]["stop_reason"], entry[arm]["scene"], entry["policy"]["scene"]
-            ):
+            run = entry[arm]
+            if _counts(arm, run["stop_reason"], run["scene"], entry["policy"]["scene"]):
                 solved[trial.task, arm].append(entry[arm]["outcome"] == "success")
     for (name, arm), outcomes in solved.items():
         summary, rate = tasks[name][arm], sum(outcomes) / len(outcomes) if outcomes else None
@@ -170,7 +170,7 @@ def _task_summary(trials: Sequence[Trial], arms: Mapping[str, Mapping[str, Trial
         pairs = ((trial.id, results[trial.id], arms["policy"][trial.id]) for trial in trials)
         kept = [
             name for name, run, own in pairs
-            if arm != "ceiling" or _counts_for_ceiling(run.stop_reason, run.scene, own.scene)
+            if _counts(arm, run.stop_reason, run.scene, own.scene)
         ]  # fmt: skip
         outcomes = [results[name].success for name in kept]
         summary[arm] = Proportion.of(outcomes).to_json() if kept else _NO_TRIALS
@@ -183,7 +183,10 @@ def _task_summary(trials: Sequence[Trial], arms: Mapping[str, Mapping[str, Trial
     return {
         **summary,
         "crashes": {
-            arm: sum(results[trial.id].stop_reason == "crash" for trial in trials)
+            arm: sum(_crashed(results[trial.id]) for trial in trials) for arm, results in arms.items()
+        },
+        "changed_scenes": {
+            arm: sum(results[trial.id].scene.startswith(CHANGED) for trial in trials)
             for arm, results in arms.items()
         },
         "other_scenes": sum(not _same_scene_in_all_arms(trial.id, arms) for trial in trials),
@@ -210,9 +213,19 @@ def _trial_entry(
     }
 
 
-def _counts_for_ceiling(reason: str, scene: str, policy_scene: str) -> bool:
-    """Whether a trial of the ceiling counts: it did not crash and ran in the policy's scene."""
-    return reason != "crash" and same_scene(scene, policy_scene)
+def _crashed(run: TrialResult) -> bool:
+    """Whether the simulator lost a trial whose scene it had built as asked."""
+    return run.stop_reason == "crash" and not run.scene.startswith(CHANGED)
+
+
+def _counts(arm: str, reason: str, scene: str, policy_scene: str) -> bool:
+    """Whether a trial counts in an arm: not in a scene that was not asked for.
+
+    For the ceiling, it must not have crashed and must have run in the policy's scene, too.
+    """
+    if scene.startswith(CHANGED):
+        return False
+    return arm != "ceiling" or (reason != "crash" and same_scene(scene, policy_scene))
 
 
 def _same_scene_in_all_arms(name: str, arms: Mapping[str, Mapping[str, TrialResult]]) -> bool:
@@ -243,7 +256,7 @@ def _mean_interval(summaries: Sequence[Mapping[str, Any]]) -> list[float] | None
     return list(mean_interval(known)) if known else None
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     """Mean of the finite values; None if there is none."""
-    finite = [value for value in values if isfinite(value)]
+    finite = [value for value in values if value is not None and isfinite(value)]
     return sum(finite) / len(finite) if finite else None

@@ -35,6 +35,10 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if any(lost.values()):
         counts = ", ".join(f"{arm} {count}" for arm, count in lost.items())
         lines.append(f"lost to crashes of the simulator (not solved; left out of the ceiling): {counts}")
+    changed = {arm: sum(one.get("changed_scenes", {}).get(arm, 0) for one in summaries) for arm in arms}
+    if any(changed.values()):
+        counts = ", ".join(f"{arm} {count}" for arm, count in changed.items())
+        lines.append(f"left out, since the simulator did not bring back the scene asked for: {counts}")
     if other := sum(one["other_scenes"] for one in summaries):
         lines.append(f"{other} trials had another scene in some arm, and are left out of the ceiling")
     return lines

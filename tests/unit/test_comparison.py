@@ -14,7 +14,7 @@ from benchmarks.evaluation.comparison import comparison_table, differences, pair
 from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.evaluation.results import assemble, read_results
 from benchmarks.report.text_tables import results_table
-from benchmarks.simulator import Trial
+from benchmarks.simulator import CHANGED, Trial
 from benchmarks.simulators.tabletop.simulator import Tabletop
 
 CLIP = Clip(size=(32, 32))
@@ -120,6 +120,35 @@ def test_trials_of_other_scenes_are_no_pairs_and_are_told():
         comparison_table(first, in_scenes(made(FIRST + FIRST), lambda n: f"other {n}"))
     whole_task = in_scenes(made(FIRST + FIRST), lambda n: "other" if n < 16 else str(n))
     assert "reach_target" not in comparison_table(first, whole_task).split()
+
+
+def test_a_scene_that_was_not_asked_for_counts_in_no_arm_and_is_said():
+    rules = EvaluationProtocol(trials_per_task=4, tasks=("reach_target",))
+    trials = rules.trials(SIMULATOR)
+
+    def results(policy_scenes, floor_scenes):
+        arms = {
+            arm: {t.id: replace(result(t, r), scene=s) for t, (r, s) in zip(trials, runs, strict=True)}
+            for arm, runs in (
+                ("policy", zip(["success", "crash", "timeout", "success"], policy_scenes, strict=True)),
+                ("ceiling", zip(["success"] * 4, "abcd", strict=True)),
+                ("floor", zip(["timeout", "timeout", "timeout", "crash"], floor_scenes, strict=True)),
+            )
+        }
+        told = {"name": "x.Y", "config": {}, "checkpoint": None}
+        described = rules.describe(SIMULATOR, CLIP)
+        return assemble(trials, arms, described, rules.hash(SIMULATOR, CLIP), told)
+
+    found = results(["a", f"{CHANGED} b", "c", "d"], ["a", "b", "c", f"{CHANGED} d"])
+    summary = found["tasks"]["reach_target"]
+    rates = {arm: (summary[arm]["successes"], summary[arm]["trials"]) for arm in summary["crashes"]}
+    assert rates == {"policy": (2, 3), "ceiling": (3, 3), "floor": (0, 3)}
+    assert summary["crashes"] == {"policy": 0, "ceiling": 0, "floor": 0}
+    said = "the simulator did not bring back the scene asked for: policy 1, ceiling 0, floor 1"
+    assert said in results_table(found)
+    nothing = results([CHANGED] * 4, ["a", "b", "c", "d"])
+    assert nothing["mean"] == {"policy": None, "ceiling": None, "floor": None}
+    assert "none" in results_table(nothing)
 
 
 def test_chunks_of_different_length_are_told():

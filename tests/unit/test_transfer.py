@@ -130,7 +130,9 @@ def test_rates_are_means_over_the_seeds_that_are_finished(study: Path):
     assert found.paired("cameras", "cameras_no_rays", ["az45"]) == (5, 0, pytest.approx(2 / 2**5))
     invalid, _ = found.doubts("cameras", "none")
     assert invalid == 0  # written without standard deviations: nothing is invalid
-    near, far = found.by_angle("cameras", "az60", 20.0)  # 112 degrees apart, less 120 where they turn together
+    near, far = found.by_angle(
+        "cameras", "az60", 20.0
+    )  # 112 degrees apart, less 120 where they turn together
     assert (near.trials + far.trials, near.successes + far.successes) == (20, 6)
     assert 0 < near.trials < 20
     assert found.by_angle("cameras", "az45", 20.0)[0] is None
