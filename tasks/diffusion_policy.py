@@ -231,7 +231,11 @@ class DiffusionPolicy(OptimizedTask):
         """Report on recorded clips; trials report themselves."""
         if not self._accuracy:
             return
-        arms = {arm: {k: float(v) for k, v in each.compute().items()} for arm, each in self._accuracy.items()}
+        found = {arm: each.compute() for arm, each in self._accuracy.items()}
+        arms = {
+            arm: {name: float(value) for name, value in values.items() if not value.isnan()}
+            for arm, values in found.items()
+        }
         self._accuracy.clear()
         report_metrics(self, {_PLAN: self._clips}, {_PLAN: arms}, {})
 

@@ -222,6 +222,23 @@ def test_recorded_clips_are_evaluated_plan_by_plan(
     assert "lpips is left out: no network given" in caplog.text
 
 
+def test_the_baseline_is_fitted_evaluated_on_clips_and_acts(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """By the same commands as a world action model; those that need a backbone refuse it."""
+    monkeypatch.chdir(place)
+    folders = ["--data.train=data", "--data.val=data", "--trainer.logger.init_args.save_dir=numbers"]
+    run(monkeypatch, "fit", "--config", "configs/quickstart_diffusion_policy.yaml", *SHORT, *folders)
+    checkpoint = "--ckpt_path=numbers/fit/checkpoints/last.ckpt"
+    found = judge_plans(monkeypatch, checkpoint)["plans"]["policy"]
+    assert found["clips"] == 4
+    assert set(found["arms"]) == {"model", "hold_still"}
+    assert found["arms"]["model"]["valid"] == 1
+    results = one_trial(monkeypatch, "numbers/test", checkpoint)
+    assert results["tasks"]["reach_target"]["ceiling"]["rate"] == 1
+    assert results["policy"]["name"] == "tasks.diffusion_policy.DiffusionPolicy"
+    with pytest.raises(SystemExit, match="has no backbone to write"):
+        run(monkeypatch, "export-checkpoint", checkpoint, "--out=numbers/weights")
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
