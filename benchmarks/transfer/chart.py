@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 _COLOURS = ("#3b6fe0", "#d9822b", "#2f9e6e", "#b0457f", "#7a6bd0", "#8a8f98")
-_LEFT, _RIGHT, _TOP, _BOTTOM, _WIDTH, _HEIGHT = 56.0, 560.0, 16.0, 260.0, 760, 312
+_LEFT, _RIGHT, _TOP, _BOTTOM, _WIDTH, _HEIGHT = 56.0, 560.0, 16.0, 260.0, 880, 312
 
 
 def line_chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:

@@ -9,13 +9,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import write_text
 from ai_wam.files.json_yaml import read_yaml
+from benchmarks.evaluation.trial_video import SEEN
 from benchmarks.report.text_tables import percent
 from benchmarks.transfer.chart import line_chart
 from benchmarks.transfer.outcomes import Outcomes, Rate
+from benchmarks.transfer.picture import write_picture
 from benchmarks.transfer.running import cpu_minutes
 from benchmarks.transfer.study import TRAININGS, run_name
 
-CHART = "transfer_azimuth.svg"
+CHART, PICTURE = "transfer_azimuth.svg", "transfer_seen.png"
+_SHOWN = {  # points of the picture, and their labels
+    "none": "as trained",
+    "azimuth_30": "30 degrees",
+    "azimuth_60": "60 degrees",
+    "azimuth_90": "90 degrees",
+    "cameras_mixed": "mixed",
+    "light": "light",
+    "appearance": "colours",
+    "distractors": "distractors",
+}
 _MISSING, _NO_CEILING = "not run", "ceiling {}"
 _RAYS = ["trained on", "point", "with rays", "without", "only with", "only without", "p"]
 _NEAR = 20.0  # degrees between cameras that see next to no depth
@@ -61,6 +73,9 @@ def write_page(outcomes: Outcomes, points: Path, page: Path) -> None:
         title = "degrees of azimuth by which both cameras are turned"
         write_text(page.parent / CHART, line_chart(title, lines))
     usual = [name for name in swept if not name.endswith("no_rays")]
+    pictures = list(_seen(outcomes, rates))
+    if pictures:
+        write_picture(page.parent / PICTURE, pictures)
     tables = {
         "success": (["point", *(TRAININGS[name].title for name in usual)], _success(names, usual, rates)),
         "rays": (_RAYS, _rays(outcomes, rates)),
@@ -73,6 +88,7 @@ def write_page(outcomes: Outcomes, points: Path, page: Path) -> None:
     text = _ENVIRONMENT.get_template("transfer.md.j2").render(
         **{name: _table(head, rows) for name, (head, rows) in tables.items()},
         chart=CHART if lines else None,
+        picture=PICTURE if pictures else None,
         missing=[TRAININGS[name].title for name in TRAININGS if name not in outcomes.finished],
     )
     write_text(page, text)
@@ -109,6 +125,16 @@ def _rays(outcomes: Outcomes, rates: Mapping[str, Mapping[str, Rate]]) -> Iterat
             only, other, p = outcomes.paired(seeing, blind, [point])
             title = TRAININGS[seeing].title
             yield [title, f"`{point}`", *map(_cell, pair), str(only), str(other), f"{p:.2g}"]
+
+
+def _seen(outcomes: Outcomes, rates: Mapping[str, Mapping[str, Rate]]) -> Iterator[tuple[str, Path]]:
+    """First pictures of the policy with cameras drawn, and its success, in the order of `_SHOWN`."""
+    for point, label in _SHOWN.items():
+        if (rate := rates["cameras"].get(point)) is not None:
+            seed = outcomes.seeds_of("cameras")[0]
+            file = outcomes.place("cameras", seed) / point / SEEN
+            if file.is_file():
+                yield f"{label}: {100 * rate.mean:.0f} %", file
 
 
 def _angles(outcomes: Outcomes, rates: Mapping[str, Mapping[str, Rate]]) -> Iterator[list[str]]:

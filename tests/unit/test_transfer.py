@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from sweep_results import POINTS, written
 
 from ai_wam.cli.shipped_configs import config_path
@@ -152,6 +153,16 @@ def test_the_page_says_what_was_found_and_what_was_not_run(study: Path):
     assert (study / "transfer_azimuth.svg").read_text().count("<polyline") == 1
     with pytest.raises(ValueError, match="no training of the study is tested yet"):
         write_page(Outcomes(study / "nothing", [0]), study / "points.yaml", study / "no.md")
+
+
+def test_the_page_shows_what_the_policy_saw(study: Path):
+    red = Image.new("RGB", (160, 80), (255, 0, 0))
+    red.save(study / "results/cameras-s0/none/seen.png")
+    write_page(Outcomes(study, [0]), study / "points.yaml", study / "transfer.md")
+    shown = np.asarray(Image.open(study / "transfer_seen.png"))
+    assert shown.shape[2] == 3
+    assert (shown == (255, 0, 0)).all(2).sum() == 4 * 160 * 80  # twice as large, whole
+    assert "transfer_seen.png" in (study / "transfer.md").read_text()
 
 
 def test_a_chart_is_valid_svg():
