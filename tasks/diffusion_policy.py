@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ai_wam.diffusion.noise_paths import FlowMatching, NoisePath
@@ -151,7 +151,7 @@ class DiffusionPolicy(OptimizedTask):
 
     def _observed(
         self, observation: Observation, prompts: Sequence[str]
-    ) -> tuple[Float[Tensor, "b n e"], Tensor]:
+    ) -> tuple[Float[Tensor, "b n e"], Bool[Tensor, "b n"]]:
         """Tokens of what is known, and which of them are there."""
         now, context = observation.action, self.prompts.encode(prompts, self.device)
         views = self.encoder(
@@ -160,10 +160,7 @@ class DiffusionPolicy(OptimizedTask):
         state = torch.cat(
             [now[:, :3], rotation_from_quaternion(now[:, 3:7]).flatten(1), 2 * now[:, 7:] - 1], dim=-1
         )
-        found: tuple[Tensor, Tensor] = self.denoiser.observed(
-            views, observation.view_mask, context.tokens, state
-        )
-        return found
+        return self.denoiser.observed(views, observation.view_mask, context.tokens, state)
 
     # ------------------------------------------------------------------ acting
 

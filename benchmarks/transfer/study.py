@@ -70,7 +70,7 @@ DATA: Mapping[str, DataSet] = {
     "tabletop": DataSet(_ALL_TASKS, episodes=(1000, 20)),
 }
 
-# Twice the quickstart's steps; the baseline's fewer steps of twice the batch take as many minutes of one thread.
+# Twice the quickstart's steps; the baseline's fewer steps of twice the batch take as many minutes.
 _POLICY = ("configs/quickstart.yaml", ("--trainer.max_steps=5000",))
 _BASELINE = ("configs/quickstart_diffusion_policy.yaml", ("--trainer.max_steps=3400",))
 _BLIND, _BASELINE_BLIND = "--model.backbone.init_args.rays=false", "--model.encoder.init_args.rays=false"
