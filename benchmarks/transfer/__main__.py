@@ -5,12 +5,14 @@ python -m benchmarks.transfer --out runs/transfer --only cameras --seeds 1
 python -m benchmarks.transfer --out runs/transfer --page docs/transfer.md   the page of what is finished
 """
 
+import signal
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
 from ai_wam.cli.shipped_configs import config_path
+from ai_wam.cli.signals import interruptible
 from ai_wam.errors import InvalidValue
 from benchmarks.transfer.outcomes import Outcomes
 from benchmarks.transfer.page import write_page
@@ -48,6 +50,9 @@ def main(words: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        with interruptible():  # SIGTERM ends the study's commands, too; each of them keeps what it has done
+            main(sys.argv[1:])
     except InvalidValue as error:
         sys.exit(f"benchmarks.transfer: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

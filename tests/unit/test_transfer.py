@@ -12,6 +12,7 @@ from PIL import Image
 from sweep_results import POINTS, written
 
 from ai_wam.cli.shipped_configs import config_path
+from ai_wam.cli.signals import Terminated
 from ai_wam.cli.training import settings_of_fit
 from ai_wam.files.atomic import write_json
 from benchmarks.evaluation.sweep import SweepRecord, read_points
@@ -98,6 +99,26 @@ def test_an_interrupted_training_resumes_from_its_checkpoint(command: Path):
         [Job("a", ("a",), checkpoint="last.ckpt"), Job("b", ("b",), checkpoint="no.ckpt")], command, 1
     )
     assert ran(command) == ["a --ckpt_path=last.ckpt", "b"]
+
+
+def test_a_signal_ends_the_commands_too(command: Path, monkeypatch: pytest.MonkeyPatch):
+    """As the last act of a study that is stopped; a command has the time to save what it did."""
+    script = command.parent / "ai-wam"
+    script.write_text(
+        script.read_text().split("\n")[0] + "\nimport pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('saved').write_text(''), sys.exit(143)))\n"
+        "pathlib.Path('begun').write_text('')\ntime.sleep(60)\n"
+    )
+
+    def stop(_: float) -> None:
+        if (command / "begun").exists():
+            raise Terminated
+
+    monkeypatch.setattr(running.time, "sleep", stop)
+    with pytest.raises(Terminated):
+        running.run([Job("a", ("a",))], command, at_once=1)
+    assert (command / "saved").exists()
+    assert not (command / "jobs").exists()
 
 
 @pytest.fixture
