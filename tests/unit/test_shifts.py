@@ -19,6 +19,7 @@ from benchmarks.evaluation.protocol import EvaluationProtocol, digest
 from benchmarks.policies import HoldStill
 from benchmarks.shifts import Shift, ShiftedSimulator, parts
 from benchmarks.simulator import Simulator, Trial
+from benchmarks.simulators.camera_moves import framed_points
 from benchmarks.simulators.tabletop import camera_rigs as rigs
 from benchmarks.simulators.tabletop.mujoco_graphics import Pictures
 from benchmarks.simulators.tabletop.simulator import Tabletop
@@ -148,7 +149,7 @@ def test_cameras_move_by_what_was_drawn():
 
 
 def test_framed_cameras_show_the_whole_workspace():
-    points = torch.from_numpy(rigs.framed_points(rigs.WORKSPACES["framed"]))
+    points = torch.from_numpy(framed_points(rigs.WORKSPACES["framed"]))
     simulator = shifted((64, 64), cameras=parts.CameraShift((0, 90), (-10, 4), (0.5, 2)))
     for index in range(6):
         for view in seen(simulator, trial(index), FIXED).values():

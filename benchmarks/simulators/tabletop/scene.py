@@ -1,7 +1,7 @@
 """MJCF of a whole scene: table, floor, lights, cameras, arm and a task's own bodies."""
 
+from benchmarks.simulators.camera_moves import Mount
 from benchmarks.simulators.tabletop import panda
-from benchmarks.simulators.tabletop.camera_rigs import Mount
 
 TABLE_TOP = 0.752  # metres, RLBench's
 
@@ -19,8 +19,8 @@ def mjcf(
         timestep: of the physics, seconds.
         shadows: draw shadows and smooth edges; four to six times slower without a GPU.
     """
-    fixed = "".join(mount.mjcf(name) for name, mount in mounts.items() if name != "wrist")
-    arm = panda.body().format(wrist_camera=mounts["wrist"].mjcf("wrist"))
+    fixed = "".join(_camera(name, mount) for name, mount in mounts.items() if name != "wrist")
+    arm = panda.body().format(wrist_camera=_camera("wrist", mounts["wrist"]))
     samples, shadow_size = (4, 1024) if shadows else (0, 0)
     slices = min(8 + max(size) // 16, 28)  # of round shapes: in small pictures vertices cost most
     return f"""
@@ -58,3 +58,9 @@ def mjcf(
   </worldbody>
   <actuator>{panda.actuators()}</actuator>
 </mujoco>"""
+
+
+def _camera(name: str, mount: Mount) -> str:
+    axes = " ".join(f"{value:.9g}" for value in (*mount.right, *mount.up))
+    position = " ".join(f"{value:.9g}" for value in mount.position)
+    return f'<camera name="{name}" pos="{position}" xyaxes="{axes}" fovy="{mount.fov:.9g}"/>'

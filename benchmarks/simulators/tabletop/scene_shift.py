@@ -8,18 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ai_wam.errors import InvalidValue
-from benchmarks.simulator import WRIST
-from benchmarks.simulators.tabletop import camera_rigs as rigs
-from benchmarks.simulators.tabletop.camera_rigs import Mount, Workspace
+from benchmarks.simulators.camera_moves import Mount, Workspace, about, moved
 from benchmarks.simulators.tabletop.mujoco_graphics import mujoco
 from benchmarks.simulators.tabletop.physics_world import World
 from benchmarks.simulators.tabletop.scene import TABLE_TOP
 
 PARTS = frozenset({"cameras", "light", "appearance", "distractors", "start", "layout", "instruction"})
 LAMPS, DISTRACTORS = 4, 8  # at most, the usual lamp included
-_ELEVATIONS = (0.0, 85.0)  # degrees over the horizon: cameras look down, and have an upright picture
-_WIDEST = 140.0  # degrees of a camera's field of view
+WIDEST = 140.0  # degrees of a camera's field of view
 _HIDDEN = (0.0, 0.0, -5.0)  # where distractors are that a trial has not drawn
 _CLEAR = 0.1  # metres between a distractor and the task's objects, at least
 # None of the colours that instructions name.
@@ -90,35 +86,6 @@ class Usual:
             getattr(world.model.vis.headlight, name)[:] = value
 
 
-def check_cameras(part: Any, mounts: Mapping[str, Mount], region: Workspace) -> None:
-    """Refuse elevations that turn a camera over or under the table, and fields of view that are too wide.
-
-    Args:
-        part: a `benchmarks.shifts.parts.CameraShift`.
-        mounts: the rig's cameras.
-        region: the workspace.
-
-    Raises:
-        ValueError: the message names the camera and what is possible.
-    """
-    low, high = part.elevation
-    for name in part.views or [view for view in mounts if view != WRIST]:
-        usual = _elevation(mounts[name], region)
-        if (low, high) != (0, 0) and not _ELEVATIONS[0] <= usual + low <= usual + high <= _ELEVATIONS[1]:
-            raise InvalidValue(
-                f"shift: elevation [{low:g}, {high:g}] would take camera {name!r} from {usual:.0f} degrees "
-                f"to {usual + low:.0f} to {usual + high:.0f}; it must stay in [{_ELEVATIONS[0]:g}, "
-                f"{_ELEVATIONS[1]:g}]: take a smaller range, or name other cameras in `views`"
-            )
-        nearest = {"azimuth": 0.0, "elevation": 0.0, "distance": part.distance[0], "roll": 0.0}
-        widest = _moved(mounts[name], {**nearest, "fov": part.fov[1]}, region, part.framed).fov
-        if widest > _WIDEST:
-            raise InvalidValue(
-                f"shift: distance and fov would widen camera {name!r} to {widest:.0f} degrees; at most "
-                f"{_WIDEST:g} are drawn: take a larger least distance or a smaller fov"
-            )
-
-
 def move_cameras(
     world: World, drawn: Mapping[str, Any], mounts: Mapping[str, Mount], region: Workspace
 ) -> None:
@@ -131,7 +98,7 @@ def move_cameras(
         region: what cameras are moved around, and framed on.
     """
     for name, values in drawn["views"].items():
-        mount = _moved(mounts[name], values, region, drawn["framed"])
+        mount = moved(mounts[name], values, region, drawn["framed"])
         camera = world.model.camera(name).id
         axes = np.stack([mount.right, mount.up, np.cross(mount.right, mount.up)], axis=1)
         world.model.cam_pos[camera], world.model.cam_fovy[camera] = mount.position, mount.fov
@@ -212,49 +179,9 @@ def _surfaces(model: "mujoco.MjModel") -> dict[str, list[int]]:
     return groups
 
 
-def _moved(mount: Mount, values: Mapping[str, float], region: Workspace, framed: bool) -> Mount:
-    """A camera after its drawn move."""
-    centre = _middle(region)
-    arm = np.array(mount.position) - centre
-    turn = _about_vertical(math.radians(values["azimuth"]))
-    side = np.cross((0.0, 0.0, 1.0), arm)
-    raise_ = _about(side / np.linalg.norm(side), -math.radians(values["elevation"]))
-    position = centre + values["distance"] * (turn @ raise_ @ arm)
-    if framed:
-        moved = rigs.framed_mount(position, region)
-    else:
-        axes = [turn @ raise_ @ np.array(axis) for axis in (mount.right, mount.up)]
-        moved = rigs.mount(position, axes[0], axes[1], mount.fov)
-    fov = moved.fov * values["fov"]
-    roll, right, up = math.radians(values["roll"]), np.array(moved.right), np.array(moved.up)
-    rolled = math.cos(roll) * right + math.sin(roll) * up, math.cos(roll) * up - math.sin(roll) * right
-    return rigs.mount(position, rolled[0], rolled[1], fov)
-
-
-def _middle(region: Workspace) -> Float[np.ndarray, "3"]:
-    return np.mean([region.low, region.high], axis=0)
-
-
-def _elevation(mount: Mount, region: Workspace) -> float:
-    x, y, z = np.array(mount.position) - _middle(region)
-    return math.degrees(math.atan2(z, math.hypot(x, y)))
-
-
 def _tilted(direction: Float[np.ndarray, "3"], degrees: float, side: float) -> Float[np.ndarray, "3"]:
     """A direction turned by an angle towards one of all sides."""
     unit = direction / np.linalg.norm(direction)
     across = np.cross(unit, (1.0, 0.0, 0.0))
-    axis = _about(unit, math.radians(side)) @ (across / np.linalg.norm(across))
-    return _about(axis, math.radians(degrees)) @ unit
-
-
-def _about_vertical(angle: float) -> Float[np.ndarray, "3 3"]:
-    return _about(np.array([0.0, 0.0, 1.0]), angle)
-
-
-def _about(axis: Float[np.ndarray, "3"], angle: float) -> Float[np.ndarray, "3 3"]:
-    """Rotation matrix about a unit axis, radians."""
-    quaternion, matrix = np.empty(4), np.empty(9)
-    mujoco.mju_axisAngle2Quat(quaternion, axis, angle)
-    mujoco.mju_quat2Mat(matrix, quaternion)
-    return matrix.reshape(3, 3)
+    axis = about(unit, math.radians(side)) @ (across / np.linalg.norm(across))
+    return about(axis, math.radians(degrees)) @ unit

@@ -21,6 +21,7 @@ from benchmarks.simulator import (
     checked_action,
     fingerprint,
 )
+from benchmarks.simulators import camera_moves
 from benchmarks.simulators.tabletop import camera_rigs as rigs
 from benchmarks.simulators.tabletop import panda, scene, scene_shift
 from benchmarks.simulators.tabletop import robot_tasks as tasks
@@ -145,12 +146,14 @@ class Tabletop:
         if "cameras" in parts:
             for name in tasks.names():
                 region = self._task(name).region
-                scene_shift.check_cameras(parts["cameras"], rigs.mounts(self.rig, region), region)
+                mounts = rigs.mounts(self.rig, region)
+                camera_moves.check_moves(parts["cameras"], mounts, region, scene_shift.WIDEST)
 
     def shift_definition(self) -> str:
         """Hash of the code that builds shifted scenes."""
-        code = Path(scene_shift.__file__).read_text(encoding="utf-8")
-        return hashlib.sha256(code.encode()).hexdigest()
+        files = (Path(__file__).with_name("scene_shift.py"), Path(__file__).parents[1] / "camera_moves.py")
+        code = [file.read_text(encoding="utf-8") for file in files]
+        return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
     def shift_next(self, drawn: Mapping[str, Any]) -> None:
         """Build the scene of the next reset with the drawn values of a shift."""
