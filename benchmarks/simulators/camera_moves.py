@@ -116,11 +116,20 @@ def framed_mount(
         position: of the camera.
         points: what must be seen.
         upright: direction that points up in the picture.
+
+    Raises:
+        ValueError: the camera stands among the points.
     """
     aim = points.mean(axis=0) - position
     for _ in range(20):
         right, up, back = _axes(aim, upright)
         local = (points - position) @ np.stack([right, up, back], axis=1)
+        if local[:, 2].max() >= 0:
+            x, y, z = position
+            raise InvalidValue(
+                f"shift: a camera at ({x:.2f}, {y:.2f}, {z:.2f}) m stands in the workspace, all of which it "
+                "must show: take a larger least distance"
+            )
         plane = local[:, :2] / -local[:, 2:]
         low, high = plane.min(axis=0), plane.max(axis=0)
         x, y = (low + high) / 2

@@ -147,3 +147,20 @@ def test_pictures_are_spoilt_and_cameras_misplaced_in_every_simulator(simulator:
     assert not np.array_equal(seen.image, usual.image)
     assert np.allclose(seen.world_from_camera[:3, 3], usual.world_from_camera[:3, 3])
     assert not np.allclose(seen.world_from_camera, usual.world_from_camera)
+
+
+def test_a_shift_is_for_one_reset(simulator: Simulator):
+    """Also if that reset is refused: no later trial may be shifted unasked."""
+    if not isinstance(simulator, Shiftable):
+        return
+    where = trial(simulator)
+    simulator.reset(where)
+    usual = simulator.observe(["front"]).views["front"]
+    shifted = ShiftedSimulator(simulator, Shift(cameras=parts.CameraShift((40, 40), views=("front",))))
+    with pytest.raises(ValueError, match="fold_towel"):
+        shifted.reset(Trial("fold_towel", 0, 0))
+    for reset, same in ((simulator.reset, True), (shifted.reset, False), (simulator.reset, True)):
+        reset(where)
+        seen = simulator.observe(["front"]).views["front"]
+        assert np.allclose(seen.world_from_camera, usual.world_from_camera) == same
+        assert np.array_equal(seen.image, usual.image) == same

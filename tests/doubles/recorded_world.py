@@ -12,7 +12,8 @@ class World:
     def __init__(self, **settings):
         self.settings, self.taken = settings, 0
 
-    def reset(self, task, variation, seed, attempts):
+    def reset(self, task, variation, seed, attempts, shift):
+        assert shift == {}
         assert (task, variation, seed) == (RECORDING["task"], RECORDING["variation"], RECORDING["seed"])
         self.taken = 0
         reply = {name: np.array(RECORDING[name]) for name in ("pose", "actions")}
@@ -21,6 +22,7 @@ class World:
             "instructions": RECORDING["instructions"],
             "change": RECORDING["change"],
             "state": np.zeros(3),
+            "distractors": np.empty((0, 8)),
         }
 
     def step(self, action):

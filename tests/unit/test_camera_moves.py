@@ -2,7 +2,6 @@
 
 import math
 
-import mujoco
 import numpy as np
 import pytest
 
@@ -16,6 +15,7 @@ from benchmarks.simulators.camera_moves import (
     framed_points,
     moved,
 )
+from benchmarks.simulators.tabletop.mujoco_graphics import mujoco
 
 BOX = Workspace((0.0, -0.4, 0.75), (0.5, 0.4, 1.45))
 ABOVE = Mount((0.25, 0.0, 2.6), (0.0, -1.0, 0.0), (1.0, 0.0, 0.0), 60.0)  # in the zenith, looking down
@@ -54,8 +54,12 @@ def test_a_framed_camera_in_the_zenith_shows_everything():
 
 
 def test_a_camera_in_the_zenith_cannot_be_raised():
-    with pytest.raises(
-        ValueError, match=r"'overhead' from 90 .* to 90 to 95; it must stay in \[0, 85\]"
-    ):
+    with pytest.raises(ValueError, match=r"'overhead' from 90 .* to 90 to 95; it must stay in \[0, 85\]"):
         check_moves(CameraShift(elevation=(0, 5)), {"overhead": ABOVE}, BOX, 140.0)
     check_moves(CameraShift(azimuth=(0, 90)), {"overhead": ABOVE}, BOX, 140.0)
+
+
+def test_a_camera_among_what_it_must_show_is_refused():
+    with pytest.raises(ValueError, match=r"a camera at \(0\.25, 0\.00, 1\.40\) m stands in the workspace"):
+        moved(ABOVE, STILL | {"distance": 0.2}, BOX, True)
+    assert moved(ABOVE, STILL | {"distance": 0.2}, BOX, False).position[2] == pytest.approx(1.4)

@@ -287,7 +287,11 @@ class Bare(Tabletop):
         (lambda: parts.StartShift(2.0), r"random of StartShift is 2\.0; a probability"),
         (lambda: shifted(cameras=parts.CameraShift(elevation=(0, 30))), r"'overhead' from \d+ .*name other"),
         (
-            lambda: shifted(cameras=parts.CameraShift(distance=(0.25, 1), fov=(1, 4))),
+            lambda: shifted(cameras=parts.CameraShift(distance=(0.25, 1))),
+            r"a camera at \(0\.\d+, 0\.00, 1\.\d+\) m stands in the workspace, all of which it must show",
+        ),
+        (
+            lambda: shifted(cameras=parts.CameraShift(distance=(0.5, 1), fov=(1, 4))),
             r"would widen camera 'front' to \d+ degrees; at most 140",
         ),
         (lambda: shifted(cameras=parts.CameraShift((5, 5), views=("wrist",))), "rides on the hand"),

@@ -4,6 +4,7 @@ It was never run with CoppeliaSim; docs/rlbench.md says what was run.
 """
 
 import difflib
+import hashlib
 import math
 import os
 import shlex
@@ -28,6 +29,7 @@ from benchmarks.simulator import (
     checked_action,
     fingerprint,
 )
+from benchmarks.simulators.rlbench import scene_shift
 from benchmarks.simulators.rlbench.client import EnvironmentServer
 from benchmarks.simulators.rlbench.task_list import VARIATIONS
 
@@ -73,10 +75,12 @@ class RLBench:
     """
 
     cameras: tuple[str, ...] = VIEWS
+    shift_parts = scene_shift.PARTS
     incidental = ("paths",)  # differs between machines; the packages' versions are part of the result
     _pose: Float[np.ndarray, "8"] | None
     _demonstration: Float[np.ndarray, "n 8"] | None
     _diagnostics: dict[str, float]
+    _rig: scene_shift.Rig | None
 
     def __init__(
         self,
@@ -99,6 +103,8 @@ class RLBench:
         self._server = EnvironmentServer(
             _ADAPTER, settings, interpreter(), self.paths, environment(), advice=_ADVICE
         )
+        self._rig, self._camera_ranges = None, None
+        self._next_shift: Mapping[str, Any] = {}
         self._forget()
 
     @property
@@ -128,9 +134,10 @@ class RLBench:
         """Find a scene that the expert solves, and restore it; returns its instructions.
 
         Raises:
-            ValueError: unknown task or variation.
+            ValueError: unknown task or variation; ranges of a shift beyond what the running simulator can do.
             SimulatorCrash: no demonstration succeeded, or the process died or hung.
         """
+        drawn, self._next_shift = self._next_shift, {}
         _check_trial(trial)
         self._forget()
         reply = self._server.call(
@@ -140,15 +147,43 @@ class RLBench:
             variation=trial.variation,
             seed=trial.seed,
             attempts=self.attempts,
+            shift=scene_shift.changes(drawn, self._usual_rig()) if drawn else {},
         )
         self._pose, self._demonstration = reply["pose"], reply["actions"]
         self._diagnostics["scene_change"] = reply["change"]
         same = reply["change"] <= _SCENE_LIMIT  # False for NaN
-        self._scene = ("" if same else f"{CHANGED} ") + fingerprint(reply["state"])
+        self._scene = ("" if same else f"{CHANGED} ") + fingerprint(
+            np.append(reply["state"], reply["distractors"])
+        )
         return tuple(reply["instructions"])
 
+    def check_shift(self, parts: Mapping[str, Any]) -> None:
+        """Refuse ranges of a shift beyond what can be built.
+
+        Where cameras are is known once the simulator runs: the first `reset` refuses ranges of theirs.
+
+        Raises:
+            ValueError: the message names the range and its limit here.
+        """
+        self._camera_ranges = parts.get("cameras")
+        if "light" in parts:
+            scene_shift.check_light(parts["light"])
+        if self._rig is not None and self._camera_ranges is not None:
+            self._rig.check(self._camera_ranges)
+
+    def shift_definition(self) -> str:
+        """Hash of the code that builds shifted scenes."""
+        here = Path(__file__).parent
+        files = ("scene_shift.py", "environment_server/shifted_scene.py", "../camera_moves.py")
+        code = [(here / file).read_text(encoding="utf-8") for file in files]
+        return hashlib.sha256("\0".join(code).encode()).hexdigest()
+
+    def shift_next(self, drawn: Mapping[str, Any]) -> None:
+        """Build the scene of the next reset with the drawn values of a shift."""
+        self._next_shift = drawn
+
     def scene(self) -> str:
-        """Fingerprint of the task's state at the beginning of the demonstration.
+        """Fingerprint of the task's state at the beginning of the demonstration, and of distractors.
 
         It begins with "changed" if any number of the restored state differs from it by more than 0.02.
         """
@@ -219,6 +254,15 @@ class RLBench:
         """End the simulator; the next reset starts a new one."""
         self._server.close()
         self._forget()
+
+    def _usual_rig(self) -> scene_shift.Rig:
+        """Cameras and workspace as the simulator has them; read once, since every process loads one scene."""
+        if self._rig is None:
+            rig = scene_shift.Rig.of(self._server.call("rig", self.step_timeout), self.image_size)
+            if self._camera_ranges is not None:
+                rig.check(self._camera_ranges)
+            self._rig = rig
+        return self._rig
 
     def _forget(self) -> None:
         self._pose = self._demonstration = None

@@ -114,10 +114,10 @@ class Tabletop:
         Raises:
             ValueError: unknown task or variation.
         """
+        drawn, self._next_shift = self._next_shift, _USUAL
         task = self._task(trial.task)
         check_variation(trial, task.variations)
-        was_usual = not self._shift
-        self._shift, self._next_shift = self._next_shift, _USUAL
+        was_usual, self._shift = not self._shift, drawn
         world = self._restored_world(trial.task)
         of_scene, of_start = (np.random.default_rng([trial.seed, stream]) for stream in (0, 1))
         task.outside = self._shift.get("layout", {}).get("outside", 0.0)

@@ -1,4 +1,4 @@
-"""The calls of CoppeliaSim that an episode of reach_target makes: kinematics, no physics, discs for pictures.
+"""The calls of CoppeliaSim that an episode of reach_target makes: kinematics, no physics.
 
 Replaces functions of the genuine `pyrep.backend.sim`, so everything above it is the genuine code. numpy only.
 """
@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import panda_kinematics as panda
+from coppeliasim_looks import EVERY_PROPERTY, Looks
 
 _FRONT = [[0, -0.42262, -0.90631, 1.35], [-1, 0, 0, 0], [0, 0.90631, -0.42262, 1.58], [0, 0, 0, 1]]
 _SHAPE, _JOINT, _DUMMY, _PROXIMITY, _VISION, _FORCE = 0, 1, 4, 5, 9, 12
@@ -25,7 +26,7 @@ class Thing:
         self.value, self.target, self.speed, self.more = 0.0, 0.0, 0.0, more
 
 
-class Scene:
+class Scene(Looks):
     """Objects by handle, and the functions of `sim` as methods."""
 
     def __init__(self, sim):
@@ -53,6 +54,7 @@ class Scene:
                 self.add(
                     f"cam_{name}{suffix}", _VISION, parent, pose, degrees=_CAMERAS[name], size=[128, 128]
                 )
+        self.add_lamps()
         for handle, angle in zip(self.arm, panda.HOME, strict=True):
             self.things[handle].value = self.things[handle].target = angle
         for handle in self.fingers:
@@ -182,9 +184,6 @@ class Scene:
 
     def simSetModelProperty(self, handle, value): ...
 
-    def simGetObjectSpecialProperty(self, handle):
-        return 0  # nothing collides
-
     def simGetExtensionString(self, handle, index, key):
         return ""
 
@@ -202,7 +201,9 @@ class Scene:
         base = self.add("reach_target", _DUMMY, -1, np.eye(4), model=True)
         self.add("boundary", _SHAPE, base, panda.place((0.05, 0.0, 0.3)), box=(0.2, 0.35, 0.2))
         for name in ("target", "distractor0", "distractor1"):
-            self.add(name, _SHAPE, base, np.eye(4), box=(_RADIUS,) * 3, colour=[1.0, 1.0, 1.0])
+            self.add(
+                name, _SHAPE, base, np.eye(4), box=(_RADIUS,) * 3, colour=[1.0] * 3, special=EVERY_PROPERTY
+            )
         target = self.simGetObjectHandle("target")
         self.add("success", _PROXIMITY, target, np.eye(4))
         self.add("waypoint0", _DUMMY, target, panda.place((0, 0, 0), panda.turn([0, 1, 0], math.pi)))
@@ -238,9 +239,6 @@ class Scene:
             }[parameter]
         return bounds[parameter]
 
-    def simSetShapeColor(self, handle, name, component, colour):
-        self.things[handle].more["colour"] = list(colour)
-
     # --- joints and paths ---
     def simGetJointPosition(self, handle):
         return _single(self.things[handle].value)[0]
@@ -262,6 +260,8 @@ class Scene:
         return False, [panda.LOW[index], panda.HIGH[index] - panda.LOW[index]]
 
     def simGetObjectInt32Parameter(self, handle, parameter):
+        if parameter == self.sim.sim_visionintparam_render_mode:
+            return self.things[handle].more["mode"]
         return 1 if self.things[handle].kind == _JOINT else self.things[handle].more["explicit"]
 
     def simSetObjectInt32Parameter(self, handle, parameter, value):
@@ -270,6 +270,12 @@ class Scene:
             if parameter in size:
                 self.things[handle].more["size"] = list(self.things[handle].more["size"])
                 self.things[handle].more["size"][size.index(parameter)] = value
+            if parameter == self.sim.sim_visionintparam_render_mode:
+                self.things[handle].more["mode"] = value
+
+    def simSetObjectFloatParameter(self, handle, parameter, value):
+        assert parameter == self.sim.sim_visionfloatparam_perspective_angle
+        self.things[handle].more["degrees"] = math.degrees(np.float32(value))
 
     def simGetIkGroupHandle(self, name):
         return 1
@@ -341,32 +347,6 @@ class Scene:
 
     def simGetExplicitHandling(self, handle):
         return self.things[handle].more.get("explicit", 0)
-
-    def simHandleVisionSensor(self, handle):
-        self.things[handle].more["drawn"] = self.draw(handle)
-
-    def simGetVisionSensorResolution(self, handle):
-        return list(self.things[handle].more["size"])
-
-    def simGetVisionSensorImage(self, handle, resolution):
-        image = self.things[handle].more["drawn"]
-        assert list(image.shape[:2]) == [resolution[1], resolution[0]]
-        return image
-
-    def draw(self, handle):
-        width, height = self.things[handle].more["size"]
-        image = np.full((height, width, 3), 0.2, np.float32)
-        pose, degrees = self.world(handle), self.things[handle].more["degrees"]
-        focal = max(width, height) / 2 / math.tan(math.radians(degrees) / 2)
-        rows, columns = np.mgrid[:height, :width] + 0.5
-        for ball in self.things.values():
-            if "colour" not in ball.more:
-                continue
-            x, y, z = pose[:3, :3].T @ ((self.world(ball.parent) @ ball.pose)[:3, 3] - pose[:3, 3])
-            if z > 0:  # x points left and y up
-                seen = np.hypot(columns - width / 2 + focal * x / z, rows - height / 2 + focal * y / z)
-                image[seen < focal * _RADIUS / z] = ball.more["colour"]
-        return image
 
 
 def install(sim):

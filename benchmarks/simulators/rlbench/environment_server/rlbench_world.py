@@ -8,6 +8,7 @@ demonstration followed by `reset_to_demo` does, so every scene here is one that 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -26,6 +27,8 @@ from rlbench.environment import Environment
 from rlbench.observation_config import CameraConfig, ObservationConfig
 from rlbench.task_environment import TaskEnvironment
 from rlbench.utils import name_to_task_class
+
+from .shifted_scene import ShiftedScene, free_places
 
 CAMERAS = ("front", "left_shoulder", "right_shoulder", "overhead", "wrist")
 _KEPT = 64  # demonstrations, one per trial: several policies and references run the same trials in turn
@@ -61,6 +64,22 @@ class Planning(EndEffectorPoseViaPlanning):
             super().action(scene, action)
 
 
+@dataclass
+class _Solved:
+    """What is kept of a trial, so that the next policy gets the same scene.
+
+    Attributes:
+        demo: the demonstration; None until one succeeds.
+        instructions: when it was first restored.
+        distractors: rows of `free_places` by seed and number, as they lay in the demonstration.
+    """
+
+    demo: Demo | None = None
+    instructions: list[str] | None = None
+    distractors: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+
+
+_RENDERERS = {True: RenderMode.OPENGL3, False: RenderMode.OPENGL, None: None}  # by whether there are shadows
 _ARM_MODES = {"planning": Planning, "ik": EndEffectorPoseViaIK}
 
 
@@ -75,7 +94,7 @@ class World:
 
     def __init__(self, image_size: list[int], arm_mode: str, shadows: bool) -> None:
         height, width = image_size
-        mode = RenderMode.OPENGL3 if shadows else RenderMode.OPENGL
+        mode = _RENDERERS[shadows]
         cameras = {
             # A camera that sees nothing at launch would be taken out of the scene.
             f"{name}_camera": CameraConfig(
@@ -90,10 +109,8 @@ class World:
         self._environment = Environment(action_mode, obs_config=self._config, headless=True)
         self._environment.launch()
         self._live: TaskEnvironment | None = None
-        self._demos: dict[tuple[str, int, int], Demo] = {}
-        self._words: dict[
-            tuple[str, int, int], list[str]
-        ] = {}  # the instructions of each, when first restored
+        self._scene = ShiftedScene()
+        self._kept: dict[tuple[str, int, int], _Solved] = {}
         self._solved = self._over = False
 
     def versions(self) -> dict[str, str]:
@@ -105,25 +122,45 @@ class World:
             found["pyrep"] = "unknown"
         return found
 
-    def reset(self, task: str, variation: int, seed: int, attempts: int) -> dict[str, Any]:
+    def rig(self) -> dict[str, Any]:
+        """The usual cameras and the plane on the table where tasks are placed; see `ShiftedScene.rig`."""
+        with _losing("rig"):
+            return self._scene.rig()
+
+    def reset(
+        self, task: str, variation: int, seed: int, attempts: int, shift: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Build a scene that the expert has just solved, restored to its beginning.
+
+        Args:
+            task: its file's name.
+            variation: which of the task's.
+            seed: of RLBench's draws.
+            attempts: demonstrations tried.
+            shift: what differs from the usual scene, in the demonstration already: "cameras" and "light" as
+                `ShiftedScene` takes them, "distractors" with "count" and "seed".
 
         Returns:
             "instructions", "pose" of the tip and openness, "actions" of the demonstration (one per 50 ms),
-            the task's "state" where it began and "change": how far any number of the state is from that now.
+            the task's "state" where it began, "change": how far any number of the state is from that now, and
+            "distractors": rows of `free_places`.
         """
         self._look((), state=True)
         np.random.seed(seed)  # RLBench draws from the global generator
         with _losing(f"no scene of {task}, variation {variation}"):
-            self._live = scene = self._environment.get_task(name_to_task_class(task))
-            scene.set_variation(variation)
-            scene.reset()  # the first one notes variation 0, whichever it is, and a demonstration keeps that
-            demo = self._demonstration(scene, (task, variation, seed), attempts)
+            kept = self._keep((task, variation, seed))
+            self._live = scene = self._shifted(task, variation, shift or {}, kept)
+            if kept.demo is None:
+                (kept.demo,) = scene.get_demos(1, live_demos=True, max_attempts=attempts)
+            demo = kept.demo
             instructions, now = scene.reset_to_demo(demo)
             if (got := demo[0].misc["variation_index"]) != variation:
                 raise ValueError(f"{task}: asked for variation {variation}, got {got}")
-            if instructions != (known := self._words.setdefault((task, variation, seed), instructions)):
-                raise ValueError(f"{task}: the scene came back with {instructions}, it had {known}")
+            kept.instructions = kept.instructions or instructions
+            if instructions != kept.instructions:
+                raise ValueError(
+                    f"{task}: the scene came back with {instructions}, it had {kept.instructions}"
+                )
         self._solved = self._over = False
         return {
             "instructions": instructions,
@@ -131,6 +168,7 @@ class World:
             "actions": np.stack([_pose(observation) for observation in demo[1:]]),
             "state": demo[0].task_low_dim_state,
             "change": _change(demo[0].task_low_dim_state, now.task_low_dim_state),
+            "distractors": self._distractors,
         }
 
     def step(self, action: np.ndarray) -> dict[str, Any]:
@@ -168,18 +206,46 @@ class World:
         """End CoppeliaSim."""
         self._environment.shutdown()
 
-    def _demonstration(self, scene: TaskEnvironment, key: tuple[str, int, int], attempts: int) -> Demo:
-        """The kept demonstration of a scene, or a live one."""
-        demo = self._demos.pop(key, None)
-        if demo is None:
-            (demo,) = scene.get_demos(1, live_demos=True, max_attempts=attempts)
-            self._words.pop(key, None)
-        self._demos[key] = demo  # the latest last
-        if len(self._demos) > _KEPT:
-            oldest = next(iter(self._demos))
-            del self._demos[oldest]
-            self._words.pop(oldest, None)
-        return demo
+    def _keep(self, key: tuple[str, int, int]) -> _Solved:
+        """What is kept of a trial, the latest last; the oldest is forgotten."""
+        kept = self._kept[key] = self._kept.pop(key, _Solved())
+        if len(self._kept) > _KEPT:
+            del self._kept[next(iter(self._kept))]
+        return kept
+
+    def _shifted(self, task: str, variation: int, shift: dict[str, Any], kept: _Solved) -> TaskEnvironment:
+        """The task in a scene with other cameras, lamps and objects."""
+        self._scene.restore()
+        scene = self._environment.get_task(name_to_task_class(task))
+        scene.set_variation(variation)
+        scene.reset()  # the first one notes variation 0, whichever it is, and a demonstration keeps that
+        if "cameras" in shift:
+            self._scene.move_cameras(shift["cameras"])
+        if "light" in shift:
+            light = dict(shift["light"])
+            self._scene.light(mode=_RENDERERS[light.pop("shadows")], **light)
+        self._distractors = np.empty((0, 8))
+        if "distractors" in shift:
+            self._strew(scene, kept, **shift["distractors"])
+        return scene
+
+    def _strew(self, scene: TaskEnvironment, kept: _Solved, count: int, seed: int) -> None:
+        """Let distractors lie around the task's objects wherever a reset places those.
+
+        Live demonstrations reset the scene by themselves, so this is done in the scene's own `reset`.
+        """
+        usual = scene.reset
+
+        def reset(demo: Demo | None = None) -> Any:
+            self._scene.clear()
+            answer = usual(demo)
+            if demo is None or (seed, count) not in kept.distractors:
+                kept.distractors[seed, count] = free_places(scene.get_name(), count, seed)
+            self._distractors = kept.distractors[seed, count]
+            self._scene.put_up(self._distractors)
+            return answer
+
+        scene.reset = reset
 
     @property
     def _task(self) -> TaskEnvironment:

@@ -132,8 +132,10 @@ def _fill(connection: socket.socket, view: memoryview, deadline: float) -> None:
 
 
 def _load(path: str) -> Any:
-    """The module in a file, under a name that shadows no other module."""
-    spec = importlib.util.spec_from_file_location("ai_wam_adapter", path)
+    """The module in a file, under a name that shadows no other; it may import its neighbours with a dot."""
+    spec = importlib.util.spec_from_file_location(
+        "ai_wam_adapter", path, submodule_search_locations=[os.path.dirname(path)]
+    )
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)

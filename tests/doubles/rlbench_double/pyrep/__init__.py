@@ -4,6 +4,8 @@ import enum
 import sys
 import types
 
+from pyrep import things
+
 
 class RenderMode(enum.Enum):
     OPENGL = 0
@@ -26,4 +28,16 @@ def register(package, names):
         sys.modules[made.__name__] = made
 
 
-register("pyrep", {"const": [RenderMode], "errors": [ConfigurationPathError, IKError]})
+register(
+    "pyrep",
+    {
+        "backend": [things.sim],
+        "const": [RenderMode, things.ObjectType, things.PrimitiveShape],
+        "errors": [ConfigurationPathError, IKError],
+        "objects.dummy": [things.Dummy],
+        "objects.light": [things.Light],
+        "objects.shape": [things.Shape],
+        "objects.vision_sensor": [things.VisionSensor],
+    },
+)
+sys.modules["pyrep.objects"] = types.ModuleType("pyrep.objects")

@@ -14,13 +14,18 @@ import sys
 import time
 
 import numpy as np
-from pyrep import ConfigurationPathError, IKError, register
+from pyrep import ConfigurationPathError, IKError, RenderMode, register, things
 
 __version__ = "1.2.0"
 START = np.array([0.278, -0.008, 1.472, 0.0, 0.993, 0.0, 0.121])
 FRONT = np.array([[0, -0.42262, -0.90631, 1.35], [-1, 0, 0, 0], [0, 0.90631, -0.42262, 1.58], [0, 0, 0, 1.0]])
 BASE, REACH, RADIUS = np.array([-0.2687, 0.0, 1.1]), 0.8, 0.03
 CAMERAS = ("left_shoulder", "right_shoulder", "overhead", "wrist", "front")
+SENSORS = {
+    "left_shoulder": "cam_over_shoulder_left",
+    "right_shoulder": "cam_over_shoulder_right",
+    **{name: f"cam_{name}" for name in ("overhead", "wrist", "front")},
+}
 _calls = {}
 
 
@@ -191,6 +196,13 @@ class TaskEnvironment:
     def __init__(self, environment, task):
         self._environment, self._task, self._variation, self._reset_called = environment, task, 0, False
         self._noted = None
+        if all(shape["name"] != "ball" for shape in things.living("shape")):
+            things.add("shape", "ball", np.eye(4), half=[RADIUS] * 3, colour=None)
+        self._shape = things.Shape("ball")
+        self._shape.own["task"] = self.get_name()
+
+    def get_name(self):
+        return type(self._task).__name__
 
     def variation_count(self):
         return self._task.variation_count()
@@ -212,6 +224,7 @@ class TaskEnvironment:
                 break
         else:
             raise TaskEnvironmentError("Could not place the task in the scene.")
+        self._shape.own["matrix"][:3, 3] = self._ball
         self._noted = 0 if self._noted is None else self._variation  # the real one's first reset does so
         self._attempts, self._reset_called = attempt, True
         return self._task.descriptions(self._variation), self.get_observation()
@@ -227,7 +240,10 @@ class TaskEnvironment:
         seen["task_low_dim_state"] = self._ball.copy() if config.task_low_dim_state else None
         for name in self._environment.cameras:
             camera = getattr(config, f"{name}_camera")
-            pose, matrix = self._camera(name), intrinsics(camera.image_size, 40 if name == "front" else 60)
+            sensor = things.VisionSensor(SENSORS[name])
+            if name == "wrist":  # it rides on the hand
+                sensor.set_matrix(looking(self._scene.tip[:3] + np.array([-0.1, 0, 0.2])))
+            pose, matrix = sensor.get_matrix(), intrinsics(camera.image_size, sensor.get_perspective_angle())
             seen["misc"] |= {f"{name}_camera_extrinsics": pose, f"{name}_camera_intrinsics": matrix}
             drawn = self._draw(pose, matrix, camera.image_size) if camera.rgb else None
             seen[f"{name}_rgb"] = drawn
@@ -272,32 +288,32 @@ class TaskEnvironment:
         other = os.environ.get("RLBENCH_DOUBLE") == "other words" and _calls["restored"] > 1
         return words[::-1] if other else words, seen
 
-    def _camera(self, name):
-        if name == "front":
-            return FRONT
-        eyes = {
-            "left_shoulder": (-0.3, 0.6, 2.0),
-            "right_shoulder": (-0.3, -0.6, 2.0),
-            "overhead": (0.2, 0.0, 2.5),
-        }
-        eye = np.array(eyes[name]) if name in eyes else self._scene.tip[:3] + np.array([-0.1, 0, 0.2])
-        forward = np.array([0.35, 0.0, 0.9]) - eye
-        forward /= np.linalg.norm(forward)
-        left = np.cross([0.0, 0.0, 1.0], forward) if name != "overhead" else np.array([0.0, 1.0, 0.0])
-        left /= np.linalg.norm(left)
-        pose = np.eye(4)
-        pose[:3] = np.stack([left, np.cross(forward, left), forward, eye], axis=1)
-        return pose
-
     def _draw(self, pose, matrix, size):
         image = np.full((size[1], size[0], 3), 40, np.uint8)
-        x, y, z = pose[:3, :3].T @ (self._ball - pose[:3, 3])
-        u, v = matrix[0, 2] + matrix[0, 0] * x / z, matrix[1, 2] + matrix[1, 1] * y / z
         rows, columns = np.mgrid[: size[1], : size[0]] + 0.5
-        disc = np.hypot(columns - u, rows - v) < abs(matrix[0, 0]) * RADIUS / z
-        if z > 0:
-            image[disc] = self._task.colours[self._variation]
-        return image
+        discs = []
+        for shape in things.living("shape"):
+            if "colour" in shape:
+                x, y, z = pose[:3, :3].T @ (shape["matrix"][:3, 3] - pose[:3, 3])
+                colour = shape["colour"]
+                discs.append((z, x, y, shape["half"][0], colour and 255 * np.array(colour)))
+        for z, x, y, radius, colour in sorted(discs, key=lambda disc: -disc[0]):
+            u, v = matrix[0, 2] + matrix[0, 0] * x / z, matrix[1, 2] + matrix[1, 1] * y / z
+            if z > 0:
+                disc = np.hypot(columns - u, rows - v) < abs(matrix[0, 0]) * radius / z
+                image[disc] = self._task.colours[self._variation] if colour is None else colour
+        return np.clip(image * things.level(), 0, 255).astype(np.uint8)
+
+
+def looking(eye, left=None):
+    """The pose of a camera at a place that looks at the table: x left, y up, z forward."""
+    forward = np.array([0.35, 0.0, 0.9]) - eye
+    forward /= np.linalg.norm(forward)
+    left = np.cross([0.0, 0.0, 1.0], forward) if left is None else np.array(left)
+    left /= np.linalg.norm(left)
+    pose = np.eye(4)
+    pose[:3] = np.stack([left, np.cross(forward, left), forward, eye], axis=1)
+    return pose
 
 
 def intrinsics(size, degrees):
@@ -325,3 +341,16 @@ register(
 )
 for parent in ("action_modes", "backend"):
     sys.modules[f"rlbench.{parent}"] = type(sys)(f"rlbench.{parent}")
+
+things.add(
+    "shape", "workspace", [[1, 0, 0, 0.25], [0, 1, 0, 0], [0, 0, 1, 0.752], [0, 0, 0, 1]], half=[0.3, 0.45, 0]
+)
+for name, pose in {
+    "left_shoulder": looking(np.array([-0.3, 0.6, 2.0])),
+    "right_shoulder": looking(np.array([-0.3, -0.6, 2.0])),
+    "overhead": looking(np.array([0.2, 0.0, 2.5]), left=[0.0, 1.0, 0.0]),
+    "wrist": np.eye(4),
+    "front": FRONT,
+}.items():
+    angle = 40.0 if name == "front" else 60.0
+    things.add("sensor", SENSORS[name], pose, angle=angle, mode=RenderMode.OPENGL3)
