@@ -225,6 +225,8 @@ class Shiftable(Protocol):
     def check_shift(self, parts: Mapping[str, Any]) -> None:
         """Refuse ranges beyond what can be built.
 
+        A limit that is known only once the simulator runs is checked by the first shifted `reset`.
+
         Args:
             parts: the parts by name.
 

@@ -132,7 +132,8 @@ class LightShift(ShiftPart):
     """Lamps.
 
     Attributes:
-        lamps: how many there are; those beyond the first shine from random directions.
+        lamps: how many there are; those beyond the first shine from random directions. RLBench's own count as
+            one and turn together.
         tilt: degrees between the first lamp's direction and the usual one, to any side.
         strength: factor of the brightness of all light.
         colour: largest share taken off a colour channel of the lamps, drawn per channel.

@@ -20,10 +20,14 @@ from benchmarks.demonstrations import Demonstrations
 from benchmarks.evaluation.benchmark import Benchmark
 from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.policies import HoldStill
+from benchmarks.shifts import Shift, ShiftedSimulator, parts
 from benchmarks.simulator import SimulatorCrash, Trial
+from benchmarks.simulators.camera_moves import framed_points
 from benchmarks.simulators.rlbench import simulator as rlbench
 from benchmarks.simulators.rlbench.simulator import RLBench
 from benchmarks.simulators.rlbench.task_list import VARIATIONS
+from benchmarks.simulators.tabletop import camera_rigs, scene_shift
+from benchmarks.simulators.tabletop.simulator import Tabletop
 
 SOURCES = os.environ.get("AI_WAM_RLBENCH_SOURCES")
 PATHS = (str(Path(__file__).parents[1] / "doubles" / "genuine"), f"{SOURCES}/RLBench")
@@ -190,6 +194,116 @@ def test_episodes(simulator):
     assert episode.instructions[0] == "reach the red target"
     assert len(episode.frames) > 5
     assert np.linalg.norm(episode.frames[-1].action[:3] - episode.frames[0].action[:3]) > 0.05
+
+
+def ours(view):
+    return Cameras(torch.from_numpy(view.intrinsics), torch.from_numpy(view.world_from_camera))
+
+
+@pytest.mark.parametrize("framed", [True, False])
+def test_a_moved_camera_sees_what_mujocos_moved_camera_sees(framed):
+    """The same values drawn for the same front camera about the same workspace, in both simulators."""
+    size = (96, 96)
+    part = parts.CameraShift((20, 60), (-5, 5), (0.8, 1.3), (0.9, 1.1), (-20, 20), framed, views=("front",))
+    own, tabletop = make(image_size=size), Tabletop("wide", image_size=size)
+    simulator, mounts = ShiftedSimulator(own, Shift(cameras=part)), {"front": camera_rigs._FRONT}
+    for index in range(3):
+        simulator.reset(Trial("reach_target", 8, index))
+        view, region = own.observe(["front"]).views["front"], own._usual_rig().region
+        target = torch.from_numpy(list(own.demonstrate())[-1][None, :3])
+        tabletop.reset(Trial("reach_target", 0, 0))
+        world, _ = tabletop._current()
+        scene_shift.move_cameras(world, simulator.drawn["cameras"], mounts, region)
+        scene_shift.mujoco.mj_forward(world.model, world.data)
+        tabletop._calibrations.clear()
+        twin = tabletop.observe(["front"]).views["front"]
+        points = torch.cat([torch.from_numpy(framed_points(region)), target])
+        pixels, wanted = (ours(one).project(points, size).pixels.numpy() for one in (view, twin))
+        np.testing.assert_allclose(pixels, wanted, atol=0.01)
+        rows, columns = np.nonzero((view.image == MAGENTA).all(axis=-1))
+        np.testing.assert_allclose(pixels[-1], [columns.mean() + 0.5, rows.mean() + 0.5], atol=1.5)
+    own.close()
+    tabletop.close()
+
+
+def everything(lamps=(1, 1), count=(5, 5)):
+    return Shift(
+        cameras=parts.CameraShift((20, 45), distance=(0.9, 1.1), views=rlbench.VIEWS[:3]),
+        light=parts.LightShift(lamps, (50, 60), (0.5, 0.6), (0.2, 0.4), shadows=False),
+        distractors=parts.DistractorShift(count),
+    )
+
+
+def test_a_shifted_scene_is_solved_again_and_the_usual_one_comes_back(simulator):
+    def look():
+        seen = simulator.observe(rlbench.VIEWS[:4]).views
+        return simulator.scene(), np.stack(list(simulator.demonstrate())), seen
+
+    simulator.reset(TRIAL)
+    scene, actions, usual = look()
+    shifted = ShiftedSimulator(simulator, everything())
+    for _ in range(2):  # demonstrated in the usual scene, and kept; then restored again
+        shifted.reset(TRIAL)
+        other, same, seen = look()
+        assert other != scene
+        assert simulator.diagnostics()["scene_change"] == 0
+        np.testing.assert_array_equal(same, actions)
+        assert seen["overhead"].image.mean() < 0.8 * usual["overhead"].image.mean()
+    moved = shifted.drawn["cameras"]["views"]
+    assert [np.allclose(seen[name].world_from_camera, usual[name].world_from_camera) for name in seen] == [
+        name not in moved for name in seen
+    ]
+    assert [shifted.step(action) for action in simulator.demonstrate()][-1].success
+    simulator.reset(TRIAL)
+    again, same, seen = look()
+    assert again == scene
+    for name, view in seen.items():
+        np.testing.assert_array_equal(view.image, usual[name].image)
+        np.testing.assert_allclose(view.world_from_camera, usual[name].world_from_camera, atol=1e-5)
+        np.testing.assert_array_equal(view.intrinsics, usual[name].intrinsics)
+
+
+def test_a_trial_that_is_demonstrated_in_its_shifted_scene_has_the_same_demonstration(simulator):
+    fresh = make()
+    shifted = ShiftedSimulator(fresh, everything())
+    shifted.reset(TRIAL)
+    simulator.reset(TRIAL)
+    np.testing.assert_array_equal(list(fresh.demonstrate()), list(simulator.demonstrate()))
+    ShiftedSimulator(simulator, everything()).reset(TRIAL)
+    assert simulator.scene() == fresh.scene()
+    fresh.close()
+
+
+def test_what_pyrep_is_asked_for():
+    """The scene of an adapter in a process of the test's own, looked at through the genuine PyRep."""
+    inspector = str(Path(PATHS[0]) / "shifted_scene_inspector.py")
+    words = [*rlbench.interpreter(), "-I", inspector, str(Path(rlbench._ADAPTER).parent), *PATHS]
+    run = subprocess.run(words, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    facts = json.loads(run.stdout.splitlines()[-1])
+    before, during, after = facts["before"], facts["during"], facts["after"]
+    new = sorted(set(during["shapes"]) - set(before["shapes"]))
+    assert new == [f"ai_wam_distractor{index}" for index in range(6)]
+    assert facts["options"] == [16] * 6  # static, and not respondable
+    assert facts["touched"] == [False] * 6
+    assert facts["drawn"] == [True] * 6
+    assert facts["apart"] > 0.08
+    assert facts["parents"] == [-1] * 6
+    np.testing.assert_allclose(facts["bottoms"], 0.752, atol=1e-6)
+    assert (facts["same_state"], facts["change"]) == (True, 0)
+    assert facts["colours"] > 0.25
+    np.testing.assert_allclose(during["lamps"][0][1:4], 0.75 * np.array([0.5, 0.75, 1.0]))
+    np.testing.assert_allclose(during["lamps"][0][4:7], 0.5 * np.array([0.5, 0.75, 1.0]))
+    np.testing.assert_allclose(during["ambient"], 0.25 * np.array([0.5, 0.75, 1.0]))
+    assert during["lamps"][1] == before["lamps"][1]  # it is off
+    assert (during["cameras"][0][3], before["cameras"][0][3]) == pytest.approx((1.6, 1.35))
+    assert [during["cameras"][0][16], before["cameras"][0][16]] == pytest.approx([50, 40])
+    assert {camera[17] for camera in during["cameras"]} != {camera[17] for camera in before["cameras"]}
+    assert "CoppeliaSim did not take the angle of camera front: asked for 50" in facts["refused"][0]
+    assert "no free place for distractor" in facts["refused"][1]
+    assert after["shapes"] == before["shapes"]
+    for key in ("lamps", "ambient", "cameras"):
+        np.testing.assert_allclose(after[key], before[key], atol=1e-5)
 
 
 def test_the_committed_recording_is_what_these_sources_answer():

@@ -4,7 +4,9 @@ Every change is read back, so that a value that CoppeliaSim limits is an error a
 has no call that makes a lamp. Shadows belong to the renderer, not to a lamp: it draws those of all or none.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,7 +63,7 @@ class ShiftedScene:
         self._sensors: dict[str, _Sensor] = {}
         self._lamps: list[_Lamp] = []
         self._ambient: list[float] = []
-        self._changed = False
+        self._undo: list[Callable[[], None]] = []
         self._distractors: list[Shape] = []
 
     def rig(self) -> dict[str, Any]:
@@ -86,21 +88,10 @@ class ShiftedScene:
         return {"low": low, "high": high, "sensors": sensors}
 
     def restore(self) -> None:
-        """Return to the usual scene; nothing is touched where nothing was changed."""
+        """Undo every change; what was not changed is not touched."""
         self.clear()
-        if not self._changed:
-            return
-        for name, one in self._sensors.items():
-            if name in FIXED:
-                one.sensor.set_pose(one.pose, reset_dynamics=False)
-                one.sensor.set_perspective_angle(one.angle)
-            one.sensor.set_render_mode(one.mode)
-        for lamp in self._lamps:
-            lamp.light.set_pose(lamp.pose, reset_dynamics=False)
-            lamp.light.set_diffuse(lamp.diffuse)
-            lamp.light.set_specular(lamp.specular)
-        _set_ambient(self._ambient)
-        self._changed = False
+        while self._undo:
+            self._undo.pop()()
 
     def move_cameras(self, moves: dict[str, dict[str, Any]]) -> None:
         """Move cameras.
@@ -109,9 +100,11 @@ class ShiftedScene:
             moves: by name the "matrix" and the "angle", as in `rig`.
         """
         self._read()
-        self._changed = True
         for name, move in moves.items():
-            sensor = self._sensors[name].sensor
+            usual = self._sensors[name]
+            sensor = usual.sensor
+            self._undo.append(partial(sensor.set_perspective_angle, usual.angle))
+            self._undo.append(partial(sensor.set_pose, usual.pose, reset_dynamics=False))
             sensor.set_matrix(move["matrix"])
             sensor.set_perspective_angle(move["angle"])
             _check(f"the pose of camera {name}", sensor.get_matrix(), move["matrix"])
@@ -129,25 +122,18 @@ class ShiftedScene:
         self._read()
         if not self._lamps:
             raise ValueError("the scene has no lamp that is on, so no light can be changed")
-        self._changed = True
         place = np.eye(4)
         place[:3, :3], place[:3, 3] = turn, centre - turn @ centre
         for lamp in self._lamps:
-            lamp.light.set_matrix(place @ lamp.matrix)
-            lamp.light.set_diffuse((lamp.diffuse * gain).tolist())
-            lamp.light.set_specular((lamp.specular * gain).tolist())
-            name = f"of lamp {lamp.light.get_name()}"
-            _check(f"the pose {name}", lamp.light.get_matrix(), place @ lamp.matrix)
-            _check(f"the colour {name}", lamp.light.get_diffuse(), lamp.diffuse * gain)
-            _check(f"the specular colour {name}", lamp.light.get_specular(), lamp.specular * gain)
-        _set_ambient((np.array(self._ambient) * gain).tolist())
-        _check(
-            "the ambient light",
-            sim.simGetArrayParameter(sim.sim_arrayparam_ambient_light),
-            np.array(self._ambient) * gain,
-        )
+            self._relight(lamp, place @ lamp.matrix, gain)
+        self._undo.append(partial(_set_ambient, self._ambient))
+        ambient = np.array(self._ambient) * gain
+        _set_ambient(ambient.tolist())
+        got = sim.simGetArrayParameter(sim.sim_arrayparam_ambient_light)
+        _check("the ambient light", got, ambient)
         if mode is not None:
             for one in self._sensors.values():
+                self._undo.append(partial(one.sensor.set_render_mode, one.mode))
                 one.sensor.set_render_mode(mode)
 
     def put_up(self, rows: np.ndarray) -> None:
@@ -175,6 +161,18 @@ class ShiftedScene:
         """Take the distractors away."""
         while self._distractors:
             self._distractors.pop().remove()
+
+    def _relight(self, lamp: _Lamp, matrix: np.ndarray, gain: np.ndarray) -> None:
+        light, name = lamp.light, f"of lamp {lamp.light.get_name()}"
+        self._undo.append(partial(light.set_pose, lamp.pose, reset_dynamics=False))
+        self._undo.append(partial(light.set_diffuse, lamp.diffuse.tolist()))
+        self._undo.append(partial(light.set_specular, lamp.specular.tolist()))
+        light.set_matrix(matrix)
+        light.set_diffuse((lamp.diffuse * gain).tolist())
+        light.set_specular((lamp.specular * gain).tolist())
+        _check(f"the pose {name}", light.get_matrix(), matrix)
+        _check(f"the colour {name}", light.get_diffuse(), lamp.diffuse * gain)
+        _check(f"the specular colour {name}", light.get_specular(), lamp.specular * gain)
 
     def _read(self) -> None:
         """Read the usual values, before the first change."""
