@@ -130,6 +130,8 @@ class Scene(Looks):
         return self.things[handle].kind
 
     def simGetObjectParent(self, handle):
+        if self.things[handle].parent == -1:
+            raise RuntimeError("The call failed on the V-REP side. Return value: -1")  # as PyRep makes of it
         return self.things[handle].parent
 
     def simGetObjectsInTree(self, root, kind, options):
@@ -204,6 +206,7 @@ class Scene(Looks):
             self.add(
                 name, _SHAPE, base, np.eye(4), box=(_RADIUS,) * 3, colour=[1.0] * 3, special=EVERY_PROPERTY
             )
+        self.add_lamp("TaskLamp", base, on=1, diffuse=0.0)
         target = self.simGetObjectHandle("target")
         self.add("success", _PROXIMITY, target, np.eye(4))
         self.add("waypoint0", _DUMMY, target, panda.place((0, 0, 0), panda.turn([0, 1, 0], math.pi)))

@@ -18,8 +18,11 @@ class Looks:
     def add_lamps(self):
         """One lamp that is on and, with the ambient light, makes colours what they are; one that is off."""
         self.ambient = [0.25] * 3
-        for name, on, diffuse in (("LampA", 1, 0.75), ("LampB", 0, 0.5)):
-            self.add(name, _LIGHT, -1, _DOWN, on=on, diffuse=[diffuse] * 3, specular=[0.5] * 3)
+        self.add_lamp("LampA", -1, on=1, diffuse=0.75)
+        self.add_lamp("LampB", -1, on=0, diffuse=0.5)
+
+    def add_lamp(self, name, parent, on, diffuse):
+        self.add(name, _LIGHT, parent, _DOWN, on=on, diffuse=[diffuse] * 3, specular=[0.5] * 3)
 
     # --- lamps ---
     def simGetLightParameters(self, handle):

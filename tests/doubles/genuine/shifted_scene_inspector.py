@@ -27,7 +27,7 @@ RESET = {"task": "reach_target", "variation": 3, "seed": 5, "attempts": 3}
 
 
 def look():
-    lamps = [Light(name) for name in ("LampA", "LampB")]
+    lamps = [Light(name) for name in ("LampA", "LampB", "TaskLamp")]
     cameras = [VisionSensor(name) for name in shifted_scene.FIXED.values()]
     shapes = sim.simGetObjectsInTree(sim.sim_handle_scene, ObjectType.SHAPE.value, 0)
     return {
@@ -76,7 +76,7 @@ facts = {
     "options": [scene.things[one.get_handle()].more["options"] for one in mine],
     "touched": [bool(one.is_collidable() or one.is_measurable() or one.is_detectable()) for one in mine],
     "drawn": [bool(one.is_renderable()) for one in mine],
-    "parents": [sim.simGetObjectParent(one.get_handle()) for one in mine],
+    "parents": [one.get_parent() for one in mine],
     "apart": min(distances(mine, task)),
     "bottoms": [float(one.get_position()[2] - one.get_bounding_box()[5]) for one in mine],
     "same_state": bool(np.array_equal(usual["state"], shifted["state"])),

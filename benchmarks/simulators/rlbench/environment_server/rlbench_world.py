@@ -125,6 +125,7 @@ class World:
     def rig(self) -> dict[str, Any]:
         """The usual cameras and the plane on the table where tasks are placed; see `ShiftedScene.rig`."""
         with _losing("rig"):
+            self._scene.read(self._loaded())
             return self._scene.rig()
 
     def reset(
@@ -213,9 +214,14 @@ class World:
             del self._kept[next(iter(self._kept))]
         return kept
 
+    def _loaded(self) -> str | None:
+        return None if self._live is None else self._live.get_name()
+
     def _shifted(self, task: str, variation: int, shift: dict[str, Any], kept: _Solved) -> TaskEnvironment:
         """The task in a scene with other cameras, lamps and objects."""
         self._scene.restore()
+        if shift:
+            self._scene.read(self._loaded())
         scene = self._environment.get_task(name_to_task_class(task))
         scene.set_variation(variation)
         scene.reset()  # the first one notes variation 0, whichever it is, and a demonstration keeps that

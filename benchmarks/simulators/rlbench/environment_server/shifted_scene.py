@@ -57,7 +57,7 @@ class _Sensor:
 
 
 class ShiftedScene:
-    """The cameras, lamps and distractors of a scene that RLBench has launched."""
+    """The cameras, lamps and distractors of a launched scene; `read` comes before all other calls."""
 
     def __init__(self) -> None:
         self._sensors: dict[str, _Sensor] = {}
@@ -65,6 +65,31 @@ class ShiftedScene:
         self._ambient: list[float] = []
         self._undo: list[Callable[[], None]] = []
         self._distractors: list[Shape] = []
+
+    def read(self, task: str | None) -> None:
+        """Read the usual values, before the first change.
+
+        Args:
+            task: name of the root object of the task that is loaded, whose lamps go with it.
+        """
+        if self._sensors:
+            return
+        for name, own in {**FIXED, "wrist": _WRIST}.items():
+            sensor = VisionSensor(own)
+            self._sensors[name] = _Sensor(
+                sensor,
+                sensor.get_pose(),
+                sensor.get_matrix(),
+                sensor.get_perspective_angle(),
+                sensor.get_render_mode(),
+            )
+        handles = sim.simGetObjectsInTree(sim.sim_handle_scene, ObjectType.LIGHT.value, 0)
+        self._lamps = [
+            _Lamp(one, one.get_pose(), one.get_matrix(), one.get_diffuse(), one.get_specular())
+            for one in map(Light, handles)
+            if one.is_on() and _root(one) != task
+        ]
+        self._ambient = sim.simGetArrayParameter(sim.sim_arrayparam_ambient_light)
 
     def rig(self) -> dict[str, Any]:
         """The usual cameras and what they look at.
@@ -74,7 +99,6 @@ class ShiftedScene:
             "sensors": by name the usual "matrix" (camera-to-world, x left, y up, z forward), the "angle" of
             view of the picture's longer side (degrees) and the largest distance "far" drawn (metres).
         """
-        self._read()
         low, high = _plane()
         sensors = {
             name: {
@@ -99,7 +123,6 @@ class ShiftedScene:
         Args:
             moves: by name the "matrix" and the "angle", as in `rig`.
         """
-        self._read()
         for name, move in moves.items():
             usual = self._sensors[name]
             sensor = usual.sensor
@@ -119,7 +142,6 @@ class ShiftedScene:
             gain: factor of red, green and blue.
             mode: renderer of all cameras; None: the usual one.
         """
-        self._read()
         if not self._lamps:
             raise ValueError("the scene has no lamp that is on, so no light can be changed")
         place = np.eye(4)
@@ -174,28 +196,6 @@ class ShiftedScene:
         _check(f"the colour {name}", light.get_diffuse(), lamp.diffuse * gain)
         _check(f"the specular colour {name}", light.get_specular(), lamp.specular * gain)
 
-    def _read(self) -> None:
-        """Read the usual values, before the first change."""
-        if self._sensors:
-            return
-        for name, own in {**FIXED, "wrist": _WRIST}.items():
-            sensor = VisionSensor(own)
-            self._sensors[name] = _Sensor(
-                sensor,
-                sensor.get_pose(),
-                sensor.get_matrix(),
-                sensor.get_perspective_angle(),
-                sensor.get_render_mode(),
-            )
-        handles = sim.simGetObjectsInTree(sim.sim_handle_scene, ObjectType.LIGHT.value, 0)
-        lamps = [Light(handle) for handle in handles]
-        self._lamps = [
-            _Lamp(one, one.get_pose(), one.get_matrix(), one.get_diffuse(), one.get_specular())
-            for one in lamps
-            if one.is_on()
-        ]
-        self._ambient = sim.simGetArrayParameter(sim.sim_arrayparam_ambient_light)
-
 
 def free_places(task: str, count: int, seed: int) -> np.ndarray:
     """Draw distractors on the table, away from the task's visible objects and from one another.
@@ -230,6 +230,13 @@ def free_places(task: str, count: int, seed: int) -> np.ndarray:
         colour = COLOURS[rng.integers(len(COLOURS))]
         rows.append([rng.integers(len(_SHAPES)), *place, low[2] + radius, radius, *colour])
     return np.array(rows, dtype=np.float64).reshape(-1, 8)
+
+
+def _root(thing: Any) -> str:
+    """Name of the object above all others that a thing hangs on."""
+    while (parent := thing.get_parent()) is not None:
+        thing = parent
+    return str(thing.get_name())
 
 
 def _plane() -> tuple[np.ndarray, np.ndarray]:

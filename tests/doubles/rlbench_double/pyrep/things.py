@@ -58,6 +58,9 @@ class Thing:
     def set_pose(self, pose, reset_dynamics=True):
         self.own["matrix"][:3, 3], self.own["matrix"][:3, :3] = pose[:3], rotation(pose[3:])
 
+    def get_parent(self):
+        return None
+
     def remove(self):
         THINGS[self.handle] = None
 
