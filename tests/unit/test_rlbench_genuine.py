@@ -297,6 +297,7 @@ def test_what_pyrep_is_asked_for():
     np.testing.assert_allclose(during["ambient"], 0.25 * np.array([0.5, 0.75, 1.0]))
     assert during["lamps"][1][:7] == before["lamps"][1][:7]  # it is off
     assert during["lamps"][2][:7] == before["lamps"][2][:7]  # it is the task's
+    assert during["lamps"][3][:7] == [1, 0, 0, 0, 0.25, 0.375, 0.5]
     assert (during["cameras"][0][3], before["cameras"][0][3]) == pytest.approx((1.6, 1.35))
     assert [during["cameras"][0][16], before["cameras"][0][16]] == pytest.approx([50, 40])
     assert {camera[17] for camera in during["cameras"]} != {camera[17] for camera in before["cameras"]}

@@ -20,6 +20,7 @@ class Looks:
         self.ambient = [0.25] * 3
         self.add_lamp("LampA", -1, on=1, diffuse=0.75)
         self.add_lamp("LampB", -1, on=0, diffuse=0.5)
+        self.add_lamp("LampOnCamera", self.simGetObjectHandle("cam_front"), on=1, diffuse=0.0)
 
     def add_lamp(self, name, parent, on, diffuse):
         self.add(name, _LIGHT, parent, _DOWN, on=on, diffuse=[diffuse] * 3, specular=[0.5] * 3)

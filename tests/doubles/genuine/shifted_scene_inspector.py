@@ -27,7 +27,7 @@ RESET = {"task": "reach_target", "variation": 3, "seed": 5, "attempts": 3}
 
 
 def look():
-    lamps = [Light(name) for name in ("LampA", "LampB", "TaskLamp")]
+    lamps = [Light(name) for name in ("LampA", "LampB", "TaskLamp", "LampOnCamera")]
     cameras = [VisionSensor(name) for name in shifted_scene.FIXED.values()]
     shapes = sim.simGetObjectsInTree(sim.sim_handle_scene, ObjectType.SHAPE.value, 0)
     return {

@@ -114,8 +114,9 @@ class ShiftedScene:
     def restore(self) -> None:
         """Undo every change; what was not changed is not touched."""
         self.clear()
-        while self._undo:
-            self._undo.pop()()
+        for undo in self._undo:  # in the order of the changes: a lamp on a camera moves back after the camera
+            undo()
+        self._undo.clear()
 
     def move_cameras(self, moves: dict[str, dict[str, Any]]) -> None:
         """Move cameras.
