@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evaluation.comparison import mcnemar
+from benchmarks.evaluation.comparison import Paired, check_same_protocol, paired
 from benchmarks.evaluation.confidence_intervals import Proportion
 from benchmarks.evaluation.results import read_results
 from benchmarks.evaluation.sweep import FILE, read_sweep
@@ -106,14 +106,6 @@ class Outcomes:
         """The folder of a test's results."""
         return self.folder / "results" / run_name(training, seed)
 
-    def trials(self, training: str, point: str) -> dict[str, bool]:
-        """Whether each trial of a point succeeded, by seed and trial."""
-        return {
-            f"{seed}/{trial['id']}": trial["policy"]["outcome"] == "success"
-            for seed in self.seeds_of(training)
-            for trial in self._results(training, seed, point)["trials"]
-        }
-
     def by_angle(
         self, training: str, point: str, limit: float
     ) -> tuple[Proportion | None, Proportion | None]:
@@ -140,16 +132,23 @@ class Outcomes:
         return read_results(self.place(training, seed) / point / "results.json")
 
     def paired(self, first: str, second: str, points: Sequence[str]) -> tuple[int, int, float]:
-        """How many trials only one of two trainings solved, and McNemar's p, over seeds that both have."""
-        ours: dict[str, bool] = {}
-        theirs: dict[str, bool] = {}
-        for point in points:
-            for found, training in ((ours, first), (theirs, second)):
-                found.update({f"{point}/{key}": won for key, won in self.trials(training, point).items()})
-        both = [key for key in ours if key in theirs]
-        one, other = [ours[key] for key in both], [theirs[key] for key in both]
-        only = sum(a and not b for a, b in zip(one, other, strict=True))
-        return only, sum(b and not a for a, b in zip(one, other, strict=True)), mcnemar(one, other)
+        """How many trials only one of two trainings solved, and McNemar's p, over seeds that both have.
+
+        Raises:
+            ValueError: tests of different protocols, as another version of a simulator makes them.
+        """
+        both = [seed for seed in self.seeds_of(first) if seed in self.seeds_of(second)]
+        found: list[Paired] = []
+        for seed in both:
+            for point in points:
+                one, other = (self._results(training, seed, point) for training in (first, second))
+                check_same_protocol(one, other)
+                found.append(paired(one, other, list(one["tasks"])))
+        every = Paired(
+            tuple(won for each in found for won in each.first),
+            tuple(won for each in found for won in each.second),
+        )
+        return every.only_first, every.only_second, every.p
 
     def doubts(self, training: str, point: str) -> tuple[float, float]:
         """Share of actions that were not valid, and the median standard deviation of the others, metres."""
