@@ -20,8 +20,8 @@ from benchmarks.policies import HoldStill
 from benchmarks.shifts import Shift, ShiftedSimulator, parts
 from benchmarks.simulator import Simulator, Trial
 from benchmarks.simulators.camera_moves import framed_points
+from benchmarks.simulators.mujoco_graphics import Pictures
 from benchmarks.simulators.tabletop import camera_rigs as rigs
-from benchmarks.simulators.tabletop.mujoco_graphics import Pictures
 from benchmarks.simulators.tabletop.simulator import Tabletop
 from datamodules.shards.source_settings import describe
 

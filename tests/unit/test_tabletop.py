@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks.simulator import Simulator, Trial
-from benchmarks.simulators.tabletop import opengl_platform as platform
+from benchmarks.simulators import opengl_platform as platform
+from benchmarks.simulators.mujoco_graphics import Pictures, mujoco
 from benchmarks.simulators.tabletop import panda
 from benchmarks.simulators.tabletop.camera_rigs import WORKSPACES
 from benchmarks.simulators.tabletop.kinematics import Kinematics, Pose
-from benchmarks.simulators.tabletop.mujoco_graphics import Pictures, mujoco
 from benchmarks.simulators.tabletop.simulator import Tabletop
 
 REACH = Trial("reach_target", 0, 0)
@@ -299,12 +299,12 @@ def run_headless(code, **variables):
 def test_mujoco_imported_too_early_is_told():
     done = run_headless(
         "import mujoco\n"
-        "from benchmarks.simulators.tabletop.mujoco_graphics import Pictures\n"
+        "from benchmarks.simulators.mujoco_graphics import Pictures\n"
         "Pictures(mujoco.MjModel.from_xml_string('<mujoco/>'), (8, 8), False)\n"
     )
     assert "CannotContinue: MuJoCo cannot draw: " in done.stderr
     assert "with MUJOCO_GL unset" in done.stderr
-    assert "import benchmarks.simulators.tabletop before mujoco" in done.stderr
+    assert "import benchmarks.simulators.mujoco_graphics before mujoco" in done.stderr
 
 
 @pytest.mark.parametrize("shadows", [False, True])

@@ -1,16 +1,13 @@
 """The tabletop suite as a `benchmarks.simulator.Simulator`."""
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from ai_wam.cameras import Cameras
 from ai_wam.episodes import Frame, View
 from ai_wam.errors import InvalidValue
 from benchmarks.simulator import (
@@ -22,11 +19,11 @@ from benchmarks.simulator import (
     fingerprint,
 )
 from benchmarks.simulators import camera_moves
+from benchmarks.simulators.mujoco_graphics import Pictures, calibration
 from benchmarks.simulators.tabletop import camera_rigs as rigs
 from benchmarks.simulators.tabletop import panda, scene, scene_shift
 from benchmarks.simulators.tabletop import robot_tasks as tasks
 from benchmarks.simulators.tabletop.kinematics import Pose, Solution
-from benchmarks.simulators.tabletop.mujoco_graphics import Pictures
 from benchmarks.simulators.tabletop.physics_world import World, substeps
 from benchmarks.simulators.tabletop.robot_tasks.base import TabletopTask, draw
 
@@ -312,23 +309,9 @@ class Tabletop:
     def _view(self, world: World, name: str, view: str) -> View:
         camera = world.model.camera(view).id
         if (name, view) not in self._calibrations or view == "wrist":  # the only one that moves
-            self._calibrations[name, view] = _calibration(world, camera, self.image_size)
+            self._calibrations[name, view] = calibration(world.model, world.data, camera, self.image_size)
         image = self._pictures[name].draw(world.data, camera)
         return View(image, *self._calibrations[name, view])
-
-
-def _calibration(
-    world: World, camera: int, size: tuple[int, int]
-) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "4 4"]]:
-    """Intrinsics and world_from_camera of one of MuJoCo's cameras in our convention."""
-    h, w = size
-    focal = h / 2 / math.tan(math.radians(float(world.model.cam_fovy[camera])) / 2)
-    intrinsics = torch.tensor([[focal, 0, w / 2], [0, focal, h / 2], [0, 0, 1]], dtype=torch.float64)
-    pose = torch.eye(4, dtype=torch.float64)
-    pose[:3, :3] = torch.from_numpy(world.data.cam_xmat[camera].reshape(3, 3))
-    pose[:3, 3] = torch.from_numpy(world.data.cam_xpos[camera])
-    calibrated = Cameras.from_opengl(intrinsics, pose)
-    return calibrated.intrinsics.numpy(), calibrated.world_from_camera.numpy()
 
 
 def _place_arm_at_random(world: World, task: TabletopTask, rng: np.random.Generator) -> None:
