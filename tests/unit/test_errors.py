@@ -23,7 +23,8 @@ FAULTS = {  # mistakes in a program that uses these modules, which a traceback s
     "benchmarks/evaluation/success_against_std.py": "SystemExit",  # a script of its own
     "benchmarks/simulators/rlbench/simulator.py": "RuntimeError",
     "benchmarks/speed/codec.py": "SystemExit",  # a script of its own
-    "benchmarks/simulators/tabletop/mujoco_graphics.py": "RuntimeError",
+    "benchmarks/simulators/mujoco_graphics.py": "RuntimeError",
+    "benchmarks/simulators/metaworld/simulator.py": "RuntimeError",
     "benchmarks/simulators/tabletop/simulator.py": "RuntimeError",
     "benchmarks/trial_datamodule.py": "RuntimeError",
     "benchmarks/transfer/__main__.py": "SystemExit",  # a script of its own
