@@ -5,9 +5,8 @@ actions, which are numbers here and not pictures (MV-Policy in arXiv 2604.06168;
 optimizer, averaged weights, protocol and report are those of the other tasks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 from ai_wam.diffusion.noise_paths import FlowMatching, NoisePath
 from ai_wam.diffusion.solvers import Sampling, integrate
 from ai_wam.errors import InvalidValue
-from ai_wam.files.weights import load_weights, refuse_broken
 from ai_wam.poses import rotation_from_quaternion
 from ai_wam.types import ActionChunk, Batch, Clip, Observation
 from ai_wam.utils.number_checks import check_numbers
@@ -97,20 +95,8 @@ class DiffusionPolicy(OptimizedTask):
         check_numbers("DiffusionPolicy", at_least=0, at_most=1, prompt_dropout=prompt_dropout)
         self.prompt_dropout = prompt_dropout
         self.set_optimizer(optimizer, lr_scheduler)
-        self.register_load_state_dict_pre_hook(refuse_broken)
         self._accuracy: dict[str, ActionAccuracy] = {}  # by arm
         self._clips = 0
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Take weights over.
-
-        Raises:
-            ValueError: those of another model.
-        """
-        load = partial(super().load_state_dict, strict=strict, assign=assign)
-        return load_weights(load, state_dict, type(self).__name__)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Encoder and denoiser."""

@@ -2,14 +2,12 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from ai_wam.action_images import ActionImageTokenizer
@@ -18,11 +16,11 @@ from ai_wam.canvas import Canvas, Kind, Plan, build_canvas
 from ai_wam.diffusion.solvers import Sampling
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath
-from ai_wam.files.weights import load_weights, refuse_broken
 from ai_wam.types import ActionChunk, Batch, Clip, Encoded, Observation, Policy
 from ai_wam.utils.seeds import named_generator
 from backbones.base import VideoBackbone
 from backbones.conditions.prompts import Context
+from tasks.checked_weights import CheckedWeights
 from tasks.decoding.action_head import ActionHead
 from tasks.decoding.decoders import ActingBy, Generated, decoders_of
 from tasks.real_time_chunking import Prefix, begin, committed_prefix
@@ -30,7 +28,7 @@ from tasks.training.cache_encoding import encode_pictures, encoder_identity
 from tasks.training.plan_mixture import check_video
 
 
-class WorldActionModel(LightningModule):
+class WorldActionModel(CheckedWeights):
     """A backbone that generates video and actions; `tasks.base.WorldActionTask` documents the arguments.
 
     Raises:
@@ -74,20 +72,8 @@ class WorldActionModel(LightningModule):
                     "an action_head reads the rays of the canvas; set rays: true, or take it off"
                 )
             action_head.fit_to(backbone.spec.channels)
-        self.register_load_state_dict_pre_hook(refuse_broken)
         self.register_load_state_dict_pre_hook(_drop_head)
         self.register_load_state_dict_post_hook(_allow_new_head)
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Take weights over.
-
-        Raises:
-            ValueError: those of another model.
-        """
-        load = partial(super().load_state_dict, strict=strict, assign=assign)
-        return load_weights(load, state_dict, type(self).__name__)
 
     # ------------------------------------------------------------------ canvases
 

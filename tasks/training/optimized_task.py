@@ -4,10 +4,10 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from backbones.conditions.prompts import PromptEncoder
+from tasks.checked_weights import CheckedWeights
 from tasks.training.finite_steps import FiniteSteps
 from tasks.training.logged_means import LoggedMeans
 from tasks.training.optimizer import (
@@ -21,7 +21,7 @@ from tasks.training.optimizer import (
 from tasks.training.resume_checks import check_same_optimizer
 
 
-class OptimizedTask(LightningModule):
+class OptimizedTask(CheckedWeights):
     """A LightningModule with one optimizer, whose schedule is stepped with it.
 
     A subclass calls `set_optimizer` when it is built, and adds its losses to `steps` and `logged_means`.
