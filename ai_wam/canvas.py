@@ -271,10 +271,8 @@ def build_canvas(
         if prefix is not None and not is_video:
             given |= _first(1 + prefix, segment.length)
         present = view_mask[:, segment.view, None, None, None, None]
-        conditions = [given.to(clean)]
-        if rays is not None:
-            conditions.insert(0, rays[:, segment.view, :, : segment.length])
-        conditions.append(torch.full_like(clean[:, :1], float(not is_video)))
+        conditions = [] if rays is None else [rays[:, segment.view, :, : segment.length]]
+        conditions += [given.to(clean), torch.full_like(clean[:, :1], float(not is_video))]
         if spec.first_observation:
             conditions.append(first_video[:, segment.view].expand_as(clean))
         # Without a calibration no action can be drawn, so nothing is known of it.

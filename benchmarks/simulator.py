@@ -1,5 +1,6 @@
 """The contract of simulators, and the trials that run in them."""
 
+import difflib
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,6 +102,25 @@ def checked_action(action: Action, owner: str) -> Action:
     if not np.isfinite(checked).all() or np.linalg.norm(checked[3:7]) < 1e-6:
         raise InvalidValue(f"{owner}.step: action {checked} is not finite or has no orientation: {what}")
     return checked
+
+
+def check_trial(trial: Trial, variations: Mapping[str, int], owner: str, listed: str) -> None:
+    """Refuse a trial of a task or variation that there is not.
+
+    Args:
+        trial: the trial.
+        variations: number of variations by task.
+        owner: the simulator's name, for the message.
+        listed: file that lists the tasks, for the message.
+
+    Raises:
+        ValueError: the message has the names most like the unknown one, or the possible variations.
+    """
+    if trial.task not in variations:
+        near = difflib.get_close_matches(trial.task, variations, n=5, cutoff=0.5)
+        meant = f"did you mean one of {near}?" if near else f"{listed} lists them"
+        raise InvalidValue(f"{owner} has no task {trial.task!r} among its {len(variations)}; {meant}")
+    check_variation(trial, variations[trial.task])
 
 
 def check_variation(trial: Trial, variations: int) -> None:

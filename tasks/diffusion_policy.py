@@ -19,7 +19,7 @@ from ai_wam.errors import InvalidValue
 from ai_wam.poses import rotation_from_quaternion
 from ai_wam.types import ActionChunk, Batch, Clip, Observation
 from ai_wam.utils.number_checks import check_numbers
-from ai_wam.utils.seeds import named_generator
+from ai_wam.utils.seeds import episode_noise, named_generator
 from backbones.conditions.prompts import HashedWords, PromptEncoder
 from tasks.evaluation.recorded_clips import report_metrics
 from tasks.evaluation.sample_videos import Trials
@@ -162,13 +162,8 @@ class DiffusionPolicy(OptimizedTask):
         observation = observation.to(self.device)
         seen, mask = self._observed(observation, observation.prompts)
         shape = (self.clip.frames - 1, self.scale.CHANNELS)
-        draws = zip(observation.episodes, observation.seconds.tolist(), strict=True)
-        noise = torch.stack(
-            [
-                torch.randn(shape, generator=named_generator(self.seed, episode, f"{seconds:.3f}"))
-                for episode, seconds in draws
-            ]
-        ).to(self.device)
+        noise = episode_noise(self.seed, observation.episodes, observation.seconds.tolist(), shape)
+        noise = noise.to(self.device)
 
         def denoise(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
             clean = self.denoiser(z, self.path.model_time(u).float(), seen, mask).float()

@@ -17,7 +17,7 @@ from ai_wam.diffusion.solvers import Sampling
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath
 from ai_wam.types import ActionChunk, Batch, Clip, Encoded, Observation, Policy
-from ai_wam.utils.seeds import named_generator
+from ai_wam.utils.seeds import episode_noise
 from backbones.base import VideoBackbone
 from backbones.conditions.prompts import Context
 from tasks.checked_weights import CheckedWeights
@@ -242,15 +242,9 @@ class WorldActionModel(CheckedWeights):
         now = observation.video[:, :, :, -1:]
         encoded = encode_pictures(self.backbone, now, self.clip.frames, video)
         canvas = self._canvas(chosen, observation, cameras, encoded, action, prefix)
-        draws = zip(observation.episodes, observation.seconds.tolist(), strict=True)
-        noise = torch.stack(
-            [
-                torch.randn(
-                    canvas.clean.shape[1:], generator=named_generator(self.seed, episode, f"{seconds:.3f}")
-                )
-                for episode, seconds in draws
-            ]
-        ).to(self.device)
+        shape = canvas.clean.shape[1:]
+        noise = episode_noise(self.seed, observation.episodes, observation.seconds.tolist(), shape)
+        noise = noise.to(self.device)
         context = self._context(observation.prompts, observation, encoded)
         null = self._context([""] * len(noise), observation, encoded) if self.sampling.guidance != 1 else None
         return canvas, self.backbone.sample(

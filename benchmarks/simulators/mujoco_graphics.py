@@ -144,9 +144,6 @@ def _close(reference: "weakref.ref[Pictures]") -> None:
         pictures.close()
 
 
-__all__ = ["Pictures", "mujoco"]
-
-
 def calibration(
     model: Any, data: Any, camera: int, size: tuple[int, int]
 ) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "4 4"]]:
@@ -166,3 +163,6 @@ def calibration(
     pose[:3, 3] = torch.from_numpy(data.cam_xpos[camera])
     calibrated = Cameras.from_opengl(intrinsics, pose)
     return calibrated.intrinsics.numpy(), calibrated.world_from_camera.numpy()
+
+
+__all__ = ["Pictures", "calibration", "mujoco"]

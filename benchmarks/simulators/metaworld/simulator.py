@@ -1,6 +1,5 @@
 """Meta-World as a `benchmarks.simulator.Simulator`; docs/metaworld.md says what was measured."""
 
-import difflib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from ai_wam.errors import InvalidValue
 from benchmarks.simulator import (
     StepResult,
     Trial,
-    check_variation,
+    check_trial,
     check_views,
     checked_action,
     fingerprint,
@@ -26,6 +25,7 @@ from benchmarks.simulators.metaworld.task_list import INSTRUCTIONS, VARIATIONS
 from benchmarks.simulators.metaworld.task_world import TaskWorld
 from benchmarks.simulators.mujoco_graphics import Pictures, calibration
 
+_LIST = "benchmarks/simulators/metaworld/task_list.py"
 _MAX_SIZE = 2048  # pixels; every software renderer has off-screen buffers of this size
 _KEPT = 4  # worlds of the latest tasks; one takes 25 MB, and half a second to build anew
 
@@ -100,7 +100,7 @@ class MetaWorld:
             ModuleNotFoundError: the extra `metaworld` is not installed.
             RuntimeError: it is there in another version.
         """
-        _check_trial(trial)
+        check_trial(trial, VARIATIONS, "Meta-World", _LIST)
         world = self._world(trial.task)
         world.reset(trial.seed)
         self._trial, self._steps, self._scene = trial, 0, fingerprint(world.state())
@@ -216,15 +216,3 @@ class MetaWorld:
         intrinsics, pose = calibration(world.model, world.data, camera, self.image_size)
         image, pose = rigs.upright(self.rig, view, pictures.draw(world.data, camera), pose)
         return View(image, intrinsics, pose)
-
-
-def _check_trial(trial: Trial) -> None:
-    if trial.task not in VARIATIONS:
-        near = difflib.get_close_matches(trial.task, VARIATIONS, n=5, cutoff=0.5)
-        meant = (
-            f"did you mean one of {near}?"
-            if near
-            else "benchmarks/simulators/metaworld/task_list.py lists them"
-        )
-        raise InvalidValue(f"Meta-World has no task {trial.task!r} among its {len(VARIATIONS)}; {meant}")
-    check_variation(trial, VARIATIONS[trial.task])

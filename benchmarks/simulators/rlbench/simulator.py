@@ -3,7 +3,6 @@
 It was never run with CoppeliaSim; docs/rlbench.md says what was run.
 """
 
-import difflib
 import hashlib
 import math
 import os
@@ -24,7 +23,7 @@ from benchmarks.simulator import (
     CHANGED,
     StepResult,
     Trial,
-    check_variation,
+    check_trial,
     check_views,
     checked_action,
     fingerprint,
@@ -38,6 +37,7 @@ PYTHON = "AI_WAM_RLBENCH_PYTHON"  # environment variable: the command of the sim
 _ADAPTER = Path(__file__).with_name("environment_server") / "rlbench_world.py"
 _ADVICE = "`ai-wam rlbench-doctor` says step by step what RLBench lacks here (docs/rlbench.md)"
 _DEMO_HZ = 20.0  # RLBench steps its physics by 50 ms and records every step
+_LIST = "benchmarks/simulators/rlbench/task_list.py"
 _ARM_MODES = ("planning", "ik")
 _MAX_SIZE = 2048
 _SCENE_LIMIT = 0.02  # metres, radians or quaternion components; a state changed by more is another scene
@@ -138,7 +138,7 @@ class RLBench:
             SimulatorCrash: no demonstration succeeded, or the process died or hung.
         """
         drawn, self._next_shift = self._next_shift, {}
-        _check_trial(trial)
+        check_trial(trial, VARIATIONS, "RLBench", _LIST)
         self._forget()
         reply = self._server.call(
             "reset",
@@ -332,15 +332,3 @@ def _view(name: str, image: np.ndarray, intrinsics: np.ndarray, extrinsics: np.n
         )
     camera = Cameras.from_rlbench(torch.from_numpy(intrinsics), torch.from_numpy(extrinsics))
     return View(image, camera.intrinsics.numpy(), camera.world_from_camera.numpy())
-
-
-def _check_trial(trial: Trial) -> None:
-    if trial.task not in VARIATIONS:
-        near = difflib.get_close_matches(trial.task, VARIATIONS, n=5, cutoff=0.5)
-        meant = (
-            f"did you mean one of {near}?"
-            if near
-            else "benchmarks/simulators/rlbench/task_list.py lists them"
-        )
-        raise InvalidValue(f"RLBench has no task {trial.task!r} among its {len(VARIATIONS)}; {meant}")
-    check_variation(trial, VARIATIONS[trial.task])
