@@ -138,7 +138,13 @@ def framed_mount(
     return Mount(_triple(position), _triple(right), _triple(up), fov)
 
 
-def check_moves(part: Any, mounts: Mapping[str, Mount], region: Workspace, widest: float) -> None:
+def check_moves(
+    part: Any,
+    mounts: Mapping[str, Mount],
+    region: Workspace,
+    widest: float,
+    points: Float[np.ndarray, "n 3"] | None = None,
+) -> None:
     """Refuse elevations that turn a camera over or under the table, and fields of view that are too wide.
 
     Args:
@@ -146,6 +152,7 @@ def check_moves(part: Any, mounts: Mapping[str, Mount], region: Workspace, wides
         mounts: the usual cameras.
         region: the workspace.
         widest: largest field of view of a square picture, degrees.
+        points: what framed cameras must show; `framed_points(region)` if left out.
 
     Raises:
         ValueError: the message names the camera and what is possible.
@@ -160,7 +167,7 @@ def check_moves(part: Any, mounts: Mapping[str, Mount], region: Workspace, wides
                 f"{_ELEVATIONS[1]:g}]: take a smaller range, or name other cameras in `views`"
             )
         nearest = {"azimuth": 0.0, "elevation": 0.0, "distance": part.distance[0], "roll": 0.0}
-        fov = moved(mounts[name], {**nearest, "fov": part.fov[1]}, region, part.framed).fov
+        fov = moved(mounts[name], {**nearest, "fov": part.fov[1]}, region, part.framed, points).fov
         if fov > widest:
             raise InvalidValue(
                 f"shift: distance and fov would widen camera {name!r} to {fov:.0f} degrees; at most "
@@ -168,7 +175,13 @@ def check_moves(part: Any, mounts: Mapping[str, Mount], region: Workspace, wides
             )
 
 
-def moved(usual: Mount, values: Mapping[str, float], region: Workspace, framed: bool) -> Mount:
+def moved(
+    usual: Mount,
+    values: Mapping[str, float],
+    region: Workspace,
+    framed: bool,
+    points: Float[np.ndarray, "n 3"] | None = None,
+) -> Mount:
     """A camera after its drawn move around the workspace's middle.
 
     Args:
@@ -176,6 +189,7 @@ def moved(usual: Mount, values: Mapping[str, float], region: Workspace, framed: 
         values: one camera's of `benchmarks.shifts.parts.CameraShift`.
         region: the workspace.
         framed: aimed at the workspace again; else turned rigidly.
+        points: what a framed camera must show; `framed_points(region)` if left out.
     """
     centre = region.middle
     arm = np.array(usual.position) - centre
@@ -186,13 +200,33 @@ def moved(usual: Mount, values: Mapping[str, float], region: Workspace, framed: 
     if framed:
         # Nearly overhead the vertical points nowhere in the picture: what was up there stays up.
         upright = up if elevation(usual, region) > _ELEVATIONS[1] else _VERTICAL
-        shown = framed_mount(position, framed_points(region), upright)
+        shown = framed_mount(position, framed_points(region) if points is None else points, upright)
     else:
         shown = mount(position, right, up, usual.fov)
     fov = shown.fov * values["fov"]
     roll, right, up = math.radians(values["roll"]), np.array(shown.right), np.array(shown.up)
     rolled = math.cos(roll) * right + math.sin(roll) * up, math.cos(roll) * up - math.sin(roll) * right
     return mount(position, rolled[0], rolled[1], fov)
+
+
+def all_moved(
+    mounts: Mapping[str, Mount],
+    drawn: Mapping[str, Any],
+    region: Workspace,
+    points: Float[np.ndarray, "n 3"] | None = None,
+) -> dict[str, Mount]:
+    """The cameras that a trial's shift moves, after their moves.
+
+    Args:
+        mounts: the usual cameras.
+        drawn: values of `benchmarks.shifts.parts.CameraShift`.
+        region: the workspace.
+        points: what framed cameras must show; `framed_points(region)` if left out.
+    """
+    return {
+        name: moved(mounts[name], values, region, drawn["framed"], points)
+        for name, values in drawn["views"].items()
+    }
 
 
 def elevation(camera: Mount, region: Workspace) -> float:

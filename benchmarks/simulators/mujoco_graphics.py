@@ -10,6 +10,8 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,19 @@ def _import_triton() -> None:
         importlib.import_module("triton")
 
 
+@dataclass(frozen=True)
+class Lamp:
+    """A directional light that is drawn and is not in the model.
+
+    Attributes:
+        direction: in which it shines, in the world frame.
+        diffuse: red, green, blue.
+    """
+
+    direction: Float[np.ndarray, "3"]
+    diffuse: Float[np.ndarray, "3"]
+
+
 class Pictures:
     """Renders a model's cameras off screen. Usable in the thread that made it only.
 
@@ -98,14 +113,24 @@ class Pictures:
         # MuJoCo ends the EGL display at exit; freeing a context after that prints an EGLError.
         atexit.register(_close, weakref.ref(self))
 
-    def draw(self, data: "mujoco.MjData", camera: int) -> UInt8[np.ndarray, "h w 3"]:
-        """One camera's picture, RGB, row 0 at the top."""
+    def draw(
+        self, data: "mujoco.MjData", camera: int, lamps: Sequence[Lamp] = ()
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """One camera's picture, RGB, row 0 at the top.
+
+        Args:
+            data: the present state.
+            camera: its number in the model.
+            lamps: drawn beside the model's lights; like the first of these in all else.
+        """
         if self._drawing is None:
             raise RuntimeError("these pictures were closed; reset the simulator to draw again")
         viewed = mujoco.MjvCamera()
         viewed.type, viewed.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
         every, option = mujoco.mjtCatBit.mjCAT_ALL, mujoco.MjvOption()
         mujoco.mjv_updateScene(self._model, data, option, None, viewed, every, self._scene)
+        for lamp in lamps:
+            _add(lamp, self._scene)
         self._opengl.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._drawing)
         h, w = self._size
@@ -127,6 +152,17 @@ class Pictures:
             self._opengl.make_current()
             self._drawing.free()
         self._drawing = None
+
+
+def _add(lamp: Lamp, scene: "mujoco.MjvScene") -> None:
+    """Add a lamp to the lights of a scene that was updated."""
+    like = next(light for light in scene.lights if not light.headlight)
+    added = scene.lights[scene.nlight]
+    for name in dir(like):
+        if not name.startswith("_"):
+            setattr(added, name, getattr(like, name))
+    added.dir[:], added.diffuse[:], added.ambient[:] = lamp.direction, lamp.diffuse, 0
+    scene.nlight += 1
 
 
 def _opengl_context() -> "mujoco.GLContext":
@@ -165,4 +201,4 @@ def calibration(
     return calibrated.intrinsics.numpy(), calibrated.world_from_camera.numpy()
 
 
-__all__ = ["Pictures", "calibration", "mujoco"]
+__all__ = ["Lamp", "Pictures", "calibration", "mujoco"]

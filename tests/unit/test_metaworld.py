@@ -15,6 +15,8 @@ import torch
 
 from ai_wam.cameras import Cameras
 from benchmarks.demonstrations import Demonstrations
+from benchmarks.shifts import Shift, ShiftedSimulator
+from benchmarks.shifts.parts import CameraShift, LightShift, StartShift
 from benchmarks.simulator import Trial
 from benchmarks.simulators.metaworld import camera_rigs as rigs
 from benchmarks.simulators.metaworld import library
@@ -223,13 +225,19 @@ def test_demonstrations_end_in_the_published_success(simulator):
 
 @needs_metaworld
 def test_shadows_and_antialiasing_are_drawn_where_asked_for(simulator):
-    simulator.reset(Trial("reach", 0, 0))
-    shaded = MetaWorld(shadows=True)
-    shaded.reset(Trial("reach", 0, 0))
-    usual, published = (made._current()[0].model.vis.quality for made in (simulator, shaded))
-    assert (usual.shadowsize, usual.offsamples) == (0, 0)
-    assert (published.shadowsize, published.offsamples) == (4096, 4)
-    shaded.close()
+    made, found = MetaWorld(image_size=(32, 32), shadows=True), {}
+    light = {shadows: Shift(light=LightShift(shadows=shadows)) for shadows in (None, True, False)}
+    for name, one in (("usual", simulator), ("shaded", made)):
+        for shadows, shift in light.items():
+            shifted = ShiftedSimulator(one, shift)
+            shifted.reset(Trial("reach", 0, 0))
+            shifted.observe(["overhead"])
+            drawing = one._pictures["reach", one._shaded]._drawing
+            found[name, shadows] = drawing.shadowSize, drawing.offSamples
+    published, none = (4096, 4), (0, 0)
+    assert [found["usual", each] for each in light] == [none, published, none]
+    assert [found["shaded", each] for each in light] == [published, published, none]
+    made.close()
 
 
 @needs_metaworld
@@ -273,11 +281,12 @@ BOX = np.array(list(product((-0.2, 0.2), (0.5, 0.65, 0.8), (0.05, 0.3))))
 @needs_metaworld
 def test_cameras_are_mujocos_own_to_a_millionth_of_the_picture(rigged):
     world, frame = rigged._current()[0], rigged.observe()
+    published = genuine("reach", world.state()[-len(world._environment._last_rand_vec) :])[0]
     for name, view in frame.views.items():
         camera = world.model.camera(rigs.RIGS[rigged.rig][name]).id
         found, depth, _ = pixels(view, BOX)
         there = depth > 0.05
-        expected = genuine_pixels(world, camera, BOX)
+        expected = genuine_pixels(world if rigged.rig == "framed" else published, camera, BOX)
         if rigged.rig == "published" and name.startswith("corner"):
             expected = np.array(SIZE[::-1]) - expected  # turned upright
             up = -view.world_from_camera[:3, 1]  # of OpenCV's axes
@@ -312,7 +321,7 @@ def test_marks_are_drawn_where_they_are_projected(rigged):
 
 @needs_metaworld
 def test_published_cameras_stand_where_published():
-    made = MetaWorld(rig="published", image_size=(8, 8), views=["corner2", "topview", "gripperPOV"])
+    made = MetaWorld(rig="published", image_size=(8, 8), views=["corner2", "topview", "wrist"])
     made.reset(Trial("reach", 0, 0))
     before = made.observe().views
     np.testing.assert_allclose(before["corner2"].world_from_camera[:3, 3], (1.3, -0.2, 1.1), atol=1e-9)
@@ -322,7 +331,7 @@ def test_published_cameras_stand_where_published():
     for _ in range(20):
         made.step(np.array([*np.add(moved[:3], (0.1, 0, 0)), *moved[3:]]))
     after, travel = made.observe().views, made.pose()[:3] - moved[:3]
-    shift = after["gripperPOV"].world_from_camera - before["gripperPOV"].world_from_camera
+    shift = after["wrist"].world_from_camera - before["wrist"].world_from_camera
     np.testing.assert_allclose(shift[:3, 3], travel, atol=0.01)
     np.testing.assert_array_equal(after["corner2"].world_from_camera, before["corner2"].world_from_camera)
     made.close()
@@ -336,3 +345,79 @@ def test_framed_cameras_show_the_box_level(rigged):
             assert visible.all(), name
             assert np.ptp(found, axis=0).max() > 0.9 * SIZE[0]  # and fills the picture
             assert view.world_from_camera[2, 0] == pytest.approx(0, abs=1e-9)  # its x axis is level
+
+
+@needs_metaworld
+@pytest.mark.parametrize("framed", [True, False])
+def test_moved_cameras_turn_about_the_box_and_come_back(rigged, framed):
+    """Pictures are drawn through the cameras that are told: marks are where they are projected."""
+    trial = Trial("reach", 0, 0)
+    rigged.reset(trial)
+    usual = rigged.observe().views
+    part = CameraShift(azimuth=(25, 25), distance=(1.1, 1.1), framed=framed)
+    shifted = ShiftedSimulator(rigged, Shift(cameras=part))
+    shifted.reset(trial)
+    world, frame, middle = rigged._current()[0], shifted.observe(), rigs.REGION.middle
+    for name, view in frame.views.items():
+        camera = world.model.camera(rigs.RIGS[rigged.rig][name]).id
+        found, depth, _ = pixels(view, BOX)
+        there = depth > 0.05
+        expected = genuine_pixels(world, camera, BOX)
+        np.testing.assert_allclose(found[there], expected[there], atol=1e-6 * SIZE[0], rtol=1e-6)
+        before, after = (one.world_from_camera[:3, 3] - middle for one in (usual[name], view))
+        if name == "wrist":
+            np.testing.assert_array_equal(before, after)
+            continue
+        assert np.linalg.norm(after) == pytest.approx(1.1 * np.linalg.norm(before))
+        turned = before[:2] @ after[:2] / np.linalg.norm(before[:2]) / np.linalg.norm(after[:2])
+        assert np.degrees(np.arccos(turned)) == pytest.approx(25, abs=1e-4)
+        if framed:
+            assert pixels(view, rigs.framed_points())[2].all(), name
+            assert view.world_from_camera[2, 0] == pytest.approx(0, abs=1e-9) or name in (
+                "overhead",
+                "topview",
+            )
+    rigged.reset(trial)
+    for name, view in rigged.observe().views.items():
+        np.testing.assert_array_equal(view.image, usual[name].image)
+        np.testing.assert_array_equal(view.world_from_camera, usual[name].world_from_camera)
+
+
+@needs_metaworld
+def test_light_is_shifted_as_drawn_and_comes_back(simulator):
+    trial = Trial("push", 0, 0)
+    simulator.reset(trial)
+    usual = simulator.observe().views["left_shoulder"].image.astype(float)
+    dark = ShiftedSimulator(simulator, Shift(light=LightShift(strength=(0.5, 0.5))))
+    dark.reset(trial)
+    half = dark.observe().views["left_shoulder"].image.astype(float)
+    lit = (usual > 40) & (usual < 250)
+    assert 0.45 < np.median(half[lit] / usual[lit]) < 0.6  # the lamps' reflections stay
+    lamps = ShiftedSimulator(simulator, Shift(light=LightShift(lamps=(3, 3), tilt=(40, 40))))
+    lamps.reset(trial)
+    other = lamps.observe().views["left_shoulder"].image.astype(float)
+    assert len(simulator._lamps) == 2
+    assert np.abs(other - usual).mean() > 1
+    assert 0.7 < other.mean() / usual.mean() < 1.3  # the lamps share the usual brightness
+    simulator.reset(trial)
+    np.testing.assert_array_equal(simulator.observe().views["left_shoulder"].image, usual)
+
+
+@pytest.mark.parametrize(
+    ("shift", "message"),
+    [
+        (Shift(cameras=CameraShift(elevation=(-40, 0))), r"'left_shoulder' from 2\d degrees to -1\d to 2\d"),
+        (Shift(cameras=CameraShift(distance=(0.3, 1))), "stands in the workspace|widen camera"),
+        (Shift(cameras=CameraShift(views=("corner",))), r"\['corner'\]; the cameras are \['left_shoulder'"),
+        (Shift(start=StartShift()), r"MetaWorld cannot build \['start'\]"),
+    ],
+)
+def test_shifts_it_cannot_build_are_refused(shift, message):
+    with pytest.raises(ValueError, match=message):
+        ShiftedSimulator(MetaWorld(), shift)
+
+
+@needs_metaworld
+def test_published_cameras_are_checked_where_they_stand():
+    with pytest.raises(ValueError, match="'topview' from 83 degrees to 83 to 88"):
+        ShiftedSimulator(MetaWorld(rig="published"), Shift(cameras=CameraShift(elevation=(0, 5))))

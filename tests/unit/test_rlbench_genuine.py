@@ -22,11 +22,12 @@ from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.policies import HoldStill
 from benchmarks.shifts import Shift, ShiftedSimulator, parts
 from benchmarks.simulator import SimulatorCrash, Trial
+from benchmarks.simulators import camera_moves, mujoco_changes
 from benchmarks.simulators.camera_moves import framed_points
 from benchmarks.simulators.rlbench import simulator as rlbench
 from benchmarks.simulators.rlbench.simulator import RLBench
 from benchmarks.simulators.rlbench.task_list import VARIATIONS
-from benchmarks.simulators.tabletop import camera_rigs, scene_shift
+from benchmarks.simulators.tabletop import camera_rigs
 from benchmarks.simulators.tabletop.simulator import Tabletop
 
 SOURCES = os.environ.get("AI_WAM_RLBENCH_SOURCES")
@@ -213,8 +214,9 @@ def test_a_moved_camera_sees_what_mujocos_moved_camera_sees(framed):
         target = torch.from_numpy(list(own.demonstrate())[-1][None, :3])
         tabletop.reset(Trial("reach_target", 0, 0))
         world, _ = tabletop._current()
-        scene_shift.move_cameras(world, simulator.drawn["cameras"], mounts, region)
-        scene_shift.mujoco.mj_forward(world.model, world.data)
+        moved = camera_moves.all_moved(mounts, simulator.drawn["cameras"], region)
+        mujoco_changes.put_camera(world.model, "front", moved["front"])
+        mujoco_changes.mujoco.mj_forward(world.model, world.data)
         tabletop._calibrations.clear()
         twin = tabletop.observe(["front"]).views["front"]
         points = torch.cat([torch.from_numpy(framed_points(region)), target])

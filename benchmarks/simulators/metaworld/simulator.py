@@ -19,12 +19,14 @@ from benchmarks.simulator import (
     checked_action,
     fingerprint,
 )
+from benchmarks.simulators import camera_moves, mujoco_changes
 from benchmarks.simulators.metaworld import camera_rigs as rigs
 from benchmarks.simulators.metaworld import library, task_world
 from benchmarks.simulators.metaworld.task_list import INSTRUCTIONS, VARIATIONS
 from benchmarks.simulators.metaworld.task_world import TaskWorld
-from benchmarks.simulators.mujoco_graphics import Pictures, calibration
+from benchmarks.simulators.mujoco_graphics import Lamp, Pictures, calibration
 
+_USUAL: Mapping[str, Any] = {}  # drawn values of no shift
 _LIST = "benchmarks/simulators/metaworld/task_list.py"
 _MAX_SIZE = 2048  # pixels; every software renderer has off-screen buffers of this size
 _KEPT = 4  # worlds of the latest tasks; one takes 25 MB, and half a second to build anew
@@ -42,8 +44,8 @@ class MetaWorld:
     any step counts, as published. The package is imported by the first `reset`; a pickle has settings only.
 
     Args:
-        rig: "published" (Meta-World's cameras; those that hang upside down are turned upright) or "framed"
-            (cameras named as the tabletop's, aimed at the box where tasks happen).
+        rig: "published" (Meta-World's cameras, `gripperPOV` as "wrist"; those upside down are turned upright)
+            or "framed" (cameras named as the tabletop's, aimed at the box where tasks happen).
         image_size: height and width in pixels.
         views: cameras that `observe` renders by default; all of the rig's if left out.
         shadows: shadows and antialiasing, several times slower without a GPU.
@@ -54,7 +56,9 @@ class MetaWorld:
 
     control_hz: float = task_world.CONTROL_HZ
     cameras: tuple[str, ...]
+    shift_parts = frozenset({"cameras", "light"})
     _trial: Trial | None
+    _next_shift: Mapping[str, Any]
 
     def __init__(
         self,
@@ -87,9 +91,8 @@ class MetaWorld:
 
     def definition(self, names: Sequence[str]) -> str:
         """Hash of the packages' versions, the phrasings, and the code of scenes, control and cameras."""
-        code = [Path(str(file.__file__)).read_text(encoding="utf-8") for file in (task_world, rigs)]
         said = [phrase for name in sorted(names) for phrase in (name, *INSTRUCTIONS[name])]
-        parts = (library.METAWORLD, library.MUJOCO, *said, *code)
+        parts = (library.METAWORLD, library.MUJOCO, *said, *_code(task_world, rigs))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def reset(self, trial: Trial) -> tuple[str, ...]:
@@ -100,11 +103,33 @@ class MetaWorld:
             ModuleNotFoundError: the extra `metaworld` is not installed.
             RuntimeError: it is there in another version.
         """
+        drawn, self._next_shift = self._next_shift, _USUAL
         check_trial(trial, VARIATIONS, "Meta-World", _LIST)
         world = self._world(trial.task)
+        self._apply(drawn, world.model, trial.task)
         world.reset(trial.seed)
         self._trial, self._steps, self._scene = trial, 0, fingerprint(world.state())
         return INSTRUCTIONS[trial.task]
+
+    def check_shift(self, parts: Mapping[str, Any]) -> None:
+        """Refuse ranges of a shift beyond what can be built.
+
+        Raises:
+            ValueError: the message names the range and its limit here.
+            ModuleNotFoundError: the extra `metaworld` is not installed; its own cameras are moved.
+        """
+        if "cameras" in parts:
+            mounts = rigs.framed_mounts() if self.rig == "framed" else self._published_mounts()
+            widest, points = mujoco_changes.WIDEST, rigs.framed_points()
+            camera_moves.check_moves(parts["cameras"], mounts, rigs.REGION, widest, points)
+
+    def shift_definition(self) -> str:
+        """Hash of the code that builds shifted scenes."""
+        return hashlib.sha256("\0".join(_code(mujoco_changes, camera_moves)).encode()).hexdigest()
+
+    def shift_next(self, drawn: Mapping[str, Any]) -> None:
+        """Build the scene of the next reset with the drawn values of a shift."""
+        self._next_shift = drawn
 
     def scene(self) -> str:
         """Fingerprint of the positions of all bodies and marks at the beginning of the trial."""
@@ -120,9 +145,9 @@ class MetaWorld:
         world, name = self._current()
         wanted = self.views if views is None else tuple(views)
         check_views(wanted, self.cameras, "MetaWorld")
-        if wanted and name not in self._pictures:
-            self._pictures[name] = Pictures(world.model, self.image_size, self.shadows)
-        pictures = {view: self._view(world, self._pictures[name], view) for view in wanted}
+        if wanted and (name, self._shaded) not in self._pictures:
+            self._pictures[name, self._shaded] = self._new_pictures(world.model)
+        pictures = {view: self._view(world, self._pictures[name, self._shaded], view) for view in wanted}
         return Frame(views=pictures, action=world.pose(), seconds=self._steps / self.control_hz)
 
     def pose(self) -> Float[np.ndarray, "8"]:
@@ -174,7 +199,10 @@ class MetaWorld:
 
     def _forget(self) -> None:
         self._worlds: dict[str, TaskWorld] = {}
-        self._pictures: dict[str, Pictures] = {}
+        self._pictures: dict[tuple[str, bool], Pictures] = {}  # by task, and whether with shadows
+        self._usual: dict[str, mujoco_changes.UsualModel] = {}
+        self._lamps: tuple[Lamp, ...] = ()  # of the present trial, beside the model's
+        self._shaded, self._next_shift = self.shadows, _USUAL
         self._trial = None
         self._steps, self._scene = 0, ""
 
@@ -191,20 +219,51 @@ class MetaWorld:
             if len(self._worlds) >= _KEPT:
                 self._discard(next(iter(self._worlds)))
             world = TaskWorld(library.load(), task)
-            self._prepare_pictures(world.model)
+            rigs.install(world.model, self.rig)
+            self._usual[task] = mujoco_changes.UsualModel(world.model)
         self._worlds[task] = world
         return world
 
-    def _prepare_pictures(self, model: Any) -> None:
-        rigs.install(model, self.rig)
-        model.vis.global_.offheight, model.vis.global_.offwidth = self.image_size
-        if not self.shadows:
-            model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
+    def _published_mounts(self) -> dict[str, camera_moves.Mount]:
+        """Of any task: they are the same in all."""
+        task = next(iter(VARIATIONS))
+        world = self._world(task)
+        self._usual[task].restore(world.model)
+        return rigs.mounts(world.model, self.rig)
+
+    def _apply(self, drawn: Mapping[str, Any], model: Any, task: str) -> None:
+        """Change a model's cameras and light, beginning with the usual ones."""
+        self._usual[task].restore(model)
+        self._lamps, self._shaded = (), self.shadows
+        if "light" in drawn:
+            self._lamps = mujoco_changes.light(model, drawn["light"])
+            if drawn["light"]["shadows"] is not None:
+                self._shaded = drawn["light"]["shadows"]
+        if "cameras" in drawn:
+            names, mounts = rigs.RIGS[self.rig], rigs.mounts(model, self.rig)
+            for view, mount in camera_moves.all_moved(
+                mounts, drawn["cameras"], rigs.REGION, rigs.framed_points()
+            ).items():
+                mujoco_changes.put_camera(model, names[view], mount)
+
+    def _new_pictures(self, model: Any) -> Pictures:
+        """Of the right size and quality, which are read from the model while pictures are made."""
+        quality, size = model.vis.quality, model.vis.global_
+        size.offheight, size.offwidth = self.image_size
+        published = quality.offsamples, quality.shadowsize
+        if not self._shaded:
+            quality.offsamples = quality.shadowsize = 0
+        try:
+            return Pictures(model, self.image_size, self._shaded)
+        finally:
+            quality.offsamples, quality.shadowsize = published
 
     def _discard(self, task: str) -> None:
         self._worlds.pop(task).close()
-        if task in self._pictures:
-            self._pictures.pop(task).close()
+        del self._usual[task]
+        for shaded in (False, True):
+            if (task, shaded) in self._pictures:
+                self._pictures.pop((task, shaded)).close()
 
     def _current(self) -> tuple[TaskWorld, str]:
         if self._trial is None:
@@ -214,5 +273,8 @@ class MetaWorld:
     def _view(self, world: TaskWorld, pictures: Pictures, view: str) -> View:
         camera = world.model.camera(rigs.RIGS[self.rig][view]).id
         intrinsics, pose = calibration(world.model, world.data, camera, self.image_size)
-        image, pose = rigs.upright(self.rig, view, pictures.draw(world.data, camera), pose)
-        return View(image, intrinsics, pose)
+        return View(pictures.draw(world.data, camera, self._lamps), intrinsics, pose)
+
+
+def _code(*modules: Any) -> list[str]:
+    return [Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules]

@@ -91,11 +91,8 @@ def changes(drawn: Mapping[str, Any], rig: Rig) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if "cameras" in drawn:
-        framed = drawn["cameras"]["framed"]
-        found["cameras"] = {
-            name: _sensor(name, camera_moves.moved(rig.mounts[name], values, rig.region, framed), rig.size)
-            for name, values in drawn["cameras"]["views"].items()
-        }
+        cameras = camera_moves.all_moved(rig.mounts, drawn["cameras"], rig.region)
+        found["cameras"] = {name: _sensor(name, mount, rig.size) for name, mount in cameras.items()}
     if "light" in drawn:
         light, side = drawn["light"], math.radians(drawn["light"]["side"])
         axis = np.array([math.cos(side), math.sin(side), 0.0])

@@ -1,6 +1,5 @@
-"""Shifted scenes of the tabletop suite: cameras, light, colours and distractors changed in MuJoCo's model."""
+"""Shifted scenes of the tabletop suite: colours and distractors changed in MuJoCo's model."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks.simulators.camera_moves import Mount, Workspace, about, moved
 from benchmarks.simulators.tabletop.mujoco_graphics import mujoco
 from benchmarks.simulators.tabletop.physics_world import World
 from benchmarks.simulators.tabletop.scene import TABLE_TOP
 
 PARTS = frozenset({"cameras", "light", "appearance", "distractors", "start", "layout", "instruction"})
-LAMPS, DISTRACTORS = 4, 8  # at most, the usual lamp included
-WIDEST = 140.0  # degrees of a camera's field of view
+CHANGED = ("geom_rgba", "geom_size", "mat_rgba", "tex_data")  # arrays of a model that are changed here
+DISTRACTORS = 8  # at most
 _HIDDEN = (0.0, 0.0, -5.0)  # where distractors are that a trial has not drawn
 _CLEAR = 0.1  # metres between a distractor and the task's objects, at least
 # None of the colours that instructions name.
@@ -36,12 +34,10 @@ class Extras:
     """What a model must have so that shifts can be built in it.
 
     Attributes:
-        lamps: lamps beside the usual one.
         distractors: bodies that a trial may show.
         shadows: whether shadows can be cast; None: as the simulator is set up.
     """
 
-    lamps: bool = False
     distractors: bool = False
     shadows: bool | None = None
 
@@ -49,79 +45,17 @@ class Extras:
     def of(cls, drawn: Mapping[str, Any]) -> "Extras":
         """What a trial's drawn values need; the same for all trials of a shift."""
         light = drawn.get("light")
-        return cls(light is not None, "distractors" in drawn, light and light["shadows"])
+        return cls("distractors" in drawn, light and light["shadows"])
 
     def mjcf(self) -> str:
-        """Lamps that are off, and bodies below the floor; they follow the task's own bodies."""
-        lamps = "".join(
-            f'<light name="lamp{i}" directional="true" active="false" dir="0 0 -1" castshadow="false"/>'
-            for i in range(1, LAMPS)
-        )
+        """Bodies below the floor; they follow the task's own bodies."""
         shapes = ("sphere", "box", "cylinder", "capsule")
-        bodies = "".join(
+        bodies = (
             f'<body name="distractor{i}" mocap="true" pos="{" ".join(map(str, _HIDDEN))}">'
             f'<geom class="visual" type="{shapes[i % len(shapes)]}" size="0.03 0.03 0.03"/></body>'
             for i in range(DISTRACTORS)
         )
-        return lamps * self.lamps + bodies * self.distractors
-
-
-class Usual:
-    """A model's usual cameras, lamps and colours, to which every reset returns."""
-
-    def __init__(self, world: World) -> None:
-        model = world.model
-        names = ("cam_pos", "cam_quat", "cam_fovy", "geom_rgba", "geom_size", "mat_rgba", "tex_data")
-        lights = [name for name in dir(model) if name.startswith("light_") and name != "light_adr"]
-        self._usual = {name: np.array(getattr(model, name)) for name in [*names, *lights]}
-        self._headlight = {
-            name: np.array(getattr(model.vis.headlight, name)) for name in ("ambient", "diffuse")
-        }
-
-    def restore(self, world: World) -> None:
-        """Undo every shift."""
-        for name, value in self._usual.items():
-            getattr(world.model, name)[...] = value
-        for name, value in self._headlight.items():
-            getattr(world.model.vis.headlight, name)[:] = value
-
-
-def move_cameras(
-    world: World, drawn: Mapping[str, Any], mounts: Mapping[str, Mount], region: Workspace
-) -> None:
-    """Move the drawn cameras of a world.
-
-    Args:
-        world: its model is changed.
-        drawn: values of `benchmarks.shifts.parts.CameraShift`.
-        mounts: the rig's cameras.
-        region: what cameras are moved around, and framed on.
-    """
-    for name, values in drawn["views"].items():
-        mount = moved(mounts[name], values, region, drawn["framed"])
-        camera = world.model.camera(name).id
-        axes = np.stack([mount.right, mount.up, np.cross(mount.right, mount.up)], axis=1)
-        world.model.cam_pos[camera], world.model.cam_fovy[camera] = mount.position, mount.fov
-        mujoco.mju_mat2Quat(world.model.cam_quat[camera], axes.ravel())
-
-
-def light(world: World, drawn: Mapping[str, Any]) -> None:
-    """Set a world's lamps by values of `benchmarks.shifts.parts.LightShift`."""
-    model, rng = world.model, np.random.default_rng(drawn["seed"])
-    brightness = np.array(drawn["tint"]) * drawn["strength"]
-    lamps = drawn["lamps"]
-    model.light_dir[0] = _tilted(model.light_dir[0], drawn["tilt"], drawn["side"])
-    usual = model.light_diffuse[0].copy()
-    for i in range(lamps):
-        model.light_diffuse[i], model.light_active[i] = usual * brightness / lamps, True
-        if i:
-            down = _tilted(np.array([0.0, 0.0, -1.0]), rng.uniform(10, 70), rng.uniform(0, 360))
-            model.light_dir[i], model.light_specular[i] = down, model.light_specular[0]
-    model.light_castshadow[:lamps] = model.light_castshadow[0]
-    if drawn["shadows"] is not None:
-        model.light_castshadow[:lamps] = drawn["shadows"]
-    model.vis.headlight.ambient[:] *= brightness
-    model.vis.headlight.diffuse[:] *= brightness
+        return "".join(bodies) if self.distractors else ""
 
 
 def paint(world: World, drawn: Mapping[str, Any]) -> None:
@@ -177,11 +111,3 @@ def _surfaces(model: "mujoco.MjModel") -> dict[str, list[int]]:
         elif not root.startswith("distractor"):
             groups["robot" if root == "panda" else "objects"].append(geom)
     return groups
-
-
-def _tilted(direction: Float[np.ndarray, "3"], degrees: float, side: float) -> Float[np.ndarray, "3"]:
-    """A direction turned by an angle towards one of all sides."""
-    unit = direction / np.linalg.norm(direction)
-    across = np.cross(unit, (1.0, 0.0, 0.0))
-    axis = about(unit, math.radians(side)) @ (across / np.linalg.norm(across))
-    return about(axis, math.radians(degrees)) @ unit

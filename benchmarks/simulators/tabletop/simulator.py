@@ -18,8 +18,8 @@ from benchmarks.simulator import (
     checked_action,
     fingerprint,
 )
-from benchmarks.simulators import camera_moves
-from benchmarks.simulators.mujoco_graphics import Pictures, calibration
+from benchmarks.simulators import camera_moves, mujoco_changes
+from benchmarks.simulators.mujoco_graphics import Lamp, Pictures, calibration
 from benchmarks.simulators.tabletop import camera_rigs as rigs
 from benchmarks.simulators.tabletop import panda, scene, scene_shift
 from benchmarks.simulators.tabletop import robot_tasks as tasks
@@ -144,12 +144,12 @@ class Tabletop:
             for name in tasks.names():
                 region = self._task(name).region
                 mounts = rigs.mounts(self.rig, region)
-                camera_moves.check_moves(parts["cameras"], mounts, region, scene_shift.WIDEST)
+                camera_moves.check_moves(parts["cameras"], mounts, region, mujoco_changes.WIDEST)
 
     def shift_definition(self) -> str:
         """Hash of the code that builds shifted scenes."""
-        files = (Path(__file__).with_name("scene_shift.py"), Path(__file__).parents[1] / "camera_moves.py")
-        code = [file.read_text(encoding="utf-8") for file in files]
+        files = ("scene_shift.py", "../mujoco_changes.py", "../camera_moves.py")
+        code = [(Path(__file__).parent / file).read_text(encoding="utf-8") for file in files]
         return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
     def shift_next(self, drawn: Mapping[str, Any]) -> None:
@@ -243,8 +243,9 @@ class Tabletop:
         self._worlds: dict[str, World] = {}
         self._pictures: dict[str, Pictures] = {}
         self._calibrations: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
-        self._usual: dict[str, scene_shift.Usual] = {}
+        self._usual: dict[str, mujoco_changes.UsualModel] = {}
         self._extras = scene_shift.Extras()
+        self._lamps: tuple[Lamp, ...] = ()  # of the present trial, beside the model's
         self._shift = self._next_shift = _USUAL
         self._trial = None
         self._steps, self._scene = 0, ""
@@ -268,24 +269,25 @@ class Tabletop:
             self._extras = extras
         if name not in self._worlds:
             self._worlds[name] = world = World(self._xml(name, extras), self.control_hz)
-            self._usual[name] = scene_shift.Usual(world)
+            self._usual[name] = mujoco_changes.UsualModel(world.model, scene_shift.CHANGED)
         world = self._worlds[name]
-        self._usual[name].restore(world)
+        self._usual[name].restore(world.model)
         world.reset()
         return world
 
     def _apply_shift(self, world: World, task: TabletopTask) -> None:
         """Change cameras, lamps, colours and distractors of a placed scene."""
-        drawn = self._shift
+        drawn, self._lamps = self._shift, ()
         if "distractors" in drawn:
             scene_shift.distract(world, drawn["distractors"])
         if "light" in drawn:
-            scene_shift.light(world, drawn["light"])
+            self._lamps = mujoco_changes.light(world.model, drawn["light"])
         if "appearance" in drawn:
             scene_shift.paint(world, drawn["appearance"])
         if "cameras" in drawn:
             mounts = rigs.mounts(self.rig, task.region)
-            scene_shift.move_cameras(world, drawn["cameras"], mounts, task.region)
+            for view, mount in camera_moves.all_moved(mounts, drawn["cameras"], task.region).items():
+                mujoco_changes.put_camera(world.model, view, mount)
 
     def _starts_at_random(self, rng: np.random.Generator) -> bool:
         usual = bool(rng.uniform() < self.randomise_start)
@@ -310,7 +312,7 @@ class Tabletop:
         camera = world.model.camera(view).id
         if (name, view) not in self._calibrations or view == "wrist":  # the only one that moves
             self._calibrations[name, view] = calibration(world.model, world.data, camera, self.image_size)
-        image = self._pictures[name].draw(world.data, camera)
+        image = self._pictures[name].draw(world.data, camera, self._lamps)
         return View(image, *self._calibrations[name, view])
 
 
