@@ -13,7 +13,7 @@ from ai_wam.files.weights import read_torch
 from benchmarks.evaluation.results import read_results
 
 _SPLITS = {"train": 1.0, "val": 0.02}  # share of `episodes`
-_SAVED_EVERY = 500  # steps, as in configs/quickstart.yaml
+_SAVED_EVERY = 250  # steps, as in configs/quickstart.yaml
 _MODES = {
     "one_shot": "configs/benchmark/reach_target.yaml",
     "receding": "configs/benchmark/reach_target_receding.yaml",
@@ -26,7 +26,7 @@ _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_"
 def quickstart(
     out: str = "runs/quickstart",
     episodes: int = 4000,
-    steps: int = 2500,
+    steps: int = 1250,
     trials: int = 50,
     seed: int = 0,
     workers: int = 2,

@@ -71,7 +71,7 @@ DATA: Mapping[str, DataSet] = {
 }
 
 # Twice the quickstart's steps; the baseline's fewer steps of twice the batch take as many minutes.
-_POLICY = ("configs/quickstart.yaml", ("--trainer.max_steps=5000",))
+_POLICY = ("configs/quickstart.yaml", ("--trainer.max_steps=2500",))
 _BASELINE = ("configs/quickstart_diffusion_policy.yaml", ("--trainer.max_steps=3400",))
 _BLIND, _BASELINE_BLIND = "--model.backbone.init_args.rays=false", "--model.encoder.init_args.rays=false"
 _WIDE_TEST = "configs/benchmark/reach_target_wide.yaml"
