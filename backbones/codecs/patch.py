@@ -22,7 +22,9 @@ class PatchCodec(LatentCodec):
         patch: pixels of a patch, both ways.
         frames: frames of a block after the first frame.
         gain: factor on orthonormal coefficients.
-        temporal_weight: how much sooner a temporal frequency is dropped than a spatial one.
+        temporal_weight: how much sooner a temporal frequency is dropped than a spatial one. At 1/2 blobs that
+            move fast stay where they are; at 1 videos of real pictures are 1 dB better, and a twelfth of
+            the poses of fast motions can no longer be read.
     """
 
     causal = "exact"
@@ -35,7 +37,7 @@ class PatchCodec(LatentCodec):
         patch: int = 8,
         frames: int = 4,
         gain: float = 0.25,
-        temporal_weight: float = 1.0,
+        temporal_weight: float = 0.5,
     ) -> None:
         super().__init__()
         if channels % 3 or channels // 3 > patch * patch:
