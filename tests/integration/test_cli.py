@@ -409,5 +409,5 @@ def test_shipped_objects_load_from_any_folder(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     assert config_path("configs/quickstart.yaml").is_file()
     backbone = instantiate("configs/backbone/wan-tiny.yaml", VideoBackbone)
-    assert backbone.spec.channels == 48
+    assert backbone.spec.channels == 72
     assert not os.listdir(tmp_path)
