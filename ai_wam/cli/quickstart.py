@@ -1,12 +1,17 @@
 """`ai-wam quickstart`: collect, train, test and report, each step a command that can be typed."""
 
 import os
+import resource
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.files.weights import read_torch
@@ -18,6 +23,8 @@ _MODES = {
     "one_shot": "configs/benchmark/reach_target.yaml",
     "receding": "configs/benchmark/reach_target_receding.yaml",
 }
+
+_RATE = 90  # GFLOP/s of one thread of the machine on which README's minutes were taken
 
 # glibc gives large tensors back to the system after each use; asking again costs a sixth of a training step.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
@@ -52,11 +59,13 @@ def quickstart(
     """
     if steps % _SAVED_EVERY:
         raise InvalidValue(f"--steps {steps} must be a multiple of {_SAVED_EVERY}: models are saved there")
-    folder, began = Path(out), time.monotonic()
+    folder, spent = Path(out), []
     for split, share in _SPLITS.items():
         count = ["--source.init_args.episodes_per_task", str(max(8, round(share * episodes)))]
         words = ["--config", "configs/collect/reach_target.yaml", "--source.init_args.split", split, *count]
-        _run("collect", *words, "--out", str(folder / "data" / split), "--workers", str(workers))
+        spent.append(
+            _run("collect", *words, "--out", str(folder / "data" / split), "--workers", str(workers))
+        )
     parts = [Path(name).stem for name in (config, backbone) if name is not None]
     run = folder / "-".join([*parts, f"seed{seed}"])
     checkpoint = run / "fit" / "checkpoints" / "last.ckpt"
@@ -69,13 +78,14 @@ def quickstart(
         log = ["--trainer.logger.init_args.save_dir", str(run), "--data.seed", str(seed)]
         other = [] if backbone is None else ["--model.backbone", backbone]
         again = ["--ckpt_path", str(checkpoint)] if done else []
-        _run("fit", "--config", config, *words, *places, *log, *other, *again, threads=threads)
+        spent.append(_run("fit", "--config", config, *words, *places, *log, *other, *again, threads=threads))
     for mode, benchmark in _MODES.items():
         words = ["--ckpt_path", str(checkpoint), "--data", benchmark]
         count = ["--data.benchmark.init_args.protocol.trials_per_task", str(trials)]
         machine = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger", "false"]
-        _run("test", *words, *count, *machine, "--data.out", str(run / mode), threads=threads)
-    _summary(run, time.monotonic() - began)
+        spent.append(_run("test", *words, *count, *machine, "--data.out", str(run / mode), threads=threads))
+    _summary(run)
+    print(f"\n{where_time_went(spent)}\n{machine_speed()}")
 
 
 def _steps_done(checkpoint: Path) -> int:
@@ -88,8 +98,24 @@ def _steps_done(checkpoint: Path) -> int:
     return steps
 
 
-def _run(*words: str, threads: int = 1) -> None:
+@dataclass(frozen=True)
+class Spent:
+    """Time that one command took.
+
+    Attributes:
+        command: its name.
+        seconds: from its beginning to its end.
+        cpu_seconds: of processors, its own processes included.
+    """
+
+    command: str
+    seconds: float
+    cpu_seconds: float
+
+
+def _run(*words: str, threads: int = 1) -> Spent:
     """Run one command in a process of its own; its failure ends the quickstart."""
+    began, used = time.monotonic(), _of_children()
     print(f"\n$ ai-wam {shlex.join(words)}", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **_KEEP_MEMORY}
     # -P keeps the working folder off the import path: a stranger's `tasks` folder there must not hide ours.
@@ -106,11 +132,40 @@ def _run(*words: str, threads: int = 1) -> None:
             raise
     if code:
         raise CannotContinue(f"the command above ended with code {code}; run it alone to look closer")
+    return Spent(words[0], time.monotonic() - began, _of_children() - used)
 
 
-def _summary(run: Path, seconds: float) -> None:
+def _of_children() -> float:
+    """Seconds of processors that ended child processes have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def where_time_went(spent: Sequence[Spent]) -> str:
+    """Minutes of the whole and of each kind of command, in one line."""
+    whole, cpu = sum(one.seconds for one in spent), sum(one.cpu_seconds for one in spent)
+    kinds = dict.fromkeys(one.command for one in spent)
+    parts = [f"{kind} {sum(s.seconds for s in spent if s.command == kind) / 60:.1f}" for kind in kinds]
+    return f"{whole / 60:.1f} minutes, {cpu / 60:.1f} of processor time: {', '.join(parts)}"
+
+
+def machine_speed() -> str:
+    """How fast one thread of this machine multiplies matrices, so that times can be compared; one line."""
+    threads, matrix = torch.get_num_threads(), torch.ones(1024, 1024)
+    torch.set_num_threads(1)
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - began)
+    torch.set_num_threads(threads)
+    rate = 2 * 1024**3 / min(times) / 1e9
+    return f"this machine: one thread multiplies matrices at {rate:.0f} GFLOP/s (the README's: {_RATE:.0f})"
+
+
+def _summary(run: Path) -> None:
     """Results in a few lines."""
-    print(f"\nquickstart: {seconds / 60:.1f} minutes")
+    print()
     for mode in _MODES:
         results: dict[str, Any] = read_results(run / mode / "results.json")
         for task, row in results["tasks"].items():
