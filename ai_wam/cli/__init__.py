@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 from types import ModuleType
 
 from ai_wam.cli.errors import one_sentence
@@ -27,6 +28,7 @@ _OWN = {
     "export": "write shards in the layout of another project",
     "compare": "compare two results of one protocol, or two sweeps, paired trial by trial",
     "sweep": "closed-loop trials of a checkpoint under a list of shifts: cameras, light, sensors ...",
+    "env": "versions, GPU and graphics of this machine, for a report of an issue",
     "rlbench-doctor": "check step by step what RLBench needs on this machine",
 }
 _MODULES = {
@@ -55,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
+        return
+    if words[0] in ("-V", "--version"):
+        print(f"ai-wam {version('ai-wam')}")
         return
     with interruptible(), one_sentence(words[0], _KEPT.get(words[0], "")):
         run_command(words[0], words[1:])
@@ -97,4 +102,5 @@ def _imported(name: str) -> ModuleType:
 
 def _usage() -> str:
     lines = [f"  {name:<20}{text}" for name, text in {**_OWN, **_LIGHTNING}.items()]
-    return "usage: ai-wam COMMAND [options]      (ai-wam COMMAND --help lists them)\n\n" + "\n".join(lines)
+    about = "ai-wam COMMAND --help lists them; ai-wam --version"
+    return f"usage: ai-wam COMMAND [options]      ({about})\n\n" + "\n".join(lines)

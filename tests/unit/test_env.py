@@ -1,0 +1,36 @@
+"""What `ai-wam env` and `ai-wam --version` print."""
+
+from importlib.metadata import version
+
+import pytest
+
+from ai_wam.cli import main
+from ai_wam.cli.env import env
+
+
+def printed(capsys: pytest.CaptureFixture) -> dict[str, str]:
+    env()
+    return {line[:24].strip(): line[24:] for line in capsys.readouterr().out.splitlines()}
+
+
+def test_prints_versions_and_what_decides_drawing(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    monkeypatch.delenv("COPPELIASIM_ROOT", raising=False)
+    lines = printed(capsys)
+    assert lines["torch"] == version("torch")
+    assert lines["ai-wam"].startswith(version("ai-wam"))
+    assert lines["OpenGL"].endswith("MuJoCo cannot draw: MUJOCO_GL is 'disable', which turns graphics off")
+    assert (lines["MUJOCO_GL"], lines["COPPELIASIM_ROOT"]) == ("disable", "not set")
+    assert lines["encoders"] == "libx264 yes, ffv1 yes"
+
+
+def test_packages_that_are_missing_are_said(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ai_wam.cli.env._PACKAGES", ("no-such-package",))
+    assert printed(capsys)["no-such-package"] == "not installed"
+
+
+def test_the_version_is_one_line(capsys: pytest.CaptureFixture):
+    main(["--version"])
+    assert capsys.readouterr().out == f"ai-wam {version('ai-wam')}\n"
