@@ -251,7 +251,9 @@ class Batch(TensorDataclass):
     encoded: Encoded | None = None
 
     def rows(self, index: Sequence[int]) -> "Batch":
-        """The batch of some of the rows."""
+        """The batch of some of the rows; of all in their order, the batch itself."""
+        if list(index) == list(range(len(self.keys))):
+            return self
         chosen = torch.tensor(list(index), dtype=torch.long, device=self.video.device)
         parts: dict[str, Any] = {
             name: value[: len(chosen)] if is_blank(value) else value[chosen]

@@ -106,7 +106,7 @@ class WorldActionModel(CheckedWeights):
         self, actions: Float[Tensor, "b t 8"], cameras: Cameras
     ) -> Float[Tensor, "b v 3 t h w"]:
         """Action images in [-1, 1]."""
-        return 2 * self.tokenizer.encode(actions, cameras, self.clip.size) - 1
+        return self.tokenizer.encode(actions, cameras, self.clip.size).mul_(2).sub_(1)
 
     def _context(
         self, prompts: Sequence[str], observation: Observation, encoded: Encoded | None = None

@@ -1,9 +1,10 @@
 """What poses can solve in Meta-World: `python -m benchmarks.speed.metaworld --out=metaworld.json`.
 
-Prints for every task how many scenes its scripted expert solves, how many are solved by the poses that it
-reached at every k-th control step, followed open loop (`poses`), and how many by these poses drawn as action
-images and read back (`codec`, the ceiling of every model that acts by action images). Finished tasks are kept
-in a file, from which the same command resumes.
+Prints for every task how many scenes its scripted expert solves; how many are solved by the poses that it
+reached at every k-th control step, followed open loop (`poses`); by these poses drawn as action images and
+read back (`codec`, the ceiling of every model that acts by action images); and by the mean of eight training
+demonstrations, replayed without looking (`blind`). Finished tasks are kept in a file, from which the same
+command resumes.
 """
 
 import itertools
@@ -26,6 +27,7 @@ from benchmarks.simulator import Trial
 from benchmarks.simulators.metaworld.simulator import MetaWorld
 
 _SECONDS = 6.25  # the published 500 control steps
+_WAYS = ("poses", "codec", "blind")
 _UNREACHED = 80  # control steps, one second
 
 
@@ -67,7 +69,7 @@ def report(
 
 def table(rows: Mapping[str, Mapping[str, Any]], strides: Sequence[int]) -> str:
     """Solved scenes by task, and their sums."""
-    columns = ["expert", *(f"{way}/{stride}" for way in ("poses", "codec") for stride in strides)]
+    columns = ["expert", *(f"{way}/{stride}" for way in _WAYS for stride in strides)]
     lines = [["task", "scenes", "steps", *columns]]
     for name, row in rows.items():
         lines.append([name, *(str(row[column]) for column in lines[0][1:])])
@@ -92,10 +94,8 @@ def _row(simulator: MetaWorld, task: str, scenes: int, strides: Sequence[int]) -
     trials = [Trial(task, 0, index) for index in range(scenes)]
     solved, steps = zip(*(_demonstrated(simulator, trial) for trial in trials), strict=True)
     row: dict[str, Any] = {"scenes": scenes, "steps": round(sum(steps) / scenes), "expert": sum(solved)}
-    for (way, codec), stride in itertools.product(
-        (("poses", None), ("codec", ActionImageTokenizer())), strides
-    ):
-        row[f"{way}/{stride}"] = _replayed(simulator, trials, stride, codec)
+    for way, stride in itertools.product(_WAYS, strides):
+        row[f"{way}/{stride}"] = _replayed(simulator, trials, stride, way)
     return row
 
 
@@ -106,10 +106,8 @@ def _demonstrated(simulator: MetaWorld, trial: Trial) -> tuple[bool, int]:
     return results[-1].success, len(results)
 
 
-def _replayed(
-    simulator: MetaWorld, trials: Sequence[Trial], stride: int, codec: ActionImageTokenizer | None
-) -> int:
-    """How many trials the expert's poses solve, one after the other without looking."""
+def _replayed(simulator: MetaWorld, trials: Sequence[Trial], stride: int, way: str) -> int:
+    """How many trials recorded poses solve, one after the other without looking."""
     protocol = EvaluationProtocol(
         execution="one_shot",
         max_seconds=_SECONDS,
@@ -119,10 +117,14 @@ def _replayed(
     )
     benchmark = Benchmark(simulator, protocol, parallel=1)
     clip = Clip(2, stride, simulator.control_hz, simulator.image_size, simulator.views)
-    expert = Expert(benchmark.simulator, stride, _SECONDS, None, codec)
-    results = benchmark.run(expert, trials, clip)
+    if way == "blind":
+        results = benchmark.blind_floor(trials, clip)
+    else:
+        codec = ActionImageTokenizer() if way == "codec" else None
+        expert = Expert(benchmark.simulator, stride, _SECONDS, None, codec)
+        results = benchmark.run(expert, trials, clip)
+        expert.close()
     benchmark.close()
-    expert.close()
     return sum(result.success for result in results)
 
 
