@@ -17,6 +17,7 @@ _LIGHTNING = {
     "predict": "run a checkpoint on your own input",
 }
 _OWN = {
+    "demo": "a policy that comes with the package acts in unseen scenes, within a minute",
     "quickstart": "all steps on this machine: collect, fit, test, report",
     "collect": "write the demonstrations of a simulator's expert into shards",
     "convert": "write recorded files of another layout into shards",
@@ -39,6 +40,7 @@ _AROUND = ("cache", "sweep")  # take the words of a `fit`, of a `test`
 _POSITIONAL = ("compare", "inspect")  # arguments by their order; elsewhere it would break nested YAML files
 _SHARDS = "finished shards are kept, and the same command resumes after them"
 _KEPT = {  # by an interrupted command
+    "demo": "finished trials are kept in the folder of --out, and the same command resumes after them",
     "quickstart": "the same command resumes with the step that was not finished",
     "collect": _SHARDS,
     "convert": _SHARDS,

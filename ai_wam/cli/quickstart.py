@@ -64,7 +64,7 @@ def quickstart(
         count = ["--source.init_args.episodes_per_task", str(max(8, round(share * episodes)))]
         words = ["--config", "configs/collect/reach_target.yaml", "--source.init_args.split", split, *count]
         spent.append(
-            _run("collect", *words, "--out", str(folder / "data" / split), "--workers", str(workers))
+            run_step("collect", *words, "--out", str(folder / "data" / split), "--workers", str(workers))
         )
     parts = [Path(name).stem for name in (config, backbone) if name is not None]
     run = folder / "-".join([*parts, f"seed{seed}"])
@@ -78,12 +78,16 @@ def quickstart(
         log = ["--trainer.logger.init_args.save_dir", str(run), "--data.seed", str(seed)]
         other = [] if backbone is None else ["--model.backbone", backbone]
         again = ["--ckpt_path", str(checkpoint)] if done else []
-        spent.append(_run("fit", "--config", config, *words, *places, *log, *other, *again, threads=threads))
+        spent.append(
+            run_step("fit", "--config", config, *words, *places, *log, *other, *again, threads=threads)
+        )
     for mode, benchmark in _MODES.items():
         words = ["--ckpt_path", str(checkpoint), "--data", benchmark]
         count = ["--data.benchmark.init_args.protocol.trials_per_task", str(trials)]
         machine = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger", "false"]
-        spent.append(_run("test", *words, *count, *machine, "--data.out", str(run / mode), threads=threads))
+        spent.append(
+            run_step("test", *words, *count, *machine, "--data.out", str(run / mode), threads=threads)
+        )
     _summary(run)
     print(f"\n{where_time_went(spent)}\n{machine_speed()}")
 
@@ -113,8 +117,8 @@ class Spent:
     cpu_seconds: float
 
 
-def _run(*words: str, threads: int = 1) -> Spent:
-    """Run one command in a process of its own; its failure ends the quickstart."""
+def run_step(*words: str, threads: int = 1) -> Spent:
+    """Run one command in a process of its own; its failure ends this one."""
     began, used = time.monotonic(), _of_children()
     print(f"\n$ ai-wam {shlex.join(words)}", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **_KEEP_MEMORY}

@@ -25,7 +25,7 @@ def test_time_of_a_command_counts_its_own_processes(monkeypatch: pytest.MonkeyPa
         return start([sys.executable, "-c", child], env=env)
 
     monkeypatch.setattr(quickstart.subprocess, "Popen", in_its_place)
-    spent = quickstart._run("collect")
+    spent = quickstart.run_step("collect")
     assert spent.command == "collect"
     assert 0.3 <= spent.cpu_seconds < 0.3 + spent.seconds
 
