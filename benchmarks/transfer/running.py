@@ -75,9 +75,10 @@ def finished(job: Job, folder: Path) -> bool:
 
 
 def cpu_minutes(job: str, folder: Path) -> float | None:
-    """Minutes of processors that the last run of a finished job took; None where that is not known."""
+    """Minutes of processors that a finished job took; None where it was resumed, or that is not known."""
     record = folder / "jobs" / f"{job}.json"
-    seconds = read_json(record).get("cpu_seconds") if record.is_file() else None
+    content = read_json(record) if record.is_file() else {}
+    seconds = None if content.get("resumed") else content.get("cpu_seconds")
     return None if seconds is None else seconds / 60
 
 
@@ -93,7 +94,8 @@ class _Running:
         self.log = folder / "logs" / f"{job.name}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         words = list(job.words)
-        if job.checkpoint is not None and (folder / job.checkpoint).is_file():
+        self.resumed = job.checkpoint is not None and (folder / job.checkpoint).is_file()
+        if self.resumed:
             words.append(f"--ckpt_path={job.checkpoint}")
         print(f"[{datetime.now(UTC):%H:%M}] ai-wam {join(words)}", flush=True)
         command = [str(Path(sys.executable).with_name("ai-wam")), *words]
@@ -124,6 +126,7 @@ class _Running:
             last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
             return [f"{name} ended with status {status}: {last} (its log: {self.log})"]
         ended = datetime.now(UTC).isoformat(timespec="seconds")
-        content = {"words": list(self.job.words), "seconds": seconds, "cpu_seconds": cpu, "ended": ended}
+        spent = {"seconds": seconds, "cpu_seconds": cpu, "resumed": self.resumed}
+        content = {"words": list(self.job.words), **spent, "ended": ended}
         write_json(_record(self.job, self.folder), content)
         return []

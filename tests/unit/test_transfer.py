@@ -99,6 +99,8 @@ def test_an_interrupted_training_resumes_from_its_checkpoint(command: Path):
         [Job("a", ("a",), checkpoint="last.ckpt"), Job("b", ("b",), checkpoint="no.ckpt")], command, 1
     )
     assert ran(command) == ["a --ckpt_path=last.ckpt", "b"]
+    assert running.cpu_minutes("a", command) is None  # what it took before is not known
+    assert running.cpu_minutes("b", command) is not None
 
 
 def test_a_signal_ends_the_commands_too(command: Path, monkeypatch: pytest.MonkeyPatch):
