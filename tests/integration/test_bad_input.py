@@ -375,8 +375,8 @@ def test_a_fit_with_a_broken_backbone(place: Place, refused: Callable[..., str],
 # ---------------------------------------------------------------------- numbers, words, results
 
 WORDS = [
-    ("fit", ["--model.optimizer.lr=.nan"], "AdamW: lr must be finite"),
-    ("fit", ["--model.optimizer.lr=-1"], "AdamW: lr must be finite and at least 0"),
+    ("fit", ["--model.optimizer.lr=.nan"], "Muon: lr must be finite"),
+    ("fit", ["--model.optimizer.lr=-1"], "Muon: lr must be finite and at least 0"),
     ("fit", ["--model.clip.control_hz=.inf"], "control_hz > 0 and finite"),
     ("fit", ["--model.clip.control_hz=.nan"], "control_hz > 0 and finite"),
     ("fit", ["--model.clip.frames=1000000001"], "at most 174762 frames"),

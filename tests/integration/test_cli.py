@@ -366,7 +366,7 @@ def test_the_command_line_wins_over_the_checkpoint(place: Path, monkeypatch: pyt
     found = one_trial(monkeypatch, "stepped", *words)
     assert found["policy"]["config"]["sampling"]["steps"] == 2
     assert (
-        found["policy"]["config"]["optimizer"]["init_args"]["lr"] == 2e-3
+        found["policy"]["config"]["optimizer"]["init_args"]["lr"] == 8e-3
     )  # settings that are not overridden are the checkpoint's
 
 
