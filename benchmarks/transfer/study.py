@@ -70,7 +70,7 @@ DATA: Mapping[str, DataSet] = {
     "tabletop": DataSet(_ALL_TASKS, episodes=(1000, 20)),
 }
 
-# Twice the quickstart's steps; the baseline's fewer steps of twice the batch take as many minutes.
+# Twice the quickstart's steps; the baseline's steps of twice the batch take half as many minutes again.
 _POLICY = ("configs/quickstart.yaml", ("--trainer.max_steps=2500",))
 _WIDE_POLICY = ("configs/quickstart.yaml", ("--trainer.max_steps=3500",))  # its spheres are half as large
 _BASELINE = ("configs/quickstart_diffusion_policy.yaml", ("--trainer.max_steps=3400",))
