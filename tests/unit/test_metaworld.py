@@ -350,7 +350,7 @@ def test_framed_cameras_show_the_box_level(rigged):
 @needs_metaworld
 @pytest.mark.parametrize("framed", [True, False])
 def test_moved_cameras_turn_about_the_box_and_come_back(rigged, framed):
-    """Pictures are drawn through the cameras that are told: marks are where they are projected."""
+    """The calibration of a moved camera is that of the picture MuJoCo draws."""
     trial = Trial("reach", 0, 0)
     rigged.reset(trial)
     usual = rigged.observe().views
