@@ -1,17 +1,16 @@
 """`ai-wam demo`: a policy that comes with the package acts, without any training."""
 
 import os
-import sys
 import webbrowser
 from importlib.resources import files
 from pathlib import Path
 
-from ai_wam.cli.quickstart import run_step
+from ai_wam.cli.quickstart import ON_CPU, run_step
 from ai_wam.files.packed_policy import unpack
+from benchmarks.simulators.opengl_platform import headless
 
 _POLICY, _POINTS = "policy.safetensors", "configs/sweep/demo.yaml"
 _BENCHMARK = "configs/benchmark/reach_target.yaml"
-_DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")  # without one, Linux would open a browser in the terminal
 
 
 def demo(out: str = "runs/demo", trials: int = 10, threads: int = 2, show: bool = True) -> None:
@@ -33,10 +32,9 @@ def demo(out: str = "runs/demo", trials: int = 10, threads: int = 2, show: bool 
     if not checkpoint.exists():
         unpack(Path(str(files("ai_wam.demo"))) / _POLICY, checkpoint)
     count = ["--data.benchmark.init_args.protocol.trials_per_task", str(trials), "--data.videos", str(trials)]
-    machine = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger", "false"]
     what = ["--points", _POINTS, "--ckpt_path", str(checkpoint), "--data", _BENCHMARK]
-    spent = run_step("sweep", *what, *count, *machine, "--out", str(sweep), threads=threads)
+    spent = run_step("sweep", *what, *count, *ON_CPU, "--out", str(sweep), threads=threads)
     page = (sweep / "sweep.html").resolve()
     print(f"\n{spent.seconds:.0f} seconds; report: {page}")
-    if show and (sys.platform != "linux" or any(map(os.environ.get, _DISPLAYS))):
+    if show and not headless(os.environ):  # where a browser would open in the terminal
         webbrowser.open(page.as_uri())

@@ -1,9 +1,7 @@
 """`ai-wam env`: what a report of an issue should say of the machine."""
 
 import os
-import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 
 import av
 import torch
@@ -35,11 +33,11 @@ def env() -> None:
 
 
 def _lines() -> Iterator[tuple[str, str]]:
-    found = versions()
+    found = versions(("ai-wam", *_PACKAGES))
     yield "ai-wam", f"{found.get('ai-wam', 'not installed')}, commit {found.get('commit', 'unknown')}"
-    yield "python", f"{platform.python_version()}, {platform.platform()}"
+    yield "python", f"{found['python']}, {found['platform']}"
     for name in _PACKAGES:
-        yield name, _version(name)
+        yield name, found.get(name, "not installed")
     yield "processors", f"{os.cpu_count()}, {_memory()}"
     yield "speed", machine_speed()
     yield "GPU", ", ".join(_gpus()) or "none that torch can use"
@@ -48,13 +46,6 @@ def _lines() -> Iterator[tuple[str, str]]:
     yield "encoders", ", ".join(f"{name} {'yes' if name in codecs else 'no'}" for name in _ENCODERS)
     for name in _VARIABLES:
         yield name, os.environ.get(name) or "not set"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _memory() -> str:

@@ -24,6 +24,8 @@ _MODES = {
     "receding": "configs/benchmark/reach_target_receding.yaml",
 }
 
+# Words of a test that needs no GPU and logs nothing beside its results.
+ON_CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger", "false")
 _RATE = 97  # GFLOP/s of one thread of the machine on which README's minutes were taken
 
 # glibc gives large tensors back to the system after each use; asking again costs a sixth of a training step.
@@ -84,9 +86,8 @@ def quickstart(
     for mode, benchmark in _MODES.items():
         words = ["--ckpt_path", str(checkpoint), "--data", benchmark]
         count = ["--data.benchmark.init_args.protocol.trials_per_task", str(trials)]
-        machine = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger", "false"]
         spent.append(
-            run_step("test", *words, *count, *machine, "--data.out", str(run / mode), threads=threads)
+            run_step("test", *words, *count, *ON_CPU, "--data.out", str(run / mode), threads=threads)
         )
     _summary(run)
     print(f"\n{where_time_went(spent)}\n{machine_speed()}")

@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,10 +13,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("ai-wam", "torch", "lightning", "diffusers", "mujoco", "numpy", "av")
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
     """Versions of Python, platform, packages and code; packages that are not installed are left out."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # an optional package, or a checkout that was never installed

@@ -72,7 +72,7 @@ def platform_for_import(variables: Mapping[str, str]) -> str | None:
     found = egl_devices(), osmesa()
     if obstacle(variables, *found):
         return "disable"
-    return choose_platform(*found) if _headless(variables) and not _asked(variables) else None
+    return choose_platform(*found) if headless(variables) and not _asked(variables) else None
 
 
 def obstacle(variables: Mapping[str, str], egl_devices: int, osmesa: bool) -> str | None:
@@ -83,7 +83,7 @@ def obstacle(variables: Mapping[str, str], egl_devices: int, osmesa: bool) -> st
         egl_devices: how many devices EGL offers.
         osmesa: whether OSMesa can be loaded.
     """
-    asked, headless = _asked(variables), _headless(variables)
+    asked, no_display = _asked(variables), headless(variables)
     said = f"MUJOCO_GL is {asked!r}"
     if asked not in _KNOWN:
         return f"{said}, which MuJoCo does not know"
@@ -93,9 +93,9 @@ def obstacle(variables: Mapping[str, str], egl_devices: int, osmesa: bool) -> st
         return f"{said}, and EGL offers no device"
     if asked == "osmesa" and not osmesa:
         return f"{said}, and its library (libOSMesa) cannot be loaded"
-    if headless and not (asked or egl_devices or osmesa):
+    if no_display and not (asked or egl_devices or osmesa):
         return "there is no display (DISPLAY, WAYLAND_DISPLAY) and neither EGL nor OSMesa could be loaded"
-    used = asked or (choose_platform(egl_devices, osmesa) if headless else "")
+    used = asked or (choose_platform(egl_devices, osmesa) if no_display else "")
     other = variables.get("PYOPENGL_PLATFORM")
     if used in ("egl", "osmesa") and other not in (None, "", used):
         return f"PYOPENGL_PLATFORM is {other!r} and MuJoCo draws with {used}"
@@ -119,7 +119,7 @@ def way_out(variables: Mapping[str, str], egl_devices: int, osmesa: bool) -> str
             "(EGL) or `apt-get install libosmesa6` (OSMesa), and leave MUJOCO_GL and PYOPENGL_PLATFORM unset"
         )
     clash = variables.get("PYOPENGL_PLATFORM") not in (None, "", platform)
-    used = _asked(variables) or (platform if _headless(variables) else "")
+    used = _asked(variables) or (platform if headless(variables) else "")
     steps = [f"set MUJOCO_GL={platform}"] * (used != platform) + ["unset PYOPENGL_PLATFORM"] * clash
     steps += [f"unset {_DEVICE}"] * (platform == "egl" and not _is_number(variables.get(_DEVICE, "0")))
     return " and ".join(steps)
@@ -137,5 +137,6 @@ def _asked(variables: Mapping[str, str]) -> str:
     return variables.get("MUJOCO_GL", "").lower().strip()
 
 
-def _headless(variables: Mapping[str, str]) -> bool:
+def headless(variables: Mapping[str, str]) -> bool:
+    """Whether this is a Linux machine without a display, by its environment variables."""
     return sys.platform == "linux" and not any(variables.get(name) for name in _DISPLAYS)

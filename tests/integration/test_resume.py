@@ -368,9 +368,7 @@ def test_a_longer_run_keeps_its_learning_rate_or_says_the_jump(begun: Path, monk
             f"--ckpt_path={checkpoint(begun)}",
         )
     sgd = "--model.optimizer=torch.optim.SGD"
-    with pytest.raises(
-        SystemExit, match=r"optimizer was tasks\S+Muon and is now torch\S+SGD.*Keep the run"
-    ):
+    with pytest.raises(SystemExit, match=r"optimizer was tasks\S+Muon and is now torch\S+SGD.*Keep the run"):
         fit(monkeypatch, str(begun), *LONGER, sgd, f"--ckpt_path={checkpoint(begun)}")
     with pytest.raises(SystemExit, match=r"optimizer\.lr was 0\.008 and is now 0\.1"):
         fit(monkeypatch, str(begun), *LONGER, "--model.optimizer.lr=0.1", f"--ckpt_path={checkpoint(begun)}")
