@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from ai_wam.cameras import Cameras
+from ai_wam.errors import CannotContinue
 from benchmarks.simulators.opengl_platform import (
     egl_devices,
     obstacle,
@@ -32,10 +34,14 @@ _chosen = None if _EARLY else platform_for_import(_USERS)
 if _chosen is not None:
     os.environ["MUJOCO_GL"] = _chosen
 
-import mujoco  # noqa: E402  (the variable above must be set first)
-
-from ai_wam.cameras import Cameras  # noqa: E402
-from ai_wam.errors import CannotContinue  # noqa: E402
+try:
+    import mujoco  # the variable above must be set first
+except OSError as error:
+    raise CannotContinue(
+        f"MuJoCo's libraries do not load: {error}. That happens where pip put an older release over 4.0, "
+        "which is three packages. Make a new environment, or `pip uninstall -y mujoco mujoco-core "
+        "mujoco-studio` and install again"
+    ) from error
 
 if _chosen == "disable":  # for the import alone: errors name what the user set
     del os.environ["MUJOCO_GL"]

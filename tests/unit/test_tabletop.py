@@ -307,6 +307,14 @@ def test_mujoco_imported_too_early_is_told():
     assert "import benchmarks.simulators.mujoco_graphics before mujoco" in done.stderr
 
 
+def test_libraries_of_mujoco_that_do_not_load_are_one_sentence(tmp_path):
+    (tmp_path / "mujoco.py").write_text("raise OSError('libmujoco.so.4.0.0: cannot open')")
+    done = run_headless("import benchmarks.simulators.mujoco_graphics", PYTHONPATH=str(tmp_path))
+    said = done.stderr.strip().splitlines()[-1]
+    assert "CannotContinue: MuJoCo's libraries do not load: libmujoco.so.4.0.0: cannot open" in said
+    assert "pip uninstall -y mujoco mujoco-core mujoco-studio" in said
+
+
 @pytest.mark.parametrize("shadows", [False, True])
 def test_pictures_that_share_a_context_are_those_of_the_genuine_renderer(shadows):
     drawn = []
