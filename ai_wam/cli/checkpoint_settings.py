@@ -31,12 +31,17 @@ _EARLY = (
 )
 
 
-def hyperparameters(path: str) -> dict[str, Any]:
-    """Class path and arguments of the model of a checkpoint."""
+def check_there(path: str) -> None:
+    """Refuse the path of a checkpoint that is no file."""
     if not Path(path).is_file():
         raise InvalidValue(
             f"there is no checkpoint {path!r}; --ckpt_path takes a .ckpt file written by `ai-wam fit`"
         )
+
+
+def hyperparameters(path: str) -> dict[str, Any]:
+    """Class path and arguments of the model of a checkpoint."""
+    check_there(path)
     saved = read_torch(path).get("hyper_parameters", {})
     if not isinstance(saved, Mapping) or not isinstance(saved.get("_class_path"), str):
         raise InvalidValue(

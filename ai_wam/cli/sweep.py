@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ai_wam.cli.checkpoint_settings import check_there
 from ai_wam.cli.parsing import WordParser
 from ai_wam.cli.shipped_configs import resolved
 from ai_wam.errors import InvalidValue
@@ -26,6 +27,7 @@ def main(words: Sequence[str]) -> None:
     known, rest = parser.parse_known_args(list(words))
     if taken := [word for word in rest if word.partition("=")[0] in ("--data.out", _SHIFT)]:
         raise InvalidValue(f"ai-wam sweep: {taken[0]} is set by the sweep for every point; leave it out")
+    check_there(known.ckpt_path)
     points = [_with_content(point) for point in read_points(_shipped(known.points))]
     record = SweepRecord(Path(known.out), known.ckpt_path, rest, points)
     record.write()

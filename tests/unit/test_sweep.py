@@ -81,7 +81,7 @@ def test_a_sweep_resumes_with_the_point_that_was_not_finished(place, monkeypatch
         (("a.ckpt", "new", "half.yaml"), r"point 'x' needs both `axis` and `at`"),
         (("a.ckpt", "new", "bad.yaml"), r"name is '\.\./x'; give it letters"),
         (("a.ckpt", "new", "list.yaml"), "a sweep is `points:` with a list"),
-        (("gone.ckpt", "new"), r"gone\.ckpt"),
+        (("gone.ckpt", "new"), r"there is no checkpoint 'gone\.ckpt'"),
     ],
 )
 def test_what_is_no_sweep_or_another_one_is_refused_and_nothing_is_lost(place, words, message):
