@@ -27,7 +27,7 @@ def _apply(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 class TensorDataclass:
-    """A frozen dataclass of tensors that moves to a device as a whole; Lightning looks for `.to`."""
+    """A frozen dataclass of tensors that moves to a device as a whole; Lightning looks for the method."""
 
     def to(self: _Self, device: torch.device | str, non_blocking: bool = False) -> _Self:
         """Every tensor and camera field on a device; other fields stay, and so does every dtype."""

@@ -5,7 +5,7 @@ scene without the controller's limits: every command is held until the tool has 
 takes. Where that fails too, every action in force is compared with the pose that the expert's demonstration
 of the trial has at that time. An action is off where it was held (invalid, or of too low confidence for the
 protocol) or where its pose is more than 25 mm, 15 degrees or half an opening from the expert's. The verdict
-is taken from the first chunk with actions that are off, since until then the arm was where the expert was:
+is taken from the first chunk with actions that are off, since until then the arm was where the expert was::
 
     controller missed   the replay solves the task: the actions were good, the arm did not follow them in
                         time; or no action is off, and some pose had no solution

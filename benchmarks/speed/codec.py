@@ -2,8 +2,9 @@
 
 Prints one line per condition with its bar and whether it is met; the exit status is 1 if any is missed. Clips
 are 41 frames of smooth random motion, seen by two cameras 1.3 m away under 60 degrees unless a line says
-otherwise. Times are given in `fill_`s of the clip's images too, measured in the same run: the machine's speed
-drops out. The bar of 40 ms for decoding belongs to a machine where that takes 3 ms, so it is 13.3 of them.
+otherwise. Times are given in calls of `fill_` on the clip's images too, measured in the same run: the
+machine's speed drops out. The bar of 40 ms for decoding belongs to a machine where that takes 3 ms, so it is
+13.3 of them.
 """
 
 import argparse

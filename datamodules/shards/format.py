@@ -1,9 +1,11 @@
-"""The shard format: names of files and members, and the JSON of the indices. docs/shards.md describes it.
+"""The shard format: names of files and members, and the JSON of the indices.
 
-index.json           the whole set: schema, settings of the source, one line per shard
-shard-000000.tar     episodes; per episode `<key>.json`, `<key>.actions.npy`, `<key>.cameras.npz` and
-                     `<key>.<view>.mp4`
-shard-000000.json    that shard: size, checksum, and the place of each member of each episode
+docs/shards.md describes it::
+
+    index.json           the whole set: schema, settings of the source, one line per shard
+    shard-000000.tar     episodes; per episode `<key>.json`, `<key>.actions.npy`, `<key>.cameras.npz` and
+                         `<key>.<view>.mp4`
+    shard-000000.json    that shard: size, checksum, and the place of each member of each episode
 """
 
 import math

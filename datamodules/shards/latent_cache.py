@@ -1,8 +1,10 @@
-"""Caches of windows' latents by frozen encoders, in the folder of the shards; `ai-wam cache` writes them.
+"""Caches of windows' latents by frozen encoders, in the folder of the shards.
 
-<shards>/caches/<key>/    the same tars and indices as the shards, members `<key>.<view>.<part>.npy` with one
-                          row per window; parts are the fields of `ai_wam.types.Encoded`
-<shards>/caches/prompts/  embeddings of all captions, as the prompt encoder keeps them
+`ai-wam cache` writes them::
+
+    <shards>/caches/<key>/    the same tars and indices as the shards, members `<key>.<view>.<part>.npy` with
+                              one row per window; parts are the fields of `ai_wam.types.Encoded`
+    <shards>/caches/prompts/  embeddings of all captions, as the prompt encoder keeps them
 
 A cache is used only where everything that decides its contents is the same: shards, encoders and their
 weights, clip, and the spacing of windows.

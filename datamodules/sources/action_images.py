@@ -1,5 +1,7 @@
 """Reads the layout of the data set released with Action Images (RLBench).
 
+The layout::
+
     <path>/<task>/variation0/variation_descriptions.pkl                  phrasings
     <path>/<task>/variation0/episodes/episode0/actions.npy               [t, 8] at 20 Hz: pose and openness
                                               /key_frames.npy            numbers of steps

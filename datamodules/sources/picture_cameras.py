@@ -1,6 +1,6 @@
 """Reads camera files of a user's own pictures: this project's JSON, RLBench's `misc`, a COLMAP text model.
 
-docs/predict.md describes them. All become `Calibration`s in OpenCV's axes for the pictures as they are.
+docs/predict.md describes them. Each becomes a `Calibration` in OpenCV's axes, for the pictures as they are.
 """
 
 from collections.abc import Collection, Mapping

@@ -1,5 +1,7 @@
 """Reads RLBench demonstrations in the layout of stepjam/RLBench and in PerAct's; needs no RLBench.
 
+The layouts::
+
     <path>/<task>/variation0/variation_descriptions.pkl               stepjam: phrasings per variation
     <path>/<task>/variation0/episodes/episode0/low_dim_obs.pkl        the demonstration without its pictures
                                               /front_rgb/0.png        one folder per camera

@@ -15,19 +15,20 @@ _ERRORS = ("position_mm", "final_position_mm", "position_px", "rotation_deg")
 class ActionAccuracy(Averages):
     """Errors of predicted actions, over predictions that are valid and truths that were recorded.
 
-    valid: share of recorded steps for which the prediction was valid: over so many of them go all the others.
-
-    position_mm, rotation_deg: distance of the tool centre points, geodesic angle of the rotations; means and,
-        as `_median`, medians over steps. final_position_mm is that of the last recorded
-        step.
-    position_px: distance in pixels of both tool centre points in the recorded cameras' pictures, a value per
-        view in which the true one is visible. At most the picture's diagonal, which is also what a point
-        behind the camera counts: one stray pose shall not decide a mean.
-    gripper_accuracy: share of steps whose gripper state (open above 0.5) is right.
-    gripper_f1: of openings and closings, over all of them: a predicted change is right if a true one of the
-        same direction lies at most `tolerance` steps away, each being matched once. The states begin with the
-        recorded present one; a step that is not valid keeps the state before it. NaN where the gripper never
-        moves.
+    Metrics:
+        valid: share of recorded steps whose prediction was valid; the others are over these steps alone.
+        position_mm: distance of the tool centre points; the mean, and as `position_mm_median` the median over
+            steps.
+        rotation_deg: geodesic angle of the rotations; the same.
+        final_position_mm: distance at the last recorded step.
+        position_px: distance in pixels of both tool centre points in the recorded cameras' pictures, a value
+            per view in which the true one is visible. At most the picture's diagonal, which is also what a
+            point behind the camera counts: one stray pose shall not decide a mean.
+        gripper_accuracy: share of steps whose gripper state (open above 0.5) is right.
+        gripper_f1: of openings and closings, over all of them: a predicted change is right if a true one of
+            the same direction lies at most `tolerance` steps away, each being matched once. The states begin
+            with the recorded present one; a step that is not valid keeps the state before it. NaN where the
+            gripper never moves.
 
     Args:
         tolerance: in steps of the clip.

@@ -1,12 +1,12 @@
 """Feature networks of video metrics, from files that the user names: nothing is ever downloaded.
 
-lpips_alex, lpips_vgg   weights of torchvision's AlexNet or VGG-16 trained on ImageNet, a state_dict as its
-authors publish it (the classifier is not needed); the linear heads come with
-torchmetrics. Read with `weights_only`.
-fvd_NAME                a TorchScript module from clips "n 3 t 224 224" in [-1, 1] to features "n d", such as
-the I3D file that most FVD figures rest on (`fvd_i3d`). Where its forward takes
-`rescale`, `resize` and `return_features`, as that file's does, they are False,
-False and True. TorchScript is a program: load files you trust only.
+`lpips_alex`, `lpips_vgg`: weights of torchvision's AlexNet or VGG-16 trained on ImageNet, a state_dict as its
+authors publish it (the classifier is not needed); the linear heads come with torchmetrics. Read with
+`weights_only`.
+
+`fvd_NAME`: a TorchScript module from clips "n 3 t 224 224" in [-1, 1] to features "n d", such as the I3D file
+that most FVD figures rest on (`fvd_i3d`). Where its forward takes `rescale`, `resize` and `return_features`,
+as that file's does, they are False, False and True. TorchScript is a program: load files you trust only.
 """
 
 import re
@@ -33,7 +33,7 @@ def check_names(networks: Mapping[str, str]) -> None:
     """Refuse names that are no metric's.
 
     Raises:
-        ValueError: a name that is neither one of LPIPS nor begins with "fvd_".
+        ValueError: a name that is neither one of LPIPS nor begins with `fvd_`.
     """
     for name in networks:
         if name not in _PERCEPTUAL and not re.fullmatch(r"fvd_\w+", name):

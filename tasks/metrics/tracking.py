@@ -14,15 +14,17 @@ class Tracking(Averages):
     """TAP-Vid's metrics of predicted tracks, each a mean over videos; one view of one clip is a video.
 
     A point is queried at the first frame in which it is visible and evaluated in all later ones. Distances
-    are those in a picture of 256 x 256 pixels. Over the points of a video:
+    are those in a picture of 256 x 256 pixels. The metrics are over the points of a video.
 
-    trajectory_error: mean distance where the point is visible.
-    within_K: share of visible places that the prediction misses by less than K pixels; delta_average is the
-        mean over K = 1, 2, 4, 8, 16.
-    occlusion_accuracy: share of places where prediction and truth agree whether the point is visible.
-    jaccard_K: true positives / (true positives + false negatives + false positives). A true positive is said
-        to be visible, is so, and lies within K; a visible place without one is a false negative; one said to
-        be visible that is not, or lies farther off, is a false positive. average_jaccard is the mean over K.
+    Metrics:
+        trajectory_error: mean distance where the point is visible.
+        within_K: share of visible places that the prediction misses by less than K pixels; delta_average is
+            the mean over K = 1, 2, 4, 8, 16.
+        occlusion_accuracy: share of places where prediction and truth agree whether the point is visible.
+        jaccard_K: true positives / (true positives + false negatives + false positives). A true positive is
+            said to be visible, is so, and lies within K; a visible place without one is a false negative; one
+            said to be visible that is not, or lies farther off, is a false positive. average_jaccard is the
+            mean over K.
 
     A point that is not found counts as said to be occluded, and its place is where it was seen last: leaving
     hard places out must not pay.

@@ -20,9 +20,10 @@ _FRAMES_AT_ONCE = 16
 class VideoQuality(Averages):
     """Per frame and view, the given frame 0 left out: each frame of each view has the same weight.
 
-    psnr: dB, over the three colours. A frame without error counts as 58.9 dB, as rounding to 8 bits does.
-    ssim: structural similarity in [-1, 1] (Gaussian window of 11 pixels), mean over the colours.
-    lpips_NAME: perceptual distance, for each network given (see `tasks.metrics.networks`).
+    Metrics:
+        psnr: dB, over the three colours. A frame without error counts as 58.9 dB, as rounding to 8 bits does.
+        ssim: structural similarity in [-1, 1] (Gaussian window of 11 pixels), mean over the colours.
+        lpips_NAME: perceptual distance, for each network given (see `tasks.metrics.networks`).
 
     Args:
         perceptual: networks by the metric's name; they give distances "n" of pictures "n 3 h w" in [-1, 1].
@@ -122,7 +123,7 @@ def frechet_distance(
     other_mean: Float[Tensor, "d"],
     other_covariance: Float[Tensor, "d d"],
 ) -> Float[Tensor, ""]:
-    """Squared Frechet distance |m - n|^2 + tr(A + B - 2 (A B)^(1/2)) of two Gaussians, in float64.
+    """Squared Frechet distance `|m - n|^2 + tr(A + B - 2 (A B)^(1/2))` of two Gaussians, in float64.
 
     The trace of (A B)^(1/2) is that of (A^(1/2) B A^(1/2))^(1/2), whose eigenvalues are real.
     """
