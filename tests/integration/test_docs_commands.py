@@ -21,6 +21,7 @@ from PIL import Image
 
 from ai_wam.cameras import Cameras
 from ai_wam.cli import main
+from ai_wam.video import VideoEncoding, write_video
 from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.reader import ShardSet
@@ -37,6 +38,7 @@ NOT_RUN = {  # by the beginning of the command
     "ai-wam quickstart": "tests/unit/test_quickstart.py",
     "ai-wam convert-checkpoint": "needs the released file; tests/unit/test_released_checkpoint.py makes one",
     "ai-wam convert --config configs/convert/<name>.yaml": "tests/contract/test_sources.py runs each file",
+    "ai-wam fit --config configs/recipes/lora_24gb.yaml": "needs a GPU; tests/integration/test_recipes.py",
     "ai-wam rlbench-doctor": "needs CoppeliaSim; tests/integration/test_rlbench_cli.py",
     "python -m benchmarks.transfer": "hours; tests/unit/test_transfer.py runs its parts",
 }
@@ -48,7 +50,6 @@ TINY = {  # what is added, by the beginning of the command
     "collect": "--source.init_args.episodes_per_task=2 --workers=0",
     "fit": f"{FIT} --data.batch_size=2 --model.lr_scheduler.warmup_steps=1 --trainer.accelerator=cpu",
     "test --ckpt_path runs/metaworld": f"{PROTOCOL}.tasks=[reach]",
-    "test --ckpt_path last.ckpt --data configs/data/shards.yaml": "--trainer.limit_test_batches=1",
     "test": TRIAL,
     "sweep": f"--points=configs/sweep/demo.yaml {TRIAL}",
 }
@@ -81,6 +82,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for split in ("train", "val"):
             words = f"collect --config configs/collect/reach_target.yaml --source.init_args.split {split}"
             ai_wam(patch, f"{words} --out {RECORDED}/{split} {TINY['collect']}")
+            plain(ShardSet(f"{RECORDED}/{split}"), folder / "my_recordings" / split)
+        (folder / "seen.csv").write_text(f"key,view,frame,x,y\n{marked(folder / RECORDED / 'train')}\n")
         picture(folder)
         for name, checkpoint in (("quickstart", "last"), ("quickstart_joint", "joint")):
             ai_wam(patch, f"fit --config configs/{name}.yaml {TINY['fit']}")
@@ -102,6 +105,24 @@ def marked(recordings: Path) -> str:
     point = torch.from_numpy(action[:3])[None]
     x, y = camera.project(point, size).pixels[0].tolist()
     return f"{shards.episodes[0].key},{view},0,{x},{y}"
+
+
+def plain(shards: ShardSet, root: Path) -> None:
+    """Episodes as plain files."""
+    for index, entry in enumerate(shards.episodes):
+        header, place = shards.header(index), root / entry.key
+        place.mkdir(parents=True)
+        cameras = {}
+        for view, size in entry.views.items():
+            images = shards.images(index, view, range(entry.frames))
+            (place / f"{view}.mp4").write_bytes(write_video(images, entry.hz, VideoEncoding()))
+            k, pose = header.intrinsics[view][0].tolist(), header.world_from_camera[view][0].tolist()
+            cameras[view] = {"K": k, "size": size, "camera_to_world": pose}
+        (place / "cameras.json").write_text(json.dumps(cameras))
+        (place / "instruction.txt").write_text("\n".join(header.instructions))
+        (place / "meta.json").write_text(json.dumps({"hz": entry.hz}))
+        header_line = "x,y,z,qx,qy,qz,qw,openness"
+        np.savetxt(place / "actions.csv", header.actions, delimiter=",", header=header_line, comments="")
 
 
 def first_frame(shards: ShardSet, view: str) -> tuple[Cameras, np.ndarray]:
@@ -141,8 +162,9 @@ def reason(command: str) -> str | None:
 
 def tiny(words: str) -> str:
     """What is added to a command so that it takes seconds."""
-    added = [more for beginning, more in TINY.items() if words.startswith(beginning)]
-    return " ".join(added if "shards.yaml" not in words else added[:1])
+    if "configs/data/shards.yaml" in words:  # a test on recorded clips, not on trials
+        return "--trainer.limit_test_batches=1 --trainer.accelerator=cpu"
+    return " ".join(more for beginning, more in TINY.items() if words.startswith(beginning))
 
 
 # configs/quickstart_head.yaml trains a head on weights that have none
