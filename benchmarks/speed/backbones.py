@@ -25,19 +25,20 @@ from backbones.base import VideoBackbone
 from backbones.codecs.patch import PatchCodec
 from backbones.conditions.prompts import HashedWords
 from backbones.wan import Wan, WanVAE
+from benchmarks.speed.computed_work import computed_work
 from benchmarks.speed.gpu_times import print_measured
 from benchmarks.speed.measuring import (
     canvas_of,
     chunk,
-    fitting_size,
     flops,
     interleaved,
     shipped,
-    whole_clip,
 )
-from benchmarks.speed.released_sizes import SIZES, build
+from benchmarks.speed.released_sizes import SIZES
+from benchmarks.speed.sizes import BYTES, CARDS
 
-PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 SXM by its data sheet: operations and bytes per second
+PEAK, BANDWIDTH = CARDS[0].rate, CARDS[0].bandwidth  # of an H100
+_PLANS = ("joint", "policy")
 _SMALL = {"patch_size": [1, 2, 2], "num_attention_heads": 4, "attention_head_dim": 48, "ffn_dim": 768}
 
 
@@ -209,32 +210,14 @@ def print_computed(steps: int, size: int = 512, frames: int = 41) -> None:
 
 def computed(name: str, size: tuple[int, int], frames: int, steps: int = 4) -> list[str]:
     """The cells of one row of `print_computed`."""
-    with torch.device("meta"):
-        model = build(name)
-        spec, u = model.spec, torch.zeros(1)
-        frames = whole_clip(spec, frames)
-        size = fitting_size(spec, size)
-        tokens, work = [], []
-        for each in ("joint", "policy"):
-            canvas, context = canvas_of(model, each, size, frames)
-            _, _, f, h, w = canvas.clean.shape
-            tokens.append(f * h * w // (spec.patch**2 * spec.patch_time))
-            work.append(flops(partial(model.predict, canvas.clean, u, canvas, context)))
-        clip = torch.zeros(1, 3, frames, *size)
-        work.append(flops(partial(model.codec.encode, clip)))
-        # The beginning that is executed, as `VideoBackbone.decode` decodes it.
-        beginning = frames if model.codec.causal == "encoder" else whole_clip(spec, 9)
-        decoding = {}
-        for length in {beginning, frames}:
-            latents = torch.zeros(1, spec.channels, spec.latent_frames(length), *spec.grid(size))
-            decoding[length] = flops(partial(model.codec.decode, latents))
-        work += [decoding[beginning], decoding[frames]]
-    whole = sum(p.numel() for p in model.denoiser.parameters())
-    step = max(work[1] / PEAK, 2 * whole / BANDWIDTH)
-    act = steps * step + 2 * work[3] / PEAK
+    work = computed_work(name, _PLANS, size, frames)
+    weights = BYTES * work.parameters
+    step = max(work.forward["policy"] / PEAK, weights / BANDWIDTH)
+    act = steps * step + 2 * work.decode_beginning / PEAK
+    counted = [*work.forward.values(), work.encode, work.decode_beginning, work.decode]
     return [
-        f"{whole / 1e9:.3f} B", adapters(model), *(f"{n:,}" for n in tokens),
-        *(f"{n / 1e12:.1f}" for n in work), f"{2 * whole / 1e9:.1f} GB",
+        f"{work.parameters / 1e9:.3f} B", adapters(work.model), *(f"{n:,}" for n in work.tokens.values()),
+        *(f"{n / 1e12:.1f}" for n in counted), f"{weights / 1e9:.1f} GB",
         f"{1e3 * step:.0f} ms", f"{act:.2f} s",
     ]  # fmt: skip
 

@@ -7,8 +7,10 @@ import torch
 
 from backbones.codecs.patch import PatchCodec
 from benchmarks.speed.backbones import computed
+from benchmarks.speed.computed_work import Work
 from benchmarks.speed.measuring import canvas_of, chunk, interleaved
 from benchmarks.speed.released_sizes import SIZES, build
+from benchmarks.speed.sizes import Card, least_seconds
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ def test_released_sizes_have_the_published_number_of_parameters(name: str, param
 
 def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two layers are as good as all where their number is not asserted."""
-    monkeypatch.setattr("benchmarks.speed.backbones.build", partial(build, layers=2))
+    monkeypatch.setattr("benchmarks.speed.computed_work.build", partial(build, layers=2))
 
 
 def test_computed_figures_follow_from_shapes(monkeypatch: pytest.MonkeyPatch):
@@ -41,6 +43,15 @@ def test_computed_figures_follow_from_shapes(monkeypatch: pytest.MonkeyPatch):
     assert small[2:4] == [str(4 * 3 * 4 * 4), str((2 * 1 + 2 * 3) * 4 * 4)]  # 3 latent frames of 4 x 4 tokens
     twice = computed("wan2.1-1.3b", (128, 64), 9)
     assert float(twice[6]) == pytest.approx(2 * float(small[6]), rel=0.1)  # encoding grows with the area
+
+
+def test_the_least_time_is_that_of_the_work_or_of_the_weights():
+    with torch.device("meta"):
+        model = build("wan2.1-1.3b", layers=1)
+    work = Work(model, 10**9, {"policy": 5}, {"policy": 4e12}, 0.0, 1e12, 3e12)
+    slow, narrow = Card("", 1e12, 1e12, ""), Card("", 1e15, 1e9, "")
+    assert least_seconds(work, "policy", 3, slow) == pytest.approx(3 * 4 + 2)
+    assert least_seconds(work, "policy", 3, narrow) == pytest.approx(3 * 2 + 2e-3)
 
 
 def test_clips_are_lengthened_to_what_a_model_takes(monkeypatch: pytest.MonkeyPatch):
