@@ -17,14 +17,15 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.utilities import rank_zero_info
 
 from ai_wam.errors import InvalidValue
-from ai_wam.files.atomic import atomic_file, write_json, write_text
+from ai_wam.files.atomic import atomic_file, inside, write_json, write_text
 from ai_wam.types import Clip, MultiDecoderPolicy, Policy
 from ai_wam.utils.class_paths import class_path
 from benchmarks.evaluation.benchmark import Benchmark, TrialResult
 from benchmarks.evaluation.journal import Journal, Results
 from benchmarks.evaluation.provenance import content_hash, versions
 from benchmarks.evaluation.results import assemble, check_complete
-from benchmarks.evaluation.trial_video import SEEN
+from benchmarks.evaluation.trial_recording import FOLDER
+from benchmarks.evaluation.trial_video import SEEN, TrialVideo
 from benchmarks.report.html_report import render
 from benchmarks.report.text_tables import results_table
 from benchmarks.simulator import Trial
@@ -309,7 +310,7 @@ class _Collector(Callback):
 
 
 def write_results(folder: Path, results: Mapping[str, Any], runs: Mapping[str, TrialResult]) -> None:
-    """Write results.json and report.html, and print the table.
+    """Write results.json, report.html and the recordings of trials with a video, and print the table.
 
     Args:
         folder: where; made if missing.
@@ -322,8 +323,19 @@ def write_results(folder: Path, results: Mapping[str, Any], runs: Mapping[str, T
     if first := next((video.first for video in videos.values()), b""):
         with atomic_file(folder / SEEN) as stream:
             stream.write(first)
+    _write_recordings(folder / FOLDER, videos)
     places = f"results: {folder / 'results.json'}\nreport: {folder / 'report.html'}"
     rank_zero_info(f"{results_table(results)}\n{places}")
+
+
+def _write_recordings(folder: Path, videos: Mapping[str, TrialVideo]) -> None:
+    """Write the recordings of the trials with a video, instead of those of an earlier test."""
+    for old in folder.glob("*.npz"):
+        old.unlink()
+    for name, video in videos.items():
+        if video.recording:
+            with atomic_file(inside(folder, f"{name}.npz")) as stream:
+                stream.write(video.recording)
 
 
 def _chosen(trials: list[Trial], ids: Sequence[str] | None) -> list[Trial]:

@@ -9,7 +9,7 @@ import math
 import os
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +23,7 @@ from benchmarks.simulator import Trial
 
 Results = dict[str, dict[str, TrialResult]]  # by arm and trial id
 _PATTERN = "trials-*.jsonl"
+_FILES = ("mp4", "poster", "first", "recording")  # of a `TrialVideo`, in its order
 _TYPES = {"prompt": str, "scene": str, "diagnostics": dict, "error": str | None, "failure": dict | None}
 
 
@@ -129,8 +130,8 @@ def _to_json(result: TrialResult) -> dict[str, Any]:
         for field in fields(result)
         if field.name not in ("trial", "video", "commands", "generated_chunks")
     }
-    encoded = video and asdict(replace(video, mp4=b"", poster=b"", first=b"")) | {
-        name: b64encode(getattr(video, name)).decode() for name in ("mp4", "poster", "first")
+    encoded = video and {"panels": video.panels, "views": video.views} | {
+        name: b64encode(getattr(video, name)).decode() for name in _FILES
     }
     return plain | {"trial": result.trial.id, "video": encoded}
 
@@ -153,9 +154,7 @@ def _from_json(entry: Mapping[str, Any]) -> TrialResult:
     video = entry["video"] and TrialVideo(
         tuple(entry["video"]["panels"]),
         tuple(entry["video"]["views"]),
-        b64decode(entry["video"]["mp4"]),
-        b64decode(entry["video"]["poster"]),
-        b64decode(entry["video"]["first"]),
+        *(b64decode(entry["video"][name]) for name in _FILES),
     )
     made = {
         "trial": Trial.from_id(entry["trial"]),

@@ -193,7 +193,8 @@ class TrialRun:
         self._seams: list[tuple[float, float]] = []
         self._generated_chunks: list[GeneratedChunk] = []
         self._schedule: CommandSchedule | None = None  # from the trial's first step to the last chunk's end
-        self._recorder = VideoRecorder(clip, _PICTURES_PER_SECOND) if trial.id in videos else None
+        pictures = (clip, _PICTURES_PER_SECOND, world.control_hz)
+        self._recorder = VideoRecorder(*pictures) if trial.id in videos else None
         self._every = max(1, round(world.control_hz / _PICTURES_PER_SECOND))
         with self.surviving():
             instructions = world.reset(trial)
@@ -245,7 +246,7 @@ class TrialRun:
         self._chunks += 1
         self._keep_generated(chunk, seam)
         if self._recorder is not None:
-            self._recorder.begin_chunk(chunk.generated, len(planned.actions), planned.dt)
+            self._recorder.begin_chunk(chunk.generated, planned, self._steps / hz)
             if self._chunks == 1:
                 self._recorder.add(self.observe(), 0.0)
         for index in range(steps):
@@ -313,7 +314,7 @@ class TrialRun:
             invalid_frames=self._invalid,
             unreached_steps=self._unreached,
             diagnostics={} if self._error else _floats(self.world.diagnostics()),
-            video=None if self._recorder is None or self._error else self._recorder.finish(),
+            video=None if self._recorder is None or self._error else self._recorder.finish(self.prompt),
             error=self._error,
             low_confidence_frames=self._low_confidence,
             committed_frames=self._committed,

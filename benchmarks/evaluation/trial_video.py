@@ -15,6 +15,8 @@ from ai_wam.cameras import CropResize
 from ai_wam.episodes import Frame
 from ai_wam.types import Clip
 from ai_wam.video import VideoEncoding, overlay, to_uint8, write_video
+from benchmarks.evaluation.command_schedule import PlannedActions
+from benchmarks.evaluation.trial_recording import TrialRecorder
 
 _SHORT_SIDE = (160, 224)  # pixels; smaller panels are enlarged so that 4:2:0 does not smear a blob's colour
 _ENCODING = VideoEncoding(crf=26, browser=True, gop=50)
@@ -34,6 +36,7 @@ class TrialVideo:
         mp4: the video file, which browsers play, in real time.
         poster: PNG of its last picture.
         first: PNG of the views as they were in the beginning.
+        recording: the numbers of `benchmarks.evaluation.trial_recording`, for `ai-wam view`.
     """
 
     panels: tuple[str, ...]
@@ -41,6 +44,7 @@ class TrialVideo:
     mp4: bytes
     poster: bytes
     first: bytes = b""
+    recording: bytes = b""
 
 
 class VideoRecorder:
@@ -49,29 +53,32 @@ class VideoRecorder:
     Args:
         clip: the policy's views and size; rollout pictures are cropped as the policy observes them.
         hz: pictures per simulated second.
+        control_hz: control steps per second.
     """
 
-    def __init__(self, clip: Clip, hz: float) -> None:
-        self._clip, self._hz = clip, hz
+    def __init__(self, clip: Clip, hz: float, control_hz: float) -> None:
+        self._clip, self._hz, self._control_hz = clip, hz, control_hz
         h, w = clip.size
         scale = float(np.clip(min(h, w), *_SHORT_SIDE)) / min(h, w)
         self._panel = (2 * round(h * scale / 2), 2 * round(w * scale / 2))
         self._generated: Mapping[str, Float[Tensor, "v 3 t h w"]] = {}
         self._actions, self._dt = 0, 1.0
+        self._numbers = TrialRecorder(clip.views, self._panel)
         self._rows: dict[str, list[Float[Tensor, "v 3 h w"]]] = {}
         self._length = 0
 
     def begin_chunk(
-        self, generated: Mapping[str, Float[Tensor, "v 3 t h w"]], actions: int, dt: float
+        self, generated: Mapping[str, Float[Tensor, "v 3 t h w"]], planned: PlannedActions, seconds: float
     ) -> None:
-        """Take the videos that the policy generated for a new chunk.
+        """Take what the policy predicted for a new chunk.
 
         Args:
-            generated: in [-1, 1], by name.
-            actions: number of actions in the chunk.
-            dt: seconds between two actions.
+            generated: videos in [-1, 1], by name.
+            planned: the chunk's actions.
+            seconds: time since the trial began.
         """
-        self._generated, self._actions, self._dt = generated, actions, dt
+        self._generated, self._actions, self._dt = generated, len(planned.actions), planned.dt
+        self._numbers.begin_chunk(seconds, planned)
 
     def add(self, frame: Frame, since_plan: float) -> None:
         """Add a picture of the world, and what the policy had generated for that time.
@@ -80,6 +87,7 @@ class VideoRecorder:
             frame: the world now.
             since_plan: seconds since the chunk was planned.
         """
+        self._numbers.add(frame)
         rollout = torch.stack([self._view(frame, name) for name in self._clip.views])
         self._append("rollout", rollout)
         for name, video in self._generated.items():
@@ -89,8 +97,8 @@ class VideoRecorder:
             self._append(name, self._fit(video[:, :, index]))
         self._length += 1
 
-    def finish(self) -> TrialVideo:
-        """The video of all pictures added."""
+    def finish(self, prompt: str) -> TrialVideo:
+        """The video of all pictures added, in a trial of this instruction."""
         rows = {name: torch.stack(self._filled(pictures), dim=2) for name, pictures in self._rows.items()}
         panels = {"rollout": _pictures(rows["rollout"])}
         if "action_images" in rows:
@@ -102,7 +110,8 @@ class VideoRecorder:
         frames = np.concatenate([sheet, np.repeat(sheet[-1:], round(_SECONDS_AT_END * self._hz), axis=0)])
         mp4 = write_video(frames, self._hz, _ENCODING)
         first = np.concatenate(list(panels["rollout"][:, 0]), axis=1)
-        return TrialVideo(tuple(panels), self._clip.views, mp4, _png(sheet[-1]), _png(first))
+        recording = self._numbers.finish(mp4, tuple(panels), _LINE, self._control_hz, prompt)
+        return TrialVideo(tuple(panels), self._clip.views, mp4, _png(sheet[-1]), _png(first), recording)
 
     def _view(self, frame: Frame, name: str) -> Float[Tensor, "3 h w"]:
         if name not in frame.views:

@@ -113,6 +113,7 @@ def check_on_ray(place: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> 
     assert evaluate(place, out, f"--ray={workers}", run=run) == results(place, "one")
     assert (place / out / "report.html").read_text().count("<video") == 1
     assert sorted(path.name for path in (place / out).iterdir()) == [
+        "recordings",
         "report.html",
         "results.json",
         "seen.png",

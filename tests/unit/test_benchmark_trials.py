@@ -55,7 +55,7 @@ def test_a_fixed_policy_is_tested_through_the_trainer(tmp_path):
     (logged,) = trainer.test(FixedPolicy(policy, CLIP), datamodule=data, verbose=False)
     policy.close()
     written = sorted(path.name for path in (tmp_path / "new").iterdir())
-    assert written == ["report.html", "results.json", "seen.png"]
+    assert written == ["recordings", "report.html", "results.json", "seen.png"]
     results = json.loads((tmp_path / "new" / "results.json").read_text())
     assert results == data.results
     summary = results["tasks"]["reach_target"]

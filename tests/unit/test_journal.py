@@ -76,6 +76,7 @@ def test_an_interrupted_test_continues_and_ends_as_if_it_had_not_been(tmp_path):
     assert again == whole
     assert page.count("<video") == other.count("<video") == 1
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [
+        "recordings",
         "report.html",
         "results.json",
         "seen.png",
@@ -104,7 +105,7 @@ def result(index, **changes):
 
 
 def test_a_result_comes_back_as_it_was(tmp_path):
-    film = TrialVideo(("rollout",), ("front", "wrist"), b"video", b"poster")
+    film = TrialVideo(("rollout",), ("front", "wrist"), b"video", b"poster", b"first", b"numbers")
     figures = {"seams": ((1.5, 0.1), (2.0, 0.0)), "position_std": (0.1, math.nan), "scene": "s"}
     kept = result(0, video=film, failure={"verdict": "unknown"}, error="gone", **figures)
     Journal(tmp_path, 0, IDENTITY).add({"policy": {kept.trial.id: kept}}, {"rlbench": "1"})
