@@ -37,6 +37,8 @@ _COLUMNS = ("t_s", "x_m", "y_m", "z_m", "qx", "qy", "qz", "qw", "openness", "val
 class ActionWriter(BasePredictionWriter):
     """One .npz per batch: keys, actions "b a 8", valid "b a", confidence "b a", and dt in seconds.
 
+    Where the policy knows them, position_std "b a" in metres, too.
+
     At the end it prints their paths and how many actions are valid.
 
     Args:
@@ -71,6 +73,8 @@ class ActionWriter(BasePredictionWriter):
             "confidence": prediction.confidence.numpy(),
             "dt": np.array(prediction.dt),
         }
+        if prediction.position_std is not None:
+            arrays["position_std"] = prediction.position_std.numpy()
         _write(self.folder / f"rank{trainer.global_rank}-batch{batch_idx:05d}.npz", _npz(arrays))
         self._samples += len(batch.keys)
         self._valid += int(prediction.valid.sum())
@@ -85,7 +89,8 @@ class SampleWriter(BasePredictionWriter):
     overlay.mp4          the points of that video over the generated observation, or over the present picture
     trajectory.png       the poses in space, with the cameras
     actions.csv          a row per step, the present one first; units in the header
-    actions.npz          the same with the cameras, as float32
+    actions.npz          the same with the cameras and their pictures, and the standard deviations of the
+                         positions where the policy knows them; as float32 and uint8
 
     At the end it prints their paths and how many actions are valid.
 
@@ -152,7 +157,7 @@ def sample_files(batch: Batch, prediction: ActionChunk, row: int, views: Sequenc
     size = (batch.video.shape[-2], batch.video.shape[-1])
     files = {
         "actions.csv": _csv(steps),
-        "actions.npz": _npz({**steps, **_described(batch, row, names, cameras, prediction.dt)}),
+        "actions.npz": _npz({**steps, **_described(batch, row, names, cameras, prediction)}),
         "trajectory.png": draw_trajectory(actions, valid, cameras, names, size, title),
     }
     videos = {name: video[row][present] for name, video in prediction.generated.items()}
@@ -178,17 +183,22 @@ def _steps(batch: Batch, prediction: ActionChunk, row: int) -> dict[str, np.ndar
 
 
 def _described(
-    batch: Batch, row: int, views: Sequence[str], cameras: Cameras, dt: float
+    batch: Batch, row: int, views: Sequence[str], cameras: Cameras, prediction: ActionChunk
 ) -> dict[str, np.ndarray]:
     """What else belongs to the numbers; the cameras are those of the model's pictures."""
-    return {
+    described = {
         "key": np.array(batch.keys[row]),
         "prompt": np.array(batch.prompts[row]),
-        "dt": np.array(dt),
+        "dt": np.array(prediction.dt),
         "views": np.array(list(views)),
         "intrinsics": cameras.intrinsics.numpy(),
         "world_from_camera": cameras.world_from_camera.numpy(),
+        "pictures": to_uint8(batch.video[row][batch.view_mask[row], :, 0]),
     }
+    if prediction.position_std is not None:  # the present pose is given, so it is exact
+        std = torch.cat([torch.zeros(1), prediction.position_std[row]])
+        described["position_std"] = std.numpy()
+    return described
 
 
 def _video(views: UInt8[np.ndarray, "v t h w 3"], hz: float) -> bytes:
