@@ -23,6 +23,7 @@ _OWN = {
     "convert": "write recorded files of another layout into shards",
     "cache": "latents of a training's frozen encoders, written beside the shards",
     "inspect": "list the content of a folder of shards and check it for training",
+    "view": "recordings, trials and predictions in space and time, in the Rerun viewer",
     "export-checkpoint": "a trained checkpoint's backbone as a folder to load, to share or to push",
     "convert-checkpoint": "the released Action Images checkpoint into a folder for a backbone, and back",
     "label": "label recordings without actions by a model, into shards",
@@ -37,7 +38,11 @@ _MODULES = {
     "rlbench-doctor": "rlbench_doctor",
 }
 _AROUND = ("cache", "sweep")  # take the words of a `fit`, of a `test`
-_POSITIONAL = ("compare", "inspect")  # arguments by their order; elsewhere it would break nested YAML files
+_POSITIONAL = (
+    "compare",
+    "inspect",
+    "view",
+)  # arguments by their order; elsewhere it would break nested YAML files
 _SHARDS = "finished shards are kept, and the same command resumes after them"
 _KEPT = {  # by an interrupted command
     "demo": "finished trials are kept in the folder of --out, and the same command resumes after them",
@@ -49,6 +54,7 @@ _KEPT = {  # by an interrupted command
     "test": "finished trials are kept in the folder of --data.out, and the same command resumes after them",
     "sweep": "finished trials are kept in the folder of --out, and the same command resumes after them",
     "export": "nothing is kept",
+    "view": "nothing is kept",
     "export-checkpoint": "nothing is kept",
     "convert-checkpoint": "nothing is kept",
 }

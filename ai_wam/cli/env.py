@@ -14,7 +14,7 @@ from benchmarks.simulators.rlbench.simulator import PYTHON
 _PACKAGES = (
     *("torch", "torchvision", "lightning", "diffusers", "transformers", "timm", "torchmetrics", "webdataset"),
     *("jsonargparse", "numpy", "av", "mujoco", "peft", "ray", "metaworld", "pyarrow", "h5py"),
-    "opencv-python-headless",
+    *("opencv-python-headless", "rerun-sdk"),
 )
 _ENCODERS = ("libx264", "ffv1")  # of recordings
 _VARIABLES = (

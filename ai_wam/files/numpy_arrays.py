@@ -1,4 +1,7 @@
-"""NumPy's .npy and .npz files without pickles; wrong sizes are refused before memory is allocated."""
+"""NumPy's .npy and .npz files without pickles; wrong sizes are refused before memory is allocated.
+
+Arrays are numbers; text is read where a caller asks for it.
+"""
 
 import io
 import math
@@ -53,7 +56,11 @@ def read_npy(data: bytes, at: str) -> np.ndarray:
 
 
 def read_npz(
-    data: bytes, at: str, names: Collection[str] | None = None, most: int = _MOST
+    data: bytes,
+    at: str,
+    names: Collection[str] | None = None,
+    most: int = _MOST,
+    text: bool = False,
 ) -> dict[str, np.ndarray]:
     """Arrays of a .npz file by name.
 
@@ -62,6 +69,7 @@ def read_npz(
         at: where it was read, for the error.
         names: the arrays wanted; all if left out.
         most: bytes that the wanted arrays may take together with their headers.
+        text: whether arrays of text are read, too.
 
     Raises:
         ValueError: no such file, a wanted array that is missing, is no array of numbers or has fewer bytes
@@ -75,7 +83,7 @@ def read_npz(
                 raise InvalidValue(f"it lacks the arrays {sorted(missing)}")
             if (total := sum(entries[name].file_size for name in wanted)) > most:
                 raise InvalidValue(f"it announces {total} bytes of arrays, at most {most} can be right")
-            return {name: _member(archive, entries[name], name) for name in wanted}
+            return {name: _member(archive, entries[name], name, text) for name in wanted}
     except _UNREADABLE as error:
         raise InvalidValue(f"{at} is no .npz file of numbers: {_why(error)}") from error
 
@@ -88,21 +96,21 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return entries
 
 
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, text: bool) -> np.ndarray:
     try:
         if info.compress_type not in _COMPRESSION:
             raise InvalidValue(f"it is compressed by method {info.compress_type}, expected none or deflate")
         with archive.open(info) as stream:  # reading without a size inflates whatever is there
-            return _array(stream.read(info.file_size))
+            return _array(stream.read(info.file_size), text)
     except _UNREADABLE as error:
         raise InvalidValue(f"array {name!r}: {_why(error)}") from error
 
 
-def read_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_header(stream: io.BytesIO, text: bool = False) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether columns come first, and type of a .npy file of numbers; the stream is then at its data.
 
     Raises:
-        ValueError: no such file, or values that are no numbers.
+        ValueError: no such file, or values that are no numbers (or text, if that is asked for).
     """
     if (plain := _plain_header(stream)) is not None:
         return plain
@@ -113,7 +121,7 @@ def read_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any
         shape, fortran, dtype = _HEADERS[version](stream)
     except _UNREADABLE as error:
         raise InvalidValue(_why(error)) from error
-    if dtype.kind not in "biuf":
+    if dtype.kind not in ("biufU" if text else "biuf"):
         raise InvalidValue(f"it holds values of type {dtype}, expected numbers; save it without objects")
     if min(shape, default=0) < 0:
         raise InvalidValue(f"it announces the shape {shape}")
@@ -132,9 +140,9 @@ def _plain_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[A
     return shape, found["fortran"] == b"True", np.dtype(found["type"].decode())
 
 
-def _array(data: bytes) -> np.ndarray:
+def _array(data: bytes, text: bool = False) -> np.ndarray:
     stream = io.BytesIO(data)
-    shape, fortran, dtype = read_header(stream)
+    shape, fortran, dtype = read_header(stream, text)
     there, announced = len(data) - stream.tell(), math.prod(shape) * dtype.itemsize
     if there != announced:
         raise InvalidValue(f"it announces {shape} of {dtype}, {announced} bytes, and has {there}")
