@@ -88,7 +88,7 @@ class ImagesDataModule(lightning.LightningDataModule):
         _check_sources(cameras, vggt, baseline, pose, points)
         _check_name(name)
         _check_openness(openness)
-        action = None if pose is None else _checked_pose(pose)  # before VGGT, which is slow
+        action = None if pose is None else checked_pose(pose)  # before VGGT, which is slow
         pictures = {view: _picture(file) for view, file in files.items()}
         if cameras is None:
             calibrations = Vggt(str(vggt)).estimate(pictures)
@@ -218,8 +218,15 @@ def _rig(
     return {view: each.enlarged(baseline / distance) for view, each in calibrations.items()}
 
 
-def _checked_pose(pose: list[float]) -> Float[np.ndarray, "8"]:
-    """The pose that the user gave, with a unit quaternion."""
+def checked_pose(pose: Sequence[float]) -> Float[np.ndarray, "8"]:
+    """The pose that a person gave, with a unit quaternion.
+
+    Args:
+        pose: x y z in metres, quaternion x y z w of any non-zero length, openness.
+
+    Raises:
+        ValueError: no such eight numbers.
+    """
     values = np.array(pose, dtype=np.float64)
     if values.shape != (8,) or not np.isfinite(values).all():
         raise InvalidValue(

@@ -8,6 +8,7 @@ from lightning import LightningModule
 from ai_wam.cli.checkpoint_settings import check_plans, hyperparameters, state_dict
 from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.errors import InvalidType
+from ai_wam.utils.class_paths import class_path
 from tasks.base import WorldActionTask
 
 
@@ -22,14 +23,19 @@ def load_task(path: str, *changes: str, plan: str | None = None) -> WorldActionT
     Raises:
         TypeError: a checkpoint of something else than a world action model.
     """
-    model = hyperparameters(path)
     if plan is not None:
-        check_plans(model, [plan])
-    task = instantiate(model, LightningModule, *changes)
+        check_plans(hyperparameters(path), [plan])
+    task = load_model(path, *changes)
     if not isinstance(task, WorldActionTask):
-        raise InvalidType(f"{path!r} holds a {model['class_path']}, which is no world action model")
-    task.load_state_dict(state_dict(path))
-    return task.eval()
+        raise InvalidType(f"{path!r} holds a {class_path(task)}, which is no world action model")
+    return task
+
+
+def load_model(path: str, *changes: str) -> LightningModule:
+    """Any model of a checkpoint, with its weights; see `load_task`."""
+    model = instantiate(hyperparameters(path), LightningModule, *changes)
+    model.load_state_dict(state_dict(path))
+    return model.eval()
 
 
 def digest(path: str) -> str:
