@@ -20,6 +20,7 @@ from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import atomic_file, inside, write_json, write_text
 from ai_wam.types import Clip, MultiDecoderPolicy, Policy
 from ai_wam.utils.class_paths import class_path
+from ai_wam.utils.run_folders import own_folder
 from benchmarks.evaluation.benchmark import Benchmark, TrialResult
 from benchmarks.evaluation.journal import Journal, Results
 from benchmarks.evaluation.provenance import content_hash, versions
@@ -242,7 +243,7 @@ class TrialDataModule(LightningDataModule):
             **{name: getattr(self, name) for name in ("videos", "references", "explain", "decoders")},
             "blind_demonstrations": self.benchmark.blind_demonstrations,
         }
-        folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+        folder = self.out or own_folder(trainer)  # asks all ranks
         self._journal = journal = Journal(folder, trainer.global_rank, identity)
         own = {trial.id for trial in self._shared[trainer.global_rank :: trainer.world_size]}
         for arm, results in journal.finished.items():

@@ -15,6 +15,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from ai_wam.cli.plain_settings import bare
 from ai_wam.cli.renamed_settings import check_current
 from ai_wam.cli.resuming import named_file
 from ai_wam.cli.shipped_configs import instantiate
@@ -310,12 +311,3 @@ def _identity(name: str, value: Any) -> Any:
     known = _defaults(value["class_path"]) | (value.get("init_args") or {})
     kept = {key: part for key, part in known.items() if key not in _FREE_INSIDE}
     return {"class_path": value["class_path"], "init_args": kept}
-
-
-def bare(value: Any) -> Any:
-    """Namespaces and tuples as YAML would write them, without the parser's notes of where a part was read."""
-    if isinstance(value, Namespace):
-        value = value.as_dict()
-    if isinstance(value, dict):
-        return {key: bare(part) for key, part in value.items() if not key.startswith("__")}
-    return [bare(part) for part in value] if isinstance(value, list | tuple) else value

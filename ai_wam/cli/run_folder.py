@@ -10,8 +10,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
 from ai_wam.cli.checkpoint_io import remove_partial
+from ai_wam.cli.plain_settings import bare
 from ai_wam.errors import CannotContinue, InvalidValue, UserError
 from ai_wam.files.weights import read_torch
+from ai_wam.utils.run_folders import checkpoint_root, has_folder, own_folder
 from datamodules.shards.format import ShardError
 from datamodules.shards.lock import lock_folder, unlock_folder
 
@@ -52,8 +54,30 @@ class RunFolder(SaveConfigCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Write the configuration, once."""
-        if trainer.loggers:
+        if not trainer.loggers or self.already_saved:
+            return
+        if has_folder(trainer.loggers[0]):
             super().setup(trainer, pl_module, "fit")
+            return
+        folder = own_folder(trainer)  # asks all ranks
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(
+                self.config,
+                folder / self.config_filename,
+                skip_none=False,
+                overwrite=True,
+                multifile=self.multifile,
+            )
+            self.save_config(trainer, pl_module, "fit")
+        self.already_saved = True
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Show the settings in the tables of W&B and MLflow, too."""
+        settings = {name: value for name, value in bare(self.config).items() if name != "config"}
+        for logger in trainer.loggers:
+            if not has_folder(logger):
+                logger.log_hyperparams(settings)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Release the locks."""
@@ -108,12 +132,7 @@ def savers(trainer: Trainer) -> list[ModelCheckpoint]:
 
 def actual_folders(trainer: Trainer) -> list[Path]:
     """Where a trainer keeps its checkpoints on this machine."""
-    root = trainer.default_root_dir
-    beside = os.path.join(root, "checkpoints")
-    if trainer.loggers:
-        logger = trainer.loggers[0]
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        beside = os.path.join(logger.save_dir or root, str(logger.name), version, "checkpoints")
+    beside = os.path.join(checkpoint_root(trainer), "checkpoints")
     folders = [_local(str(each.dirpath or beside)) for each in savers(trainer)]
     return list(dict.fromkeys(folder for folder in folders if folder is not None))
 

@@ -7,6 +7,7 @@ another number of steps would silently do nothing.
 
 import json
 import logging
+import re
 import sys
 import tempfile
 import warnings
@@ -25,13 +26,14 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from ai_wam.cli import checkpoint_settings
 from ai_wam.cli.backbone_override import replacing
 from ai_wam.cli.checkpoint_io import AtomicCheckpointIO
-from ai_wam.cli.checkpoint_settings import bare, hyperparameters
+from ai_wam.cli.checkpoint_settings import hyperparameters
 from ai_wam.cli.graceful_stop import SavesWhenStopped, stopping
 from ai_wam.cli.parsing import InOneSentence
+from ai_wam.cli.plain_settings import bare
 from ai_wam.cli.resuming import check_resumable
 from ai_wam.cli.run_folder import RunFolder, check_free, planned_folder
 from ai_wam.cli.shipped_configs import resolved
-from ai_wam.errors import InvalidValue
+from ai_wam.errors import InvalidValue, MissingPackage
 from backbones.weights.sharded_loading import deferred_weights
 from datamodules.checks.epoch_coverage import CoverageReport
 from datamodules.image_datamodule import ImagesDataModule
@@ -67,6 +69,7 @@ _SETTINGS: dict[str, Any] = {
     "parser_class": _Parser,
     "parser_kwargs": {"prog": "ai-wam"},
 }
+_REQUIREMENT = re.compile(r"class_path '([\w.]+)':\s+Requirement '([^']+)' not met")  # Lightning's words
 _KEYWORDS = ("best", "last", "hpc")  # what Lightning takes instead of a path
 
 
@@ -130,7 +133,10 @@ class _CLI(LightningCLI):
             check_free(planned_folder(bare(asked.trainer)), asked.get("ckpt_path"))
         checkpoint_settings.check_fits(bare(asked.model.get("init_args", Namespace())), data)
         with deferred_weights() if checkpoint_settings.shards_weights(asked) else nullcontext():
-            super().instantiate_classes()
+            try:
+                super().instantiate_classes()
+            except ValueError as error:  # the parser's, with every class that the value is not
+                raise (_missing_package(str(error)) or error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Checkpoints are written by `ai_wam.cli.checkpoint_io`, unless a plug-in for that is given.
@@ -220,6 +226,14 @@ def run(words: Sequence[str]) -> LightningCLI:
     sys.argv[1:] = resolved(_with_trials(words))
     with stopping(words):
         return _CLI(**_SETTINGS)
+
+
+def _missing_package(message: str) -> MissingPackage | None:
+    """The error of a class of Lightning, such as a logger, whose package is not installed."""
+    found = _REQUIREMENT.search(message)
+    if found is None:
+        return None
+    return MissingPackage(f"{found[1]} needs a package that is not installed: pip install '{found[2]}'")
 
 
 def _with_trials(words: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from ai_wam.files.atomic import write_json
+from ai_wam.utils.run_folders import own_folder
 from datamodules.clip_dataset import ClipDataset
 
 _PART = 1_000_000  # sample numbers counted at a time
@@ -84,7 +84,7 @@ class CoverageReport(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # untyped in Lightning
-        place = Path(trainer.log_dir or trainer.default_root_dir) / "coverage"  # asks all ranks
+        place = own_folder(trainer) / "coverage"  # asks all ranks
         if not trainer.is_global_zero or data.position.step == 0:  # overfit_batches: Lightning's own sampler
             return
         epoch, step = data.position

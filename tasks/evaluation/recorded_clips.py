@@ -15,7 +15,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,6 +29,7 @@ from ai_wam.canvas import Kind, Plan
 from ai_wam.files.atomic import write_json
 from ai_wam.types import Batch
 from ai_wam.utils.class_paths import class_path
+from ai_wam.utils.run_folders import own_folder
 from tasks.metrics.action import ActionAccuracy
 from tasks.metrics.networks import Extractor
 from tasks.metrics.tracking import Tracking
@@ -212,7 +212,7 @@ def report_metrics(
             prefix = f"test/{plan}/" if arm == "model" else f"test/{plan}/{arm}/"
             module.log_dict({prefix + name: value for name, value in figures.items()})
     trainer = module.trainer
-    folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+    folder = own_folder(trainer)  # asks all ranks
     content = {
         "task": class_path(module),
         "config": json.loads(json.dumps(dict(module.hparams), default=class_path)),

@@ -1,6 +1,5 @@
 """Validation errors by plan, sample videos, and the interface of test trials."""
 
-import io
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
@@ -9,14 +8,13 @@ import torch
 from jaxtyping import Float, UInt8
 from lightning import LightningModule
 from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from ai_wam.action_images import ActionImageTokenizer, DecodedActions
 from ai_wam.canvas import Kind
 from ai_wam.types import Batch, Policy
 from ai_wam.video import triptych
+from tasks.evaluation.video_loggers import add_video, video_takers
 from tasks.metrics.action import ActionAccuracy
 
 _SHOWN_HEIGHT = 384  # pixels, about
@@ -65,14 +63,14 @@ def log_sample_videos(
     seconds_per_frame: float,
     rows: int = 4,
 ) -> None:
-    """Sample videos of a plan to TensorBoard, a row per view.
+    """Sample videos of a plan to the loggers that take them, a row per view.
 
     Left to right: the observation (generated where the plan generates it), the action images (black where the
     plan has none) and their overlay; then the recorded observation, the recorded actions' images and their
     overlay.
     """
-    board = getattr(module.logger, "experiment", None)
-    if not isinstance(board, SummaryWriter):
+    loggers = video_takers(module.loggers)
+    if not loggers or module.global_rank:
         return
     rows = min(rows, len(batch.keys))
     size = (batch.video.shape[-2], batch.video.shape[-1])
@@ -86,19 +84,9 @@ def log_sample_videos(
     for row in range(rows):
         pairs = ((observed[row], generated[row]), (shown[row], truth[row]))
         pictures = np.concatenate([triptych(left.cpu(), right.cpu()) for left, right in pairs], axis=2)
-        _add_video(board, f"samples/{plan}/{row}", pictures, module.global_step, fps)
-
-
-def _add_video(
-    board: SummaryWriter, tag: str, video: UInt8[np.ndarray, "t h w 3"], step: int, fps: int
-) -> None:
-    """An animated picture for TensorBoard; `SummaryWriter.add_video` knows no current moviepy."""
-    frames = animated(video)
-    data = io.BytesIO()
-    frames[0].save(data, "GIF", save_all=True, append_images=frames[1:], duration=1000 // fps, loop=0)
-    h, w = frames[0].height, frames[0].width
-    image = Summary.Image(height=h, width=w, colorspace=3, encoded_image_string=data.getvalue())
-    board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+        frames = animated(pictures)
+        for logger in loggers:
+            add_video(logger, f"samples/{plan}/{row}", frames, module.global_step, fps)
 
 
 def animated(video: UInt8[np.ndarray, "t h w 3"]) -> list[Image.Image]:

@@ -72,6 +72,11 @@ def test_every_yaml_parses(name: str, monkeypatch: pytest.MonkeyPatch):
     elif file.parent.name == "sweep":
         for point in read_points(file):
             assert point.shift is None or parsed_shift(config_path(str(point.shift))).parts
+    elif file.parent.name == "logger":
+        words = ["--config", "configs/quickstart.yaml", "--trainer.logger", str(file), "--print_config"]
+        with pytest.raises(SystemExit) as stop:
+            run(monkeypatch, "fit", *words)
+        assert stop.value.code == 0
     elif file.parent.name in ("backbone", "data", "benchmark"):
         kind = VideoBackbone if file.parent.name == "backbone" else LightningDataModule
         parser.add_subclass_arguments(kind, "object", skip={"clip"})
