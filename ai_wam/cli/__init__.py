@@ -4,19 +4,21 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from shutil import get_terminal_size
+from textwrap import fill
 from types import ModuleType
 
 from ai_wam.cli.errors import one_sentence
 from ai_wam.cli.signals import interruptible, raise_swallowed
 from ai_wam.errors import InvalidValue
 
-_LIGHTNING = {
+LIGHTNING = {
     "fit": "train a model",
     "validate": "errors of a checkpoint on recorded episodes",
     "test": "closed-loop trials of a checkpoint on a benchmark, or its metrics on recorded clips",
     "predict": "run a checkpoint on your own input",
 }
-_OWN = {
+OWN = {
     "demo": "a policy that comes with the package acts in unseen scenes, within a minute",
     "quickstart": "all steps on this machine: collect, fit, test, report",
     "collect": "write the demonstrations of a simulator's expert into shards",
@@ -30,19 +32,16 @@ _OWN = {
     "export": "write shards in the layout of another project",
     "compare": "compare two results of one protocol, or two sweeps, paired trial by trial",
     "sweep": "closed-loop trials of a checkpoint under a list of shifts: cameras, light, sensors ...",
+    "completion": "a script by which bash or zsh completes commands and options",
     "env": "versions, GPU and graphics of this machine, for a report of an issue",
     "rlbench-doctor": "check step by step what RLBench needs on this machine",
 }
-_MODULES = {
+MODULES = {
     "convert": "collect",  # one function serves both: a source is a source
     "rlbench-doctor": "rlbench_doctor",
 }
-_AROUND = ("cache", "sweep")  # take the words of a `fit`, of a `test`
-_POSITIONAL = (
-    "compare",
-    "inspect",
-    "view",
-)  # arguments by their order; elsewhere it would break nested YAML files
+AROUND = ("cache", "sweep")  # take the words of a `fit`, of a `test`
+POSITIONAL = ("compare", "completion", "inspect", "view")  # by order; elsewhere it breaks nested YAML files
 _SHARDS = "finished shards are kept, and the same command resumes after them"
 _KEPT = {  # by an interrupted command
     "demo": "finished trials are kept in the folder of --out, and the same command resumes after them",
@@ -77,19 +76,19 @@ def run_command(command: str, rest: Sequence[str]) -> None:
     """Run one command in this process; errors are raised."""
     if command == "test" and any(word.partition("=")[0] == "--ray" for word in rest):
         _imported("ray_trials").main([command, *rest])
-    elif command in _AROUND:
+    elif command in AROUND:
         _imported(command).main(rest)
-    elif command in _LIGHTNING:
+    elif command in LIGHTNING:
         _imported("training").run([command, *rest])
-    elif command in _OWN:
+    elif command in OWN:
         from jsonargparse import auto_cli
 
         from ai_wam.cli.parsing import CommandParser
         from ai_wam.cli.shipped_configs import resolved
 
-        name = _MODULES.get(command, command).replace("-", "_")
+        name = MODULES.get(command, command).replace("-", "_")
         module = _imported(name)
-        positional, prog = command in _POSITIONAL, f"ai-wam {command}"
+        positional, prog = command in POSITIONAL, f"ai-wam {command}"
         auto_cli(
             getattr(module, name),
             args=resolved(rest),
@@ -109,6 +108,11 @@ def _imported(name: str) -> ModuleType:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<20}{text}" for name, text in {**_OWN, **_LIGHTNING}.items()]
-    about = "ai-wam COMMAND --help lists them; ai-wam --version"
-    return f"usage: ai-wam COMMAND [options]      ({about})\n\n" + "\n".join(lines)
+    """The list of commands, as wide as the terminal."""
+    width = max(60, get_terminal_size().columns - 1)
+    lines = [
+        fill(f"{name:<20}{text}", width, initial_indent="  ", subsequent_indent=22 * " ")
+        for name, text in {**OWN, **LIGHTNING}.items()
+    ]
+    head = "usage: ai-wam COMMAND [options]       (ai-wam COMMAND --help lists them; ai-wam --version)"
+    return "\n".join([fill(head, width, subsequent_indent=22 * " "), "", *lines])

@@ -1,5 +1,6 @@
 """`ai-wam cache`: latents of a training's frozen encoders, written beside the shards."""
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 
 import torch
@@ -19,15 +20,22 @@ _HELP = """\
 The words of the `ai-wam fit` that is to use the cache, such as --config and --data.train, and:"""
 
 
+def add_options(parser: ArgumentParser) -> None:
+    """Add the command's own options."""
+    add = parser.add_argument
+    add("--actions", action="store_true", help="action images too, if no camera moves")
+    precisions = ("float16", "float32")
+    add("--precision", choices=precisions, default="float16", help="of the latents (default: %(default)s)")
+    add("--batch_size", type=int, default=8, help="windows encoded at a time (default: %(default)s)")
+    add("--decoders", type=int, default=0, help="processes that decode pictures meanwhile (default: none)")
+    add("--ray", type=int, default=0, help="workers of a Ray cluster that share the shards (default: none)")
+    add("--gpus", type=float, default=0.0, help="of every Ray worker (default: none)")
+
+
 def main(words: Sequence[str]) -> None:
     """Encode every training window of every folder once; the same `ai-wam fit` then finds the latents."""
     parser = WordParser(prog="ai-wam cache", description=_HELP, allow_abbrev=False)
-    parser.add_argument("--actions", action="store_true", help="action images too, if no camera moves")
-    parser.add_argument("--precision", choices=("float16", "float32"), default="float16")
-    parser.add_argument("--batch_size", type=int, default=8, help="windows encoded at a time")
-    parser.add_argument("--decoders", type=int, default=0, help="processes that decode pictures meanwhile")
-    parser.add_argument("--ray", type=int, default=0, help="workers of a Ray cluster that share the shards")
-    parser.add_argument("--gpus", type=float, default=0.0, help="of every Ray worker")
+    add_options(parser)
     known, rest = parser.parse_known_args(list(words))
     if known.batch_size < 1 or known.decoders < 0:
         parser.error(

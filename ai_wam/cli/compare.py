@@ -13,7 +13,7 @@ def compare(first: str, second: str) -> None:
     """Print the paired table of two results files.
 
     Args:
-        first: a results.json, or a sweep.json, and
+        first: a results.json or a sweep.json.
         second: another of the same protocol, or of the same points.
     """
     sweeps = [Path(path).name == FILE for path in (first, second)]

@@ -45,7 +45,7 @@ def inspect(
         size: height and width of the action images, pixels.
         samples: frames of each episode that are drawn and read back, evenly spread.
         limits: when an episode counts as a violation.
-        bounds: plausible positions, cameras, speeds and openness; what lies beyond is a violation.
+        bounds: plausible positions, cameras, speeds, openness; beyond is a violation.
         camera_check: instead of all this, paint the recorded poses over the recorded pictures: the cross has
             to lie on the tool's tip.
         seen: for the camera check, a CSV with header key,view,frame,x,y: pixels where the tool centre point

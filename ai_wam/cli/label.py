@@ -43,8 +43,8 @@ def label(
     Args:
         ckpt_path: a model that was trained on the annotation plan.
         out: folder of the labeled shards; made if missing.
-        shards: folder of the shards to be labeled, or
-        source: any other source, such as datamodules.sources.folder.FolderSource, by class_path and
+        shards: folder of the shards to be labeled; either this or `source`.
+        source: any other recordings, such as datamodules.sources.folder.FolderSource, by class_path and
             init_args.
         min_confidence: of the decoder (1 = exact), below which a frame is not sure.
         min_share: of sure frames, below which an episode gets no actions.

@@ -1,6 +1,7 @@
 """`ai-wam sweep`: one checkpoint tested under a list of shifts."""
 
 import json
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,16 @@ The words of an `ai-wam test` without --data.out, such as --ckpt_path, --data an
 _SHIFT = "--data.benchmark.init_args.protocol.shift"
 
 
+def add_options(parser: ArgumentParser) -> None:
+    """Add the command's own options, without the checkpoint, which is a test's."""
+    parser.add_argument("--points", required=True, help="YAML file of the points: names and their shifts")
+    parser.add_argument("--out", required=True, help="folder of sweep.json, sweep.html and all results")
+
+
 def main(words: Sequence[str]) -> None:
     """Test a checkpoint at every point that is not finished; write sweep.json and sweep.html."""
     parser = WordParser(prog="ai-wam sweep", description=_HELP, allow_abbrev=False)
-    parser.add_argument("--points", required=True, help="YAML file of the points: names and their shifts")
-    parser.add_argument("--out", required=True, help="folder of sweep.json, sweep.html and all results")
+    add_options(parser)
     parser.add_argument("--ckpt_path", required=True, help="the checkpoint")
     known, rest = parser.parse_known_args(list(words))
     if taken := [word for word in rest if word.partition("=")[0] in ("--data.out", _SHIFT)]:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, capture_parser
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from ai_wam.cli import checkpoint_settings
+from ai_wam.cli import LIGHTNING, checkpoint_settings
 from ai_wam.cli.backbone_override import replacing
 from ai_wam.cli.checkpoint_io import AtomicCheckpointIO
 from ai_wam.cli.checkpoint_settings import hyperparameters
@@ -69,6 +69,13 @@ _SETTINGS: dict[str, Any] = {
     "parser_class": _Parser,
     "parser_kwargs": {"prog": "ai-wam"},
 }
+_TITLES = {  # of groups of options, by how Lightning's begin
+    "A DataModule": "Data",
+    "(<class": "Schedule of the learning rate",
+    "Runs the full": "Checkpoint",
+    "Perform one": "Checkpoint",
+    "Run inference": "Checkpoint",
+}
 _REQUIREMENT = re.compile(r"class_path '([\w.]+)':\s+Requirement '([^']+)' not met")  # Lightning's words
 _KEYWORDS = ("best", "last", "hpc")  # what Lightning takes instead of a path
 
@@ -81,6 +88,18 @@ class _CLI(LightningCLI):
         """The command that runs alone: building the parsers of the others takes a third of a second."""
         known = LightningCLI.subcommands()
         return {name: known[name] for name in sys.argv[1:2] if name in known} or known
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        """Help texts that fit a terminal; Lightning's list all options twice and end amid a sentence."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"ai-wam {subcommand} --config FILE [options]"
+        parser.description = f"{LIGHTNING[subcommand]}; see docs/commands.md"
+        for group in parser._action_groups:
+            title = str(group.title)
+            group.title = next((ours for theirs, ours in _TITLES.items() if title.startswith(theirs)), title)
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Data and benchmarks follow the model's clip."""
@@ -212,6 +231,16 @@ def settings_of_fit(words: Sequence[str]) -> dict[str, Any]:
     sys.argv[1:] = replacing(resolved(words))
     cli = _Settings(run=False, **_SETTINGS)
     return dict(bare(cli.config))
+
+
+def parser_of_settings() -> LightningArgumentParser:
+    """The parser of `settings_of_fit`."""
+    words, sys.argv[1:] = sys.argv[1:], []  # Lightning warns if arguments reach it by another way
+    try:
+        parser: LightningArgumentParser = capture_parser(_Settings, run=False, **_SETTINGS)
+    finally:
+        sys.argv[1:] = words
+    return parser
 
 
 def run(words: Sequence[str]) -> LightningCLI:

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from ai_wam.cli import _LIGHTNING, _OWN, main
+from ai_wam.cli import LIGHTNING, OWN, main
 from ai_wam.cli.errors import one_sentence
 from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.cli.training import settings_of_fit
@@ -51,7 +51,7 @@ class Place:
             "hyper_parameters": known,
             "epoch": 0,
             "global_step": 1,
-            "loops": {f"{command}_loop": {} for command in _LIGHTNING},
+            "loops": {f"{command}_loop": {} for command in LIGHTNING},
             "callbacks": {},
             **{name: [] for name in ("optimizer_states", "lr_schedulers")},
             "pytorch-lightning_version": "2.6.0",
@@ -210,7 +210,7 @@ YAMLS: dict[str, bytes] = {
     "an unknown key": b"no_such_key: 1",
 }
 # "quickstart" only passes a file's name on, as "sweep" does to each of its tests.
-COMMANDS = [name for name in (*_OWN, *_LIGHTNING) if name not in ("quickstart", "sweep")]
+COMMANDS = [name for name in (*OWN, *LIGHTNING) if name not in ("quickstart", "sweep")]
 
 
 @pytest.mark.parametrize("kind", YAMLS)
@@ -408,7 +408,7 @@ def test_a_test_that_leaves_trials_out(place: Place, refused: Callable[..., str]
     assert "would leave trials out" in refused("test", *words, "--trainer.limit_test_batches=1")
 
 
-@pytest.mark.parametrize("command", [*_OWN, *_LIGHTNING])
+@pytest.mark.parametrize("command", [*OWN, *LIGHTNING])
 def test_unknown_options(refused: Callable[..., str], command: str):
     assert f"`ai-wam {command} --help` lists the options" in refused(command, "--no_such_option=1")
 

@@ -87,6 +87,17 @@ def test_every_yaml_parses(name: str, monkeypatch: pytest.MonkeyPatch):
         assert stop.value.code == 0
 
 
+def test_a_printed_configuration_is_one_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+    file = tmp_path / "run.yaml"
+    for words in (["configs/quickstart.yaml", "--data.batch_size=3"], [str(file)]):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, "fit", "--config", *words, "--print_config")
+        before = file.read_text() if file.exists() else None
+        file.write_text(capsys.readouterr().out)
+    assert file.read_text() == before
+    assert yaml.safe_load(before)["data"]["init_args"]["batch_size"] == 3
+
+
 def parsed_shift(file: str | Path) -> Shift:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--shift", type=Shift)
