@@ -201,6 +201,8 @@ def _results(file: Path) -> str:
 def _rate(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "not run"
+    if row["interval"] is None:
+        return "no trial counts"
     low, high = row["interval"]
     return f"{row['successes']}/{row['trials']} [{100 * low:.0f}, {100 * high:.0f}] %"
 

@@ -338,3 +338,10 @@ def test_pushing_asks_the_hub_client(tmp_path: Path, monkeypatch: pytest.MonkeyP
             f"--metrics={out / 'backbone.yaml'}",
         )
     assert not (tmp_path / "x").exists()
+
+
+def test_a_task_of_which_no_trial_counts_has_no_rate_in_the_card(tmp_path):
+    """As where the simulator brought no scene back as asked."""
+    arm = {"successes": 0, "trials": 0, "rate": None, "interval": None}
+    (tmp_path / "results.json").write_text(json.dumps({"tasks": {"open": {"policy": arm}}}))
+    assert "| open | no trial counts | not run |" in command._results(tmp_path / "results.json")
