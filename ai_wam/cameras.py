@@ -5,9 +5,9 @@ image of w x h pixels covers [0, w] x [0, h]. `world_from_camera` maps camera co
 coordinates; RLBench calls that matrix "extrinsics", OpenCV and COLMAP call its inverse so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ai_wam.errors import InvalidValue
 from ai_wam.utils.autocast import full_precision
+from ai_wam.utils.brief_repr import BriefRepr
 
 _ROTATION_TOLERANCE = 1e-3
 
@@ -29,8 +30,8 @@ class Projection(NamedTuple):
     visible: Tensor
 
 
-@dataclass(frozen=True)
-class Cameras:
+@dataclass(frozen=True, repr=False)
+class Cameras(BriefRepr):
     """Pinhole cameras with any leading dimensions; a leading time dimension makes them move.
 
     Attributes:
@@ -43,6 +44,7 @@ class Cameras:
             NaN are accepted (a lost calibration): nothing is visible in such a camera.
     """
 
+    units: ClassVar[Mapping[str, str]] = {"intrinsics": "pixels", "world_from_camera": "metres, OpenCV axes"}
     intrinsics: Float[Tensor, "*n 3 3"]
     world_from_camera: Float[Tensor, "*n 4 4"]
 

@@ -155,7 +155,7 @@ class Segment:
     pad: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Canvas(TensorDataclass):
     """The packed latents of one plan, with everything that conditions their denoising.
 

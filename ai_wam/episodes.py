@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from ai_wam.errors import InvalidValue
+from ai_wam.utils.brief_repr import POSE, BriefRepr
 
 
-@dataclass(frozen=True)
-class View:
+@dataclass(frozen=True, repr=False)
+class View(BriefRepr):
     """One calibrated picture.
 
     Attributes:
@@ -21,14 +22,20 @@ class View:
         depth: metres along the camera's forward axis; None where it was not recorded.
     """
 
+    units: ClassVar[Mapping[str, str]] = {
+        "image": "RGB",
+        "intrinsics": "pixels",
+        "world_from_camera": "metres, OpenCV axes",
+        "depth": "metres",
+    }
     image: UInt8[np.ndarray, "h w 3"]
     intrinsics: Float[np.ndarray, "3 3"]
     world_from_camera: Float[np.ndarray, "4 4"]
     depth: Float[np.ndarray, "h w"] | None = None
 
 
-@dataclass(frozen=True)
-class Frame:
+@dataclass(frozen=True, repr=False)
+class Frame(BriefRepr):
     """One instant of one world, as a simulator, a robot or a reader gives it: no batch, no torch.
 
     Attributes:
@@ -37,13 +44,14 @@ class Frame:
         seconds: time since the episode began.
     """
 
+    units: ClassVar[Mapping[str, str]] = {"action": POSE}
     views: Mapping[str, View]
     action: Float[np.ndarray, "8"] | None
     seconds: float
 
 
-@dataclass(frozen=True)
-class Labels:
+@dataclass(frozen=True, repr=False)
+class Labels(BriefRepr):
     """Quality of labeled actions, frame by frame.
 
     Attributes:

@@ -13,7 +13,7 @@ are `ai_wam.cameras.Cameras` (OpenCV axes). The noise level u in [0, 1] is the d
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +23,7 @@ from ai_wam.cameras import Cameras, CropResize
 from ai_wam.episodes import Frame
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath
+from ai_wam.utils.brief_repr import POSE
 from ai_wam.utils.tensor_dataclass import TensorDataclass, is_blank
 
 _MOST_NUMBERS = 2**31 - 1  # of one tensor, as convolution kernels index them
@@ -133,7 +134,7 @@ class LatentSpec:
         return grid
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Committed(TensorDataclass):
     """Actions that will be carried out whatever is planned now: the end of the last chunk.
 
@@ -146,7 +147,7 @@ class Committed(TensorDataclass):
     valid: Bool[Tensor, "b p"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Observation(TensorDataclass):
     """Batched input of a policy.
 
@@ -161,6 +162,10 @@ class Observation(TensorDataclass):
         committed: actions carried out while the policy computes; None where the world waits for it.
     """
 
+    units: ClassVar[Mapping[str, str]] = {
+        "video": "in [-1, 1]",
+        "action": POSE,
+    }
     video: Float[Tensor, "b v 3 t h w"]
     cameras: Cameras
     view_mask: Bool[Tensor, "b v"]
@@ -192,7 +197,7 @@ class Observation(TensorDataclass):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Encoded(TensorDataclass):
     """Outputs of a model's frozen encoders, from a cache (`ai-wam cache`) or computed.
 
@@ -220,7 +225,7 @@ class Encoded(TensorDataclass):
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Batch(TensorDataclass):
     """An observation, its future and its actions: what a task trains on.
 
@@ -239,6 +244,10 @@ class Batch(TensorDataclass):
         encoded: cached latents of the pictures, which are then not decoded; None without a cache.
     """
 
+    units: ClassVar[Mapping[str, str]] = {
+        "video": "in [-1, 1]",
+        "actions": POSE,
+    }
     video: Float[Tensor, "b v 3 t h w"]
     cameras: Cameras
     view_mask: Bool[Tensor, "b v"]
@@ -279,7 +288,7 @@ class Batch(TensorDataclass):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ActionChunk(TensorDataclass):
     """The next actions of a policy.
 
@@ -295,6 +304,11 @@ class ActionChunk(TensorDataclass):
             action images.
     """
 
+    units: ClassVar[Mapping[str, str]] = {
+        "actions": POSE,
+        "dt": "seconds",
+        "position_std": "metres",
+    }
     actions: Float[Tensor, "b a 8"]
     valid: Bool[Tensor, "b a"]
     confidence: Float[Tensor, "b a"]

@@ -13,7 +13,9 @@ Geometry is float64 inside, whatever the images' precision and the autocast.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -33,13 +35,14 @@ from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
 from ai_wam.poses import rotation_from_quaternion
 from ai_wam.utils.autocast import full_precision
+from ai_wam.utils.brief_repr import POSE
 from ai_wam.utils.number_checks import check_numbers
 from ai_wam.utils.tensor_dataclass import TensorDataclass
 
 __all__ = ["ActionImageTokenizer", "DecodeStatus", "DecodedActions", "tool_points"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DecodedActions(TensorDataclass):
     """Actions read from action images, and how far to trust them.
 
@@ -61,6 +64,11 @@ class DecodedActions(TensorDataclass):
             invalid step.
     """
 
+    units: ClassVar[Mapping[str, str]] = {
+        "actions": POSE,
+        "position_std": "metres",
+        "rotation_std": "radians",
+    }
     actions: Float[Tensor, "b t 8"]
     valid: Bool[Tensor, "b t"]
     status: Int[Tensor, "b t"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ai_wam.cameras import Cameras
+from ai_wam.utils.brief_repr import BriefRepr
 
 _Self = TypeVar(
     "_Self", bound="TensorDataclass"
@@ -26,7 +27,7 @@ def _apply(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
-class TensorDataclass:
+class TensorDataclass(BriefRepr):
     """A frozen dataclass of tensors that moves to a device as a whole; Lightning looks for the method."""
 
     def to(self: _Self, device: torch.device | str, non_blocking: bool = False) -> _Self:

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from ai_wam.episodes import Episode, Frame, Labels, View
 from ai_wam.errors import InvalidValue
 from ai_wam.files.read_errors import DATA_FAULTS, of_machine
+from ai_wam.utils.brief_repr import BriefRepr
 from ai_wam.video import FrameDecoder, VideoTable
 from datamodules.reading.depth import depth_member, read_depth
 from datamodules.reading.view_names import Views, chosen_views, unrenamed
@@ -25,8 +26,8 @@ DEPTH_KEPT = 64_000_000  # bytes
 ROWS_PER_EPISODE = 30  # cost of an entry in addition to its rows
 
 
-@dataclass(frozen=True)
-class EpisodeHeader:
+@dataclass(frozen=True, repr=False)
+class EpisodeHeader(BriefRepr):
     """All of an episode but its pictures.
 
     Attributes:
@@ -54,6 +55,11 @@ class ShardSet(ShardFolder):
     def check_episode(self, entry: EpisodeEntry) -> None:
         """Check that an episode has all members, large enough for its frames."""
         check_entry(entry)
+
+    def __repr__(self) -> str:
+        views = sorted({view for entry in self.episodes for view in entry.views})
+        frames = sum(entry.frames for entry in self.episodes)
+        return f"ShardSet({str(self.folder)!r}: {len(self)} episodes, {frames} frames, views {views})"
 
     def __getitem__(self, index: int) -> Episode:
         return self.episode(index)
