@@ -39,6 +39,9 @@ NOT_RUN = {  # by the beginning of the command
     "ai-wam convert-checkpoint": "needs the released file; tests/unit/test_released_checkpoint.py makes one",
     "ai-wam convert --config configs/convert/<name>.yaml": "tests/contract/test_sources.py runs each file",
     "ai-wam fit --config configs/recipes/lora_24gb.yaml": "needs a GPU; tests/integration/test_recipes.py",
+    "ai-wam view": "needs the extra view, and opens a window; tests/unit/test_view.py",
+    "ai-wam completion": "tests/unit/test_completion.py runs the script in bash",
+    "ai-wam fit ... --trainer.logger": "needs wandb; tests/integration/test_loggers.py",
     "ai-wam rlbench-doctor": "needs CoppeliaSim; tests/integration/test_rlbench_cli.py",
     "python -m benchmarks.transfer": "hours; tests/unit/test_transfer.py runs its parts",
 }
