@@ -353,6 +353,19 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class ChecksClip(Protocol):
+    """A policy that can act on some clips only, such as that of a server."""
+
+    def check_clip(self, clip: Clip) -> None:
+        """Refuse a clip on which it cannot act.
+
+        Raises:
+            ValueError: what it takes instead.
+        """
+        ...
+
+
+@runtime_checkable
 class MultiDecoderPolicy(Protocol):
     """A policy with several action decoders; tests run each of them."""
 

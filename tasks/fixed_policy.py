@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lightning import LightningModule
 
-from ai_wam.types import ActionChunk, Clip, Observation, Policy
+from ai_wam.types import ActionChunk, ChecksClip, Clip, Observation, Policy
 from tasks.evaluation.sample_videos import Trials
 
 
@@ -14,12 +14,17 @@ class FixedPolicy(LightningModule):
     Args:
         policy: what acts.
         clip: views, size and rate of the observations; the policy need not use them.
+
+    Raises:
+        ValueError: the policy takes other clips.
     """
 
     def __init__(self, policy: Policy, clip: Clip | None = None) -> None:
         super().__init__()
         self.policy = policy
         self.clip = clip or Clip()
+        if isinstance(policy, ChecksClip):
+            policy.check_clip(self.clip)
 
     def reset(self, episodes: Sequence[str]) -> None:
         """Episodes are about to begin."""

@@ -33,6 +33,7 @@ OWN = {
     "compare": "compare two results of one protocol, or two sweeps, paired trial by trial",
     "sweep": "closed-loop trials of a checkpoint under a list of shifts: cameras, light, sensors ...",
     "completion": "a script by which bash or zsh completes commands and options",
+    "serve": "a checkpoint's policy as a service that robots and `ai-wam test` ask for actions",
     "env": "versions, GPU and graphics of this machine, for a report of an issue",
     "rlbench-doctor": "check step by step what RLBench needs on this machine",
 }

@@ -113,9 +113,3 @@ class CommandSchedule:
         if len(later):
             joined["begins"][len(self)] = True
         return CommandSchedule(**joined)
-
-
-def jump(old: Float[np.ndarray, "8"], new: Float[np.ndarray, "8"]) -> tuple[float, float]:
-    """Millimetres and degrees between two commands."""
-    cosine = min(1.0, abs(float((old[3:7] * new[3:7]).sum())))
-    return 1000 * float(np.linalg.norm(new[:3] - old[:3])), 2 * float(np.degrees(np.arccos(cosine)))

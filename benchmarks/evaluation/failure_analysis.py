@@ -33,7 +33,8 @@ from jaxtyping import Bool, Float, Int
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.errors import InvalidValue
-from benchmarks.evaluation.command_schedule import CommandSchedule, jump
+from ai_wam.seams import jump
+from benchmarks.evaluation.command_schedule import CommandSchedule
 from benchmarks.evaluation.trial_run import GeneratedChunk, TrialResult
 from benchmarks.simulator import Action, Simulator, SimulatorCrash, Trial
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Frame
+from ai_wam.seams import jump
 from ai_wam.types import ActionChunk, Clip, Committed, Observation
-from benchmarks.evaluation.command_schedule import CommandSchedule, PlannedActions, jump
+from benchmarks.evaluation.command_schedule import CommandSchedule, PlannedActions
 from benchmarks.evaluation.controller import control_steps
 from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.evaluation.trial_stopping import StopReason, after_action, after_step, outcome_of

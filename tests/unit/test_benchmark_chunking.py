@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ai_wam.action_images import ActionImageTokenizer
+from ai_wam.seams import jump
 from ai_wam.types import ActionChunk, Clip
 from benchmarks.evaluation.benchmark import Benchmark
-from benchmarks.evaluation.command_schedule import CommandSchedule, PlannedActions, jump
+from benchmarks.evaluation.command_schedule import CommandSchedule, PlannedActions
 from benchmarks.evaluation.protocol import EvaluationProtocol
 from benchmarks.policies import Expert, HoldStill
 from benchmarks.simulators.tabletop.simulator import Tabletop

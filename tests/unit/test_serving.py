@@ -1,0 +1,429 @@
+"""A served policy: the actions of this process, several clients, and one clear message per bad input."""
+
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+from serving_thread import CLIP, PROMPT, STATE, cameras, get, images, message, served, tiny_policy
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from ai_wam.client import Client, Connection, ConnectionLost, RequestRefused
+from ai_wam.client.messages import pack, unpack
+from ai_wam.episodes import Frame, View
+from ai_wam.errors import InvalidValue
+from ai_wam.serving.batching import joined
+from ai_wam.serving.limits import Limits
+from ai_wam.serving.server import check_address
+from ai_wam.types import ActionChunk, Committed, Observation
+
+OPENPI = "pip install --no-deps openpi-client: it pins NumPy 1, which it does not need"
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return tiny_policy()
+
+
+@pytest.fixture(scope="module")
+def server(policy):
+    with served(policy) as found:
+        yield found
+
+
+def observed(seed=0, episode="one", seconds=0.0, committed=None):
+    views = {
+        name: View(image, cameras()[name].intrinsics, cameras()[name].world_from_camera)
+        for name, image in images(seed).items()
+    }
+    made = Observation.from_frames([Frame(views, STATE, seconds)], [PROMPT], [episode], CLIP)
+    if committed is None:
+        return made
+    actions = torch.from_numpy(committed).float()[None]
+    return replace(made, committed=Committed(actions, torch.ones(actions.shape[:2], dtype=torch.bool)))
+
+
+class Slow:
+    """Holds still, and takes its time."""
+
+    def __init__(self, seconds):
+        self.seconds, self.rows, self.begun = seconds, [], threading.Event()
+
+    def reset(self, episodes):
+        pass
+
+    def predict_action(self, observation):
+        self.begun.set()
+        time.sleep(self.seconds)
+        self.rows.append(len(observation.prompts))
+        if "fail" in observation.prompts:
+            raise RuntimeError("no such luck")
+        actions = observation.action[:, None].repeat(1, 8, 1)
+        sure = torch.ones(actions.shape[:2])
+        return ActionChunk(actions, sure.bool(), sure, 0.2, {})
+
+
+# ------------------------------------------------------------------ the same actions
+
+
+@pytest.mark.filterwarnings("ignore:connect\\(\\) must be used as a context manager:DeprecationWarning")
+def test_the_genuine_client_of_openpi_gets_the_actions_of_this_process(policy, server):
+    module = pytest.importorskip("openpi_client.websocket_client_policy", reason=OPENPI)
+    robot = module.WebsocketClientPolicy("127.0.0.1", server.port)
+    assert robot.get_server_metadata()["views"] == list(CLIP.views)
+    answer = robot.infer(message(episode="one"))
+    expected = policy.predict_action(observed())
+    for name in ("actions", "valid", "confidence", "position_std", "status"):
+        np.testing.assert_array_equal(answer[name], getattr(expected, name)[0], strict=True)
+    assert answer["dt"] == expected.dt
+    assert set(answer["server_timing"]) == {"infer_ms", "queue_ms", "batch_rows"}
+    with pytest.raises(RuntimeError, match=r"images names the view 'up'; this policy has \['front'"):
+        robot.infer({"images": {"up": np.zeros((48, 64, 3), np.uint8)}})
+    later = robot.infer(message(episode="one", seconds=0.4))  # the session outlives an error
+    np.testing.assert_array_equal(later["actions"], policy.predict_action(observed(seconds=0.4)).actions[0])
+    assert later["server_timing"]["prev_total_ms"] > 0
+    robot._ws.close()
+
+
+def test_openpi_packs_and_reads_the_same_bytes():
+    genuine = pytest.importorskip("openpi_client.msgpack_numpy", reason=OPENPI)
+    arrays = [np.arange(6, dtype=kind).reshape(2, 3) for kind in ("u1", "i8", "f4", "f8", "f2")]
+    sent = {"arrays": [*arrays, arrays[0] > 2], "number": np.float32(0.1), "text": "é", "map": {"a": None}}
+    assert pack(sent) == genuine.packb(sent)
+    for read in (unpack(genuine.packb(sent), "it"), genuine.unpackb(pack(sent))):
+        np.testing.assert_equal(read, sent)
+
+
+@pytest.mark.parametrize("prefix", [None, 4])
+def test_our_client_sends_cameras_once_and_gets_the_same_actions(policy, server, prefix):
+    committed = None if prefix is None else np.tile(STATE, (prefix, 1))
+    with Client(server.address) as robot:
+        robot.reset("one")
+        sizes = []
+        send, robot._send = robot._send, lambda data: (sizes.append(len(data)), send(data))
+        for seconds in (0.0, 0.8):
+            chunk = robot.predict_action(images(), cameras(), PROMPT, STATE, seconds, committed)
+            expected = policy.predict_action(observed(seconds=seconds, committed=committed))
+            np.testing.assert_array_equal(chunk.actions, expected.actions[0])
+            assert chunk.dt == expected.dt
+        assert sizes[0] - sizes[1] > 2 * 25 * 8  # two cameras of 9 and 16 numbers
+        moved = cameras()
+        moved["front"].world_from_camera[0, 3] = 0.1
+        again = robot.predict_action(images(), moved, PROMPT, STATE, 0.8, committed)
+        assert not np.array_equal(again.actions, chunk.actions)
+        with pytest.raises(RequestRefused, match="prefix of 3 committed actions does not fit this model"):
+            robot.predict_action(images(), moved, PROMPT, STATE, 0.8, np.tile(STATE, (3, 1)))
+
+
+def test_a_message_may_have_rows_and_ask_for_what_was_generated(policy, server):
+    rows = [observed(seed, f"row{seed}", committed=np.tile(STATE, (4, 1))) for seed in range(2)]
+    whole = joined(rows)
+    parts = {name: getattr(whole, name).numpy() for name in ("video", "view_mask", "action", "seconds")}
+    parts |= {name: matrix.numpy() for name, matrix in vars(whole.cameras).items()}
+    parts |= {"prompts": whole.prompts, "episodes": whole.episodes}
+    parts["committed"] = {name: value.numpy() for name, value in vars(whole.committed).items()}
+    expected = policy.predict_action(whole)
+    with Connection(server.address) as asking:
+        answer = asking.ask({"observation": parts, "generated": True})
+        np.testing.assert_array_equal(answer["actions"], expected.actions)
+        assert answer["generated"].keys() == expected.generated.keys()
+        np.testing.assert_array_equal(
+            answer["generated"]["action_images"], expected.generated["action_images"]
+        )
+        many = parts | {"prompts": ["a"] * 17, "episodes": ["a"] * 17}
+        with pytest.raises(RequestRefused, match=r"has 17 prompts .* 1 to 16 rows: .* --max_batch"):
+            asking.ask({"observation": many})
+        with pytest.raises(RequestRefused, match=r"video is an array .* expected .*2, 2, 3, 1, 32, 32"):
+            asking.ask({"observation": parts | {"video": parts["video"][:, :1]}})
+
+
+# ------------------------------------------------------------------ sessions and batches
+
+
+def test_requests_that_wait_together_are_one_batch_and_get_their_own_rows(policy):
+    with served(policy, wait_seconds=5.0) as found:
+        robots = [Client(found.address) for _ in range(3)]
+
+        def ask(seed):
+            return robots[seed].ask(message(seed, episode=f"row{seed}"))
+
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(ask, range(3)))
+        for robot in robots:
+            robot.close()
+    for seed, answer in enumerate(answers):
+        assert answer["server_timing"]["batch_rows"] == 3
+        alone = policy.predict_action(observed(seed, f"row{seed}")).actions[0]
+        np.testing.assert_allclose(answer["actions"], alone, atol=2e-5)
+
+
+def test_a_request_that_fails_leaves_the_others_of_its_batch_answered():
+    slow = Slow(0.0)
+    with served(slow, wait_seconds=5.0) as found:
+        robots = [Client(found.address) for _ in range(3)]
+
+        def ask(prompt):
+            try:
+                return robots[len(prompt) % 3].ask(message(prompt=prompt))["actions"].shape
+            except RequestRefused as error:
+                return str(error)
+
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(ask, ["go", "goo", "fail"]))
+        for robot in robots:
+            robot.close()
+    assert answers[:2] == [(8, 8), (8, 8)]
+    assert answers[2].startswith("the policy failed with RuntimeError: no such luck")
+    assert slow.rows == [3, 1, 1, 1]
+    (failed,) = [line for line in found.log() if line["event"] == "failed"]
+    assert "Traceback" in failed["trace"]
+
+
+def test_stopping_answers_what_was_accepted_and_says_so_to_the_others():
+    slow = Slow(0.3)
+    with served(slow) as found:
+        busy, idle = Client(found.address), Client(found.address)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(busy.ask, message())
+            assert slow.begun.wait(10)
+            found.stop()
+            assert asked.result(10)["actions"].shape == (8, 8)
+        found.thread.join(10)
+        for robot in (busy, idle):
+            with pytest.raises(ConnectionLost, match=r"1001 the server is stopping.*call connect"):
+                robot.ask(message())
+        with pytest.raises(ConnectionLost, match=r"call connect\(\) first"):
+            idle.ask(message())
+        with pytest.raises(ConnectionLost, match="no policy is served at ws://127"):
+            idle.connect()
+    events = [line["event"] for line in found.log()]
+    assert events[:2] == ["listening", "ready"]
+    assert events[-1] == "stopped"
+
+
+# ------------------------------------------------------------------ health, metrics, token
+
+
+def test_health_waits_for_the_warm_up_and_metrics_are_read_by_prometheus(policy):
+    seen = []
+
+    def warm_up(found):
+        address = f"127.0.0.1:{found.log()[0]['port']}"
+        seen.append(get(address, "/healthz"))
+        with pytest.raises(ConnectionLost, match=r"\(503\): the policy is warming up"):
+            Client(address)
+
+    with served(policy, warm_up) as found:
+        assert seen == [(503, "the policy is warming up; try again soon\n")]
+        assert get(found.address, "/healthz") == (200, "OK\n")
+        with Client(found.address) as robot:
+            robot.ask(message())
+            with pytest.raises(RequestRefused):
+                robot.ask({})
+            status, text = get(found.address, "/metrics")
+    assert status == 200
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["ai_wam_ready",] == samples["ai_wam_sessions",] == 1
+    assert samples["ai_wam_requests_total", "answered"] == samples["ai_wam_requests_total", "refused"] == 1
+    assert samples["ai_wam_batch_rows_sum",] == samples["ai_wam_request_seconds_count",] - 1 == 1
+
+
+def test_a_token_is_asked_of_sessions_and_metrics():
+    with served(Slow(0.0), token="secret") as found:
+        assert get(found.address, "/healthz")[0] == 200
+        assert get(found.address, "/metrics")[0] == 401
+        assert get(found.address, "/metrics", Authorization="Bearer secret")[0] == 200
+        assert get(found.address, "/elsewhere", Authorization="Bearer secret")[0] == 404
+        for token in (None, "secret2", "é"):
+            with pytest.raises(ConnectionLost, match=r"\(401\): the token is missing or wrong; send"):
+                Client(found.address, token)
+        with Client(found.address, "secret") as robot:
+            assert robot.ask(message())["actions"].shape == (8, 8)
+
+
+def test_other_machines_are_served_only_with_a_token():
+    check_address("127.0.0.1", None)
+    check_address("0.0.0.0", "secret")
+    with pytest.raises(InvalidValue, match=r"host is '0.0.0.0', where other machines .* --token_file"):
+        check_address("0.0.0.0", None)
+
+
+# ------------------------------------------------------------------ bad input
+
+
+def changed(**parts):
+    return message() | parts
+
+
+NAN = STATE.copy()
+NAN[0] = np.nan
+SHEARED = np.eye(4)
+SHEARED[0, 1] = 0.5
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (changed(images={"front": np.zeros((9, 9), np.uint8)}), r"'front' is an array \[9, 9\] of uint8"),
+        (changed(images={"front": np.zeros((48, 64, 3))}), "of float64; expected RGB uint8"),
+        (changed(images={}), "needs at least one of them"),
+        (changed(cameras={}), "image 'front' comes without a camera"),
+        (changed(cameras={"up": {}}), "cameras names the view 'up'"),
+        (changed(cameras={"front": {"intrinsics": np.eye(3)}}), r"has the keys \['intrinsics'\], expected"),
+        (
+            changed(cameras={"front": {"intrinsics": np.eye(3), "world_from_camera": SHEARED}}),
+            "world_from_camera is no rigid motion",
+        ),
+        (
+            changed(cameras={"front": {"intrinsics": np.eye(3) * np.nan, "world_from_camera": np.eye(4)}}),
+            "intrinsics has 9 of 9 numbers that are NaN",
+        ),
+        (
+            changed(cameras={"front": {"intrinsics": np.zeros((3, 3)), "world_from_camera": np.eye(4)}}),
+            "is no matrix K",
+        ),
+        (changed(state=STATE[:7]), r"state: .* is an array \[7\] of float64; expected numbers \[8\]"),
+        (changed(state=None), "state: .* is missing"),
+        (changed(state=NAN), "state: .* has 1 of 8 numbers that are NaN or infinite"),
+        (changed(state=np.ones(8)), "its quaternion .* has length 2, expected 1"),
+        (changed(prompt=3), "prompt is of type list; expected text"),
+        (changed(seconds="now"), "seconds is of type str"),
+        (changed(committed=np.zeros((4, 8))), "committed: its quaternion"),
+        (changed(instruction="go"), r"unknown keys \['instruction'\]; it may have \['cameras', 'committed'"),
+        ({"observation": {}}, "observation lacks"),
+        ({"reset": []}, "reset names no episode"),
+        ({"obs": 1}, r"has the keys \['obs'\]; it needs 'images'"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_one_sentence(server, sent, said):
+    with Connection(server.address) as asking, pytest.raises(RequestRefused, match=said) as refused:
+        asking.ask(sent)
+    assert "\n" not in str(refused.value)
+
+
+def test_lists_of_numbers_are_arrays_too(policy, server):
+    with Connection(server.address) as asking:
+        answer = asking.ask(changed(state=STATE.tolist(), episode="one"))
+    np.testing.assert_array_equal(answer["actions"], policy.predict_action(observed()).actions[0])
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\xc1", "is no msgpack message"),
+        (b"", "is no msgpack message"),
+        (pack(message())[:-1], "is no msgpack message"),
+        (msgpack.packb([1]), "holds a list"),
+        (msgpack.packb({"a": msgpack.ExtType(5, b"")}), "extension type 5"),
+        ("text", "send msgpack in a binary frame"),
+        (msgpack.packb({"a": [0] * 70_000}), "is no msgpack message .* max_array_len"),
+        (msgpack.packb({"a": [[0] * 1000] * 70}), "more than 65536 list items"),
+    ],
+)
+def test_malformed_messages_are_refused_and_the_session_goes_on(server, data, said):
+    with connect(f"ws://{server.address}", compression=None) as socket:
+        socket.recv()
+        socket.send(data)
+        answer = socket.recv()
+        assert isinstance(answer, str)
+        assert re.search(said, answer)
+        socket.send(pack(message()))
+        assert unpack(socket.recv(), "it")["actions"].shape == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        ({b"dtype": "|O"}, r"the type '\|O'"),
+        ({b"dtype": "V8"}, "the type 'V8'"),
+        ({b"dtype": "<M8[s]"}, "the type"),
+        ({b"dtype": b"<f8"}, "the type"),
+        ({b"shape": [3]}, r"announces \(3,\) of float64, 24 bytes, and has 16"),
+        ({b"shape": [2**62, 4]}, "shape is"),
+        ({b"shape": [-2, -1]}, "shape is"),
+        ({b"shape": 2}, "shape is 2"),
+        ({b"data": "text"}, "data is a str"),
+        ({b"more": 1}, "has the keys"),
+    ],
+)
+def test_arrays_are_checked_before_they_are_made(array, said):
+    whole = {b"__ndarray__": True, b"data": b"\0" * 16, b"dtype": "<f8", b"shape": [2]} | array
+    with pytest.raises(InvalidValue, match=said):
+        unpack(msgpack.packb({"a": whole}), "it")
+
+
+def test_objects_are_not_packed():
+    with pytest.raises(TypeError, match="type object; it takes"):
+        pack({"a": np.array([None])})
+    with pytest.raises(TypeError, match="holds a set"):
+        pack({"a": set()})
+
+
+# ------------------------------------------------------------------ limits
+
+
+def test_limits_are_positive():
+    with pytest.raises(InvalidValue, match="limits: rate must be finite and above 0, got 0"):
+        Limits(rate=0.0)
+
+
+def test_a_message_too_large_ends_its_session_with_the_limit_in_the_reason():
+    with served(Slow(0.0), message_mb=0.03) as found:
+        with Connection(found.address) as asking, pytest.raises(ConnectionLost, match=r"1009 .*30000"):
+            asking.ask({"images": {"front": np.zeros((200, 200, 3), np.uint8)}})
+        with connect(f"ws://{found.address}", compression=None) as socket:  # as openpi's client sees it
+            socket.recv()
+            socket.send(b"\0" * 40_000)
+            with pytest.raises(ConnectionClosed, match="1009"):
+                socket.recv()
+
+
+def test_sessions_beyond_the_limit_are_told_to_come_back():
+    with served(Slow(0.0), clients=1) as found:
+        taken = r"1013 all 1 sessions are taken \(--limits.clients\)"
+        with Client(found.address), pytest.raises(ConnectionLost, match=taken):
+            Client(found.address)
+        deadline = time.monotonic() + 10
+        while any(line["event"] == "session_closed" for line in found.log()) is False:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with Client(found.address) as robot:
+            assert robot.ask(message())["dt"] == 0.2
+
+
+def test_requests_beyond_the_rate_are_refused_and_later_ones_answered():
+    with served(Slow(0.0), rate=2.0) as found, Client(found.address) as robot:
+        robot.ask(message())
+        robot.ask(message())
+        with pytest.raises(RequestRefused, match=r"more than 2 requests per second .* wait 0.\d+ s"):
+            robot.ask(message())
+        time.sleep(0.6)
+        robot.ask(message())
+
+
+def test_an_idle_session_is_ended_with_the_reason():
+    with served(Slow(0.0), idle_seconds=0.2) as found, Client(found.address) as robot:
+        time.sleep(0.5)
+        with pytest.raises(ConnectionLost, match=r"1008 no request for 0.2 s \(--limits.idle_seconds\)"):
+            robot.ask(message())
+
+
+def test_a_client_that_does_not_wait_for_its_answer_is_served_again():
+    slow = Slow(0.5)
+    with served(slow) as found, Client(found.address, timeout=0.2) as robot:
+        with pytest.raises(ConnectionLost, match=r"did not answer within 0.2 s; give a longer timeout"):
+            robot.ask(message())
+        robot._timeout = 30
+        robot.connect()
+        assert robot.ask(message())["actions"].shape == (8, 8)
