@@ -59,7 +59,7 @@ def served(policy: Any, warm_up: Callable[[Any], None] = lambda _: None, **optio
         await server.run("127.0.0.1", 0, found.asked, first, ready)
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
-    found.thread = thread
+    found.thread, found.server = thread, server
     found.log = lambda: [json.loads(line) for line in written]
     thread.start()
     found.stop = lambda: found.loop.call_soon_threadsafe(found.asked.set)

@@ -78,7 +78,8 @@ class RealTimeControl:
         self.seams: list[tuple[float, float]] = []
         self.late = 0
         self._now = 0  # actions handed out, and the index of the last one
-        self._asked_at = 0
+        self._asked_at = self._ahead = 0  # of the last request: when, and how many actions were committed
+        self._failed = False  # the last request
         self._plan: dict[int, np.ndarray] = {}  # actions by index; 0 is where the tool was at the start
         self._answer: Future[Chunk] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ai-wam-client")
@@ -87,7 +88,8 @@ class RealTimeControl:
         """Wait for the first chunk; the robot holds still meanwhile."""
         seen = observe()
         self._plan = {0: np.asarray(seen.state, dtype=np.float64)}
-        self._now = self._asked_at = 0
+        self._now = self._asked_at = self._ahead = 0
+        self._answer, self._failed = None, False  # of an episode before
         self._insert(self._predict(seen, 0, None))
 
     def step(self, observe: Callable[[], Observed]) -> Step:
@@ -98,13 +100,15 @@ class RealTimeControl:
 
         Raises:
             RequestRefused: the server refused the last observation.
-            ConnectionLost: the connection ended; the plan's actions are used up one by one meanwhile.
+            ConnectionLost: the connection ended. The step's action was not given, so call `step` again: it
+                asks again, and goes on with the old plan meanwhile.
         """
         seam = None
         if self._answer is not None and self._answer.done():
-            answer, self._answer = self._answer, None
+            answer, self._answer, self._failed = self._answer, None, True
             seam = self._insert(answer.result())
-        if self._answer is None and self._now - self._asked_at >= self.execute:
+            self._failed = False
+        if self._answer is None and (self._failed or self._now - self._asked_at >= self.execute):
             self._request(observe())
         self._now += 1
         late = self._now not in self._plan
@@ -119,10 +123,12 @@ class RealTimeControl:
         self._thread.shutdown()
 
     def _request(self, seen: Observed) -> None:
-        self._asked_at = self._now
+        self._asked_at, self._failed = self._now, False
         ahead = [self._plan.get(index) for index in range(self._now + 1, self._now + 1 + self.prefix)]
         known = [action for action in ahead if action is not None]
-        committed = np.stack(known) if self.condition and self.prefix and len(known) == self.prefix else None
+        self._ahead = len(known)
+        whole = self.condition and 0 < len(known) == self.prefix  # the policy takes no shorter prefix
+        committed = np.stack(known) if whole else None
         self._answer = self._thread.submit(self._predict, seen, self._now, committed)
 
     def _predict(self, seen: Observed, index: int, committed: np.ndarray | None) -> Chunk:
@@ -138,7 +144,7 @@ class RealTimeControl:
         for offset, (action, valid) in enumerate(zip(chunk.actions, chunk.valid, strict=True), start=1):
             last = action.astype(np.float64) if valid else last
             fresh[asked + offset] = last
-        end = self._now if first_chunk else max(self._now, asked + self.prefix)  # of the chunk before
+        end = self._now if first_chunk else max(self._now, asked + self._ahead)  # of the chunk before
         both = [index for index in (end, end + 1) if index in self._plan and index in fresh]
         seam = None if first_chunk or not both else jump(self._plan[both[0]], fresh[both[0]])
         if seam is not None:
