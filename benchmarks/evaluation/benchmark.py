@@ -1,6 +1,7 @@
 """Closed-loop evaluation of a policy in a simulator, several trials per forward pass."""
 
 import copy
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -123,17 +124,17 @@ class Benchmark:
             tokenizer: the codec; the benchmark's own if left out.
         """
         codec = tokenizer or self.tokenizer
-        expert = Expert(self.simulator, clip.stride, self.protocol.max_seconds, self._horizon, codec)
+        expert = Expert(self.simulator, clip.stride, self.protocol.max_seconds, self._horizon(clip), codec)
         try:
             return self._run_reference("ceiling", expert, trials, clip, canonical(configuration(codec)))
         finally:
             expert.close()
 
-    @property
-    def _horizon(self) -> int | None:
+    def _horizon(self, clip: Clip) -> int | None:
         """Actions that a reference policy predicts at once; None: all that are left."""
-        one_shot = self.protocol.execution == "one_shot"
-        return None if one_shot else self.protocol.execute_frames + self.protocol.prefix
+        rules = self.protocol
+        behind = max(rules.prefix, math.ceil(rules.latency / clip.seconds_per_frame - 1e-6))
+        return None if rules.execution == "one_shot" else rules.execute_frames + behind
 
     def floor(self, trials: Sequence[Trial], clip: Clip) -> list[TrialResult]:
         """Run a policy that holds still: the successes that need no model."""
@@ -142,7 +143,7 @@ class Benchmark:
     def blind_floor(self, trials: Sequence[Trial], clip: Clip) -> list[TrialResult]:
         """Replay the mean of training demonstrations: the successes that need no eyes."""
         seconds, count = self.protocol.max_seconds, self.blind_demonstrations
-        blind = MeanDemonstration(self._usual, count, clip.stride, seconds, self._horizon)
+        blind = MeanDemonstration(self._usual, count, clip.stride, seconds, self._horizon(clip))
         try:
             return self._run_reference("blind", blind, trials, clip, str(count))
         finally:

@@ -41,6 +41,9 @@ class EvaluationProtocol:
             (receding only), as far as that chunk reaches: they are carried out while the policy computes,
             the policy is conditioned on them, and its chunk takes over behind them. 0: the simulation waits
             for the policy.
+        latency: simulated seconds that the policy takes to answer (receding only): the last chunk is carried
+            out meanwhile, its last pose held where it ends, and a new chunk takes over no earlier; the world
+            waits for the first chunk.
         max_position_std: metres; actions whose decoded standard deviation exceeds it are not executed, the
             last valid pose is held in their place until a confident action or the next chunk comes. They do
             not count as invalid. None: no limit.
@@ -60,6 +63,7 @@ class EvaluationProtocol:
     max_unreached_streak: int = 20
     min_ceiling: float = 0.5
     prefix: int = 0
+    latency: float = 0.0
     max_position_std: float | None = None
     low_confidence: Literal["hold", "replan"] = "hold"
     shift: Shift | None = None
@@ -81,6 +85,11 @@ class EvaluationProtocol:
             raise InvalidValue(
                 f"protocol: prefix is {self.prefix} and execution {self.execution!r}; committed actions are "
                 "at least 0 and need execution: receding"
+            )
+        if not 0 <= self.latency < math.inf or (self.latency and self.execution != "receding"):
+            raise InvalidValue(
+                f"protocol: latency is {self.latency} and execution {self.execution!r}; it is at least 0 s, "
+                "and needs execution: receding"
             )
         if self.max_position_std is not None and not self.max_position_std > 0:
             raise InvalidValue(
@@ -148,6 +157,7 @@ class EvaluationProtocol:
             del rules["execute_frames"]
         for name, off in (
             ("prefix", 0),
+            ("latency", 0.0),
             ("max_position_std", None),
             ("low_confidence", "hold"),
             ("shift", None),

@@ -188,6 +188,7 @@ class TrialRun:
         self.prompt = self.scene = ""
         self._error: str | None = None
         self._protocol, self._views, self._stride = protocol, clip.views, clip.stride
+        self._latency = ceil(protocol.latency * world.control_hz - 1e-6)  # control steps
         self._budget = max(1, round(protocol.max_seconds * world.control_hz))
         self._steps = self._chunks = self._invalid = self._unreached = self._unreached_streak = 0
         self._low_confidence = self._committed = 0
@@ -240,7 +241,7 @@ class TrialRun:
         if self._protocol.execution == "receding":
             frames = min(self._protocol.execute_frames, len(planned.actions))
             steps = min(steps, control_steps(frames, planned.dt, hz))
-        whole = max(steps, ceil(len(planned.actions) * planned.dt * hz - 1e-6))
+        whole = max(steps + self._latency, ceil(len(planned.actions) * planned.dt * hz - 1e-6))
         limit = self._protocol.max_position_std
         schedule = CommandSchedule.of(planned, self.world.pose(), self._last_valid, limit, hz, whole)
         seam = self._append(schedule)
@@ -266,7 +267,8 @@ class TrialRun:
         """Keep what explains a failure."""
         count = len(chunk.planned.actions)
         if self._protocol.execution == "receding":
-            count = min(count, self._protocol.execute_frames + self._protocol.prefix)
+            behind = max(self._protocol.prefix, ceil(self._latency / self._stride))
+            count = min(count, self._protocol.execute_frames + behind)
         images = None if chunk.action_images is None else chunk.action_images[:, :, :count].clone()
         kept = GeneratedChunk(self._steps, seam, chunk.planned.dt, count, images, chunk.cameras)
         self._generated_chunks.append(kept)
@@ -281,12 +283,12 @@ class TrialRun:
         if self._protocol.low_confidence != "replan" or self._steps <= seam:
             return False
         low = bool(self._schedule.low_confidence[self._steps])
-        if not self._protocol.prefix:  # else it is committed, and counts when it is held
+        if not self._protocol.prefix and not self._latency:  # else it counts when it is held
             self._low_confidence += low
         return low or bool(self._schedule.low_confidence[seam])
 
     def _append(self, fresh: CommandSchedule) -> int:
-        """Append a new chunk's commands behind those committed of the old one; note the jump at the seam.
+        """Append a new chunk's commands behind those carried out of the old one; note the jump at the seam.
 
         Returns:
             The step at which the new chunk takes over.
@@ -295,8 +297,10 @@ class TrialRun:
         if old is None:
             self._schedule = fresh
             return self._steps
-        kept = min(self._protocol.prefix * self._stride, len(old) - self._steps)
-        self._committed += kept // self._stride
+        left = len(old) - self._steps
+        committed = min(self._protocol.prefix * self._stride, left)
+        self._committed += committed // self._stride
+        kept = max(committed, min(self._latency, left))
         seam = self._steps + kept
         self._seams.append(jump(old.extrapolated(seam), fresh.poses[min(kept, len(fresh) - 1)]))
         self._schedule = old[:seam].followed_by(fresh[kept:])

@@ -240,3 +240,34 @@ def test_rules_that_are_off_leave_the_hash_as_it_was():
         for change in ({}, {"prefix": 4}, {"prefix": 8}, limited, limited | {"low_confidence": "replan"})
     }
     assert len(hashes) == 5
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_with_latency_the_old_chunk_is_carried_out_until_the_new_one_is_there(prefix):
+    policy = Climbing(length=3)
+    rules = {"execute_frames": 2, "prefix": prefix, "latency": 0.25, "max_seconds": 1.2}
+    result = run(policy, execution="receding", **rules)
+    assert result.chunks == 3
+    sides = 1000 * result.commands.poses[:, 1]
+    # 0.25 s are 5 steps: after steps 8 and 16 the old chunk is followed for so long, or the prefix's 4.
+    np.testing.assert_allclose(sides[[8, 12, 13, 20]], [0, 0, 1, 1], atol=1e-6)
+    assert result.committed_frames == 2 * prefix
+    assert [each is not None for each in policy.committed] == [bool(prefix)] * 3
+
+
+def test_a_chunk_that_ends_before_the_next_one_is_there_is_held():
+    result = run(Climbing(length=2), execution="receding", execute_frames=2, latency=0.3, max_seconds=0.8)
+    assert result.chunks == 2
+    np.testing.assert_array_equal(result.commands.poses[8:14], result.commands.poses[[7] * 6])
+    assert result.commands.poses[14, 1] == pytest.approx(0.001)
+
+
+def test_latency_is_a_rule_of_the_protocol():
+    with pytest.raises(ValueError, match=r"latency is 0.1 and execution 'one_shot'; it .* needs execution"):
+        EvaluationProtocol(latency=0.1)
+    with pytest.raises(ValueError, match="latency is -1"):
+        EvaluationProtocol(execution="receding", latency=-1.0)
+    usual, late = (EvaluationProtocol(execution="receding", latency=each) for each in (0.0, 0.1))
+    assert usual.describe(SIMULATOR, CLIP) == {
+        name: value for name, value in late.describe(SIMULATOR, CLIP).items() if name != "latency"
+    }
