@@ -2,50 +2,68 @@
 
 import asyncio
 import json
+import tempfile
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from importlib.resources import files
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 
+from ai_wam.cli.load_task import load_policy
 from ai_wam.cli.serve import describe
-from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.client import Camera
-from ai_wam.diffusion.solvers import Sampling
+from ai_wam.episodes import Frame
+from ai_wam.files.packed_policy import unpack
 from ai_wam.serving.json_log import JsonLog
 from ai_wam.serving.limits import Limits
 from ai_wam.serving.server import PolicyServer
 from ai_wam.types import Clip
-from backbones.base import VideoBackbone
+from benchmarks.simulator import Trial
+from benchmarks.simulators.tabletop.simulator import Tabletop
 from tasks.policy import PolicyControl
 
-CLIP = Clip(size=(32, 32))
+CLIP = Clip()
 STATE = np.array([0.3, 0.0, 1.2, 0.0, 1.0, 0.0, 0.0, 1.0])
-PROMPT = "reach the red ball"
+PROMPT = "reach the red sphere"
 
 
-def tiny_policy() -> PolicyControl:
-    torch.manual_seed(0)
-    backbone = instantiate("configs/backbone/wan-tiny.yaml", VideoBackbone)
-    return PolicyControl(backbone, CLIP, sampling=Sampling(steps=1)).eval()
+@cache
+def trained_policy() -> PolicyControl:
+    """That of `ai-wam demo`, in one step: a random one's poses are all invalid, and so all the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "policy.ckpt"
+        unpack(Path(str(files("ai_wam.demo"))) / "policy.safetensors", file)
+        policy = load_policy(str(file), "sampling.steps=1")
+    assert isinstance(policy, PolicyControl)
+    return policy
+
+
+@cache
+def frame(seed: int = 0) -> Frame:
+    """A scene of `reach_target`, larger than the policy's pictures."""
+    simulator = Tabletop(rig="framed", image_size=(96, 96))
+    simulator.reset(Trial("reach_target", 0, seed))
+    seen = simulator.observe(CLIP.views)
+    simulator.close()
+    return seen
 
 
 @contextmanager
 def served(policy: Any, warm_up: Callable[[Any], None] = lambda _: None, **options: Any) -> Iterator[Any]:
     """The address, the lines logged so far and a way to stop a served policy."""
+    given = options.pop("described", {"horizon": 8, "prefixes": [4], "dt": 0.2})
+    described = describe(policy) if isinstance(policy, PolicyControl) else given
     known = {"token", "most_rows", "wait_seconds"}
     limits = Limits(**{name: value for name, value in options.items() if name not in known})
     options = {name: value for name, value in options.items() if name in known}
     written, started, found = list[str](), threading.Event(), SimpleNamespace()
-    described = (
-        describe(policy) if isinstance(policy, PolicyControl) else {"horizon": 8, "prefixes": [4], "dt": 0.2}
-    )
     server = PolicyServer(policy, CLIP, described, JsonLog(written.append), limits, **options)
 
     async def run() -> None:
@@ -86,17 +104,22 @@ def get(address: str, path: str, **headers: str) -> tuple[int, str]:
 
 
 def cameras() -> dict[str, Camera]:
-    k, beside = np.array([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]]), np.eye(4)
-    beside[:3] = [[0, 0, -1, 1], [0, 1, 0, 0], [1, 0, 0, 1]]
-    return {"front": Camera(k, np.eye(4)), "left_shoulder": Camera(k, beside)}
+    views = frame().views.items()
+    return {name: Camera(view.intrinsics.copy(), view.world_from_camera.copy()) for name, view in views}
 
 
 def images(seed: int = 0) -> dict[str, np.ndarray]:
-    draw = np.random.default_rng(seed)
-    return {name: draw.integers(0, 256, (48, 64, 3), dtype=np.uint8) for name in CLIP.views}
+    return {name: view.image for name, view in frame(seed).views.items()}
+
+
+def state(seed: int = 0) -> np.ndarray:
+    action = frame(seed).action
+    assert action is not None
+    return action
 
 
 def message(seed: int = 0, **more: Any) -> dict[str, Any]:
     """An observation as any client of openpi's layout sends it."""
     sent = {name: vars(camera) for name, camera in cameras().items()}
-    return {"images": images(seed), "cameras": sent, "state": STATE, "prompt": PROMPT, "seconds": 0.0} | more
+    whole = {"images": images(seed), "cameras": sent, "state": state(seed), "prompt": PROMPT, "seconds": 0.0}
+    return whole | more

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.frames import CloseCode
 from websockets.sync.client import ClientConnection, connect
 
 from ai_wam.client.messages import pack, unpack
@@ -124,6 +125,11 @@ class Connection:
         frame = error.rcvd or error.sent
         why = f"{frame.code} {frame.reason}".strip() if frame is not None else "without a word"
         self.close()
+        if frame is not None and frame.code == CloseCode.MESSAGE_TOO_BIG:
+            return ConnectionLost(
+                f"{self.address} takes no message of that size ({why}); send fewer rows or smaller "
+                "pictures, or have the server started with a larger --limits.message_mb, then call connect()"
+            )
         return ConnectionLost(
             f"the connection to {self.address} ended ({why}) and an answer may be lost; call connect() and "
             "ask again with a new observation"

@@ -63,7 +63,7 @@ def unpack(data: bytes, at: str) -> dict[str, Any]:
     except InvalidValue as error:
         raise InvalidValue(f"{at}: {error}") from error
     except (ValueError, TypeError, msgpack.UnpackException) as error:
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = " ".join(str(error).split()) or f"it cannot be read ({type(error).__name__})"
         raise InvalidValue(f"{at} is no msgpack message of numbers, texts and arrays: {why}") from error
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         found = type(message).__name__

@@ -89,6 +89,8 @@ class Session:
         if unknown := sorted(set(message) - _KEYS):
             raise InvalidValue(f"an observation has unknown keys {unknown[:8]}; it may have {sorted(_KEYS)}")
         self._keep_cameras(message.get("cameras", {}))
+        if not message["images"]:
+            raise InvalidValue(f"images is empty; send at least one of the views {list(self.clip.views)}")
         views = {name: self._view(name, image) for name, image in _map(message["images"], "images").items()}
         frame = Frame(views, _pose(message.get("state")), self._seconds(message.get("seconds")))
         prompt, episode = message.get("prompt", ""), message.get("episode", self.episode)

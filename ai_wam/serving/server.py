@@ -254,8 +254,9 @@ class PolicyServer:
             return answer
         except UserError as error:
             self.metrics.requests.labels("refused").inc()
-            self.log("refused", session=name, reason=str(error))
-            return str(error)
+            said = " ".join(str(error).split())
+            self.log("refused", session=name, reason=said)
+            return said
         except Exception as error:  # of the policy; the other sessions are served on
             self.metrics.requests.labels("failed").inc()
             self.log("failed", session=name, error=repr(error), trace=traceback.format_exc())

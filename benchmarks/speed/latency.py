@@ -68,16 +68,17 @@ def report(
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         model = packed_policy(Path(folder)) if ckpt_path is None else load_policy(ckpt_path)
-    policy: Any = model if address is None else _remote(address, model.clip)
+    clip: Any = model.clip
+    policy: Any = model if address is None else _remote(address, clip)
     print(f"reach_target, {trials} trials of {_SECONDS:g} s, {execute_frames} actions of a chunk carried out")
     print(f"{'latency':>8}  {'':<10}{'success':>8}  {'95 %':<12}{'seam mm: mean':>14}{'90 %':>8}{'max':>8}")
     for latency in latencies:
         for committed in (0, prefix):
-            row = measured(policy, model.clip, latency, committed, execute_frames, trials)
+            row = measured(policy, clip, latency, committed, execute_frames, trials)
             print(line(row))
 
 
-def measured(policy: Policy, clip: Any, latency: int, prefix: int, execute_frames: int, trials: int) -> Row:
+def measured(policy: Policy, clip: Clip, latency: int, prefix: int, execute_frames: int, trials: int) -> Row:
     """Trials at one latency."""
     protocol = EvaluationProtocol(
         execution="receding",

@@ -11,25 +11,37 @@ import numpy as np
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
-from serving_thread import CLIP, PROMPT, STATE, cameras, get, images, message, served, tiny_policy
+from serving_thread import (
+    CLIP,
+    PROMPT,
+    STATE,
+    cameras,
+    frame,
+    get,
+    images,
+    message,
+    served,
+    state,
+    trained_policy,
+)
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from ai_wam.client import Client, Connection, ConnectionLost, RequestRefused
 from ai_wam.client.messages import pack, unpack
-from ai_wam.episodes import Frame, View
 from ai_wam.errors import InvalidValue
 from ai_wam.serving.batching import joined
 from ai_wam.serving.limits import Limits
 from ai_wam.serving.server import check_address
 from ai_wam.types import ActionChunk, Committed, Observation
+from benchmarks.speed.served_process import SilentPeer
 
 OPENPI = "pip install --no-deps openpi-client: it pins NumPy 1, which it does not need"
 
 
 @pytest.fixture(scope="module")
 def policy():
-    return tiny_policy()
+    return trained_policy()
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +51,8 @@ def server(policy):
 
 
 def observed(seed=0, episode="one", seconds=0.0, committed=None):
-    views = {
-        name: View(image, cameras()[name].intrinsics, cameras()[name].world_from_camera)
-        for name, image in images(seed).items()
-    }
-    made = Observation.from_frames([Frame(views, STATE, seconds)], [PROMPT], [episode], CLIP)
+    seen = replace(frame(seed), seconds=seconds)
+    made = Observation.from_frames([seen], [PROMPT], [episode], CLIP)
     if committed is None:
         return made
     actions = torch.from_numpy(committed).float()[None]
@@ -51,10 +60,11 @@ def observed(seed=0, episode="one", seconds=0.0, committed=None):
 
 
 class Slow:
-    """Holds still, and takes its time."""
+    """Holds still, and takes its time; its generated videos are as large as asked for."""
 
-    def __init__(self, seconds):
+    def __init__(self, seconds, megabytes=0):
         self.seconds, self.rows, self.begun = seconds, [], threading.Event()
+        self.megabytes = megabytes
 
     def reset(self, episodes):
         pass
@@ -67,7 +77,20 @@ class Slow:
             raise RuntimeError("no such luck")
         actions = observation.action[:, None].repeat(1, 8, 1)
         sure = torch.ones(actions.shape[:2])
-        return ActionChunk(actions, sure.bool(), sure, 0.2, {})
+        video = torch.zeros(len(actions), 1, 3, self.megabytes, 250, 333)
+        return ActionChunk(actions, sure.bool(), sure, 0.2, {"observation": video} if self.megabytes else {})
+
+
+def ended(found, session, reason):
+    """Wait until the log says that a session ended, and why."""
+    deadline = time.monotonic() + 20
+    while True:
+        lines = [line for line in found.log() if line["event"] == "session_closed"]
+        if found_lines := [line["reason"] for line in lines if line["session"] == session]:
+            assert reason in found_lines[0]
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # ------------------------------------------------------------------ the same actions
@@ -80,6 +103,7 @@ def test_the_genuine_client_of_openpi_gets_the_actions_of_this_process(policy, s
     assert robot.get_server_metadata()["views"] == list(CLIP.views)
     answer = robot.infer(message(episode="one"))
     expected = policy.predict_action(observed())
+    assert expected.valid.all()
     for name in ("actions", "valid", "confidence", "position_std", "status"):
         np.testing.assert_array_equal(answer[name], getattr(expected, name)[0], strict=True)
     assert answer["dt"] == expected.dt
@@ -103,27 +127,28 @@ def test_openpi_packs_and_reads_the_same_bytes():
 
 @pytest.mark.parametrize("prefix", [None, 4])
 def test_our_client_sends_cameras_once_and_gets_the_same_actions(policy, server, prefix):
-    committed = None if prefix is None else np.tile(STATE, (prefix, 1))
+    committed = None if prefix is None else np.tile(state(), (prefix, 1))
     with Client(server.address) as robot:
         robot.reset("one")
         sizes = []
         send, robot._send = robot._send, lambda data: (sizes.append(len(data)), send(data))
         for seconds in (0.0, 0.8):
-            chunk = robot.predict_action(images(), cameras(), PROMPT, STATE, seconds, committed)
+            chunk = robot.predict_action(images(), cameras(), PROMPT, state(), seconds, committed)
             expected = policy.predict_action(observed(seconds=seconds, committed=committed))
             np.testing.assert_array_equal(chunk.actions, expected.actions[0])
             assert chunk.dt == expected.dt
         assert sizes[0] - sizes[1] > 2 * 25 * 8  # two cameras of 9 and 16 numbers
         moved = cameras()
         moved["front"].world_from_camera[0, 3] = 0.1
-        again = robot.predict_action(images(), moved, PROMPT, STATE, 0.8, committed)
+        assert chunk.valid.any()
+        again = robot.predict_action(images(), moved, PROMPT, state(), 0.8, committed)
         assert not np.array_equal(again.actions, chunk.actions)
         with pytest.raises(RequestRefused, match="prefix of 3 committed actions does not fit this model"):
-            robot.predict_action(images(), moved, PROMPT, STATE, 0.8, np.tile(STATE, (3, 1)))
+            robot.predict_action(images(), moved, PROMPT, state(), 0.8, np.tile(STATE, (3, 1)))
 
 
 def test_a_message_may_have_rows_and_ask_for_what_was_generated(policy, server):
-    rows = [observed(seed, f"row{seed}", committed=np.tile(STATE, (4, 1))) for seed in range(2)]
+    rows = [observed(seed, f"row{seed}", committed=np.tile(state(seed), (4, 1))) for seed in range(2)]
     whole = joined(rows)
     parts = {name: getattr(whole, name).numpy() for name in ("video", "view_mask", "action", "seconds")}
     parts |= {name: matrix.numpy() for name, matrix in vars(whole.cameras).items()}
@@ -140,7 +165,7 @@ def test_a_message_may_have_rows_and_ask_for_what_was_generated(policy, server):
         many = parts | {"prompts": ["a"] * 17, "episodes": ["a"] * 17}
         with pytest.raises(RequestRefused, match=r"has 17 prompts .* 1 to 16 rows: .* --max_batch"):
             asking.ask({"observation": many})
-        with pytest.raises(RequestRefused, match=r"video is an array .* expected .*2, 2, 3, 1, 32, 32"):
+        with pytest.raises(RequestRefused, match=r"video is an array .* expected .*2, 2, 3, 1, 64, 64"):
             asking.ask({"observation": parts | {"video": parts["video"][:, :1]}})
 
 
@@ -162,6 +187,7 @@ def test_requests_that_wait_together_are_one_batch_and_get_their_own_rows(policy
         assert answer["server_timing"]["batch_rows"] == 3
         alone = policy.predict_action(observed(seed, f"row{seed}")).actions[0]
         np.testing.assert_allclose(answer["actions"], alone, atol=2e-5)
+    assert np.abs(answers[0]["actions"] - answers[1]["actions"]).max() > 0.01
 
 
 def test_a_request_that_fails_leaves_the_others_of_its_batch_answered():
@@ -277,7 +303,7 @@ SHEARED[0, 1] = 0.5
     [
         (changed(images={"front": np.zeros((9, 9), np.uint8)}), r"'front' is an array \[9, 9\] of uint8"),
         (changed(images={"front": np.zeros((48, 64, 3))}), "of float64; expected RGB uint8"),
-        (changed(images={}), "needs at least one of them"),
+        (changed(images={}), "images is empty; send at least one"),
         (changed(cameras={}), "image 'front' comes without a camera"),
         (changed(cameras={"up": {}}), "cameras names the view 'up'"),
         (changed(cameras={"front": {"intrinsics": np.eye(3)}}), r"has the keys \['intrinsics'\], expected"),
@@ -314,7 +340,7 @@ def test_what_does_not_fit_is_refused_with_one_sentence(server, sent, said):
 
 def test_lists_of_numbers_are_arrays_too(policy, server):
     with Connection(server.address) as asking:
-        answer = asking.ask(changed(state=STATE.tolist(), episode="one"))
+        answer = asking.ask(changed(state=state().tolist(), episode="one"))
     np.testing.assert_array_equal(answer["actions"], policy.predict_action(observed()).actions[0])
 
 
@@ -380,7 +406,10 @@ def test_limits_are_positive():
 
 def test_a_message_too_large_ends_its_session_with_the_limit_in_the_reason():
     with served(Slow(0.0), message_mb=0.03) as found:
-        with Connection(found.address) as asking, pytest.raises(ConnectionLost, match=r"1009 .*30000"):
+        with (
+            Connection(found.address) as asking,
+            pytest.raises(ConnectionLost, match=r"no message of that size \(1009 .*30000.*message_mb"),
+        ):
             asking.ask({"images": {"front": np.zeros((200, 200, 3), np.uint8)}})
         with connect(f"ws://{found.address}", compression=None) as socket:  # as openpi's client sees it
             socket.recv()
@@ -389,15 +418,12 @@ def test_a_message_too_large_ends_its_session_with_the_limit_in_the_reason():
                 socket.recv()
 
 
-def test_sessions_beyond_the_limit_are_told_to_come_back():
+def test_sessions_beyond_the_limit_are_refused_with_the_reason():
     with served(Slow(0.0), clients=1) as found:
         taken = r"1013 all 1 sessions are taken \(--limits.clients\)"
         with Client(found.address), pytest.raises(ConnectionLost, match=taken):
             Client(found.address)
-        deadline = time.monotonic() + 10
-        while any(line["event"] == "session_closed" for line in found.log()) is False:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        ended(found, "session-1", "1000")
         with Client(found.address) as robot:
             assert robot.ask(message())["dt"] == 0.2
 
@@ -417,6 +443,36 @@ def test_an_idle_session_is_ended_with_the_reason():
         time.sleep(0.5)
         with pytest.raises(ConnectionLost, match=r"1008 no request for 0.2 s \(--limits.idle_seconds\)"):
             robot.ask(message())
+
+
+def test_a_client_that_answers_no_ping_is_dropped():
+    with served(Slow(0.0), silent_seconds=0.4) as found, Client(found.address) as other:
+        peer = SilentPeer(found.port)
+        ended(found, "session-2", "1011 keepalive ping timeout")
+        assert other.ask(message())["actions"].shape == (8, 8)
+        peer.close()
+
+
+def test_a_client_that_takes_no_answer_is_dropped_and_the_others_are_served():
+    policy = Slow(0.0, megabytes=20)
+    with served(policy, silent_seconds=1.0) as found, Client(found.address) as other:
+        peer = SilentPeer(found.port)
+        peer.ask(pack(message(generated=True)))
+        assert policy.begun.wait(10)
+        assert other.ask(message())["actions"].shape == (8, 8)
+        ended(found, "session-2", "took no answer for 1 s")
+        peer.close()
+
+
+def test_a_client_that_vanishes_while_its_chunk_is_computed_leaves_the_others_served():
+    policy = Slow(0.2)
+    with served(policy) as found, Client(found.address) as other:
+        peer = SilentPeer(found.port)
+        peer.ask(pack(message()))
+        assert policy.begun.wait(10)
+        peer.close()
+        assert other.ask(message())["actions"].shape == (8, 8)
+        ended(found, "session-2", "")
 
 
 def test_a_client_that_does_not_wait_for_its_answer_is_served_again():
