@@ -1,7 +1,6 @@
 """A policy that another process serves (`ai-wam serve`), so that benchmarks judge what robots talk to."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ai_wam.errors import InvalidValue, MissingPackage
+from ai_wam.files.token_file import read_token
 from ai_wam.types import ActionChunk, Clip, Observation
 
 try:
@@ -36,7 +36,7 @@ class RemotePolicy:
     def __init__(
         self, address: str, token_file: str | None = None, timeout: float = 600.0, generated: bool = True
     ) -> None:
-        token = None if token_file is None else Path(token_file).read_text(encoding="utf-8").strip()
+        token = None if token_file is None else read_token(token_file)
         self.address, self.generated = address, generated
         self._connection = Connection(address, token, timeout)
 

@@ -74,7 +74,7 @@ def served(policy: Any, warm_up: Callable[[Any], None] = lambda _: None, **optio
             found.port, found.address = port, f"127.0.0.1:{port}"
             started.set()
 
-        await server.run("127.0.0.1", 0, found.asked, first, ready)
+        found.cut_off = await server.run("127.0.0.1", 0, found.asked, first, ready)
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     found.thread, found.server = thread, server

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -18,10 +18,10 @@ from lightning import LightningModule
 from ai_wam.cli.errors import Ended
 from ai_wam.cli.load_policy import load_policy
 from ai_wam.cli.load_task import digest
-from ai_wam.errors import InvalidValue, MissingPackage
+from ai_wam.errors import MissingPackage
+from ai_wam.files.token_file import read_token
 from ai_wam.serving.limits import Limits
 from ai_wam.serving.warm_up import warm_up
-from ai_wam.types import Policy
 from ai_wam.utils.class_paths import class_path
 from ai_wam.utils.number_checks import check_numbers
 from tasks.world_action_model import WorldActionModel
@@ -64,16 +64,11 @@ def serve(
     from ai_wam.serving.json_log import JsonLog
 
     check_numbers("serve", at_least=1, max_batch=max_batch, threads=threads)
-    check_numbers("serve", at_least=0, batch_wait_ms=batch_wait_ms, port=port)
-    token = None if token_file is None else _token(token_file)
+    check_numbers("serve", at_least=0, batch_wait_ms=batch_wait_ms)
+    check_numbers("serve", at_least=0, at_most=65535, port=port)
+    token = None if token_file is None else read_token(token_file)
     check_address(host, token)
-    torch.set_float32_matmul_precision("high")  # as `ai-wam test` does
-    if threads is not None:
-        torch.set_num_threads(threads)
-    asked = {"sampling.steps": sampling_steps, "decoder": decoder}
-    changes = [f"{name}={value}" for name, value in asked.items() if value is not None]
-    policy: Any = load_policy(ckpt_path, *changes).model
-    policy.to("cuda" if torch.cuda.is_available() else "cpu")
+    policy = _policy(ckpt_path, {"sampling.steps": sampling_steps, "decoder": decoder}, threads)
     described = describe(policy) | {
         "checkpoint": {"file": Path(ckpt_path).name, "sha256": digest(ckpt_path)},
         "max_batch": max_batch,
@@ -84,10 +79,23 @@ def serve(
         events = JsonLog(partial(print, file=stream, flush=True))
         wait = batch_wait_ms / 1e3
         server = PolicyServer(policy, policy.clip, described, events, limits, max_batch, wait, token)
-        ends = asyncio.run(_until_signal(server, host, port, policy, described["prefixes"], max_batch))
-    message = f"ai-wam serve: stopped by {signal.Signals(ends).name}; all accepted requests were answered"
+        first = partial(warm_up, policy, policy.clip, sorted({1, max_batch}), described["prefixes"][:1])
+        ends, cut_off = asyncio.run(_until_signal(server, host, port, first))
+    what = f"{cut_off} requests were cut off" if cut_off else "all accepted requests were answered"
+    message = f"ai-wam serve: stopped by {signal.Signals(ends).name}; {what}"
     print(message, file=sys.stderr)
     raise Ended(message, 128 + ends)
+
+
+def _policy(ckpt_path: str, asked: Mapping[str, Any], threads: int | None) -> Any:
+    """The policy of a checkpoint, with the numbers of `ai-wam test`."""
+    torch.set_float32_matmul_precision("high")  # as that command does
+    if threads is not None:
+        torch.set_num_threads(threads)
+    policy = load_policy(
+        ckpt_path, *(f"{name}={value}" for name, value in asked.items() if value is not None)
+    )
+    return policy.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def describe(policy: LightningModule) -> dict[str, Any]:
@@ -109,15 +117,12 @@ def describe(policy: LightningModule) -> dict[str, Any]:
     }
 
 
-async def _until_signal(
-    server: Any, host: str, port: int, policy: Policy, prefixes: list[int], max_batch: int
-) -> int:
-    """Serve; the signal that ended it."""
-    stop, clip = asyncio.Event(), server.clip
+async def _until_signal(server: Any, host: str, port: int, first: Callable[[], None]) -> tuple[int, int]:
+    """Serve; the signal that ended it, and how many requests were cut off."""
+    stop = asyncio.Event()
     with _signals(stop) as received:
-        first = partial(warm_up, policy, clip, sorted({1, max_batch}), prefixes[:1])
-        await server.run(host, port, stop, first, partial(_say, host, server.token))
-    return received[0]
+        cut_off = await server.run(host, port, stop, first, partial(_say, host, server.token))
+    return received[0], cut_off
 
 
 def _say(host: str, token: str | None, port: int) -> None:
@@ -155,17 +160,3 @@ def _signals(stop: asyncio.Event) -> Iterator[list[int]]:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
-
-
-def _token(file: str) -> str:
-    """The token of a file.
-
-    Raises:
-        ValueError: an empty file, or one of several lines.
-    """
-    token = Path(file).read_text(encoding="utf-8").strip()
-    if not token or not token.isascii() or len(token.split()) > 1:
-        raise InvalidValue(
-            f"token_file {file!r} must hold one word in ASCII; make one with `openssl rand -hex 32`"
-        )
-    return token

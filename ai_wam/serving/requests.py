@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Frame, View
@@ -26,6 +27,10 @@ _STACKED = {
     "action": "8",
     "seconds": "",
 }
+
+
+Matrix3 = Float[np.ndarray, "3 3"]
+Matrix4 = Float[np.ndarray, "4 4"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Session:
     def __init__(self, clip: Clip, name: str, most_rows: int) -> None:
         self.clip, self.episode, self.most_rows = clip, name, most_rows
         self._began: float | None = None
-        self._cameras: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._cameras: dict[str, tuple[Matrix3, Matrix4]] = {}
 
     def request(self, message: Mapping[str, Any]) -> Request:
         """What a message asks for.
@@ -186,7 +191,7 @@ def _stacked_committed(parts: Mapping[str, Any], rows: int) -> Committed | None:
     return Committed(torch.from_numpy(numbers), torch.from_numpy(valid).bool())
 
 
-def _committed(given: Any) -> np.ndarray:
+def _committed(given: Any) -> Float[np.ndarray, "p 8"]:
     count = given.shape[0] if isinstance(given, np.ndarray) and given.ndim == 2 else 0
     actions = _numbers(given, (count, 8), "committed")
     for action in actions:
@@ -194,13 +199,13 @@ def _committed(given: Any) -> np.ndarray:
     return actions
 
 
-def _pose(state: Any) -> np.ndarray:
+def _pose(state: Any) -> Float[np.ndarray, "8"]:
     pose = _numbers(state, (8,), "state: x y z (metres), quaternion x y z w, openness")
     _check_quaternion(pose, "state")
     return pose
 
 
-def _check_quaternion(pose: np.ndarray, name: str) -> None:
+def _check_quaternion(pose: Float[np.ndarray, "8"], name: str) -> None:
     if abs((length := float(np.linalg.norm(pose[3:7]))) - 1) > _UNIT:
         raise InvalidValue(
             f"{name}: its quaternion {pose[3:7].tolist()} has length {length:.3g}, expected 1; the order is "
@@ -208,7 +213,7 @@ def _check_quaternion(pose: np.ndarray, name: str) -> None:
         )
 
 
-def _check_camera(name: str, k: np.ndarray, pose: np.ndarray) -> None:
+def _check_camera(name: str, k: Matrix3, pose: Matrix4) -> None:
     rotation = pose[:3, :3].astype(np.float64)
     if (
         abs(rotation @ rotation.T - np.eye(3)).max() > _RIGID
@@ -226,7 +231,7 @@ def _check_camera(name: str, k: np.ndarray, pose: np.ndarray) -> None:
         )
 
 
-def _numbers(value: Any, shape: Sequence[int], name: str) -> np.ndarray:
+def _numbers(value: Any, shape: Sequence[int], name: str) -> Float[np.ndarray, "..."]:
     """Finite numbers of a shape as float32, a copy; lists of numbers are arrays, too.
 
     Raises:

@@ -18,9 +18,9 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from ai_wam.client.messages import pack, unpack
-from ai_wam.errors import InvalidValue, UserError
+from ai_wam.errors import CannotContinue, InvalidValue, UserError
 from ai_wam.serving.batching import Answer, Batcher
-from ai_wam.serving.json_log import JsonLog
+from ai_wam.serving.json_log import JsonLog, library_logger
 from ai_wam.serving.limits import Limits, Rate
 from ai_wam.serving.metrics import Metrics
 from ai_wam.serving.requests import Request, Session
@@ -57,9 +57,11 @@ class PolicyServer:
         token: str | None = None,
     ) -> None:
         self.policy, self.clip, self.metadata, self.log = policy, clip, dict(metadata), log
-        self.limits, self.most_rows, self.wait_seconds, self.token = limits, most_rows, wait_seconds, token
+        self.limits, self.most_rows, self.token = limits, most_rows, token
         self.metrics = Metrics()
+        self._batcher = Batcher(policy, most_rows, wait_seconds, lambda: len(self._busy))
         self._busy: dict[ServerConnection, bool] = {}  # whether a request is being answered
+        self._tasks: dict[ServerConnection, asyncio.Task[Any]] = {}  # that answer
         self._count = 0  # sessions so far
         self._ready = self._stopping = False
 
@@ -70,8 +72,8 @@ class PolicyServer:
         stop: asyncio.Event,
         warm_up: Callable[[], None],
         ready: Callable[[int], None],
-    ) -> None:
-        """Listen, warm up, answer until `stop` is set, and finish what was accepted.
+    ) -> int:
+        """Listen, warm up, answer until `stop` is set, and finish what was accepted; once.
 
         Args:
             host: the address to listen at.
@@ -80,23 +82,15 @@ class PolicyServer:
             warm_up: first uses of the policy; health is 503 until it is done.
             ready: called with the port when requests are answered.
 
+        Returns:
+            How many requests were cut off, since they took longer than the limit to finish.
+
         Raises:
             ValueError: an address beyond this machine without a token.
+            RuntimeError: an address at which the machine does not let it listen.
         """
         check_address(host, self.token)
-        self._batcher = Batcher(self.policy, self.most_rows, self.wait_seconds, lambda: len(self._busy))
-        server = await serve(
-            self._session,
-            host,
-            port,
-            process_request=self._before_session,
-            compression=None,
-            max_size=self.limits.message_bytes,
-            max_queue=1,  # a session's next message is read when its last one is answered
-            ping_interval=self.limits.silent_seconds / 2,
-            ping_timeout=self.limits.silent_seconds / 2,
-            close_timeout=min(5.0, self.limits.silent_seconds),
-        )
+        server = await self._listening(host, port)
         batches = asyncio.create_task(self._batcher.run())
         try:
             self.log("listening", host=host, port=_port(server))
@@ -106,15 +100,37 @@ class PolicyServer:
             ready(_port(server))
             await stop.wait()
         finally:
-            await self._finish(server)
+            cut_off = await self._finish(server)
             batches.cancel()
             with suppress(asyncio.CancelledError):
                 await batches
             self._batcher.close()
+        return cut_off
 
-    async def _finish(self, server: Server) -> None:
-        """Answer what is being answered, take nothing new, and end all sessions."""
-        self._stopping = True
+    async def _listening(self, host: str, port: int) -> Server:
+        try:
+            return await serve(
+                self._session,
+                host,
+                port,
+                process_request=self._before_session,
+                logger=library_logger(self.log),
+                compression=None,
+                max_size=self.limits.message_bytes,
+                max_queue=1,  # a session's next message is read when its last one is answered
+                ping_interval=self.limits.silent_seconds / 2,
+                ping_timeout=self.limits.silent_seconds / 2,
+                close_timeout=min(5.0, self.limits.silent_seconds),
+            )
+        except OSError as error:
+            raise CannotContinue(
+                f"cannot listen at {host}:{port} ({error.strerror or error}); give another --port (0 takes "
+                "any free one), or a --host of this machine"
+            ) from error
+
+    async def _finish(self, server: Server) -> int:
+        """Answer what is being answered, take nothing new, and end all sessions; how many were cut off."""
+        self._stopping, cut_off = True, 0
         self._set_ready(False)
         self.log("stopping", sessions=len(self._busy), answering=sum(self._busy.values()))
         server.close(close_connections=False)
@@ -124,11 +140,14 @@ class PolicyServer:
             async with asyncio.timeout(self.limits.stop_seconds):
                 await server.wait_closed()
         except TimeoutError:
-            self.log("cut_off", sessions=len(self._busy))
-            for one in list(self._busy):
-                one.transport.abort()
+            cut_off = sum(self._busy.values())
+            self.log("cut_off", requests=cut_off)
+            for connection, task in list(self._tasks.items()):
+                connection.transport.abort()
+                task.cancel()
             await server.wait_closed()
         self.log("stopped")
+        return cut_off
 
     def _set_ready(self, ready: bool) -> None:
         self._ready = ready
@@ -171,7 +190,8 @@ class PolicyServer:
     def _has_token(self, headers: Headers) -> bool:
         if self.token is None:
             return True
-        kind, _, given = headers.get("Authorization", "").partition(" ")
+        sent = headers.get_all("Authorization")
+        kind, _, given = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
         same = hmac.compare_digest(given.strip().encode(), self.token.encode())
         return same and kind in ("Api-Key", "Bearer")
 
@@ -191,6 +211,9 @@ class PolicyServer:
         self._count += 1
         name = f"session-{self._count}"
         self._busy[connection] = False
+        task = asyncio.current_task()
+        assert task is not None  # websockets runs every handler as a task
+        self._tasks[connection] = task
         self.metrics.sessions.set(len(self._busy))
         self.log("session_opened", session=name, client=_peer(connection))
         why = "closed by the client"
@@ -200,7 +223,7 @@ class PolicyServer:
             frame = error.sent or error.rcvd
             why = f"{frame.code} {frame.reason}".strip() if frame is not None else "connection lost"
         finally:
-            del self._busy[connection]
+            del self._busy[connection], self._tasks[connection]
             self.metrics.sessions.set(len(self._busy))
             self.log("session_closed", session=name, reason=why)
 

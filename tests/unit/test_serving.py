@@ -1,6 +1,9 @@
 """A served policy: the actions of this process, several clients, and one clear message per bad input."""
 
+import asyncio
+import json
 import re
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,10 +32,11 @@ from websockets.sync.client import connect
 
 from ai_wam.client import Client, Connection, ConnectionLost, RequestRefused
 from ai_wam.client.messages import pack, unpack
-from ai_wam.errors import InvalidValue
+from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.serving.batching import joined
+from ai_wam.serving.json_log import JsonLog, library_logger
 from ai_wam.serving.limits import Limits
-from ai_wam.serving.server import check_address
+from ai_wam.serving.server import PolicyServer, check_address
 from ai_wam.types import ActionChunk, Committed, Observation
 from benchmarks.speed.served_process import SilentPeer
 
@@ -234,6 +238,28 @@ def test_stopping_answers_what_was_accepted_and_says_so_to_the_others():
     assert events[-1] == "stopped"
 
 
+def test_what_takes_too_long_to_finish_is_cut_off():
+    slow = Slow(1.0)
+    with served(slow, stop_seconds=0.2) as found:
+        with ThreadPoolExecutor(1) as pool, Client(found.address) as robot:
+            asked = pool.submit(robot.ask, message())
+            assert slow.begun.wait(10)
+            found.stop()
+            with pytest.raises(ConnectionLost, match=r"ended .* and an answer may be lost"):
+                asked.result(10)
+        found.thread.join(10)
+    assert found.cut_off == 1
+    assert [line["requests"] for line in found.log() if line["event"] == "cut_off"] == [1]
+
+
+def test_a_port_that_is_taken_is_refused_with_the_way_out():
+    with served(Slow(0.0)) as found:
+        other = PolicyServer(Slow(0.0), CLIP, {}, JsonLog([].append))
+        said = rf"cannot listen at 127.0.0.1:{found.port} .*; give another --port"
+        with pytest.raises(CannotContinue, match=said):
+            asyncio.run(other.run("127.0.0.1", found.port, asyncio.Event(), print, print))
+
+
 # ------------------------------------------------------------------ health, metrics, token
 
 
@@ -276,6 +302,28 @@ def test_a_token_is_asked_of_sessions_and_metrics():
                 Client(found.address, token)
         with Client(found.address, "secret") as robot:
             assert robot.ask(message())["actions"].shape == (8, 8)
+
+
+def test_what_is_no_handshake_ends_and_the_others_are_served():
+    with served(Slow(0.0)) as found, Client(found.address) as other:
+        with socket.create_connection(("127.0.0.1", found.port)) as peer:
+            peer.sendall(b"hello\r\n\r\n")
+            while peer.recv(1024):
+                pass
+        assert other.ask(message())["actions"].shape == (8, 8)
+
+
+def test_errors_of_the_library_are_lines_of_the_log():
+    lines = []
+    logger = library_logger(JsonLog(lines.append))
+    logger.info("of no interest")
+    try:
+        raise OSError("no more files")
+    except OSError:
+        logger.error("handler of %s failed", "it", exc_info=True)
+    (line,) = map(json.loads, lines)
+    assert (line["event"], line["level"], line["message"]) == ("library", "ERROR", "handler of it failed")
+    assert line["trace"].splitlines()[-1] == "OSError: no more files"
 
 
 def test_other_machines_are_served_only_with_a_token():
@@ -358,14 +406,14 @@ def test_lists_of_numbers_are_arrays_too(policy, server):
     ],
 )
 def test_malformed_messages_are_refused_and_the_session_goes_on(server, data, said):
-    with connect(f"ws://{server.address}", compression=None) as socket:
-        socket.recv()
-        socket.send(data)
-        answer = socket.recv()
+    with connect(f"ws://{server.address}", compression=None) as raw:
+        raw.recv()
+        raw.send(data)
+        answer = raw.recv()
         assert isinstance(answer, str)
         assert re.search(said, answer)
-        socket.send(pack(message()))
-        assert unpack(socket.recv(), "it")["actions"].shape == (8, 8)
+        raw.send(pack(message()))
+        assert unpack(raw.recv(), "it")["actions"].shape == (8, 8)
 
 
 @pytest.mark.parametrize(
@@ -411,11 +459,11 @@ def test_a_message_too_large_ends_its_session_with_the_limit_in_the_reason():
             pytest.raises(ConnectionLost, match=r"no message of that size \(1009 .*30000.*message_mb"),
         ):
             asking.ask({"images": {"front": np.zeros((200, 200, 3), np.uint8)}})
-        with connect(f"ws://{found.address}", compression=None) as socket:  # as openpi's client sees it
-            socket.recv()
-            socket.send(b"\0" * 40_000)
+        with connect(f"ws://{found.address}", compression=None) as raw:  # as openpi's client sees it
+            raw.recv()
+            raw.send(b"\0" * 40_000)
             with pytest.raises(ConnectionClosed, match="1009"):
-                socket.recv()
+                raw.recv()
 
 
 def test_sessions_beyond_the_limit_are_refused_with_the_reason():
