@@ -4,6 +4,7 @@ import asyncio
 import json
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -89,6 +90,18 @@ def served(policy: Any, warm_up: Callable[[Any], None] = lambda _: None, **optio
             found.stop()
             thread.join(30)
         assert not thread.is_alive()
+
+
+def ended(found: Any, session: str, reason: str) -> None:
+    """Wait until the log says that a session ended, and why."""
+    deadline = time.monotonic() + 20
+    while True:
+        lines = [line for line in found.log() if line["event"] == "session_closed"]
+        if found_lines := [line["reason"] for line in lines if line["session"] == session]:
+            assert reason in found_lines[0]
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def get(address: str, path: str, **headers: str) -> tuple[int, str]:
