@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ai_wam.cli.load_task import load_policy
+from ai_wam.cli.load_policy import load_policy
 from ai_wam.cli.serve import describe
 from ai_wam.client import Camera
 from ai_wam.episodes import Frame
@@ -41,7 +41,7 @@ def trained_policy() -> PolicyControl:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "policy.ckpt"
         unpack(Path(str(files("ai_wam.demo"))) / "policy.safetensors", file)
-        policy = load_policy(str(file), "sampling.steps=1")
+        policy = load_policy(str(file), "sampling.steps=1").model
     assert isinstance(policy, PolicyControl)
     return policy
 

@@ -92,10 +92,8 @@ def _policy(ckpt_path: str, asked: Mapping[str, Any], threads: int | None) -> An
     torch.set_float32_matmul_precision("high")  # as that command does
     if threads is not None:
         torch.set_num_threads(threads)
-    policy = load_policy(
-        ckpt_path, *(f"{name}={value}" for name, value in asked.items() if value is not None)
-    )
-    return policy.to("cuda" if torch.cuda.is_available() else "cpu")
+    changes = [f"{name}={value}" for name, value in asked.items() if value is not None]
+    return load_policy(ckpt_path, *changes, device="cuda" if torch.cuda.is_available() else "cpu").model
 
 
 def describe(policy: LightningModule) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jsonargparse import auto_cli
 
-from ai_wam.cli.load_task import load_policy
+from ai_wam.cli.load_policy import load_policy
 from ai_wam.files.packed_policy import unpack
 from ai_wam.types import Clip, Policy
 from benchmarks.evaluation.benchmark import Benchmark, TrialResult
@@ -42,7 +42,7 @@ def packed_policy(folder: Path) -> Any:
     """The policy of `ai-wam demo`."""
     file = folder / "policy.ckpt"
     unpack(Path(str(files("ai_wam.demo"))) / "policy.safetensors", file)
-    return load_policy(str(file))
+    return load_policy(str(file)).model
 
 
 def report(
@@ -67,7 +67,7 @@ def report(
     """
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        model = packed_policy(Path(folder)) if ckpt_path is None else load_policy(ckpt_path)
+        model: Any = packed_policy(Path(folder)) if ckpt_path is None else load_policy(ckpt_path).model
     clip: Any = model.clip
     policy: Any = model if address is None else _remote(address, clip)
     print(f"reach_target, {trials} trials of {_SECONDS:g} s, {execute_frames} actions of a chunk carried out")

@@ -42,6 +42,9 @@ NOT_RUN = {  # by the beginning of the command
     "ai-wam view": "needs the extra view, and opens a window; tests/unit/test_view.py",
     "ai-wam completion": "tests/unit/test_completion.py runs the script in bash",
     "ai-wam fit ... --trainer.logger": "needs wandb; tests/integration/test_loggers.py",
+    "ai-wam serve": "runs until it is stopped; tests/integration/test_serve.py",
+    "ai-wam test --model tasks.fixed_policy.FixedPolicy --model.policy benchmarks.remote_policy": "the same",
+    "python -m benchmarks.speed.serve": "many minutes; tests/unit/test_speed_serve.py runs its parts",
     "ai-wam rlbench-doctor": "needs CoppeliaSim; tests/integration/test_rlbench_cli.py",
     "python -m benchmarks.transfer": "hours; tests/unit/test_transfer.py runs its parts",
 }
