@@ -155,7 +155,9 @@ class _CLI(LightningCLI):
             try:
                 super().instantiate_classes()
             except ValueError as error:  # the parser's, with every class that the value is not
-                raise (_missing_package(str(error)) or error) from error
+                if (missing := _missing_package(str(error))) is None:
+                    raise
+                raise missing from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Checkpoints are written by `ai_wam.cli.checkpoint_io`, unless a plug-in for that is given.

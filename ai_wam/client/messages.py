@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from ai_wam.errors import InvalidValue
+from ai_wam.errors import InvalidType, InvalidValue
 
 _TYPES = {
     code: np.dtype(code)
@@ -73,10 +73,12 @@ def unpack(data: bytes, at: str) -> dict[str, Any]:
 
 def _packable(value: Any) -> Any:
     if not isinstance(value, np.ndarray | np.generic):
-        raise TypeError(f"a message holds a {type(value).__name__}; it takes numbers, texts and arrays only")
+        raise InvalidType(
+            f"a message holds a {type(value).__name__}; it takes numbers, texts and arrays only"
+        )
     dtype = value.dtype.newbyteorder("<")
     if dtype.str not in _TYPES:
-        raise TypeError(f"a message holds values of type {value.dtype}; it takes {', '.join(_TYPES)} only")
+        raise InvalidType(f"a message holds values of type {value.dtype}; it takes {', '.join(_TYPES)} only")
     if isinstance(value, np.generic):
         return {b"__npgeneric__": True, b"data": value.item(), b"dtype": dtype.str}
     little = value.astype(dtype, copy=False)
