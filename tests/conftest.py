@@ -18,4 +18,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the back
 def pytest_runtestloop() -> None:
     """Fork the server of processes that tests start, before a test makes threads and renderers."""
     if processes := sys.modules.get("command_processes"):
+        graphics = sys.modules.get("benchmarks.simulators.mujoco_graphics")
+        if graphics is not None and hasattr(graphics._thread, "context"):
+            raise pytest.UsageError(
+                "a module drew with MuJoCo while it was collected; forks of it would hang"
+            )
         processes.fork_server()

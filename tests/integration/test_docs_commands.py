@@ -45,6 +45,7 @@ NOT_RUN = {  # by the beginning of the command
     "ai-wam serve": "runs until it is stopped; tests/integration/test_serve.py",
     "ai-wam test --model tasks.fixed_policy.FixedPolicy --model.policy benchmarks.remote_policy": "the same",
     "python -m benchmarks.speed.serve": "many minutes; tests/unit/test_speed_serve.py runs its parts",
+    "python -m benchmarks.speed.latency": "minutes; tests/unit/test_speed_latency.py runs its parts",
     "ai-wam rlbench-doctor": "needs CoppeliaSim; tests/integration/test_rlbench_cli.py",
     "python -m benchmarks.transfer": "hours; tests/unit/test_transfer.py runs its parts",
 }
