@@ -71,8 +71,8 @@ SHEARED[0, 1] = 0.5
         (changed(seconds="now"), "seconds is of type str"),
         (changed(committed=np.zeros((4, 8))), "committed: its quaternion"),
         (changed(instruction="go"), r"unknown keys \['instruction'\]; it may have \['cameras', 'committed'"),
-        ({"observation": {}}, "observation lacks"),
-        ({"reset": []}, "reset names no episode"),
+        (lambda: {"observation": {}}, "observation lacks"),
+        (lambda: {"reset": []}, "reset names no episode"),
         (lambda: {"obs": 1}, r"has the keys \['obs'\]; it needs 'images'"),
     ],
 )  # fmt: skip
