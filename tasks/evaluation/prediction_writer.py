@@ -84,13 +84,15 @@ class ActionWriter(BasePredictionWriter):
 class SampleWriter(BasePredictionWriter):
     """A folder per sample, named by its key: videos, a picture of the path, and the actions as numbers.
 
-    observation.mp4      generated observation, views side by side (plans that generate it)
-    action_images.mp4    the action video it generated
-    overlay.mp4          the points of that video over the generated observation, or over the present picture
-    trajectory.png       the poses in space, with the cameras
-    actions.csv          a row per step, the present one first; units in the header
-    actions.npz          the same with the cameras and their pictures, and the standard deviations of the
-                         positions where the policy knows them; as float32 and uint8
+    Its files::
+
+        observation.mp4    generated observation, views side by side (plans that generate it)
+        action_images.mp4  the action video it generated
+        overlay.mp4        its points over the generated observation, or over the present picture
+        trajectory.png     the poses in space, with the cameras
+        actions.csv        a row per step, the present one first; units in the header
+        actions.npz        the same with the cameras and their pictures, and the standard deviations of the
+                           positions where the policy knows them; as float32 and uint8
 
     At the end it prints their paths and how many actions are valid.
 
