@@ -1,19 +1,21 @@
 """The numbers of a trial that has a video: poses, cameras and predicted chunks along time, as a .npz file.
 
-seconds "n"                      of every picture of the video, from the trial's beginning
-poses "n 8"                      the tool, world frame, metres; openness
-intrinsics "n v 3 3"             of the video's panels, in their pixels; NaN where a view is missing
-world_from_camera "n v 4 4"      of the same
-control_hz                       control steps per second
-chunk_seconds "c", chunk_dt "c"  when a chunk was predicted, and seconds between its actions
-chunk_lengths "c"                number of its actions
-actions "a 8", valid "a"         of all chunks, one after another
-position_std "a"                 metres; NaN where the policy gives none
-panel "2"                        height and width of a panel of the video, pixels
-line                             pixels between two panels
-panels, views                    names of the video's columns and rows
-prompt                           the instruction
-mp4                              the bytes of the video
+Its arrays::
+
+    seconds "n"                      of every picture of the video, from the trial's beginning
+    poses "n 8"                      the tool, world frame, metres; openness
+    intrinsics "n v 3 3"             of the video's panels, in their pixels; NaN where a view is missing
+    world_from_camera "n v 4 4"      of the same
+    control_hz                       control steps per second
+    chunk_seconds "c", chunk_dt "c"  when a chunk was predicted, and seconds between its actions
+    chunk_lengths "c"                number of its actions
+    actions "a 8", valid "a"         of all chunks, one after another
+    position_std "a"                 metres; NaN where the policy gives none
+    panel "2"                        height and width of a panel of the video, pixels
+    line                             pixels between two panels
+    panels, views                    names of the video's columns and rows
+    prompt                           the instruction
+    mp4                              the bytes of the video
 """
 
 import io

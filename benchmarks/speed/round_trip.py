@@ -18,12 +18,11 @@ from tqdm import tqdm
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import Cameras
 from ai_wam.errors import InvalidValue
-from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from ai_wam.utils.number_checks import check_numbers
 from backbones.codecs.base import LatentCodec
 from benchmarks.report.text_tables import aligned
 from benchmarks.speed.measuring import shipped
-from datamodules.checks.inspection import fitted_cameras
+from datamodules.checks.inspection import fitted_cameras, pose_errors, stacked
 from datamodules.shards.reader import ShardSet
 
 _COLUMNS = ("steps", "unseen", "one view", "median mm", "p95 mm", "p95 degrees", "read")
@@ -129,13 +128,7 @@ def _episodes(folder: ShardSet, size: int, codec: LatentCodec | None) -> Iterato
         header = folder.header(index)
         if header.actions is None:
             continue
-        views = fitted_cameras(folder, index, (size, size), range(entry.frames)).values()
-        cameras = Cameras(
-            *(
-                torch.stack([getattr(view, n) for view in views])[None]
-                for n in ("intrinsics", "world_from_camera")
-            )
-        )
+        cameras = stacked(fitted_cameras(folder, index, (size, size), range(entry.frames)))
         task = header.provenance.get("task", header.instructions[0])
         yield str(task), measured(torch.from_numpy(header.actions)[None], cameras, size, codec)
 
@@ -180,13 +173,7 @@ def _reading(
     actions: Float[Tensor, "1 t 8"],
 ) -> Reading:
     decoded = tokenizer.decode(images, cameras)
-    found, drawn = decoded.actions[0].double(), actions[0].double()
-    rotations = [rotation_from_quaternion(pose[:, 3:7]) for pose in (found, drawn)]
-    return Reading(
-        1000 * (found - drawn)[:, :3].norm(dim=-1),
-        torch.rad2deg(geodesic_angle(*rotations)),
-        decoded.valid[0],
-    )
+    return Reading(*pose_errors(decoded.actions[0], actions[0]), decoded.valid[0])
 
 
 if __name__ == "__main__":

@@ -183,6 +183,21 @@ def fitted_cameras(
     return fitted
 
 
+def stacked(cameras: Mapping[str, Cameras]) -> Cameras:
+    """Cameras "t" of several views as one of "1 v t"."""
+    names = ("intrinsics", "world_from_camera")
+    return Cameras(*(torch.stack([getattr(each, name) for each in cameras.values()])[None] for name in names))
+
+
+def pose_errors(
+    found: Float[Tensor, "t 8"], drawn: Float[Tensor, "t 8"]
+) -> tuple[Float[Tensor, "t"], Float[Tensor, "t"]]:
+    """Millimetres and degrees between poses, in float64."""
+    found, drawn = found.double(), drawn.double()
+    angle = geodesic_angle(*(rotation_from_quaternion(each[:, 3:7]) for each in (found, drawn)))
+    return 1000 * (found - drawn)[:, :3].norm(dim=-1), torch.rad2deg(angle)
+
+
 def _inspect(
     shards: ShardSet,
     index: int,
@@ -238,18 +253,11 @@ def round_trip(
     size: tuple[int, int],
 ) -> RoundTrip:
     """Draw actions into all views and decode them again."""
-    stacked = Cameras(
-        *(
-            torch.stack([getattr(camera, name) for camera in cameras.values()])[None]
-            for name in ("intrinsics", "world_from_camera")
-        )
-    )
-    seen = _seen(actions, stacked[0], tokenizer, size).sum(0)
-    decoded = tokenizer.decode(tokenizer.encode(actions[None], stacked, size), stacked)
-    valid, found = decoded.valid[0], decoded.actions[0].double()
-    distance = (found[:, :3] - actions[:, :3]).norm(dim=-1)[valid] * 1000
-    rotations = [rotation_from_quaternion(q[:, 3:7].double()) for q in (found[valid], actions[valid])]
-    angle = torch.rad2deg(geodesic_angle(*rotations))
+    rig = stacked(cameras)
+    seen = _seen(actions, rig[0], tokenizer, size).sum(0)
+    decoded = tokenizer.decode(tokenizer.encode(actions[None], rig, size), rig)
+    valid = decoded.valid[0]
+    distance, angle = pose_errors(decoded.actions[0][valid], actions[valid])
     any_read = bool(valid.any())
     return RoundTrip(
         frames=len(actions),
