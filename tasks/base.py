@@ -69,7 +69,9 @@ class WorldActionTask(OptimizedTask, WorldActionModel):
             estimates, without changing them.
         freeze_backbone: train the action head alone.
         decoder: of the actions: "whole" decodes everything, for pictures too; "geometric" decodes the action
-            segments only, with the same poses; "head" is the action head. If left out, the head or "whole".
+            segments only, with the same poses; "latent" decodes nothing, it reads the poses off the
+            latents by a linear map, which is fitted to the codec before the first chunk; "head" is the action
+            head. If left out, the head or "whole".
         decoded_frames: video frames of a prediction that are decoded, the present one included; all, if left
             out. Where only a part of each chunk is executed, the rest need not be decoded.
         seed: of everything the task draws: plans, noise levels, noise.
@@ -95,7 +97,7 @@ class WorldActionTask(OptimizedTask, WorldActionModel):
         decoded_frames: int | None = None,
         action_head: ActionHead | None = None,
         freeze_backbone: bool = False,
-        decoder: Literal["whole", "geometric", "head"] | None = None,
+        decoder: Literal["whole", "geometric", "head", "latent"] | None = None,
         seed: int = 0,
         evaluation: ClipEvaluation = ClipEvaluation(),  # noqa: B008 - frozen
     ) -> None:

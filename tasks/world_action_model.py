@@ -23,6 +23,7 @@ from backbones.conditions.prompts import Context
 from tasks.checked_weights import CheckedWeights
 from tasks.decoding.action_head import ActionHead
 from tasks.decoding.decoders import ActingBy, Generated, decoders_of
+from tasks.decoding.latent_reading import Codec, LatentReader, fit_reader
 from tasks.real_time_chunking import Prefix, begin, committed_prefix
 from tasks.training.cache_encoding import encode_pictures, encoder_identity
 from tasks.training.plan_mixture import check_video
@@ -59,12 +60,13 @@ class WorldActionModel(CheckedWeights):
                 f"decoded_frames must lie between 2 and the clip's {clip.frames} frames, got {decoded_frames}"
             )
         self.decoded_frames = decoded_frames
-        self.action_head, self.decoders = action_head, decoders_of(action_head)
+        self.action_head = action_head
+        self.decoders = decoders_of(action_head, self._fit_reader if decoder == "latent" else None)
         self.decoder = decoder or ("whole" if action_head is None else "head")
         if self.decoder not in self.decoders:
             raise InvalidValue(
-                f"decoder {decoder!r} is none of {', '.join(self.decoders)}; choose one of them, or give an "
-                "action_head for 'head'"
+                f"decoder {decoder!r} is none of {', '.join([*self.decoders, 'latent'])}; choose one of "
+                "them, or give an action_head for 'head'"
             )
         if action_head is not None:
             if not backbone.spec.rays:
@@ -211,8 +213,9 @@ class WorldActionModel(CheckedWeights):
         cameras = observation.cameras.map(lambda m: m[:, :, -1:].expand(-1, -1, frames, -1, -1))
         canvas, latents = self.generate(self.control_plan, observation, cameras)
         segments = self.decode_segments(canvas, latents, self.decoded_frames, rung.kinds)
-        decoded = rung.read(self.generated(canvas, latents, segments[Kind.ACTION], cameras, observation))
-        generated = {"action_images": segments[Kind.ACTION].cpu()}
+        made = self.generated(canvas, latents, segments.get(Kind.ACTION), cameras, observation)
+        decoded = rung.read(made)
+        generated = {"action_images": rung.pictures(made).cpu()}
         if Kind.VIDEO in segments and segments[Kind.VIDEO].shape[3] > 1:
             generated["observation"] = segments[Kind.VIDEO].cpu()
         return ActionChunk(
@@ -255,13 +258,19 @@ class WorldActionModel(CheckedWeights):
         self,
         canvas: Canvas,
         latents: Float[Tensor, "b c f lh lw"],
-        images: Float[Tensor, "b v 3 t h w"],
+        images: Float[Tensor, "b v 3 t h w"] | None,
         cameras: Cameras,
         observation: Observation,
     ) -> Generated:
-        """The input of the decoders; of the cameras, the frames whose action images were decoded."""
-        seen = cameras[:, :, : images.shape[3]]
+        """The input of the decoders; of the cameras, the frames whose action images are decoded."""
+        seen = cameras[:, :, : self.decoded_frames if images is None else images.shape[3]]
         return Generated(canvas, latents, images, seen, observation, self.tokenizer)
+
+    @torch.no_grad()
+    def _fit_reader(self) -> LatentReader:
+        backbone = self.backbone
+        codec = Codec(backbone.encode, backbone.decode, backbone.spec, self.device)
+        return fit_reader(codec, self.tokenizer, self.clip.size)
 
     def decode_segments(
         self,

@@ -107,6 +107,18 @@ def find_blobs(
     )
 
 
+def enlarged(blobs: Blobs, scale: float, pixel_center: float) -> Blobs:
+    """Blobs found in small images, as they lie in images `scale` times as large.
+
+    Args:
+        blobs: as found.
+        scale: pixels of the large image per pixel of the small one.
+        pixel_center: coordinate of the centre of pixel 0, in both.
+    """
+    pixels = (blobs.pixels - pixel_center + 0.5) * scale - 0.5 + pixel_center
+    return blobs._replace(pixels=pixels, information=blobs.information / scale**2)
+
+
 def background_level(images: Shaped[Tensor, "*n h w"]) -> Float[Tensor, "*n"]:
     """Median over a grid of pixels: a blob covers 2 % of the image and cannot move it. NaN if all are."""
     h, w = images.shape[-2:]

@@ -15,14 +15,14 @@ Geometry is float64 inside, whatever the images' precision and the autocast.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from ai_wam.action_images.blob_drawing import PEDESTAL, draw_blobs, draw_blobs_on_pedestal, empty_images
-from ai_wam.action_images.blob_finding import Blobs, background_level, find_blobs
+from ai_wam.action_images.blob_finding import Blobs, background_level, enlarged, find_blobs
 from ai_wam.action_images.pose_fit import make_scene
 from ai_wam.action_images.pose_sequences import (
     DecodeStatus,
@@ -39,7 +39,7 @@ from ai_wam.utils.brief_repr import POSE
 from ai_wam.utils.number_checks import check_numbers
 from ai_wam.utils.tensor_dataclass import TensorDataclass
 
-__all__ = ["ActionImageTokenizer", "DecodeStatus", "DecodedActions", "tool_points"]
+__all__ = ["ActionImageTokenizer", "DecodeStatus", "DecodedActions", "Spread", "tool_points"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,6 +77,18 @@ class DecodedActions(TensorDataclass):
     rotation_std: Float[Tensor, "b t"]
     pixels: Float[Tensor, "b v t 3 2"]
     weight: Float[Tensor, "b v t 3"]
+
+
+class Spread(NamedTuple):
+    """How widely errors scatter, over what the images say themselves; 1 where their noise is white.
+
+    Attributes:
+        position: factor of the standard deviations of positions.
+        rotation: the same of rotations.
+    """
+
+    position: float = 1.0
+    rotation: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -208,6 +220,8 @@ class ActionImageTokenizer:
         images: Float[Tensor, "b v 3 t h w"] | UInt8[Tensor, "b v 3 t h w"],
         cameras: Cameras,
         view_mask: Bool[Tensor, "b v"] | None = None,
+        size: tuple[int, int] | None = None,
+        spread: Spread = Spread(),  # noqa: B008 - a tuple
     ) -> DecodedActions:
         """The actions that action images show.
 
@@ -218,12 +232,14 @@ class ActionImageTokenizer:
             images: in [0, 1], floats of any precision, or uint8 in [0, 255].
             cameras: leading dimensions "b v t"; on any device.
             view_mask: False for views to be ignored.
+            size: height and width in pixels for which the cameras are given, where the images are smaller.
+            spread: of the errors, where the images do not say all about them.
 
         Raises:
             ValueError: shapes that do not fit.
         """
         b, v = self._check_decode(images, cameras, view_mask)
-        h, w = images.shape[-2:]
+        size = size or (images.shape[-2], images.shape[-1])
         device = images.device
         cameras = cameras.to(device=device, dtype=torch.float64)
         calibrated = _calibrated(cameras)
@@ -232,11 +248,15 @@ class ActionImageTokenizer:
         )
         asked = calibrated & shown[:, :, None]
         with full_precision(device):
-            blobs = self._find(images)
+            blobs = self._find(images, size)
             seen = blobs.seen & shown[:, :, None, None]
             openness = _openness(images, seen)
             lost = _lost(seen & calibrated[..., None], blobs.finite, asked, shown)
-            sequences = self._poses(cameras, blobs, seen & calibrated[..., None], lost, (h, w))
+            sequences = self._poses(cameras, blobs, seen & calibrated[..., None], lost, size)
+        sequences = sequences._replace(
+            position_std=spread.position * sequences.position_std,
+            rotation_std=spread.rotation * sequences.rotation_std,
+        )
         return self._result(sequences, openness, blobs.pixels.masked_fill(~seen[..., None], torch.nan))
 
     @torch.no_grad()
@@ -267,14 +287,16 @@ class ActionImageTokenizer:
         lost = _lost(seen, blobs.finite, asked, asked[:, :, 0])
         return self._result(self._poses(cameras, blobs, seen, lost, size), openness.double(), pixels)
 
-    def _find(self, images: Tensor) -> Blobs:
-        """The blobs, with leading dimensions "b v t 3"."""
+    def _find(self, images: Tensor, size: tuple[int, int]) -> Blobs:
+        """The blobs in pixels of images of `size`, with leading dimensions "b v t 3"."""
         b, v, c, t, h, w = images.shape
         blue = torch.arange(c, device=images.device) == 2
         on_pedestal = blue[None, None, :, None].expand(b, v, c, t).flatten()
         std = self.blob_std * min(h, w)
         flat = images.reshape(-1, h, w)
         found = find_blobs(flat, on_pedestal, std, self.pixel_center, self.min_amplitude)
+        if size != (h, w):
+            found = enlarged(found, size[0] / h, self.pixel_center)
         return Blobs(*(field.unflatten(0, (b, v, c, t)).movedim(2, 3) for field in found))
 
     def _poses(

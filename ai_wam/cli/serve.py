@@ -52,7 +52,7 @@ def serve(
         max_batch: observations that go through the network together at most.
         batch_wait_ms: that a batch waits for sessions which have no request waiting.
         sampling_steps: of the model; the checkpoint's own if left out.
-        decoder: of the actions ("whole", "geometric", "head"); the checkpoint's own if left out.
+        decoder: of the actions ("whole", "geometric", "latent", "head"); the checkpoint's own if left out.
         threads: of the CPU; what torch takes if left out.
         log: file to which events are appended, one JSON value a line; the terminal if left out.
         limits: of messages, sessions and time.

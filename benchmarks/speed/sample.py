@@ -3,8 +3,8 @@
 Milliseconds of CPU time of one chunk for one observation (two views), measured in turns in one process on
 one thread, and ratios. Plans that act are measured with each decoder: "whole" decodes everything that was
 generated and finds the poses by geometry, "geometric" decodes the action segments only, "beginning" only the
-frames that are executed, "head" adds the learned action head. The other plans generate and decode a recorded
-clip.
+frames that are executed, "latent" reads the poses off the latents, "head" adds the learned action head to
+"geometric". The other plans generate and decode a recorded clip.
 """
 
 from argparse import ArgumentParser
@@ -22,7 +22,7 @@ from tasks.base import WorldActionTask
 from tasks.decoding.action_head import ActionHead
 from tasks.joint import JointGeneration
 
-_DECODERS = ("whole", "geometric", "beginning", "head")
+_DECODERS = ("whole", "geometric", "beginning", "latent", "head")
 _ACTING = ("joint", "policy")
 _GENERATING = ("cross_view", "action_conditioned", "video_only", "labeling", "annotation")
 
@@ -33,7 +33,11 @@ def main(backbone: str, size: int, frames: int, steps: int, rounds: int) -> None
     torch.manual_seed(0)
     clip = Clip(frames=frames, size=(size, size), views=("one", "other"))
     task = JointGeneration(
-        shipped(backbone), clip, action_head=ActionHead(), sampling=Sampling(steps=steps)
+        shipped(backbone),
+        clip,
+        action_head=ActionHead(),
+        decoder="latent",
+        sampling=Sampling(steps=steps),
     ).eval()
     observation = seen(clip)
     calls: dict[str, Callable[[], object]] = {

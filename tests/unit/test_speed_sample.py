@@ -11,4 +11,4 @@ def test_every_plan_and_decoder_is_measured(capsys: pytest.CaptureFixture[str]):
     assert lines[0].startswith("wan-tiny, 32 px, 9 frames")
     assert [line.split()[0] for line in lines[2:4]] == ["joint", "policy"]
     assert all(float(cell) > 0 for line in lines[2:4] for cell in line.split()[1:])
-    assert lines[1].split() == ["whole", "geometric", "beginning", "head"]
+    assert lines[1].split() == ["whole", "geometric", "beginning", "latent", "head"]
