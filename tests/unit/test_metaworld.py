@@ -16,14 +16,14 @@ import torch
 from ai_wam.cameras import Cameras
 from benchmarks.demonstrations import Demonstrations
 from benchmarks.shifts import Shift, ShiftedSimulator
-from benchmarks.shifts.parts import CameraShift, LightShift, StartShift
+from benchmarks.shifts.parts import CameraShift, LayoutShift, LightShift
 from benchmarks.simulator import Trial
 from benchmarks.simulators.metaworld import camera_rigs as rigs
 from benchmarks.simulators.metaworld import library
 from benchmarks.simulators.metaworld import simulator as module
 from benchmarks.simulators.metaworld.simulator import MetaWorld
 from benchmarks.simulators.metaworld.task_list import INSTRUCTIONS, VARIATIONS, published_name
-from benchmarks.simulators.metaworld.task_world import DOWN, TaskWorld
+from benchmarks.simulators.metaworld.task_world import DOWN, TaskWorld, random_start
 from benchmarks.simulators.mujoco_graphics import mujoco
 
 needs_metaworld = pytest.mark.skipif(
@@ -384,6 +384,25 @@ def test_moved_cameras_turn_about_the_box_and_come_back(rigged, framed):
 
 
 @needs_metaworld
+@pytest.mark.parametrize("task", ["push", "reach", "stick_push"])
+def test_a_random_start_moves_the_hand_and_nothing_else(simulator, task):
+    trial = Trial(task, 0, 3, "train")
+    simulator.reset(trial)
+    usual, drawn = simulator.pose(), simulator._current()[0].state()[-6:]
+    simulator.shift_next({"start": {"random": True}})
+    simulator.reset(trial)
+    begun = simulator.pose()[:3]
+    assert np.linalg.norm(begun - usual[:3]) > 0.03
+    np.testing.assert_allclose(begun, random_start(trial.seed), atol=0.02)
+    np.testing.assert_array_equal(simulator._current()[0].state()[-6:], drawn)  # what Meta-World drew
+    for action in simulator.demonstrate():
+        result = simulator.step(action)
+    assert result.success
+    simulator.reset(trial)
+    np.testing.assert_array_equal(simulator.pose(), usual)
+
+
+@needs_metaworld
 def test_light_is_shifted_as_drawn_and_comes_back(simulator):
     trial = Trial("push", 0, 0)
     simulator.reset(trial)
@@ -409,7 +428,7 @@ def test_light_is_shifted_as_drawn_and_comes_back(simulator):
         (Shift(cameras=CameraShift(elevation=(-40, 0))), r"'left_shoulder' from 2\d degrees to -1\d to 2\d"),
         (Shift(cameras=CameraShift(distance=(0.3, 1))), "stands in the workspace|widen camera"),
         (Shift(cameras=CameraShift(views=("corner",))), r"\['corner'\]; the cameras are \['left_shoulder'"),
-        (Shift(start=StartShift()), r"MetaWorld cannot build \['start'\]"),
+        (Shift(layout=LayoutShift()), r"MetaWorld cannot build \['layout'\]"),
     ],
 )
 def test_shifts_it_cannot_build_are_refused(shift, message):

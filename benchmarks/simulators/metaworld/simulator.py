@@ -56,7 +56,7 @@ class MetaWorld:
 
     control_hz: float = task_world.CONTROL_HZ
     cameras: tuple[str, ...]
-    shift_parts = frozenset({"cameras", "light"})
+    shift_parts = frozenset({"cameras", "light", "start"})
     _trial: Trial | None
     _next_shift: Mapping[str, Any]
 
@@ -107,7 +107,7 @@ class MetaWorld:
         check_trial(trial, VARIATIONS, "Meta-World", _LIST)
         world = self._world(trial.task)
         self._apply(drawn, world.model, trial.task)
-        world.reset(trial.seed)
+        world.reset(trial.seed, task_world.random_start(trial.seed) if _starts_at_random(drawn) else None)
         self._trial, self._steps, self._scene = trial, 0, fingerprint(world.state())
         return INSTRUCTIONS[trial.task]
 
@@ -274,6 +274,10 @@ class MetaWorld:
         camera = world.model.camera(rigs.RIGS[self.rig][view]).id
         intrinsics, pose = calibration(world.model, world.data, camera, self.image_size)
         return View(pictures.draw(world.data, camera, self._lamps), intrinsics, pose)
+
+
+def _starts_at_random(drawn: Mapping[str, Any]) -> bool:
+    return "start" in drawn and drawn["start"]["random"]
 
 
 def _code(*modules: Any) -> list[str]:

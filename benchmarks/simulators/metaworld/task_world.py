@@ -21,6 +21,7 @@ MAX_TURN = math.radians(30)  # the hand itself leans by up to 14 degrees when it
 MAX_OUTSIDE = 0.02  # metres; a control step moves the hand by up to 1 cm along each axis
 _GAIN = 100.0  # published action per metre: an action of 1 moves the mark that pulls the hand by 1 cm
 _DAMPING = 2.0  # steps; without it a hand that is to stay swings by 2.5 cm
+_STARTS = np.array([-0.3, 0.45, 0.08]), np.array([0.3, 0.85, 0.35])  # corners of the box of random starts
 _EXPERT_STEPS = 500  # published length of an episode
 _AFTERWARDS = 20  # control steps of the expert after success, so that a replay has a margin
 
@@ -46,18 +47,27 @@ class TaskWorld:
         self.model, self.data = self._environment.model, self._environment.data
         self._begin()
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, start: Float[np.ndarray, "3"] | None = None) -> None:
         """Draw the scene of a seed and build it as the environment builds a published task.
 
         Meta-World draws a scene while it builds one, from the scene before, and some tasks then differ from a
         published one. So the first scene only gives the draw, and the second is built from the frozen draw.
+
+        Args:
+            seed: of the draw.
+            start: where the hand begins, before there are objects; the task's own place if left out.
         """
         environment = self._environment
         environment.np_random = np.random.default_rng(seed)
         environment.seeded_rand_vec, environment._freeze_rand_vec = True, False
         environment.reset_model()
         environment._freeze_rand_vec = True
-        self._observation, _ = environment.reset()
+        published = environment.hand_init_pos
+        environment.hand_init_pos = published if start is None else start
+        try:
+            self._observation, _ = environment.reset()
+        finally:
+            environment.hand_init_pos = published
         mujoco.mj_kinematics(self.model, self.data)  # not mj_forward, which would warm up the solver
         mujoco.mj_camlight(self.model, self.data)
         self._begin()
@@ -135,6 +145,12 @@ class TaskWorld:
         w, *vector = _quaternion(np.stack([-z, y, x], axis=1))
         quaternion = np.array([*vector, w])
         return quaternion if quaternion @ DOWN >= 0 else -quaternion
+
+
+def random_start(seed: int) -> Float[np.ndarray, "3"]:
+    """Where the hand begins in a trial of this seed, if it begins at random; metres."""
+    low, high = _STARTS
+    return np.random.default_rng([seed, 1]).uniform(low, high)
 
 
 def _quaternion(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "4"]:
