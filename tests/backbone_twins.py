@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from documented import ADD_BACKBONE, backbone_of_the_page
 
 from ai_wam.cameras import Cameras
 from ai_wam.canvas import Canvas, build_canvas, plan
@@ -18,12 +19,14 @@ from backbones.networks import wan_attention
 from backbones.wan import Wan
 
 TINY = sorted((Path(__file__).parents[1] / "configs" / "backbone").glob("*-tiny.yaml"))
+CHECKED = [*TINY, pytest.param(ADD_BACKBONE, marks=pytest.mark.slow)]
 SIZE, FRAMES, VIEWS, BATCH = (32, 32), 9, 2, 2
 
 
 def build(file: Path, *changes: str) -> VideoBackbone:
+    """The backbone of a YAML file, or of the page that shows one."""
     torch.manual_seed(0)
-    return instantiate(str(file), VideoBackbone, *changes)
+    return instantiate(str(backbone_of_the_page() if file == ADD_BACKBONE else file), VideoBackbone, *changes)
 
 
 def canvas_of(backbone: VideoBackbone, name: str, future: int = 0) -> Canvas:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from backbone_twins import (
     BATCH,
+    CHECKED,
     FRAMES,
     SIZE,
-    TINY,
     build,
     canvas_of,
     inputs,
@@ -64,7 +64,7 @@ def test_a_saved_step_continues_bitwise(
     "ignore:The .grad attribute of a Tensor that is not a leaf Tensor is being accessed:UserWarning"
 )
 @pytest.mark.parametrize("change", ["training.gradient_checkpointing=true", "training.compile_blocks=true"])
-@pytest.mark.parametrize("file", TINY, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", CHECKED, ids=lambda file: file.stem)
 def test_a_step_is_the_same_with_less_memory_and_compiled(
     file: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -6,6 +6,7 @@ with the reason; a new command on a page is run, or fails here.
 
 import json
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -17,20 +18,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from documented import ADD_BACKBONE, PAGES, files
 from PIL import Image
 
 from ai_wam.cameras import Cameras
 from ai_wam.cli import main
 from ai_wam.video import VideoEncoding, write_video
 from benchmarks.speed.moving_squares import MovingSquares
+from benchmarks.speed.recipes import write_release
 from datamodules.shards.convert_source import write_shards
 from datamodules.shards.reader import ShardSet
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-INDEX = re.findall(r"\| \[(\S+)\]", (ROOT / "docs/README.md").read_text())
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in INDEX)]
 METAWORLD = find_spec("metaworld") is not None
 NOT_RUN = {  # by the beginning of the command
     "pip install": ".ci/run installs, and runs the tests",
@@ -38,7 +38,6 @@ NOT_RUN = {  # by the beginning of the command
     "ai-wam quickstart": "tests/unit/test_quickstart.py",
     "ai-wam convert-checkpoint": "needs the released file; tests/unit/test_released_checkpoint.py makes one",
     "ai-wam convert --config configs/convert/<name>.yaml": "tests/contract/test_sources.py runs each file",
-    "ai-wam fit --config configs/recipes/lora_24gb.yaml": "needs a GPU; tests/integration/test_recipes.py",
     "ai-wam view": "needs the extra view, and opens a window; tests/unit/test_view.py",
     "ai-wam completion": "tests/unit/test_completion.py runs the script in bash",
     "ai-wam fit ... --trainer.logger": "needs wandb; tests/integration/test_loggers.py",
@@ -52,9 +51,21 @@ NOT_RUN = {  # by the beginning of the command
 PROTOCOL = "--data.benchmark.init_args.protocol"
 FIT = "--trainer.max_steps=2 --trainer.val_check_interval=2 --trainer.limit_val_batches=1"
 TRIAL = f"{PROTOCOL}.trials_per_task=1 --data.videos=0 --trainer.accelerator=cpu"
+INIT = "--model.backbone.init_args"
+RELEASE = f"{INIT}.pretrained=wan {INIT}.prompts.init_args.pretrained=wan"
+LORA = f"{RELEASE} --model.clip.frames=5 --model.clip.size=[32,32] --data.workers=1"
+DOUBLE = f"['{Path(__file__).parents[1] / 'doubles' / 'rlbench_double'}']"  # of RLBench's names
+RLBENCH = f'--data.benchmark.init_args.simulator.init_args.paths="{DOUBLE}" {PROTOCOL}.max_seconds=1'
 TINY = {  # what is added, by the beginning of the command
+    "cache --config configs/recipes/lora": f"{LORA} --data.batch_size=2",
+    "collect --config configs/collect/rlbench": f'--source.init_args.simulator.init_args.paths="{DOUBLE}"',
+    "test --ckpt_path runs/quickstart/rlbench": RLBENCH,
     "collect --config configs/collect/metaworld": "--source.init_args.tasks=[reach]",
     "collect": "--source.init_args.episodes_per_task=2 --workers=0",
+    "fit --config configs/recipes/lora": (
+        f"{LORA} --model.sampling.steps=1 --model.lr_scheduler.steps=4 "
+        "--trainer.callbacks.every_n_train_steps=2"
+    ),
     "fit": f"{FIT} --data.batch_size=2 --model.lr_scheduler.warmup_steps=1 --trainer.accelerator=cpu",
     "test --ckpt_path runs/metaworld": f"{PROTOCOL}.tasks=[reach]",
     "test": TRIAL,
@@ -92,6 +103,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             plain(ShardSet(f"{RECORDED}/{split}"), folder / "my_recordings" / split)
         (folder / "seen.csv").write_text(f"key,view,frame,x,y\n{marked(folder / RECORDED / 'train')}\n")
         picture(folder)
+        write_release(folder / "wan", tiny=True)
+        for name, text in files(ADD_BACKBONE):
+            (folder / name).write_text(text)
+        patch.syspath_prepend(folder)
         for name, checkpoint in (("quickstart", "last"), ("quickstart_joint", "joint")):
             ai_wam(patch, f"fit --config configs/{name}.yaml {TINY['fit']}")
             shutil.copy(f"runs/{name}/fit/checkpoints/last.ckpt", f"{checkpoint}.ckpt")
@@ -171,7 +186,8 @@ def tiny(words: str) -> str:
     """What is added to a command so that it takes seconds."""
     if "configs/data/shards.yaml" in words:  # a test on recorded clips, not on trials
         return "--trainer.limit_test_batches=1 --trainer.accelerator=cpu"
-    return " ".join(more for beginning, more in TINY.items() if words.startswith(beginning))
+    resumed = ["--trainer.max_steps=4"] if words.startswith("fit") and "--ckpt_path" in words else []
+    return " ".join([*(more for beginning, more in TINY.items() if words.startswith(beginning)), *resumed])
 
 
 # configs/quickstart_head.yaml trains a head on weights that have none
@@ -183,6 +199,11 @@ def test_a_command_of_the_documentation_runs(place: Path, command: str, monkeypa
     if (why := reason(command)) is not None:
         pytest.skip(why)
     monkeypatch.chdir(place)
+    if command.startswith("python -m "):
+        program = shlex.split(command.removeprefix("python -m "))
+        monkeypatch.setattr(sys, "argv", program)
+        runpy.run_module(program[0], run_name="__main__")
+        return
     words = command.removeprefix("ai-wam ").replace(
         "fit ...", f"fit --config configs/quickstart.yaml {version()}"
     )
