@@ -122,8 +122,12 @@ def _ranges(reports: Sequence[EpisodeReport]) -> list[str]:
     if not lows:
         return ["  actions    none recorded"]
     low, high = np.min(lows, axis=0), np.max(highs, axis=0)
+    first = np.median([report.first_openness for report in reports if report.first_openness is not None])
     axes = ", ".join(f"{axis} {low[i]:.3f} to {high[i]:.3f} m" for i, axis in enumerate("xyz"))
-    return [f"  actions    {len(lows)} episodes: {axes}, openness {low[3]:.2f} to {high[3]:.2f}"]
+    return [
+        f"  actions    {len(lows)} episodes: {axes}",
+        f"             openness {low[3]:.2f} to {high[3]:.2f} (1 = open), {first:.2f} in the first frames",
+    ]
 
 
 def _round_trips(reports: Sequence[EpisodeReport]) -> list[str]:
@@ -177,20 +181,23 @@ def _print_camera_check(recordings: str, place: AnyPath, seen: str | None, max_p
         ) from error
     print(f"overlays: {place}; the cross has to lie on the tool's tip")
     for view, check in found.items():
-        print(f"  {view:<20} {_said(check)}")
+        print(f"  {view:<20} {_said(check, max_pixels)}")
     if bad := [view for view, check in found.items() if not check.passes(max_pixels)]:
         raise CannotContinue(
             f"cameras of {', '.join(bad)} miss the tool by more than {max_pixels:g} pixels in the median, or "
             "have it behind them or no calibration: check K and the picture size it belongs to, "
-            "which way the pose maps, the axes (OpenCV's), metres"
+            "which way the pose maps, the axes (OpenCV's), metres, and docs/data_problems.md"
         )
 
 
-def _said(check: ViewCheck) -> str:
+def _said(check: ViewCheck, max_pixels: float) -> str:
     apart = ""
     if check.distances:
         middle, worst = np.median(check.distances), max(check.distances)
         apart = f"{len(check.distances)} points: median {middle:.1f}, worst {worst:.1f} pixels; "
+    if (lag := check.lag(max_pixels)) is not None:
+        when = f"{abs(lag[0])} frames {'later' if lag[0] > 0 else 'earlier'}"
+        apart += f"with the poses of {when}: median {lag[1]:.1f}; "
     return (
         f"{apart}{check.frames} frames, {check.placeless} with the tool behind the camera or no calibration"
     )

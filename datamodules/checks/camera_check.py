@@ -5,6 +5,7 @@ import io
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from ai_wam.action_images import tool_points
 from ai_wam.cameras import Cameras
-from ai_wam.episodes import Episode, EpisodeSource, Frame, View
+from ai_wam.episodes import Episode, EpisodeSource, View
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath, as_path, atomic_file, inside
 from ai_wam.files.json_yaml import read_text
@@ -26,6 +27,7 @@ Points = Mapping[tuple[str, str, int], tuple[float, float]]  # (key, view, frame
 _AXIS = 0.1  # metres
 _COLOURS = ((255, 60, 60), (70, 220, 90), (80, 140, 255))
 _EPISODES, _FRAMES = 3, 30  # checked where no points are given: episodes, and every n-th frame
+_LAGS = range(-5, 6)  # frames by which poses may be too early or too late
 _COLUMNS = ["key", "view", "frame", "x", "y"]
 
 
@@ -38,11 +40,13 @@ class ViewCheck:
             project into the picture.
         frames: number of frames checked.
         placeless: of those, with the tool behind the camera or the calibration lost.
+        lagged: the distances if the pose of so many frames later is projected, by that number.
     """
 
     distances: list[float] = field(default_factory=list)
     frames: int = 0
     placeless: int = 0
+    lagged: dict[int, list[float]] = field(default_factory=lambda: {lag: [] for lag in _LAGS})
 
     def add(self, projected: Float[np.ndarray, "3 2"], seen: tuple[float, float] | None) -> None:
         """Count a frame."""
@@ -50,12 +54,24 @@ class ViewCheck:
         self.frames += 1
         self.placeless += not known
         if seen is not None:
-            self.distances.append(float(np.hypot(*(projected[0] - np.array(seen)))) if known else np.inf)
+            self.distances.append(_pixels_apart(projected, seen))
 
     def passes(self, max_pixels: float) -> bool:
         """Whether the tool projects into at least half of the pictures, and near where it was seen."""
         near = not self.distances or bool(np.median(self.distances) <= max_pixels)
         return near and self.placeless <= self.frames / 2
+
+    def lag(self, max_pixels: float) -> tuple[int, float] | None:
+        """How many frames later the poses fit the pictures, and the median distance then.
+
+        None if they fit as they are or nowhere, or for fewer than three points, which may fit by chance.
+        """
+        if len(self.distances) < 3 or np.median(self.distances) <= max_pixels:
+            return None
+        enough = {lag: apart for lag, apart in self.lagged.items() if len(apart) > len(self.distances) / 2}
+        medians = {lag: float(np.median(apart)) for lag, apart in enough.items()}
+        best = min(medians, key=lambda lag: medians[lag], default=0)
+        return (best, medians[best]) if best and medians[best] <= max_pixels else None
 
 
 def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict[str, ViewCheck]:
@@ -127,19 +143,34 @@ def _check_episode(
     out: AnyPath,
     found: dict[str, ViewCheck],
 ) -> None:
+    marked, actions = list[tuple[ViewCheck, int, View, tuple[float, float]]](), list[Any]()
     for number, frame in enumerate(episode.frames):
+        actions.append(frame.action)
         for name, view in frame.views.items():
             at = (episode.key, name, number)
             if frame.action is None or not (at in points if points else number % _FRAMES == 0):
                 continue
-            projected = project(frame, view)
-            found[name].add(projected, left.pop(at, None))
+            projected = project(frame.action, view)
+            seen = left.pop(at, None)
+            found[name].add(projected, seen)
+            if seen is not None:
+                marked.append((found[name], number, view, seen))
             _paint(view, projected, points.get(at), inside(out, f"{episode.key}-{name}-{number:05d}.png"))
+    for check, number, view, seen in marked:
+        for lag, apart in check.lagged.items():
+            if 0 <= number + lag < len(actions) and actions[number + lag] is not None:
+                apart.append(_pixels_apart(project(actions[number + lag], view), seen))
 
 
-def project(frame: Frame, view: View) -> Float[np.ndarray, "3 2"]:
+def _pixels_apart(projected: Float[np.ndarray, "3 2"], seen: tuple[float, float]) -> float:
+    """From the projected tool centre point to where it is seen; infinite where it does not project."""
+    apart = float(np.hypot(*(projected[0] - np.array(seen))))
+    return apart if np.isfinite(apart) else np.inf
+
+
+def project(pose: Float[np.ndarray, "8"], view: View) -> Float[np.ndarray, "3 2"]:
     """Pixels of the tool centre point, and of the ends of its x and its negative z axis; NaN if behind."""
-    action = torch.from_numpy(np.asarray(frame.action, np.float64))
+    action = torch.from_numpy(np.asarray(pose, np.float64))
     k, e = (torch.from_numpy(np.asarray(m, np.float64)) for m in (view.intrinsics, view.world_from_camera))
     found = Cameras(k, e).project(tool_points(action, _AXIS), (view.image.shape[0], view.image.shape[1]))
     return found.pixels.masked_fill(found.depth[..., None] <= 0, torch.nan).numpy()

@@ -112,6 +112,7 @@ class EpisodeReport:
         instructions: its phrasings.
         low: smallest x, y, z and openness; None without actions.
         high: the largest.
+        first_openness: of its first frame.
         round_trip: None without actions, or where the episode is damaged.
         labels: medians of what goes with labeled actions; None where there are none.
         violations: a sentence each; empty for a good episode.
@@ -126,6 +127,7 @@ class EpisodeReport:
     instructions: tuple[str, ...]
     low: tuple[float, ...] | None
     high: tuple[float, ...] | None
+    first_openness: float | None
     round_trip: RoundTrip | None
     labels: LabelReport | None
     violations: tuple[str, ...]
@@ -211,7 +213,7 @@ def _inspect(
     violations: list[str] = []
     notes: list[str] = []
     instructions: tuple[str, ...] = ()
-    low = high = trip = labels = None
+    low = high = first = trip = labels = None
     try:
         header = shards.header(index)
         instructions = header.instructions
@@ -227,6 +229,7 @@ def _inspect(
             notes.append("no actions were recorded: usable for video only")
         elif not violations:
             low, high = (tuple(f(header.actions[:, [0, 1, 2, 7]], 0).tolist()) for f in (np.min, np.max))
+            first = float(header.actions[0, 7])
             violations += _still_hands(header)
             violations += [each.text for each in implausible(header, entry.hz, bounds)]
             frames = [f for f in chosen_frames(entry.frames, samples) if _calibrated(header, f)]
@@ -241,8 +244,8 @@ def _inspect(
     except (ShardError, ValueError, KeyError, OSError) as error:
         violations.append(str(error))
     return EpisodeReport(
-        entry.key, entry.file, entry.frames, entry.hz, entry.views, instructions, low, high, trip,
-        labels, tuple(violations), tuple(notes),
+        entry.key, entry.file, entry.frames, entry.hz, entry.views, instructions, low, high, first,
+        trip, labels, tuple(violations), tuple(notes),
     )  # fmt: skip
 
 

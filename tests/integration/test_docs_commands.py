@@ -20,10 +20,10 @@ import pytest
 import torch
 from documented import ADD_BACKBONE, PAGES, files
 from PIL import Image
+from plain_recordings import write_plain
 
 from ai_wam.cameras import Cameras
 from ai_wam.cli import main
-from ai_wam.video import VideoEncoding, write_video
 from benchmarks.speed.moving_squares import MovingSquares
 from benchmarks.speed.recipes import write_release
 from datamodules.shards.convert_source import write_shards
@@ -100,7 +100,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for split in ("train", "val"):
             words = f"collect --config configs/collect/reach_target.yaml --source.init_args.split {split}"
             ai_wam(patch, f"{words} --out {RECORDED}/{split} {TINY['collect']}")
-            plain(ShardSet(f"{RECORDED}/{split}"), folder / "my_recordings" / split)
+            write_plain(ShardSet(f"{RECORDED}/{split}"), folder / "my_recordings" / split)
         (folder / "seen.csv").write_text(f"key,view,frame,x,y\n{marked(folder / RECORDED / 'train')}\n")
         picture(folder)
         write_release(folder / "wan", tiny=True)
@@ -127,24 +127,6 @@ def marked(recordings: Path) -> str:
     point = torch.from_numpy(action[:3])[None]
     x, y = camera.project(point, size).pixels[0].tolist()
     return f"{shards.episodes[0].key},{view},0,{x},{y}"
-
-
-def plain(shards: ShardSet, root: Path) -> None:
-    """Episodes as plain files."""
-    for index, entry in enumerate(shards.episodes):
-        header, place = shards.header(index), root / entry.key
-        place.mkdir(parents=True)
-        cameras = {}
-        for view, size in entry.views.items():
-            images = shards.images(index, view, range(entry.frames))
-            (place / f"{view}.mp4").write_bytes(write_video(images, entry.hz, VideoEncoding()))
-            k, pose = header.intrinsics[view][0].tolist(), header.world_from_camera[view][0].tolist()
-            cameras[view] = {"K": k, "size": size, "camera_to_world": pose}
-        (place / "cameras.json").write_text(json.dumps(cameras))
-        (place / "instruction.txt").write_text("\n".join(header.instructions))
-        (place / "meta.json").write_text(json.dumps({"hz": entry.hz}))
-        header_line = "x,y,z,qx,qy,qz,qw,openness"
-        np.savetxt(place / "actions.csv", header.actions, delimiter=",", header=header_line, comments="")
 
 
 def first_frame(shards: ShardSet, view: str) -> tuple[Cameras, np.ndarray]:

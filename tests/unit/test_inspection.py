@@ -62,7 +62,8 @@ def test_good_shards(record, capsys: pytest.CaptureFixture):
         "views      front 64x64, left_shoulder 64x64 (3 episodes)",
         "captions   3 different ones",
         "'follow the square' (3)",
-        "z 0.800 to 0.800 m, openness 0.00 to 1.00",
+        "z 0.800 to 0.800 m",
+        "openness 0.00 to 1.00 (1 = open), 0.00 in the first frames",
         "round trip 48 frames of 3 episodes: median",
         "tool in no picture 0.0%",
     ):
