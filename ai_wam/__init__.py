@@ -1,9 +1,13 @@
 """AI-WAM: world action models on action images (arXiv 2604.06168)."""
 
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-__version__ = "0.1.0"
+try:
+    __version__ = version("ai-wam")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0.0+unknown"
 
 _ROOT = Path(__file__).resolve().parent.parent
 

@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 from shutil import get_terminal_size
 from textwrap import fill
 from types import ModuleType
 
+from ai_wam import __version__
 from ai_wam.cli.errors import one_sentence
 from ai_wam.cli.signals import interruptible, raise_swallowed
 from ai_wam.errors import InvalidValue
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_usage())
         return
     if words[0] in ("-V", "--version"):
-        print(f"ai-wam {version('ai-wam')}")
+        print(_versions())
         return
     with interruptible(), one_sentence(words[0], _KEPT.get(words[0], "")):
         run_command(words[0], words[1:])
@@ -106,6 +106,15 @@ def _imported(name: str) -> ModuleType:
     module = import_module(f"ai_wam.cli.{name}")
     raise_swallowed()
     return module
+
+
+def _versions() -> str:
+    """This package's version; in a second line the commit and the packages that results depend on."""
+    from benchmarks.evaluation.provenance import versions
+
+    found = versions()
+    found.pop("ai-wam", None)
+    return f"ai-wam {__version__}\n{', '.join(f'{name} {value}' for name, value in found.items())}"
 
 
 def _usage() -> str:

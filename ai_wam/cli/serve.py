@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
 
+from ai_wam import __version__
 from ai_wam.cli.errors import Ended
 from ai_wam.cli.load_policy import load_policy
 from ai_wam.cli.load_task import digest
@@ -104,7 +104,7 @@ def describe(policy: LightningModule) -> dict[str, Any]:
         step = policy.backbone.spec.frame_multiple
         prefixes = list(range(step, clip.frames - 1, step))
     return {
-        "server": f"ai-wam {version('ai-wam')}",
+        "server": f"ai-wam {__version__}",
         "policy": class_path(policy),
         "views": list(clip.views),
         "image_size": list(clip.size),

@@ -64,10 +64,11 @@ def test_the_index_lists_every_page_once():
     )
 
 
-def test_the_citation_names_this_version():
+def test_the_citation_names_the_latest_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    latest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    assert (citation["version"], citation["license"]) == (latest, project["license"])
 
 
 def test_the_readme_is_short_and_its_picture_light():

@@ -1,6 +1,9 @@
 """What `ai-wam env` and `ai-wam --version` print."""
 
+import subprocess
+import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +34,15 @@ def test_packages_that_are_missing_are_said(capsys: pytest.CaptureFixture, monke
     assert printed(capsys)["no-such-package"] == "not installed"
 
 
-def test_the_version_is_one_line(capsys: pytest.CaptureFixture):
+def test_the_version_stands_before_those_of_what_results_depend_on(capsys: pytest.CaptureFixture):
     main(["--version"])
-    assert capsys.readouterr().out == f"ai-wam {version('ai-wam')}\n"
+    own, others = capsys.readouterr().out.splitlines()
+    assert own == f"ai-wam {version('ai-wam')}"
+    assert f"torch {version('torch')}, lightning {version('lightning')}" in others
+
+
+def test_a_checkout_that_was_never_installed_has_a_version():
+    root = Path(__file__).parents[2]
+    words = [sys.executable, "-S", "-c", "import ai_wam; print(ai_wam.__version__)"]  # without site-packages
+    found = subprocess.run(words, cwd=root, env={}, capture_output=True, text=True, check=True)
+    assert found.stdout == "0.0+unknown\n"
