@@ -239,7 +239,10 @@ class ActionImageTokenizer:
             ValueError: shapes that do not fit.
         """
         b, v = self._check_decode(images, cameras, view_mask)
-        size = size or (images.shape[-2], images.shape[-1])
+        h, w = images.shape[-2:]
+        size = size or (h, w)
+        if size[0] * w != size[1] * h:
+            raise InvalidValue(f"decode: images of {h} x {w} pixels have another shape than size {size}")
         device = images.device
         cameras = cameras.to(device=device, dtype=torch.float64)
         calibrated = _calibrated(cameras)

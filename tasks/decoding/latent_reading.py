@@ -150,6 +150,11 @@ def pixels_of_cell(spec: LatentSpec, tokenizer: ActionImageTokenizer, size: tupl
     return next((n for n in divisors if n >= least), spec.spatial_stride)
 
 
+def _one_by_one(coding: Coding, clips: Tensor) -> Tensor:
+    """A codec's result for each clip: those of released sizes take gigabytes for one."""
+    return torch.cat([coding(clip) for clip in clips.split(1)])
+
+
 class _Drawn(NamedTuple):
     """Clips: their actions, cameras, images in [0, 1] and latents."""
 
@@ -175,7 +180,7 @@ class _Clips:
             actions, cameras = drawn_clips(_TOGETHER, _VIEWS, frames, self.size, generator)
             actions, cameras = actions.to(self.codec.device), cameras.to(self.codec.device)
             images = self.tokenizer.encode(actions, cameras, self.size)
-            yield _Drawn(actions, cameras, images, self.codec.encode(images * 2 - 1).float())
+            yield _Drawn(actions, cameras, images, _one_by_one(self.codec.encode, images * 2 - 1).float())
 
 
 def _least_squares(clips: _Clips, cell: int, seed: int) -> tuple[_Linear, _Linear]:
@@ -269,7 +274,8 @@ def _compared(reader: LatentReader, codec: Codec, held: list[_Drawn]) -> LatentR
     tokenizer = reader.tokenizer
     found: list[tuple[Tensor, Tensor]] = []
     for clip in held:
-        pixels = tokenizer.decode((codec.decode(clip.latents) + 1) / 2, clip.cameras)
+        images = _one_by_one(codec.decode, clip.latents)
+        pixels = tokenizer.decode((images + 1) / 2, clip.cameras)
         read = reader.read(reader.images(clip.latents), clip.cameras)
         found.append((_errors(read, clip.actions), _errors(pixels, clip.actions)))
     own, other = (torch.cat(errors) for errors in zip(*found, strict=True))

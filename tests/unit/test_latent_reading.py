@@ -120,6 +120,15 @@ def test_large_pictures_are_read_from_small_ones():
     assert p95(errors.rotation) < 1.5
 
 
+def test_images_of_another_shape_than_the_cameras_are_refused():
+    actions, cameras = others()
+    images = TOKENIZER.encode(actions, cameras, SIZE)
+    with pytest.raises(
+        ValueError, match=r"images of 64 x 64 pixels have another shape than size \(64, 128\)"
+    ):
+        TOKENIZER.decode(images, cameras, size=(64, 128))
+
+
 def test_views_that_are_missing_are_left_out():
     codec, reader = plain()
     actions, cameras = others()

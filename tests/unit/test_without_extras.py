@@ -60,10 +60,8 @@ def test_extras_are_hidden(tmp_path: Path):
 
 
 def test_the_demo_runs(tmp_path: Path):
-    said = bare(
-        "from ai_wam.cli import main\nmain(['demo', '--out', 'shown', '--show', 'false', '--trials', '1', '--threads', '1'])",
-        tmp_path,
-    )
+    words = ["demo", "--out", "shown", "--show", "false", "--trials", "1", "--threads", "1"]
+    said = bare(f"from ai_wam.cli import main\nmain({words!r})", tmp_path)
     assert "azimuth_45" in said
     assert list(tmp_path.glob("shown/**/*.html"))
 
