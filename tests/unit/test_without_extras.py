@@ -1,4 +1,4 @@
-"""Without its extras the package helps, shows its demo and reads every YAML file, or names the extra it needs.
+"""Without extras the package helps, shows its demo and reads every YAML file, or names the extra it needs.
 
 Packages of extras are hidden from a process and its children, as they are in an installation without them.
 """
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = (
-    "peft", "pyarrow", "h5py", "cv2", "metaworld", "rerun", "websockets", "msgpack", "prometheus_client", "ray",
-    "wandb", "mlflow", "vggt",
+    "peft", "pyarrow", "h5py", "cv2", "metaworld", "rerun", "websockets", "msgpack", "prometheus_client",
+    "ray", "wandb", "mlflow", "vggt",
 )  # fmt: skip
 HIDE = f"""
 import sys
