@@ -1,8 +1,6 @@
-"""`load_policy` acts as `ai-wam test` does, and the page's example runs."""
+"""`load_policy` acts as `ai-wam test` does."""
 
-import re
 import sys
-import textwrap
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,8 +16,6 @@ from ai_wam.errors import UserError
 from ai_wam.files.packed_policy import unpack
 from benchmarks.simulator import Trial
 from benchmarks.simulators.tabletop.simulator import Tabletop
-
-PAGE = Path(__file__).parents[2] / "docs" / "predict.md"
 
 
 @pytest.fixture(scope="module")
@@ -74,27 +70,6 @@ def test_the_actions_are_those_of_a_test(checkpoint, policy, monkeypatch, tmp_pa
     assert chunk.dt == carried_out.dt
     other = policy.predict_action(**seen(trial), episode="another")
     assert not torch.equal(other.actions, chunk.actions)
-
-
-def test_the_example_of_the_page_runs(checkpoint, monkeypatch):
-    """It has what its comments say: two pictures, their cameras and the pose."""
-    section = PAGE.read_text().split("## From Python\n")[1].split("\n## ")[0]
-    code = textwrap.dedent("\n".join(re.findall(r"^(?:    .*|)$", section, flags=re.MULTILINE)))
-    given = seen(Trial("reach_target", 0, 5))
-    names = {
-        "intrinsics": given["cameras"].intrinsics,
-        "world_from_camera": given["cameras"].world_from_camera,
-        "front": given["images"]["front"],
-        "left": given["images"]["left_shoulder"],
-        "pose": given["pose"],
-    }
-    monkeypatch.chdir(checkpoint.parent)
-    exec(code, names)
-    chunk = names["chunk"]
-    assert chunk.actions.shape == (1, 8, 8)
-    assert bool(chunk.valid.all())
-    # The first action continues from the present pose.
-    assert np.abs(chunk.actions[0, 0, :3].numpy() - given["pose"][:3]).max() < 0.1
 
 
 @pytest.mark.parametrize(
