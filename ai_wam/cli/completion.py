@@ -39,7 +39,11 @@ _SCRIPT = """\
 complete -o default -o bashdefault -F _ai_wam ai-wam
 """
 _CHOICES = re.compile(r"\{([\w,-]+)\}")  # as help texts show the values of an option
-_HEADS = {"bash": "", "zsh": "autoload -U bashcompinit && bashcompinit\n"}
+_HEADS = {
+    "bash": "",
+    # `complete` of bashcompinit calls compdef, which exists once compinit ran, as most ~/.zshrc run it.
+    "zsh": "autoload -U compinit bashcompinit\n(( $+functions[compdef] )) || compinit\nbashcompinit\n",
+}
 
 
 class _Options(NamedTuple):

@@ -1,7 +1,14 @@
 """What a shell completes by the script of `ai-wam completion`."""
 
+import os
+import pty
+import re
+import select
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,12 +53,50 @@ def test_every_command_is_completed(file):
     assert all(f"            {command}) words=" in text for command in (*OWN, *LIGHTNING))
 
 
-def test_zsh_takes_the_script_of_bash(capsys):
-    main(["completion", "zsh"])
-    about, head, *rest = capsys.readouterr().out.splitlines()
-    assert about == "# Completion of ai-wam; made by `ai-wam completion zsh`."
-    assert head == "autoload -U bashcompinit && bashcompinit"
-    assert rest == script("bash").splitlines()[1:]
+def typed_in_zsh(line: str, zshrc: str, home: Path) -> str:
+    """The line that an interactive zsh makes of it when tab is pressed."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execve(
+            "/bin/sh", ["sh", "-c", "exec zsh -f -i"], {**os.environ, "HOME": str(home), "TERM": "dumb"}
+        )
+    shown, begin = "", time.monotonic()
+
+    def until(pattern: str) -> str:
+        nonlocal shown
+        while not (found := re.search(pattern, shown)):
+            assert time.monotonic() - begin < 30, shown
+            if select.select([terminal], [], [], 0.1)[0]:
+                shown += os.read(terminal, 4096).decode(errors="replace")
+        shown = shown[found.end() :]
+        return found[0]
+
+    try:
+        shows = 'show() { print -r -- "<$BUFFER>" }; zle -N show; bindkey "^O" show'
+        os.write(terminal, f"{zshrc}; {shows}; echo sou''rced\n".encode())
+        until("sourced")
+        os.write(terminal, f"{line}\t\x0f".encode())
+        return until(r"(?<=<)[^$>]*(?=>)").strip()
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(terminal)
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+@pytest.mark.parametrize("before", ["", "autoload -U compinit && compinit -u; "])
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("true ai-wam", "true ai-wam"),
+        ("ai-wam dem", "ai-wam demo"),
+        ("ai-wam fit --trainer.max_st", "ai-wam fit --trainer.max_steps"),
+        ("ai-wam fit --config configs/quickstart_h", "ai-wam fit --config configs/quickstart_head.yaml"),
+    ],
+)
+def test_zsh_completes(before, line, completed, tmp_path):
+    (tmp_path / "ai-wam.zsh").write_text(script("zsh"))
+    assert typed_in_zsh(line, f"{before}cd; source ./ai-wam.zsh", tmp_path) == completed
 
 
 @pytest.mark.parametrize("command", ["", *sorted({*OWN, *LIGHTNING} - {"validate", "predict"})])
