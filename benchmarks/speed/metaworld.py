@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
+from tqdm import tqdm
 
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.errors import InvalidValue
@@ -59,10 +60,9 @@ def report(
         "definition": simulator.definition([]),
     }
     rows = _kept(out, settings)
-    for name in names:
-        if name not in rows:
-            rows[name] = _row(simulator, name, scenes, strides)
-            write_json(out, {"settings": settings, "tasks": rows})
+    for name in tqdm([name for name in names if name not in rows], unit="task", leave=False):
+        rows[name] = _row(simulator, name, scenes, strides)
+        write_json(out, {"settings": settings, "tasks": rows})
     simulator.close()
     print(table({name: rows[name] for name in names}, strides))
 

@@ -68,6 +68,7 @@ TINY = {  # what is added, by the beginning of the command
     ),
     "fit": f"{FIT} --data.batch_size=2 --model.lr_scheduler.warmup_steps=1 --trainer.accelerator=cpu",
     "test --ckpt_path runs/metaworld": f"{PROTOCOL}.tasks=[reach]",
+    "sweep --ckpt_path runs/metaworld": f"{PROTOCOL}.tasks=[reach]",
     "test": TRIAL,
     "sweep": f"--points=configs/sweep/demo.yaml {TRIAL}",
 }
