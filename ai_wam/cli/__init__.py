@@ -11,6 +11,7 @@ from ai_wam import __version__
 from ai_wam.cli.errors import one_sentence
 from ai_wam.cli.signals import interruptible, raise_swallowed
 from ai_wam.errors import InvalidValue
+from ai_wam.utils.kept_memory import keep_freed_memory
 
 LIGHTNING = {
     "fit": "train a model",
@@ -75,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(command: str, rest: Sequence[str]) -> None:
     """Run one command in this process; errors are raised."""
+    if command in (*LIGHTNING, *AROUND, "serve"):
+        keep_freed_memory()
     if command == "test" and any(word.partition("=")[0] == "--ray" for word in rest):
         _imported("ray_trials").main([command, *rest])
     elif command in AROUND:

@@ -28,9 +28,6 @@ _MODES = {
 ON_CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger", "false")
 _RATE = 97  # GFLOP/s of one thread of the machine on which README's minutes were taken
 
-# glibc gives large tensors back to the system after each use; asking again costs a sixth of a training step.
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-
 
 def quickstart(
     out: str = "runs/quickstart",
@@ -122,7 +119,7 @@ def run_step(*words: str, threads: int = 1) -> Spent:
     """Run one command in a process of its own; its failure ends this one."""
     began, used = time.monotonic(), _of_children()
     print(f"\n$ ai-wam {shlex.join(words)}", flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **_KEEP_MEMORY}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     # -P keeps the working folder off the import path: a stranger's `tasks` folder there must not hide ours.
     program = "from ai_wam.cli import main; main()"
     with subprocess.Popen([sys.executable, "-P", "-c", program, *words], env=environment) as process:

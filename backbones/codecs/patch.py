@@ -76,18 +76,19 @@ class PatchCodec(LatentCodec):
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "n c tl lh lw"]) -> Float[Tensor, "n 3 t h w"]:
         """The transpose of `encode`, which inverts it on what was kept."""
-        p = self.spatial_stride
-        parts = rearrange(latents, "n (c k) t h w -> n t h w c k", c=3)
-        first = parts[:, :1] @ self.basis_first / (self.gain * self.first_gain)
-        video = [rearrange(first, "n 1 h w c (p q) -> n c 1 (h p) (w q)", p=p, q=p)]
-        if latents.shape[2] > 1:
-            later = parts[:, 1:] @ self.basis_later / self.gain
-            video.append(
-                rearrange(
-                    later, "n t h w c (r p q) -> n c (t r) (h p) (w q)", r=self.temporal_stride, p=p, q=p
-                )
-            )
-        return torch.cat(video, dim=2).clamp(-1, 1)
+        n, _, times, height, width = latents.shape
+        r, p = self.temporal_stride, self.spatial_stride
+        parts = rearrange(latents / self.gain, "n (c k) t h w -> n t h w c k", c=3)
+        video = latents.new_empty(n, 3, 1 + (times - 1) * r, height * p, width * p)
+        # Patches are written where they belong at once, since a clip is much larger than its latents.
+        patches = parts[:, :1] @ (self.basis_first / self.first_gain)
+        patches = rearrange(patches, "n 1 h w c (p q) -> n c 1 h p w q", p=p, q=p)
+        video[:, :, :1].view(patches.shape).copy_(patches)
+        if times > 1:
+            patches = parts[:, 1:] @ self.basis_later
+            patches = rearrange(patches, "n t h w c (r p q) -> n c t r h p w q", r=r, p=p, q=p)
+            video[:, :, 1:].view(patches.shape).copy_(patches)
+        return video.clamp_(-1, 1)
 
 
 def _cosine_basis(shape: tuple[int, int, int], keep: int, temporal_weight: float) -> Float[Tensor, "k n"]:

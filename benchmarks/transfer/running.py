@@ -15,12 +15,7 @@ from ai_wam.files.atomic import write_json
 from ai_wam.files.json_yaml import read_json
 from benchmarks.transfer.study import Job
 
-# One thread per process, and large blocks of memory are kept, since several run at once.
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "2000000000",
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
-}
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # several processes run at once
 
 
 def run(jobs: Sequence[Job], folder: Path, at_once: int) -> None:

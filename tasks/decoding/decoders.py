@@ -47,7 +47,7 @@ class Generated:
     def geometric(self) -> DecodedActions:
         """Poses fitted to the images' blobs."""
         assert self.images is not None
-        return self.tokenizer.decode((self.images + 1) / 2, self.cameras, self.observation.view_mask)
+        return self.tokenizer.decode((self.images + 1).div_(2), self.cameras, self.observation.view_mask)
 
     def drawn_by(self, reader: LatentReader) -> Float[Tensor, "b v 3 t _ _"]:
         """Small action images of the same frames, in [0, 1]; drawn once."""
