@@ -34,9 +34,10 @@ def check_same_optimizer(
     if not differing:
         return
     jump = "; ".join(f"{name} was {old} and is now {new}" for name, (old, new) in differing.items())
-    old, new = (learning_rate(step, each) for each in (begun, asked))
-    if old is not None and new is not None:
-        jump += f": the learning rate of step {step} would be {new:.3g} instead of {old:.3g}"
+    rates = [learning_rate(step, each) for each in (begun, asked)]
+    old, new = (None if rate is None else f"{rate:.3g}" for rate in rates)
+    if None not in (old, new) and old != new:
+        jump += f": the learning rate of step {step} would be {new} instead of {old}"
     if free_end and set(differing) == {"lr_scheduler.steps"}:
         rank_zero_warn(jump.replace("would be", "is"))
         return

@@ -46,7 +46,7 @@ BEGUN = {
             rf"lr_scheduler was {COSINE} and is now {CONSTANT}.*0\.002",
         ),
         ({"optimizer.lr": 1e-3}, r"optimizer\.lr was 0\.002 and is now 0\.001.*--weights in the place"),
-        ({"optimizer.weight_decay": 0.1}, r"weight_decay was 0\.01 and is now 0\.1"),
+        ({"optimizer.weight_decay": 0.1}, r"weight_decay was 0\.01 and is now 0\.1\. Keep"),
         ({"lr_scheduler.warmup_steps": 10}, "warmup_steps was 100 and is now 10"),
         ({"optimizer": "torch.optim.sgd.SGD"}, r"--model\.optimizer tasks\.training\.optimizer\.AdamW"),
     ],
