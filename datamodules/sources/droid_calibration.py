@@ -69,13 +69,17 @@ class Verdict:
 
 
 @lru_cache(maxsize=8)  # files of up to 100 MB, asked for once per episode
-def _table(path: AnyPath) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+def _table(path: AnyPath, size: int, changed: int) -> dict[str, Any]:
+    """A file's content; `size` and `changed` are keys of the cache, so that a mended file is read again."""
+    return read_json(path)
 
 
 def _entry(path: AnyPath, uuid: str) -> Mapping[str, Any]:
     """A file's annotations of an episode; empty where it has none."""
-    entry = _table(path).get(uuid, {})
+    if not path.exists():
+        return {}
+    state = path.stat()
+    entry = _table(path, state.st_size, state.st_mtime_ns).get(uuid, {})
     if not isinstance(entry, dict):
         raise InvalidValue(f"{path}, {uuid}: {entry!r} is no object; download the file again")
     return entry

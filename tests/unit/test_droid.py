@@ -197,6 +197,8 @@ def test_damaged_annotations_are_named(root, name, value, message):
     path.write_text(json.dumps(content | {uuid: value}))
     with pytest.raises(ValueError, match=rf"{name}, CLVR.*{message}"):
         source(root)[0]
+    path.write_text(json.dumps(content))  # mended, it is read again
+    source(root)[0]
 
 
 @pytest.mark.parametrize(
