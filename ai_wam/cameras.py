@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from ai_wam.errors import InvalidValue
+from ai_wam.errors import InvalidType, InvalidValue
 from ai_wam.utils.autocast import full_precision
 from ai_wam.utils.brief_repr import BriefRepr
 
@@ -50,6 +50,11 @@ class Cameras(BriefRepr):
 
     def __post_init__(self) -> None:
         k, e = self.intrinsics, self.world_from_camera
+        for name, matrix in (("intrinsics", k), ("world_from_camera", e)):
+            if not isinstance(matrix, Tensor):
+                raise InvalidType(
+                    f"Cameras: {name} must be a tensor (torch.as_tensor), got a {type(matrix).__name__}"
+                )
         if k.shape[-2:] != (3, 3) or e.shape[-2:] != (4, 4) or k.shape[:-2] != e.shape[:-2]:
             raise InvalidValue(
                 "Cameras: intrinsics must be [..., 3, 3] and world_from_camera [..., 4, 4] with equal "
@@ -166,6 +171,22 @@ class Cameras(BriefRepr):
         return self.intrinsics, e * _FLIP_YZ.to(e)
 
 
+def place_in_picture(camera: Cameras, point: Float[Tensor, "3"], size: tuple[int, int]) -> tuple[str, bool]:
+    """Where a point lies, in words, and whether it is in the picture, or outside by a quarter of it at most.
+
+    Args:
+        camera: one camera, no leading dimensions.
+        point: metres, world.
+        size: height and width of the picture.
+    """
+    seen = camera.project(point[None].to(camera.intrinsics), size)
+    (x, y), depth, (h, w) = seen.pixels[0].tolist(), float(seen.depth), size
+    near = -_BEYOND * w <= x <= (1 + _BEYOND) * w and -_BEYOND * h <= y <= (1 + _BEYOND) * h
+    where = f"at pixel ({x:.0f}, {y:.0f}) of {w} x {h}, {depth:.2f} m in front of the camera"
+    return where, depth > 0 and near
+
+
+_BEYOND = 0.25
 # Right multiplication by diag(...) written as a product with its columns.
 _FLIP_XY = torch.tensor([-1.0, -1.0, 1.0, 1.0])
 _FLIP_YZ = torch.tensor([1.0, -1.0, -1.0, 1.0])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from ai_wam.errors import InvalidValue
+from ai_wam.errors import InvalidType, InvalidValue
 from ai_wam.utils.brief_repr import POSE, BriefRepr
 
 
@@ -102,6 +102,13 @@ class Episode:
     hz: float
     provenance: Mapping[str, Any]
     labels: Labels | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.instructions, str):
+            raise InvalidType(
+                f"episode {self.key}: instructions are phrasings, a tuple of texts; got the text "
+                f"{self.instructions!r}: give ({self.instructions!r},)"
+            )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch.utils.data import DataLoader
 
 from ai_wam.action_images import ActionImageTokenizer, DecodeStatus
-from ai_wam.cameras import Cameras
+from ai_wam.cameras import Cameras, place_in_picture
 from ai_wam.episodes import Frame
 from ai_wam.errors import InvalidValue
 from ai_wam.types import Batch, Clip, Observation
@@ -26,7 +26,6 @@ from datamodules.reading.rotations import to_quaternion
 from datamodules.sources.picture_cameras import read_cameras
 
 Points = dict[str, list[list[float] | None]]  # three pixels [x, y] per view, null for hidden ones
-_BEYOND = 0.25  # of a picture's side: how far outside of it a gripper is plausible
 _VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
 _REASONS = {
     DecodeStatus.OFFSCREEN: "each of the three points must be given in two views at least",
@@ -293,17 +292,13 @@ def _stack(rig: dict[str, Calibration], views: list[str], part: str) -> Float[to
 
 def _check_near_pictures(action: Float[np.ndarray, "8"], rig: dict[str, Calibration]) -> None:
     """Refuse a gripper far outside a picture: its pose and the camera are not in one world frame."""
-    point = torch.from_numpy(action[None, :3]).double()
+    point = torch.from_numpy(action[:3]).double()
     for view, each in rig.items():
         camera = Cameras(torch.from_numpy(each.intrinsics[0]), torch.from_numpy(each.world_from_camera[0]))
-        seen = camera.project(point, each.size)
-        x, y = seen.pixels[0].tolist()
-        h, w = each.size
-        near = -_BEYOND * w <= x <= (1 + _BEYOND) * w and -_BEYOND * h <= y <= (1 + _BEYOND) * h
-        if float(seen.depth) <= 0 or not near:
+        where, near = place_in_picture(camera, point, each.size)
+        if not near:
             raise InvalidValue(
-                f"view {view!r}: the gripper at {action[:3].round(4).tolist()} m lies at pixel ({x:.0f}, "
-                f"{y:.0f}) of {w} x {h}, {float(seen.depth):.2f} m in front of the camera, far outside "
+                f"view {view!r}: the gripper at {action[:3].round(4).tolist()} m lies {where}, far outside "
                 "of the picture. Give pose and cameras in one world frame, in metres, check the direction of "
                 "this camera's matrix, or leave the view out"
             )

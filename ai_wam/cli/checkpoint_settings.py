@@ -110,9 +110,9 @@ def check_plans(saved: Mapping[str, Any], asked: Sequence[str]) -> None:
     if foreign := [name for name in asked if name not in trained]:
         raise InvalidValue(
             f"the checkpoint was trained on the plans {trained}, not on {foreign[0]!r}, by which it "
-            "would be used here. Leave --model out to use the checkpoint's own, set --model.control_plan (to "
-            "act), --model.evaluation.plans or --model.plans (to evaluate) to plans it knows, or train it on "
-            "this one; `ai-wam label` is what reads actions off videos."
+            "would be used here. Train it on this one, give another checkpoint (`ai-wam label` needs one of "
+            "the plan 'annotation'), or use plans that it knows: to act, leave --model out or set "
+            "--model.control_plan; to evaluate, set --model.evaluation.plans or --model.plans"
         )
 
 

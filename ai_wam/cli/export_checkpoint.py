@@ -106,7 +106,7 @@ def _export(
         said, whole = [], what != "adapters"
         if whole:
             said.append(write_backbone(backbone, folder, base))
-            _describe(backbone, model, folder, push or str(out))
+            _describe(backbone, model, folder, push or str(out.absolute()))
         if backbone.lora is not None and what != "merged":
             said.append(write_adapters(backbone, folder, base))
         steps = saved.get("global_step")

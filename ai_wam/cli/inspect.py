@@ -56,6 +56,8 @@ def inspect(
     check_numbers("inspect", at_least=1, size=size)
     check_numbers("inspect", at_least=0, max_pixels=max_pixels)
     place = as_path(out) if out is not None else as_path(shards) / INSPECTION
+    if seen is not None and not camera_check:
+        raise InvalidValue(f"--seen {seen} is for the camera check; give --camera_check true as well")
     if camera_check:
         _print_camera_check(shards, place, seen, max_pixels)
         return
@@ -175,6 +177,8 @@ def _print_camera_check(recordings: str, place: AnyPath, seen: str | None, max_p
     try:
         found = check_cameras(recordings, place, seen)
     except (ValueError, ShardError) as error:
+        if seen is not None and seen in str(error):  # that file is what is wrong
+            raise
         raise InvalidValue(
             f"{error}\nCameras are checked in folders of shards and of plain recordings "
             "(docs/shards.md); bring other layouts into shards first: ai-wam convert"

@@ -10,7 +10,7 @@ from ai_wam.cli.checkpoint_settings import check_plans, hyperparameters
 from ai_wam.cli.load_task import load_model
 from ai_wam.episodes import Frame, View
 from ai_wam.errors import InvalidType, InvalidValue
-from ai_wam.types import ActionChunk, Clip, Observation, Policy
+from ai_wam.types import ActionChunk, Clip, Observation, Policy, check_tool_near_pictures
 from ai_wam.utils.class_paths import class_path
 from datamodules.cameras.calibration import check_intrinsics
 from datamodules.image_datamodule import checked_pose
@@ -56,9 +56,11 @@ class LoadedPolicy:
             One row of actions at `dt`, 2 `dt`, ... from now; `actions[0]` are poses in the same world.
 
         Raises:
-            ValueError: other views than the model's, cameras of another number, or a pose that is none.
+            ValueError: other views than the model's, cameras of another number, a pose that is none, or
+                one far outside of every picture.
         """
         frame = Frame(self._views(images, cameras), checked_pose(list(pose)), seconds)
+        check_tool_near_pictures(frame)
         observation = Observation.from_frames([frame], [instruction], [episode], self.clip)
         return self.model.predict_action(observation)
 

@@ -35,6 +35,8 @@ class Chunk:
         position_std: [a], metres per axis; None for a policy that gives none.
         timing: milliseconds by name, measured by the server: `infer_ms` of the network, `queue_ms` of waiting
             for it, `batch_rows` that it computed together, `prev_total_ms` of the previous answer.
+        status: [a], why actions are not valid, as numbers of `ai_wam.action_images.DecodeStatus`; None for a
+            policy that gives none.
     """
 
     actions: np.ndarray
@@ -43,6 +45,7 @@ class Chunk:
     dt: float
     position_std: np.ndarray | None
     timing: Mapping[str, float]
+    status: np.ndarray | None = None
 
 
 class Client(Connection):
@@ -116,6 +119,7 @@ class Client(Connection):
             dt=answer["dt"],
             position_std=answer.get("position_std"),
             timing=answer["server_timing"],
+            status=answer.get("status"),
         )
 
     def _is_known(self, name: str, camera: Camera) -> bool:

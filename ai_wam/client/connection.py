@@ -37,11 +37,14 @@ class Connection:
 
     Raises:
         ConnectionLost: no server answers there, or it refuses the connection.
+        ValueError: an address of another protocol.
     """
 
     def __init__(self, address: str, token: str | None = None, timeout: float = 60.0) -> None:
-        self.address = address if address.startswith(("ws://", "wss://")) else f"ws://{address}"
-        self._token, self._timeout = token, timeout
+        if "://" in address and not address.startswith(("ws://", "wss://")):
+            raise InvalidValue(f"address must be host:port or begin with ws:// or wss://, got {address!r}")
+        self.address = address if "://" in address else f"ws://{address}"
+        self._token, self._timeout = None if token is None else token.strip(), timeout
         self._lock, self._open = threading.Lock(), ExitStack()
         self._socket: ClientConnection | None = None
         self.metadata: Mapping[str, Any] = {}

@@ -11,8 +11,10 @@ def read_token(file: str) -> str:
     """The token of a file.
 
     Raises:
-        ValueError: an empty file, or one of more than a word in ASCII.
+        ValueError: no file, an empty one, or one of more than a word in ASCII.
     """
+    if not Path(file).is_file():
+        raise InvalidValue(f"token_file {file!r} is no file; make one with `openssl rand -hex 32 > {file}`")
     token = Path(file).read_bytes()[: 2 * _LONGEST].strip()
     if not token or not token.isascii() or len(token.split()) > 1 or len(token) > _LONGEST:
         raise InvalidValue(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Frame, View
 from ai_wam.errors import InvalidValue
-from ai_wam.types import Clip, Committed, Observation
+from ai_wam.types import Clip, Committed, Observation, check_tool_near_pictures
 
 _LEAST_SIDE = 8  # pixels
 _UNIT = 0.01  # how far a quaternion's length may be from 1
@@ -98,6 +98,7 @@ class Session:
             raise InvalidValue(f"images is empty; send at least one of the views {list(self.clip.views)}")
         views = {name: self._view(name, image) for name, image in _map(message["images"], "images").items()}
         frame = Frame(views, _pose(message.get("state")), self._seconds(message.get("seconds")))
+        check_tool_near_pictures(frame)
         prompt, episode = message.get("prompt", ""), message.get("episode", self.episode)
         prompts, episodes = _texts([prompt], "prompt"), _texts([episode], "episode")
         made = Observation.from_frames([frame], prompts, episodes, self.clip)
@@ -146,7 +147,11 @@ class Session:
     def _seconds(self, given: Any) -> float:
         """Since the episode began, as sent or counted from its first observation."""
         if given is not None:
-            return float(_numbers(given, (), "seconds"))
+            if (seconds := float(_numbers(given, (), "seconds"))) < 0:
+                raise InvalidValue(
+                    f"seconds is {seconds:g}; give the time since the episode began, at least 0"
+                )
+            return seconds
         now = time.monotonic()
         self._began = now if self._began is None else self._began
         return now - self._began
@@ -202,6 +207,8 @@ def _committed(given: Any) -> Float[np.ndarray, "p 8"]:
 def _pose(state: Any) -> Float[np.ndarray, "8"]:
     pose = _numbers(state, (8,), "state: x y z (metres), quaternion x y z w, openness")
     _check_quaternion(pose, "state")
+    if not 0 <= pose[7] <= 1:
+        raise InvalidValue(f"state: openness must lie between 0 (closed) and 1 (open), got {pose[7]:g}")
     return pose
 
 

@@ -50,7 +50,7 @@ class EpisodeHeader(BriefRepr):
 class ShardSet(ShardFolder):
     """Recorded episodes; itself an `EpisodeSource`, so they can be written again in another form."""
 
-    command = "ai-wam collect"
+    command = "ai-wam collect` or `ai-wam convert"
 
     def check_episode(self, entry: EpisodeEntry) -> None:
         """Check that an episode has all members, large enough for its frames."""

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -157,6 +158,13 @@ def test_autocast_changes_nothing():
 def test_crop_refuses_other_images():
     with pytest.raises(ValueError, match=r"\(5, 5\) pixels \(h, w\), expected \(4, 4\)"):
         CropResize((4, 4), (2, 2)).images(torch.zeros(5, 5))
+
+
+def test_arrays_are_no_cameras():
+    cameras = object.__new__(Cameras)  # the tests' check of types would refuse them first
+    vars(cameras).update(intrinsics=np.eye(3), world_from_camera=np.eye(4))
+    with pytest.raises(TypeError, match=r"intrinsics must be a tensor \(torch.as_tensor\), got a ndarray"):
+        cameras.__post_init__()
 
 
 def test_bad_matrices_are_refused_with_their_place():

@@ -261,6 +261,11 @@ def test_a_tool_without_a_place_in_the_picture_fails(record, tmp_path: Path, cap
     assert ("median inf, worst inf" in capsys.readouterr().out) == seen
 
 
+def test_seen_points_without_the_check_are_refused():
+    with pytest.raises(SystemExit, match=r"--seen points.csv is for the camera check; give --camera_check"):
+        main(["inspect", "anywhere", "--seen=points.csv"])
+
+
 @pytest.mark.parametrize("number", ["nan", "inf"])
 def test_a_seen_point_must_be_a_number(record, tmp_path: Path, number: str):
     (tmp_path / "seen.csv").write_text(f"key,view,frame,x,y\nsquares-0000,front,5,{number},32\n")

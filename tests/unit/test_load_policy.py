@@ -1,6 +1,7 @@
 """`load_policy` acts as `ai-wam test` does."""
 
 import sys
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -82,6 +83,16 @@ def test_the_actions_are_those_of_a_test(checkpoint, policy, monkeypatch, tmp_pa
         (lambda g: g.update(cameras=g["cameras"][:1]), r"leading dimensions \(1,\), expected \(2,\)"),
         (lambda g: g.update(pose=[0.0] * 7), "pose must be x y z"),
         (lambda g: g["images"].update(front=np.zeros((8, 8, 3), np.uint8)), "principal point of K"),
+        (
+            lambda g: g.update(pose=[1000 * x for x in g["pose"][:3]] + list(g["pose"][3:])),
+            "far outside of every picture .*'front' at pixel",
+        ),
+        (
+            lambda g: g.update(
+                cameras=replace(g["cameras"], world_from_camera=g["cameras"].world_from_camera.inverse())
+            ),
+            "far outside of every picture .* world_from_camera",
+        ),
     ],
 )
 def test_wrong_input_is_named(policy, change, message):
@@ -89,6 +100,17 @@ def test_wrong_input_is_named(policy, change, message):
     change(given)
     with pytest.raises(UserError, match=message):
         policy.predict_action(**given)
+
+
+def test_pictures_may_be_views_of_others(policy):
+    """OpenCV's pictures turned round are arrays with a negative stride; those of files may be read-only."""
+    given = seen(Trial("reach_target", 0, 0))
+    expected = policy.predict_action(**given, episode="one")
+    for name, image in given["images"].items():
+        turned = image[..., ::-1].copy()[..., ::-1]
+        turned.flags.writeable = False
+        given["images"][name] = turned
+    assert torch.equal(policy.predict_action(**given, episode="one").actions, expected.actions)
 
 
 def test_a_plan_it_was_not_trained_on_is_refused(checkpoint, tmp_path):

@@ -278,7 +278,9 @@ def test_a_token_is_asked_of_sessions_and_metrics():
         for token in (None, "secret2", "é"):
             with pytest.raises(ConnectionLost, match=r"\(401\): the token is missing or wrong; send"):
                 Client(found.address, token)
-        with Client(found.address, "secret") as robot:
+        with pytest.raises(ValueError, match="must be host:port or begin with ws://"):
+            Client(f"http://{found.address}", "secret")
+        with Client(found.address, "secret\n") as robot:  # as a token file ends
             assert robot.ask(message())["actions"].shape == (8, 8)
 
 

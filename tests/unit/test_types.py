@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ai_wam.episodes import Frame, View
+from ai_wam.episodes import Episode, Frame, View
 from ai_wam.types import Clip, Observation
 from ai_wam.utils.seeds import named_generator, stable_seed
 
@@ -39,6 +39,13 @@ def test_frames_become_one_observation():
     assert seen.seconds.tolist() == [0.25, 0.25]
     assert (seen.prompts, seen.episodes) == (("a", "b"), ("x", "y"))
     torch.testing.assert_close(seen.action[1].double(), torch.from_numpy(POSE), atol=1e-6, rtol=0)
+
+
+def test_one_text_is_no_phrasings():
+    episode = object.__new__(Episode)  # the tests' check of types would refuse it first
+    vars(episode).update(key="one", instructions="reach")
+    with pytest.raises(TypeError, match=r"phrasings, a tuple of texts; got the text 'reach': give"):
+        episode.__post_init__()
 
 
 def test_missing_views_are_masked():
