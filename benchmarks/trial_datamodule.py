@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import atomic_file, inside, write_json, write_text
+from ai_wam.files.json_yaml import read_json
 from ai_wam.types import Clip, MultiDecoderPolicy, Policy
 from ai_wam.utils.class_paths import class_path
 from ai_wam.utils.run_folders import own_folder
@@ -233,7 +234,7 @@ class TrialDataModule(LightningDataModule):
         """Take over this rank's trials that an interrupted run of the test has finished.
 
         Raises:
-            ValueError: the folder holds the trials of another test.
+            ValueError: the folder holds the trials or the results of another test.
         """
         self._policy = _policy_entry(trainer, module) | {"frames": self.clip.frames}
         identity = {
@@ -244,6 +245,7 @@ class TrialDataModule(LightningDataModule):
             "blind_demonstrations": self.benchmark.blind_demonstrations,
         }
         folder = self.out or own_folder(trainer)  # asks all ranks
+        _check_same_policy(folder / "results.json", self._policy)
         self._journal = journal = Journal(folder, trainer.global_rank, identity)
         own = {trial.id for trial in self._shared[trainer.global_rank :: trainer.world_size]}
         for arm, results in journal.finished.items():
@@ -363,6 +365,26 @@ def _policy_entry(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "checkpoint_hash": None if checkpoint is None else content_hash(checkpoint),
     }
+
+
+def _check_same_policy(path: Path, policy: Mapping[str, Any]) -> None:
+    """Refuse to write over the results of another policy; a test of the same one may be run again.
+
+    Raises:
+        ValueError: results of another checkpoint or, without one, of other settings.
+    """
+    if not path.exists():
+        return
+    before = read_json(path).get("policy", {})
+    kept = ("name", "checkpoint", "config") if policy["checkpoint"] is None else ("name", "checkpoint")
+    if any(before.get(name) != policy[name] for name in kept):
+        there, here = (
+            each.get("checkpoint") or f"{each.get('name')} of its own settings" for each in (before, policy)
+        )
+        raise InvalidValue(
+            f"{path} holds the results of another policy: {there} there, {here} here; give another folder "
+            "(--data.out), or remove it"
+        )
 
 
 def _gather(own: Results, trials: list[Trial]) -> Results:

@@ -84,6 +84,17 @@ def test_a_fixed_policy_is_tested_through_the_trainer(tmp_path):
     assert not any("Collector" in type(callback).__name__ for callback in trainer.callbacks)
 
 
+def test_the_results_of_another_policy_are_not_written_over(tmp_path):
+    (tmp_path / "results.json").write_text('{"policy": {"name": "x.Y", "checkpoint": "best.ckpt"}}')
+    policy = Expert(SIMULATOR)
+    data = TrialDataModule(Benchmark(SIMULATOR, PROTOCOL, parallel=2), CLIP, out=tmp_path)
+    words = r"another policy: best.ckpt there, tasks.fixed_policy.FixedPolicy of its own settings here; give"
+    with pytest.raises(ValueError, match=words):
+        Trainer(logger=False, **QUIET).test(FixedPolicy(policy, CLIP), datamodule=data, verbose=False)
+    policy.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_benchmark_file_gives_trials(path):
     parser = ArgumentParser()
