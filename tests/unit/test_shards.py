@@ -282,7 +282,9 @@ def test_truncated_and_altered_shards(verify, folder, tmp_path):
 
 
 def test_errors_of_the_index_name_the_way_out(folder, tmp_path):
-    with pytest.raises(ShardError, match=r"nowhere is not a folder; .*`ai-wam collect` or `ai-wam convert --out .*nowhere"):
+    with pytest.raises(
+        ShardError, match=r"nowhere is not a folder; .*`ai-wam collect` or `ai-wam convert --out .*nowhere"
+    ):
         ShardSet(tmp_path / "nowhere")
     with pytest.raises(ShardError, match=r"has no index.json; .*`ai-wam collect"):
         ShardSet(tmp_path)

@@ -417,7 +417,9 @@ def test_damage_stops_the_run_or_is_skipped_and_counted(workers, damaged):
 def test_verification_and_missing_folders_stop_the_setup(damaged, tmp_path):
     with pytest.raises(ShardError, match="has the checksum"):
         module(damaged, verify=True)
-    with pytest.raises(ShardError, match=r"absent is not a folder; .*`ai-wam collect` or `ai-wam convert --out"):
+    with pytest.raises(
+        ShardError, match=r"absent is not a folder; .*`ai-wam collect` or `ai-wam convert --out"
+    ):
         module(str(tmp_path / "absent"))
 
 
