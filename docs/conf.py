@@ -10,7 +10,8 @@ root_doc = "index"
 exclude_patterns = ["README.md"]  # the index includes it
 default_role = "py:obj"  # a link where the name is documented, else only its letters
 html_theme = "furo"
-html_title = f"ai-wam {release}"
+html_title = f"ai-wam {release.partition('+')[0]}"
+html_show_copyright = False
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp, .c, .c1"  # comments behind commands
 
