@@ -186,7 +186,7 @@ def place_in_picture(camera: Cameras, point: Float[Tensor, "3"], size: tuple[int
     return where, depth > 0 and near
 
 
-_BEYOND = 0.25
+_BEYOND = 0.25  # of a picture's side: how far outside of it a tool is plausible
 # Right multiplication by diag(...) written as a product with its columns.
 _FLIP_XY = torch.tensor([-1.0, -1.0, 1.0, 1.0])
 _FLIP_YZ = torch.tensor([1.0, -1.0, -1.0, 1.0])
