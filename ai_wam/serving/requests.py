@@ -135,7 +135,7 @@ class Session:
                 "'cameras' with the session's first observation"
             )
         k, pose = self._cameras[name]
-        return View(image.copy(), k.astype(np.float32), pose.astype(np.float32))
+        return View(image, k.astype(np.float32), pose.astype(np.float32))
 
     def _check_view(self, name: str, key: str) -> None:
         if name not in self.clip.views:
