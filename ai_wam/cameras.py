@@ -171,22 +171,6 @@ class Cameras(BriefRepr):
         return self.intrinsics, e * _FLIP_YZ.to(e)
 
 
-def place_in_picture(camera: Cameras, point: Float[Tensor, "3"], size: tuple[int, int]) -> tuple[str, bool]:
-    """Where a point lies, in words, and whether it is in the picture, or outside by a quarter of it at most.
-
-    Args:
-        camera: one camera, no leading dimensions.
-        point: metres, world.
-        size: height and width of the picture.
-    """
-    seen = camera.project(point[None].to(camera.intrinsics), size)
-    (x, y), depth, (h, w) = seen.pixels[0].tolist(), float(seen.depth), size
-    near = -_BEYOND * w <= x <= (1 + _BEYOND) * w and -_BEYOND * h <= y <= (1 + _BEYOND) * h
-    where = f"at pixel ({x:.0f}, {y:.0f}) of {w} x {h}, {depth:.2f} m in front of the camera"
-    return where, depth > 0 and near
-
-
-_BEYOND = 0.25  # of a picture's side: how far outside of it a tool is plausible
 # Right multiplication by diag(...) written as a product with its columns.
 _FLIP_XY = torch.tensor([-1.0, -1.0, 1.0, 1.0])
 _FLIP_YZ = torch.tensor([1.0, -1.0, -1.0, 1.0])

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ai_wam.cameras import Cameras, CropResize, place_in_picture
+from ai_wam.cameras import Cameras, CropResize
 from ai_wam.episodes import Frame
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath
@@ -376,27 +376,6 @@ class MultiDecoderPolicy(Protocol):
             knows_std: leave out decoders without standard deviations.
         """
         ...
-
-
-def check_tool_near_pictures(frame: Frame) -> None:
-    """Refuse a pose that lies far outside of every picture: it and the cameras are in no common frame.
-
-    Raises:
-        ValueError: where the tool would be seen, view by view.
-    """
-    assert frame.action is not None
-    found = {}
-    for name, view in frame.views.items():
-        camera = Cameras(torch.from_numpy(view.intrinsics), torch.from_numpy(view.world_from_camera))
-        found[name] = place_in_picture(
-            camera, torch.from_numpy(frame.action[:3]), (view.image.shape[0], view.image.shape[1])
-        )
-    if found and not any(near for _, near in found.values()):
-        listed = "; ".join(f"in {name!r} {where}" for name, (where, _) in found.items())
-        raise InvalidValue(
-            f"the tool at {frame.action[:3].round(4).tolist()} m lies far outside of every picture "
-            f"({listed}); give pose and cameras in one world frame, in metres (cameras: world_from_camera)"
-        )
 
 
 def _row(frame: Frame, clip: Clip) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -14,12 +14,13 @@ from jaxtyping import Float, UInt8
 from torch.utils.data import DataLoader
 
 from ai_wam.action_images import ActionImageTokenizer, DecodeStatus
-from ai_wam.cameras import Cameras, place_in_picture
+from ai_wam.camera_checks import check_intrinsics, place_in_picture
+from ai_wam.cameras import Cameras
 from ai_wam.episodes import Frame
 from ai_wam.errors import InvalidValue
 from ai_wam.types import Batch, Clip, Observation
 from ai_wam.video import iterate_video
-from datamodules.cameras.calibration import Calibration, check_intrinsics
+from datamodules.cameras.calibration import Calibration
 from datamodules.cameras.vggt import Vggt
 from datamodules.reading.pictures_and_text import read_picture
 from datamodules.reading.rotations import to_quaternion

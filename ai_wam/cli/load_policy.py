@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from ai_wam.camera_checks import check_intrinsics, check_tool_near_pictures
 from ai_wam.cameras import Cameras
 from ai_wam.cli.checkpoint_settings import check_plans, hyperparameters
 from ai_wam.cli.load_task import load_model
 from ai_wam.episodes import Frame, View
 from ai_wam.errors import InvalidType, InvalidValue
-from ai_wam.types import ActionChunk, Clip, Observation, Policy, check_tool_near_pictures
+from ai_wam.types import ActionChunk, Clip, Observation, Policy
 from ai_wam.utils.class_paths import class_path
-from datamodules.cameras.calibration import check_intrinsics
 from datamodules.image_datamodule import checked_pose
 from tasks.base import WorldActionTask
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ai_wam.camera_checks import check_intrinsics, check_tool_near_pictures
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Frame, View
 from ai_wam.errors import InvalidValue
-from ai_wam.types import Clip, Committed, Observation, check_tool_near_pictures
+from ai_wam.types import Clip, Committed, Observation
 
 _LEAST_SIDE = 8  # pixels
 _UNIT = 0.01  # how far a quaternion's length may be from 1
@@ -100,8 +101,10 @@ class Session:
         frame = Frame(views, _pose(message.get("state")), self._seconds(message.get("seconds")))
         check_tool_near_pictures(frame)
         prompt, episode = message.get("prompt", ""), message.get("episode", self.episode)
-        prompts, episodes = _texts([prompt], "prompt"), _texts([episode], "episode")
-        made = Observation.from_frames([frame], prompts, episodes, self.clip)
+        for name, text in (("prompt", prompt), ("episode", episode)):
+            if not isinstance(text, str):
+                raise InvalidValue(f"{name} is {_described(text)}; expected one text")
+        made = Observation.from_frames([frame], [prompt], [episode], self.clip)
         if message.get("committed") is None:
             return made
         actions = torch.from_numpy(_committed(message["committed"]))[None]
@@ -135,6 +138,7 @@ class Session:
                 "'cameras' with the session's first observation"
             )
         k, pose = self._cameras[name]
+        check_intrinsics(k[None], (image.shape[0], image.shape[1]), f"camera {name!r}")
         return View(image, k.astype(np.float32), pose.astype(np.float32))
 
     def _check_view(self, name: str, key: str) -> None:
@@ -253,8 +257,8 @@ def _numbers(value: Any, shape: Sequence[int], name: str) -> Float[np.ndarray, "
         numbers = value.astype(np.float32)
     if bad := int(numbers.size - np.isfinite(numbers).sum()):
         raise InvalidValue(
-            f"{name} has {bad} of {numbers.size} numbers that are NaN or infinite; leave out a view whose "
-            "camera or picture is unknown, and send finite numbers"
+            f"{name} has {bad} of {numbers.size} numbers that are NaN or infinite; send finite numbers"
+            + ("; leave out a view whose camera is unknown" if name.startswith("camera ") else "")
         )
     return numbers
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from ai_wam.camera_checks import check_intrinsics
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import View
 from ai_wam.errors import InvalidValue
@@ -23,9 +24,6 @@ from datamodules.cameras.lens_distortion import Lens
 
 _POSES = ("camera_to_world", "world_to_camera")
 _KEYS = ("K", "size", *_POSES, "distortion", "model", "undistort")
-_CENTRE = (0.3, 0.7)  # of a picture's side: where a principal point is plausible
-_ASPECT = (0.5, 2.0)  # fx / fy of any camera
-_FOCAL = (0.1, 100.0)  # of a picture's side: from 157 degrees, which no pinhole shows, to a telescope
 
 
 @dataclass(frozen=True)
@@ -157,44 +155,6 @@ class Calibration:
         """Both matrices of a frame."""
         k, poses = self.intrinsics, self.world_from_camera
         return np.asarray(k[number if len(k) > 1 else 0]), np.asarray(poses[number if len(poses) > 1 else 0])
-
-
-def check_intrinsics(k: Float[np.ndarray, "_ 3 3"], size: tuple[int, int], at: str) -> None:
-    """Check that K is plausible for pictures of this size.
-
-    Args:
-        k: in pixels.
-        size: height and width of the pictures.
-        at: file and camera, for the error.
-
-    Raises:
-        ValueError: a principal point far from the middle, pixels far from square, or a focal length in
-            another unit.
-    """
-    low, high = _CENTRE
-    shares = k[:, [0, 1], 2] / np.array(size[::-1])
-    aspect = k[:, 0, 0] / k[:, 1, 1]
-    bad = ~((shares >= low) & (shares <= high)).all(axis=1)
-    if bad.any():
-        x, y = k[int(bad.argmax()), [0, 1], 2]
-        raise InvalidValue(
-            f"{at}: the principal point of K, ({x:.1f}, {y:.1f}), lies far from the middle of a picture of "
-            f"{size[1]} x {size[0]} pixels (width x height), so K belongs to pictures of another size or to "
-            "uncropped ones; give K for the pictures as they are, or the pictures that K was made for (where "
-            "they are a crop, and K is its own: fill it up with black on the side that was cut off)"
-        )
-    if not ((aspect > _ASPECT[0]) & (aspect < _ASPECT[1])).all():
-        raise InvalidValue(
-            f"{at}: fx and fy of K are {k[0, 0, 0]:.4g} and {k[0, 1, 1]:.4g}: pixels far from "
-            "square, so the picture was stretched or K is not its own; give K for the pictures as they are"
-        )
-    focal = k[:, [0, 1], [0, 1]] / np.array(size[::-1])
-    if not ((focal > _FOCAL[0]) & (focal < _FOCAL[1])).all():
-        raise InvalidValue(
-            f"{at}: fx and fy of K are {k[0, 0, 0]:.4g} and {k[0, 1, 1]:.4g} for a picture of {size[1]} x "
-            f"{size[0]} pixels (width x height), plausible are {_FOCAL[0]:g} to {_FOCAL[1]:g} of its sides; "
-            "give them in pixels, not in millimetres (pixels = millimetres * width / the sensor's width)"
-        )
 
 
 def _check_keys(entry: Mapping[str, Any], at: str) -> None:

@@ -14,12 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ai_wam.action_images import ActionImageTokenizer, tool_points
+from ai_wam.camera_checks import check_intrinsics
 from ai_wam.cameras import Cameras, CropResize
 from ai_wam.episodes import Labels
 from ai_wam.errors import InvalidValue
 from ai_wam.poses import geodesic_angle, rotation_from_quaternion
 from ai_wam.video import VideoTable
-from datamodules.cameras.calibration import check_intrinsics
 from datamodules.checks.wrong_units import Bounds, implausible
 from datamodules.reading.pictures_and_text import HAND
 from datamodules.shards.format import ShardError

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ai_wam.camera_checks import check_intrinsics
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Episode, Frame, SourceCard, View
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath, as_path
 from ai_wam.files.json_yaml import read_json
 from ai_wam.files.numpy_arrays import read_npy
-from datamodules.cameras.calibration import check_intrinsics
 from datamodules.reading.pictures_and_text import check_finite, check_stride, numbered
 from datamodules.reading.video_files import VideoFile
 from datamodules.reading.view_names import Views, chosen_views

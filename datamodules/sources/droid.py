@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ai_wam.camera_checks import check_intrinsics
 from ai_wam.cameras import Cameras
 from ai_wam.episodes import Episode, Frame, SourceCard, View
 from ai_wam.errors import InvalidValue, MissingPackage
 from ai_wam.files.atomic import AnyPath, as_path
 from ai_wam.files.json_yaml import read_json
-from datamodules.cameras.calibration import check_intrinsics
 from datamodules.reading.pictures_and_text import check_finite, check_stride
 from datamodules.reading.rotations import pose_from_xyz_euler, to_quaternion
 from datamodules.reading.video_files import VideoFile

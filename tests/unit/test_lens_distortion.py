@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.cameras.calibration import Calibration, check_intrinsics
+from ai_wam.camera_checks import check_intrinsics
+from datamodules.cameras.calibration import Calibration
 from datamodules.cameras.colmap import read_colmap
 from datamodules.cameras.lens_distortion import Lens
 
@@ -187,3 +188,7 @@ def test_distortion_of_zero_is_none() -> None:
 def test_k_of_another_picture_is_refused(k: list, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_intrinsics(np.array([k], dtype=float), (240, 320), "here")
+
+
+def test_negative_focal_lengths_are_rlbenchs() -> None:
+    check_intrinsics(np.array([[[-300, 0, 160], [0, -300, 120], [0, 0, 1.0]]]), (240, 320), "here")
