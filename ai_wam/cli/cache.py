@@ -11,6 +11,7 @@ from ai_wam.cli.shipped_configs import instantiate
 from ai_wam.cli.training import settings_of_fit
 from ai_wam.errors import InvalidValue
 from ai_wam.types import ClipEncoder
+from ai_wam.utils.counted import counted
 from datamodules.latent_cache_writer import Caching, write_cache
 from datamodules.shard_datamodule import ShardDataModule
 from datamodules.shards.latent_cache import CACHES, PROMPTS, cache_settings
@@ -64,5 +65,5 @@ def main(words: Sequence[str]) -> None:
         folder = write_cache(caching, wanted, workers)
         prompts = sorted(source.captions() | {""})
         kept = model.keep_prompts(source.folder / CACHES / PROMPTS, prompts)
-        what = f"{len(prompts)} prompts" if kept else "prompts cost nothing and are not kept"
-        print(f"{folder}: {len(part)} windows of {len(source)} episodes; {what}")
+        what = counted(len(prompts), "prompt") if kept else "prompts cost nothing and are not kept"
+        print(f"{folder}: {counted(len(part), 'window')} of {len(source)} episodes; {what}")

@@ -1,6 +1,7 @@
 """`ai-wam collect` and `ai-wam convert`: the episodes of any source into a folder of shards."""
 
 from ai_wam.episodes import EpisodeSource, SourceCard
+from ai_wam.utils.counted import counted
 from ai_wam.video import VideoEncoding
 from datamodules.checks.wrong_units import Bounds, look_over
 from datamodules.shards.convert_source import OnBadEpisode, left_out_lines, write_shards
@@ -42,8 +43,8 @@ def collect(
     makers = Workers(workers, ray)
     index = write_shards(source, out, episodes_per_shard, makers, encoding, card=card, on_error=on_error)
     total = (
-        f"{out}: {index['episodes']} episodes, {index['frames']} frames, {index['bytes'] / 1e6:.1f} MB "
-        f"in {len(index['shards'])} shards"
+        f"{out}: {counted(index['episodes'], 'episode')}, {counted(index['frames'], 'frame')}, "
+        f"{index['bytes'] / 1e6:.1f} MB in {counted(len(index['shards']), 'shard')}"
     )
     warnings = look_over(ShardSet(out), Bounds())
     print("\n".join([total, *left_out_lines(index), *warnings]))

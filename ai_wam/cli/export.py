@@ -14,6 +14,7 @@ from ai_wam.episodes import Episode
 from ai_wam.errors import ExistingFile, InvalidValue, UserError
 from ai_wam.files.atomic import PARTIAL, AnyPath, as_path, unwritten
 from ai_wam.files.read_errors import FORMAT_FAULTS, fault
+from ai_wam.utils.counted import counted
 from ai_wam.video import VideoEncoding
 from datamodules.export.episode_choice import Episodes, chosen_episodes
 from datamodules.reading.view_names import Views
@@ -74,7 +75,7 @@ def export(
             with _naming(f"episode {recorded.episodes[index].key!r} of {shards}"):
                 writer.write(recorded.episode(index, views))
         writer.close()
-    print(f"{out}: {len(numbers)} episodes in the layout {to!r}")
+    print(f"{out}: {counted(len(numbers), 'episode')} in the layout {to!r}")
 
 
 @contextmanager

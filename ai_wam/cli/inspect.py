@@ -9,8 +9,9 @@ from tqdm import tqdm
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.files.atomic import AnyPath, as_path, write_json
+from ai_wam.utils.counted import counted
 from ai_wam.utils.number_checks import check_numbers
-from datamodules.checks.camera_check import ViewCheck
+from datamodules.checks.camera_check import ViewCheck, open_recordings, painted_frames
 from datamodules.checks.camera_check import camera_check as check_cameras
 from datamodules.checks.contact_sheet import write_contact_sheet
 from datamodules.checks.inspection import EpisodeReport, Limits, inspect_episodes
@@ -49,8 +50,9 @@ def inspect(
         camera_check: instead of all this, paint the recorded poses over the recorded pictures: the cross has
             to lie on the tool's tip.
         seen: for the camera check, a CSV with header key,view,frame,x,y: pixels where the tool centre point
-            is seen, in the undistorted picture where `undistort` is on; the distances to the projected ones
-            are printed.
+            is seen, in the undistorted picture where `undistort` is on; these frames are painted, and the
+            distances to the projected points are printed. Every 30th frame of the first three episodes is
+            painted if left out.
         max_pixels: largest median distance of a view, in pixels of its recording, that passes.
     """
     check_numbers("inspect", at_least=1, size=size)
@@ -96,7 +98,7 @@ def summary(name: str, reports: Sequence[EpisodeReport]) -> list[str]:
     frames = sum(report.frames for report in reports)
     return [
         name,
-        f"  episodes   {len(reports)}, {frames} frames, {seconds.sum() / 60:.1f} min",
+        f"  episodes   {len(reports)}, {counted(frames, 'frame')}, {seconds.sum() / 60:.1f} min",
         f"  duration   {seconds.min():.1f} to {seconds.max():.1f} s, median {np.median(seconds):.1f} s",
         *_counted("rate", {f"{rate} Hz": count for rate, count in rates.items()}),
         *_counted("views", {", ".join(views): count for views, count in sets.items()}),
@@ -110,7 +112,7 @@ def summary(name: str, reports: Sequence[EpisodeReport]) -> list[str]:
 
 def _counted(name: str, counts: dict[str, int]) -> list[str]:
     ordered = sorted(counts.items(), key=lambda item: -item[1])
-    return [f"  {name:<10} {what} ({count} episodes)" for what, count in ordered]
+    return [f"  {name:<10} {what} ({counted(count, 'episode')})" for what, count in ordered]
 
 
 def _captions(reports: Sequence[EpisodeReport]) -> list[str]:
@@ -127,7 +129,7 @@ def _ranges(reports: Sequence[EpisodeReport]) -> list[str]:
     first = np.median([report.first_openness for report in reports if report.first_openness is not None])
     axes = ", ".join(f"{axis} {low[i]:.3f} to {high[i]:.3f} m" for i, axis in enumerate("xyz"))
     return [
-        f"  actions    {len(lows)} episodes: {axes}",
+        f"  actions    {counted(len(lows), 'episode')}: {axes}",
         f"             openness {low[3]:.2f} to {high[3]:.2f} (1 = open), {first:.2f} in the first frames",
     ]
 
@@ -149,7 +151,7 @@ def _round_trips(reports: Sequence[EpisodeReport]) -> list[str]:
             f"{max(degrees for _, degrees in worst):.2g} degrees"
         )
     return [
-        f"  round trip {frames} frames of {len(trips)} episodes: {residual}",
+        f"  round trip {counted(frames, 'frame')} of {len(trips)} episodes: {residual}",
         f"             tool in no picture {shares['off_screen']:.1%}, in one only {shares['one_view']:.1%}; "
         f"not read back {shares['unread']:.1%}",
     ]
@@ -162,28 +164,27 @@ def _labels(reports: Sequence[EpisodeReport]) -> list[str]:
     apart = [each.disagreement_px for each in labels if each.disagreement_px is not None]
     views = f", views {np.median(apart):.2f} pixels apart" if apart else ""
     return [
-        f"  labels     {len(labels)} episodes: {np.mean([each.valid for each in labels]):.1%} of the frames "
-        f"measured, median confidence {np.median([each.confidence for each in labels]):.2f}{views}"
+        f"  labels     {counted(len(labels), 'episode')}: {np.mean([each.valid for each in labels]):.1%} of "
+        f"the frames measured, median confidence {np.median([each.confidence for each in labels]):.2f}{views}"
     ]
 
 
 def _violations(bad: Sequence[EpisodeReport]) -> str:
     lines = [f"  {r.file}, key {r.key!r}: {what}" for r in bad for what in r.violations]
     more = [f"  ... and {len(lines) - _SHOWN} more, see inspection.json"] if len(lines) > _SHOWN else []
-    return "\n".join([f"violations in {len(bad)} episodes:", *lines[:_SHOWN], *more])
+    return "\n".join([f"violations in {counted(len(bad), 'episode')}:", *lines[:_SHOWN], *more])
 
 
 def _print_camera_check(recordings: str, place: AnyPath, seen: str | None, max_pixels: float) -> None:
     try:
-        found = check_cameras(recordings, place, seen)
+        source = open_recordings(recordings)
     except (ValueError, ShardError) as error:
-        if seen is not None and seen in str(error):  # that file is what is wrong
-            raise
         raise InvalidValue(
             f"{error}\nCameras are checked in folders of shards and of plain recordings "
             "(docs/shards.md); bring other layouts into shards first: ai-wam convert"
         ) from error
-    print(f"overlays: {place}; the cross has to lie on the tool's tip")
+    found = check_cameras(source, place, seen)
+    print(f"overlays of {painted_frames(source, seen)}: {place}; the cross has to lie on the tool's tip")
     for view, check in found.items():
         print(f"  {view:<20} {_said(check, max_pixels)}")
     if bad := [view for view, check in found.items() if not check.passes(max_pixels)]:
@@ -198,10 +199,9 @@ def _said(check: ViewCheck, max_pixels: float) -> str:
     apart = ""
     if check.distances:
         middle, worst = np.median(check.distances), max(check.distances)
-        apart = f"{len(check.distances)} points: median {middle:.1f}, worst {worst:.1f} pixels; "
+        apart = f"{counted(len(check.distances), 'point')}: median {middle:.1f}, worst {worst:.1f} pixels; "
     if (lag := check.lag(max_pixels)) is not None:
-        when = f"{abs(lag[0])} frames {'later' if lag[0] > 0 else 'earlier'}"
+        when = f"{counted(abs(lag[0]), 'frame')} {'later' if lag[0] > 0 else 'earlier'}"
         apart += f"with the poses of {when}: median {lag[1]:.1f}; "
-    return (
-        f"{apart}{check.frames} frames, {check.placeless} with the tool behind the camera or no calibration"
-    )
+    frames = counted(check.frames, "frame")
+    return f"{apart}{frames}, {check.placeless} with the tool behind the camera or no calibration"

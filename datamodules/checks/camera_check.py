@@ -18,6 +18,7 @@ from ai_wam.episodes import Episode, EpisodeSource, View
 from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import AnyPath, as_path, atomic_file, inside
 from ai_wam.files.json_yaml import read_text
+from ai_wam.utils.counted import counted
 from ai_wam.utils.number_checks import check_numbers
 from datamodules.shards.format import INDEX
 from datamodules.shards.reader import ShardSet
@@ -74,14 +75,31 @@ class ViewCheck:
         return (best, medians[best]) if best and medians[best] <= max_pixels else None
 
 
-def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict[str, ViewCheck]:
+def open_recordings(path: str) -> EpisodeSource:
+    """A folder of shards, or of plain files (`datamodules.sources.folder`).
+
+    Raises:
+        ValueError: neither of them.
+    """
+    return ShardSet(path) if (as_path(path) / INDEX).is_file() else FolderSource(path)
+
+
+def painted_frames(source: EpisodeSource, seen: str | None) -> str:
+    """In words, which frames `camera_check` paints."""
+    if seen is not None:
+        return f"the frames of {seen}"
+    few, all_of_them = min(_EPISODES, len(source)), len(source)
+    return f"every {_FRAMES}th frame of the first {few} of {counted(all_of_them, 'episode')}"
+
+
+def camera_check(source: EpisodeSource, out: AnyPath, seen: str | None = None) -> dict[str, ViewCheck]:
     """Write overlays, and compare projected poses with points where the tool was seen.
 
     Args:
-        recordings: a folder of shards, or of plain files (`datamodules.sources.folder`).
+        source: the recordings.
         out: folder of the overlays, `<key>-<view>-<frame>.png`.
         seen: CSV of pixels (x right, y down, the first pixel's centre at 0.5) where the tool centre point is
-            seen; those frames are checked. A few frames of the first episodes if left out.
+            seen; those frames are checked. If left out, every 30th frame of the first three episodes.
 
     Returns:
         The result of each view.
@@ -89,8 +107,6 @@ def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict
     Raises:
         ValueError: points that name no recorded frame.
     """
-    shards = (as_path(recordings) / INDEX).is_file()
-    source: EpisodeSource = ShardSet(recordings) if shards else FolderSource(recordings)
     points = {} if seen is None else read_points(as_path(seen))
     keys = {key for key, _, _ in points}
     found: dict[str, ViewCheck] = defaultdict(ViewCheck)
@@ -102,8 +118,8 @@ def camera_check(recordings: str, out: AnyPath, seen: str | None = None) -> dict
         _check_episode(episode, points, left, out, found)
     if left:
         raise InvalidValue(
-            f"{seen}: {len(left)} points name no recorded frame, the first one key, view and frame "
-            f"{next(iter(left))}; frames count from 0"
+            f"{seen}: {counted(len(left), 'point')} of no recorded frame, the first one key, view and "
+            f"frame {next(iter(left))}; frames count from 0"
         )
     return dict(found)
 

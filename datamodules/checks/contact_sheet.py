@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ai_wam.action_images import ActionImageTokenizer
 from ai_wam.cameras import CropResize
 from ai_wam.files.atomic import AnyPath, atomic_file
+from ai_wam.utils.counted import counted
 from ai_wam.video import overlay
 from datamodules.checks.inspection import chosen_frames, fitted_cameras
 from datamodules.shards.reader import ShardSet
@@ -42,7 +43,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, 2 * _MARGIN + _HEAD + len(episodes) * row - _GROUP), _PAPER)
     draw, font, bold = ImageDraw.Draw(sheet), ImageFont.load_default(12), ImageFont.load_default(16)
     total = sum(entry.frames / entry.hz for entry in shards.episodes)
-    title = f"{shards.folder.name}: {len(shards)} episodes, {total / 60:.1f} min"
+    title = f"{shards.folder.name}: {counted(len(shards), 'episode')}, {total / 60:.1f} min"
     draw.text((_MARGIN, _MARGIN - 8), title, _INK, bold)
     for number, view in enumerate(views):
         draw.text((_MARGIN + number * (block + _GROUP), _MARGIN + _LINE), view, _FAINT, font)

@@ -10,6 +10,7 @@ from ai_wam.episodes import EpisodeSource, SourceCard
 from ai_wam.errors import CannotContinue, FileTrouble, InvalidValue, UserError
 from ai_wam.files.atomic import AnyPath, as_path
 from ai_wam.files.read_errors import DATA_FAULTS, fault, of_machine
+from ai_wam.utils.counted import counted
 from ai_wam.utils.number_checks import check_numbers
 from ai_wam.video import VideoEncoding
 from datamodules.shards.data_card import merged, write_card
@@ -128,4 +129,8 @@ def left_out_lines(index: Mapping[str, Any]) -> list[str]:
     if not missing:
         return []
     more = [f"  ... and {len(missing) - _LISTED} more, see index.json"] * (len(missing) > _LISTED)
-    return [f"left out {len(missing)} episodes:", *(f"  {each}" for each in missing[:_LISTED]), *more]
+    return [
+        f"left out {counted(len(missing), 'episode')}:",
+        *(f"  {each}" for each in missing[:_LISTED]),
+        *more,
+    ]

@@ -14,6 +14,7 @@ import yaml
 
 from ai_wam.episodes import SourceCard
 from ai_wam.files.atomic import AnyPath, write_text
+from ai_wam.utils.counted import counted
 from datamodules.shards.format import LeftOut
 from datamodules.shards.reader import EpisodeHeader, ShardSet
 
@@ -149,16 +150,17 @@ def merged(asked: SourceCard | None, own: SourceCard | None) -> SourceCard:
 def _counts(index: Mapping[str, Any], tally: _Tally) -> str:
     rates = ", ".join(f"{hz:g} Hz" for hz in sorted(tally.rates))
     return (
-        f"{index['episodes']} episodes, {index['frames']} frames at {rates}, "
-        f"{tally.seconds / 3600:.2f} hours, {index['bytes'] / 1e6:.1f} MB in {len(index['shards'])} shards."
+        f"{counted(index['episodes'], 'episode')}, {counted(index['frames'], 'frame')} at {rates}, "
+        f"{tally.seconds / 3600:.2f} hours, {index['bytes'] / 1e6:.1f} MB in "
+        f"{counted(len(index['shards']), 'shard')}."
     )
 
 
 def _sources(card: SourceCard, licence: str, tally: _Tally) -> str:
     lines = ["## Sources and licences", "", f"- licence: {licence}"]
-    lines += [f"- {name} ({count} episodes)" for name, count in tally.sources.most_common()]
+    lines += [f"- {name} ({counted(count, 'episode')})" for name, count in tally.sources.most_common()]
     said = tally.licences.most_common()
-    lines += [f"- licence as {count} episodes say: {name}" for name, count in said]
+    lines += [f"- licence of {counted(count, 'episode')}: {name}" for name, count in said]
     lines += [f"- home: {card.homepage}"] * bool(card.homepage)
     lines += [f"- to be cited: {card.citation}"] * bool(card.citation)
     return "\n".join(lines)
@@ -188,11 +190,11 @@ def _defects(card: SourceCard, tally: _Tally, episodes: int) -> str:
         found.append(f"{tally.without_actions} of {episodes} episodes have no actions.")
     for name, rig in sorted(tally.rigs.items()):
         if rig.lost:
-            found.append(f"View `{name}` lost its calibration in {rig.lost} episodes.")
+            found.append(f"View `{name}` lost its calibration in {counted(rig.lost, 'episode')}.")
         if rig.episodes < episodes:
-            found.append(f"View `{name}` is missing in {episodes - rig.episodes} episodes.")
+            found.append(f"View `{name}` is missing in {counted(episodes - rig.episodes, 'episode')}.")
     if "" in tally.captions:
-        found.append(f"{tally.captions['']} episodes have no caption.")
+        found.append(f"Without a caption: {counted(tally.captions[''], 'episode')}.")
     return "\n".join(["## Known defects", "", *(f"- {line}" for line in found or [_NO_DEFECTS])])
 
 

@@ -12,6 +12,7 @@ from ai_wam.episodes import Episode, Frame, Labels, View
 from ai_wam.errors import InvalidValue
 from ai_wam.files.read_errors import DATA_FAULTS, of_machine
 from ai_wam.utils.brief_repr import BriefRepr
+from ai_wam.utils.counted import counted
 from ai_wam.video import FrameDecoder, VideoTable
 from datamodules.reading.depth import depth_member, read_depth
 from datamodules.reading.view_names import Views, chosen_views, unrenamed
@@ -59,7 +60,8 @@ class ShardSet(ShardFolder):
     def __repr__(self) -> str:
         views = sorted({view for entry in self.episodes for view in entry.views})
         frames = sum(entry.frames for entry in self.episodes)
-        return f"ShardSet({str(self.folder)!r}: {len(self)} episodes, {frames} frames, views {views})"
+        counts = f"{counted(len(self), 'episode')}, {counted(frames, 'frame')}"
+        return f"ShardSet({str(self.folder)!r}: {counts}, views {views})"
 
     def __getitem__(self, index: int) -> Episode:
         return self.episode(index)

@@ -52,7 +52,8 @@ class FolderSource:
         self.path, self.views = path, views
         root = as_path(path)
         self._folders = sorted(f for f in root.iterdir() if _is_episode(f)) if root.is_dir() else []
-        if not self._folders:
+        known = [folder / name for folder in self._folders for name in ("meta.json", "cameras.json")]
+        if not any(path.exists() for path in known):
             raise InvalidValue(
                 f"{path} holds no episode folders; expected {path}/<episode>/ with <view>.mp4, cameras.json, "
                 "instruction.txt, meta.json and (if recorded) actions.csv"

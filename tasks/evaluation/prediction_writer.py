@@ -18,6 +18,7 @@ from ai_wam.cameras import Cameras
 from ai_wam.errors import CannotContinue
 from ai_wam.files.atomic import AnyPath, atomic_file, inside
 from ai_wam.types import ActionChunk, Batch
+from ai_wam.utils.counted import counted
 from ai_wam.video import VideoEncoding, overlay, to_uint8, write_video
 from tasks.evaluation.trajectory_plot import draw_trajectory
 
@@ -53,7 +54,9 @@ class ActionWriter(BasePredictionWriter):
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what was written."""
         files = self.folder / f"rank{trainer.global_rank}-batch*.npz"
-        print(f"{files}: {self._samples} samples, {self._valid} of {self._actions} actions are valid")
+        print(
+            f"{files}: {counted(self._samples, 'sample')}, {self._valid} of {self._actions} actions are valid"
+        )
 
     def write_on_batch_end(
         self,

@@ -29,6 +29,7 @@ from ai_wam.canvas import Kind, Plan
 from ai_wam.files.atomic import write_json
 from ai_wam.types import Batch
 from ai_wam.utils.class_paths import class_path
+from ai_wam.utils.counted import counted
 from ai_wam.utils.run_folders import own_folder
 from tasks.metrics.action import ActionAccuracy
 from tasks.metrics.networks import Extractor
@@ -222,7 +223,7 @@ def report_metrics(
     }
     if trainer.is_global_zero:
         write_json(folder / "metrics.json", content)
-        tables = [f"{plan}: {clips[plan]} clips\n{table(arms)}" for plan, arms in found.items()]
+        tables = [f"{plan}: {counted(clips[plan], 'clip')}\n{table(arms)}" for plan, arms in found.items()]
         missing = [f"{name} is left out: {why}" for name, why in left_out.items()]
         rank_zero_info("\n".join([*tables, *missing, f"metrics: {folder / 'metrics.json'}"]))
 

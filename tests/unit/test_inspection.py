@@ -187,7 +187,7 @@ def test_a_damaged_video_names_shard_key_and_member(record):
     data[member[0] + member[1] // 2] ^= 255
     shard.write_bytes(data)
     said = violations(folder)
-    assert "violations in 1 episodes" in said
+    assert "violations in 1 episode:" in said
     assert "shard-000000.tar, key 'squares-0001', member 'front.mp4' is damaged" in said
     assert (folder / "inspection" / "contact_sheet.png").is_file()  # of the good ones
 
@@ -226,14 +226,14 @@ def test_cameras_are_checked_against_seen_points(record, tmp_path: Path, capsys:
     out = tmp_path / "check"
     words = ["inspect", str(folder), "--camera_check=true", f"--seen={points}", f"--out={out}"]
     main(words)
-    assert "1 points: median 0.0, worst 0.0 pixels" in capsys.readouterr().out
+    assert "1 point: median 0.0, worst 0.0 pixels" in capsys.readouterr().out
     assert [path.name for path in out.iterdir()] == ["squares-0000-front-00005.png"]
     points.write_text(f"key,view,frame,x,y\nsquares-0000,front,5,{right[0] + 6},{right[1] + 8}\n")
     with pytest.raises(SystemExit, match="cameras of front miss the tool by more than 5 pixels"):
         main(words)
     assert "median 10.0, worst 10.0 pixels" in capsys.readouterr().out
     points.write_text("key,view,frame,x,y\nsquares-0000,front,99,1,1\n")
-    with pytest.raises(SystemExit, match=r"1 points name no recorded frame, .*'front', 99"):
+    with pytest.raises(SystemExit, match=r"1 point of no recorded frame, .*'front', 99"):
         main(words)
     points.write_text("x,y\n")
     with pytest.raises(SystemExit, match="expected key,view,frame,x,y"):
@@ -276,8 +276,9 @@ def test_a_seen_point_must_be_a_number(record, tmp_path: Path, number: str):
 @pytest.mark.parametrize(
     "words", [["--camera-check"], ["--camera_check"], ["--camera_check", "true"], ["--camera-check=true"]]
 )
-def test_cameras_are_shown_without_points(record, tmp_path: Path, words: list[str]):
+def test_cameras_are_shown_without_points(record, tmp_path: Path, capsys, words: list[str]):
     main(["inspect", str(record(SOURCE)), *words, f"--out={tmp_path / 'check'}"])
+    assert "overlays of every 30th frame of the first 3 of" in capsys.readouterr().out
     assert len(list((tmp_path / "check").iterdir())) == 3 * 2
 
 

@@ -103,6 +103,6 @@ def test_the_command_lists_them(tmp_path, capsys, monkeypatch):
     (tmp_path / "convert.yaml").write_text(yaml.safe_dump({"source": source, "out": str(tmp_path / "out")}))
     main(["convert", "--config", str(tmp_path / "convert.yaml"), "--workers=0", "--on_error=skip"])
     printed = capsys.readouterr().out
-    assert "1 episodes, 6 frames" in printed
-    assert "left out 1 episodes:\n  episode 1: " in printed
+    assert "1 episode, 6 frames" in printed
+    assert "left out 1 episode:\n  episode 1: " in printed
     assert "traj10/obs_dict.pkl" in printed
