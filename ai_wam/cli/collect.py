@@ -26,7 +26,9 @@ def collect(
     command. Interrupted, it resumes at the first missing shard when run again with the same settings.
 
     Args:
-        source: where episodes come from, by class_path and init_args.
+        source: where episodes come from: a YAML file with class_path and init_args, or the class and
+            `--source.ARGUMENT value` for each argument; ready files are in configs/collect and
+            configs/convert, for `--config`.
         out: folder of the shards, a path or an address such as s3://bucket/folder; made if missing.
         episodes_per_shard: episodes in all shards but the last.
         workers: processes, each writing one shard at a time; 0 writes in this one.

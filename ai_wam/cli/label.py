@@ -44,8 +44,8 @@ def label(
         ckpt_path: a model that was trained on the annotation plan.
         out: folder of the labeled shards; made if missing.
         shards: folder of the shards to be labeled; either this or `source`.
-        source: any other recordings, such as datamodules.sources.folder.FolderSource, by class_path and
-            init_args.
+        source: any other recordings: `--source datamodules.sources.folder.FolderSource --source.path
+            recordings`, or another source of docs/sources.md.
         min_confidence: of the decoder (1 = exact), below which a frame is not sure.
         min_share: of sure frames, below which an episode gets no actions.
         sampling_steps: of the model; the checkpoint's own if left out.
