@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from importlib.resources import files
@@ -16,11 +16,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
+from ai_wam.cameras import Cameras
 from ai_wam.cli.load_policy import load_policy
 from ai_wam.cli.serve import describe
 from ai_wam.client import Camera
-from ai_wam.episodes import Frame
+from ai_wam.episodes import Frame, View
 from ai_wam.files.packed_policy import unpack
 from ai_wam.serving.json_log import JsonLog
 from ai_wam.serving.limits import Limits
@@ -54,6 +56,12 @@ def frame(seed: int = 0) -> Frame:
     seen = simulator.observe(CLIP.views)
     simulator.close()
     return seen
+
+
+def stacked(views: Iterable[View | Camera]) -> Cameras:
+    """Cameras of several views as tensors "v 3 3" and "v 4 4"."""
+    parts = [(view.intrinsics, view.world_from_camera) for view in views]
+    return Cameras(*(torch.from_numpy(np.stack(matrices)) for matrices in zip(*parts, strict=True)))
 
 
 @contextmanager

@@ -210,13 +210,9 @@ class _Equations:
 
     def solved(self) -> _Linear:
         """Their solution."""
-        return _solved(self._normal, self._right)
-
-
-def _solved(normal: Float[Tensor, "f f"], right: Float[Tensor, "f m"]) -> _Linear:
-    ridge = _RIDGE * normal.diagonal().mean() * torch.eye(len(normal), dtype=normal.dtype).to(normal.device)
-    found = torch.linalg.solve(normal + ridge, right).float()
-    return _Linear(rearrange(found[:-1], "(c k l) m -> m c k l", k=3, l=3).contiguous(), found[-1])
+        ridge = _RIDGE * self._normal.diagonal().mean() * torch.eye(len(self._normal)).to(self._normal)
+        found = torch.linalg.solve(self._normal + ridge, self._right).float()
+        return _Linear(rearrange(found[:-1], "(c k l) m -> m c k l", k=3, l=3).contiguous(), found[-1])
 
 
 def _with_inside(latents: Float[Tensor, "b v c l h w"]) -> Float[Tensor, "n l d h w"]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from documented import ADD_BACKBONE, PAGES, fenced
-from serving_thread import cameras, images, served, state, trained_policy
+from serving_thread import cameras, images, served, stacked, state, trained_policy
 
-from ai_wam.cameras import Cameras, CropResize
+from ai_wam.cameras import CropResize
 from ai_wam.files.packed_policy import unpack
 from benchmarks.speed.moving_squares import MovingSquares
 from datamodules.shards.reader import ShardSet
@@ -30,19 +30,10 @@ class Done(Exception):
     """What ends an example that has no end of its own."""
 
 
-def tensors() -> Cameras:
-    """The cameras of a robot's two views."""
-    views = cameras().values()
-    return Cameras(*(
-        torch.from_numpy(np.stack([getattr(view, part) for view in views]))
-        for part in ("intrinsics", "world_from_camera")
-    ))  # fmt: skip
-
-
 @contextmanager
 def action_images() -> Iterator[Names]:
     actions = torch.from_numpy(state()).repeat(1, 3, 1)
-    enlarged = CropResize((96, 96), (256, 256)).cameras(tensors())
+    enlarged = CropResize((96, 96), (256, 256)).cameras(stacked(cameras().values()))
     still = enlarged[None, :, None].map(lambda each: each.expand(1, 2, 3, *each.shape[-2:]))
     intrinsics, extrinsics = still.to_rlbench()
     names = {"actions": actions, "intrinsics": intrinsics, "extrinsics": extrinsics}
@@ -63,7 +54,7 @@ def shards() -> Iterator[Names]:
 @contextmanager
 def predict() -> Iterator[Names]:
     unpack(Path(str(files("ai_wam.demo"))) / "policy.safetensors", Path("last.ckpt"))
-    seen, given = images(), tensors()
+    seen, given = images(), stacked(cameras().values())
     names: Names = {"front": seen["front"], "left": seen["left_shoulder"], "pose": state()}
     names |= {"intrinsics": given.intrinsics, "world_from_camera": given.world_from_camera}
     yield names

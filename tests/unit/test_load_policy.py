@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from serving_thread import stacked
 
-from ai_wam.cameras import Cameras
 from ai_wam.cli import main
 from ai_wam.cli.load_policy import LoadedPolicy, load_policy
 from ai_wam.cli.view_inputs import scenes_of
@@ -38,15 +38,10 @@ def seen(trial: Trial) -> dict:
     instructions = world.reset(trial)
     frame = world.observe(("front", "left_shoulder"))
     world.close()
-    views = list(frame.views.values())
-    cameras = Cameras(*(
-        torch.from_numpy(np.stack([getattr(each, part) for each in views]))
-        for part in ("intrinsics", "world_from_camera")
-    ))  # fmt: skip
     images = {name: each.image for name, each in frame.views.items()}
     return {
         "images": images,
-        "cameras": cameras,
+        "cameras": stacked(frame.views.values()),
         "instruction": instructions[trial.seed % len(instructions)],
         "pose": frame.action,
     }
