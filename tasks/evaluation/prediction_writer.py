@@ -31,6 +31,7 @@ _REASONS = {
     DecodeStatus.DEGENERATE: "with fewer than two views, or views too close together",
     DecodeStatus.NONFINITE: "with NaN in pictures or cameras",
 }
+_OBSERVATION = "observation.mp4"
 _SHOWN_HEIGHT = 384  # pixels that small videos are enlarged to, about
 _COLUMNS = ("t_s", "x_m", "y_m", "z_m", "qx", "qy", "qz", "qw", "openness", "valid", "confidence")
 
@@ -40,7 +41,8 @@ class ActionWriter(BasePredictionWriter):
 
     Where the policy knows them, position_std "b a" in metres, too.
 
-    At the end it prints their paths and how many actions are valid.
+    At the end it prints their paths and how many actions are valid. Those of an earlier run in the same
+    folder are replaced as a whole, so that the files there are always of one run.
 
     Args:
         folder: where they go; made if missing.
@@ -50,6 +52,13 @@ class ActionWriter(BasePredictionWriter):
         super().__init__(write_interval)
         self.folder = folder
         self._samples = self._valid = self._actions = 0
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what an earlier run wrote."""
+        if trainer.is_global_zero:
+            for file in self.folder.glob("rank*-batch*.npz"):
+                file.unlink()
+        trainer.strategy.barrier()
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what was written."""
@@ -97,7 +106,7 @@ class SampleWriter(BasePredictionWriter):
         actions.npz        the same with the cameras and their pictures, and the standard deviations of the
                            positions where the policy knows them; as float32 and uint8
 
-    At the end it prints their paths and how many actions are valid.
+    At the end it prints their paths and how many actions are valid. A sample of the same key is written over.
 
     Args:
         folder: where the folders go; made if missing.
@@ -134,8 +143,11 @@ class SampleWriter(BasePredictionWriter):
         clip: Any = pl_module.clip
         batch = batch.to("cpu")
         for row, key in enumerate(batch.keys):
-            for name, data in sample_files(batch, prediction, row, clip.views).items():
+            files = sample_files(batch, prediction, row, clip.views)
+            for name, data in files.items():
                 _write(inside(self.folder, f"{key}/{name}"), data)
+            if _OBSERVATION not in files:  # an earlier run's plan may have generated it
+                (self.folder / key / _OBSERVATION).unlink(missing_ok=True)
             self._valid[key] = int(prediction.valid[row].sum())
             print(f"{self.folder / key}: {validity(prediction, row)}")
 
@@ -171,7 +183,7 @@ def sample_files(batch: Batch, prediction: ActionChunk, row: int, views: Sequenc
     pictures = {"action_images.mp4": to_uint8(painted)}
     pictures["overlay.mp4"] = overlay(scene.expand_as(painted), painted)
     if "observation" in videos:
-        pictures["observation.mp4"] = to_uint8(scene)
+        pictures[_OBSERVATION] = to_uint8(scene)
     return files | {name: _video(each, 1 / prediction.dt) for name, each in pictures.items()}
 
 

@@ -16,7 +16,7 @@ from ai_wam.action_images import ActionImageTokenizer, DecodeStatus
 from ai_wam.cameras import Cameras
 from ai_wam.types import ActionChunk, Batch
 from ai_wam.video import decode_frames
-from tasks.evaluation.prediction_writer import SampleWriter, sample_files, validity
+from tasks.evaluation.prediction_writer import ActionWriter, SampleWriter, sample_files, validity
 
 SIZE, STEPS = (128, 128), 5
 POSES = torch.tensor(
@@ -130,3 +130,19 @@ def test_the_end_says_where_files_lie_and_how_many_actions_are_valid(tmp_path: P
     writer.write_on_batch_end(trainer, task, lost, None, batch, 0, 0)
     with pytest.raises(RuntimeError, match="no action of a is valid"):
         writer.on_predict_epoch_end(trainer, task)
+
+
+def test_nothing_of_an_earlier_run_stays_beside_the_new_one(tmp_path: Path):
+    """A plan that generates no observation left the video of another plan there."""
+    task, trainer = LightningModule(), Trainer(logger=False, accelerator="cpu")
+    task.clip = SimpleNamespace(views=("front", "top", "wrist"))
+    for generated in (True, False):
+        batch, chunk = sample(generated)
+        SampleWriter(tmp_path).write_on_batch_end(trainer, task, chunk, None, batch, 0, 0)
+        assert (tmp_path / "a" / "observation.mp4").exists() == generated
+    for batches in (3, 1):
+        writer = ActionWriter(tmp_path)
+        writer.on_predict_start(trainer, task)
+        for number in range(batches):
+            writer.write_on_batch_end(trainer, task, chunk, None, batch, number, 0)
+        assert len(list(tmp_path.glob("*.npz"))) == batches
