@@ -68,11 +68,14 @@ class Plan:
         lengths = {"all": latent_frames, "first": 1, "none": 0}
         found = []
         for view in range(views):
-            video = self.first_video if view == 0 and self.first_video is not None else self.video
-            for kind, rule in ((Kind.VIDEO, video), (Kind.ACTION, self.action)):
+            for kind, rule in ((Kind.VIDEO, self.video_of(view)), (Kind.ACTION, self.action)):
                 if rule is not None:
                     found.append(Segment(kind, view, lengths[rule.length], lengths[rule.given]))
         return tuple(found)
+
+    def video_of(self, view: int) -> Rule:
+        """The rule of a view's observation segment."""
+        return self.first_video if view == 0 and self.first_video is not None else self.video
 
     @property
     def lengths(self) -> tuple[str | None, ...]:
@@ -166,7 +169,8 @@ class Canvas(TensorDataclass):
         given: True where the clean latents are given: never noised, never stepped, never in the loss.
         counted: True where the loss counts: generated, and the truth is known.
         condition: per position: rays of the view (Pluecker, frame of view 0 at time 0), given, is-action,
-            and the clean first-observation latent of the view; rays and latent where the spec says so.
+            and the given latents of the view's observation and of its actions at the same time, after the
+            last given frame that frame's. Rays and latents where the spec says so.
         image: picture condition of an image-to-video model for each segment: latents of its first frame
             alone, as `VideoBackbone.encode_still` makes them, from the segment's first position on, padding
             or not, and zeros at the end of a padded one; None for other models.
@@ -207,8 +211,8 @@ class Canvas(TensorDataclass):
 
 
 def condition_channels(spec: LatentSpec) -> int:
-    """Channels of `Canvas.condition`: rays, given, is-action, first-observation latent."""
-    return spec.rays * RAY_CHANNELS + 2 + spec.first_observation * spec.channels
+    """Channels of `Canvas.condition`: rays, given, is-action, latents of observation and actions."""
+    return spec.rays * RAY_CHANNELS + 2 + (spec.known_observation + spec.known_action) * spec.channels
 
 
 def build_canvas(
@@ -273,8 +277,10 @@ def build_canvas(
         present = view_mask[:, segment.view, None, None, None, None]
         conditions = [] if rays is None else [rays[:, segment.view, :, : segment.length]]
         conditions += [given.to(clean), torch.full_like(clean[:, :1], float(not is_video))]
-        if spec.first_observation:
-            conditions.append(first_video[:, segment.view].expand_as(clean))
+        if spec.known_observation:
+            conditions.append(_known(plan.video_of(segment.view), segment, first_video, video))
+        if spec.known_action:
+            conditions.append(_known(plan.action, segment, first_action, action, prefix))
         # Without a calibration no action can be drawn, so nothing is known of it.
         truth = present if is_video else present & calibrated[:, segment.view, None, None, None, None]
         values = {
@@ -292,6 +298,33 @@ def build_canvas(
             parts["image"].append(functional.pad(picture, (0, 0, 0, 0, 0, segment.pad)))
     packed = {name: pack(part, spec.pack_axis) for name, part in parts.items()}
     return Canvas(segments, spec.pack_axis, **packed)
+
+
+def _known(
+    rule: Rule | None, segment: Segment, first: Tensor, whole: Tensor | None, prefix: Tensor | None = None
+) -> Tensor:
+    """What is given of one kind in a segment's view, "b c l h w" for its frames, whatever the segment shows.
+
+    Zeros where nothing is given; after the last given frame that frame again.
+
+    Args:
+        rule: of the kind in this view.
+        segment: whose positions are conditioned.
+        first: latents "b v c 1 h w" of the first frame.
+        whole: latents "b v c tl h w", where they are known.
+        prefix: frames after the first that every row is given besides.
+    """
+    first, length = first[:, segment.view], segment.length
+    if rule is None or rule.given == "none":
+        return torch.zeros_like(first).expand(-1, -1, length, -1, -1)
+    if length == 1 or (rule != _GIVEN and prefix is None):
+        return first.expand(-1, -1, length, -1, -1)
+    assert whole is not None  # build_canvas refuses what gives it otherwise
+    frames = torch.cat([first, whole[:, segment.view, :, 1:length]], dim=2)
+    if rule == _GIVEN or prefix is None:
+        return frames
+    last = torch.minimum(torch.arange(length, device=prefix.device), prefix[:, None])
+    return frames[torch.arange(len(last), device=last.device)[:, None], :, last].transpose(1, 2)
 
 
 def _fitted(segment: Segment, spec: LatentSpec, latent_frames: int) -> Segment:

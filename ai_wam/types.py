@@ -82,7 +82,8 @@ class LatentSpec:
         time: whether all latents share one diffusion time ("shared"), or given frames or tokens have their
             own, that of clean latents.
         rays: whether the rays of the views are among the conditions.
-        first_observation: whether the clean first-observation latent is among the conditions.
+        known_observation: whether the known latents of the observation are among the conditions.
+        known_action: whether those of the actions are.
         only_grid: the one latent grid that the network has positions for; None where any will do.
     """
 
@@ -95,7 +96,8 @@ class LatentSpec:
     pack_axis: Literal["time", "width"] = "time"
     time: Literal["shared", "per_frame", "per_token"] = "shared"
     rays: bool = True
-    first_observation: bool = True
+    known_observation: bool = True
+    known_action: bool = False
     only_grid: tuple[int, int] | None = None
 
     def latent_frames(self, frames: int) -> int:

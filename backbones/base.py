@@ -76,8 +76,11 @@ class VideoBackbone(CanvasDiffusion):
             if left out.
         rays: whether the rays of the views are a condition at every position. Without them a model is blind
             to calibrations, which its action images are drawn and read by all the same.
-        first_observation: whether the clean first-observation latent is a condition at every position; not
-            for image-to-video models, which have it natively.
+        known_observation: whether the clean observation latent of the view is a condition at every position:
+            that of the same time where the plan gives the whole video, else that of the first frame; not
+            for image-to-video models, which have the first frame natively.
+        known_action: the same of the action images, up to the last one that the plan gives; so that a
+            picture need not look for the actions that it follows.
         prompt_modulation: whether the pooled prompt also scales and shifts the input tokens.
         block_rank: rank of the maps by which every block is conditioned on the canvas again; 0 leaves them
             out.
@@ -107,7 +110,8 @@ class VideoBackbone(CanvasDiffusion):
         prediction: Prediction = "native",
         time: Time | None = None,
         rays: bool = True,
-        first_observation: bool = True,
+        known_observation: bool = True,
+        known_action: bool = False,
         prompt_modulation: bool = False,
         block_rank: int = 0,
         training: Training = Training(),  # noqa: B008 - frozen
@@ -127,7 +131,8 @@ class VideoBackbone(CanvasDiffusion):
             self.latent_spec(config),
             time=self._time(time),
             rays=rays,
-            first_observation=self._context(first_observation, config),
+            known_observation=self._context(known_observation, config),
+            known_action=known_action,
         )
         if prediction == "change" and self.takes_image(config):
             raise InvalidValue(
@@ -334,7 +339,7 @@ class VideoBackbone(CanvasDiffusion):
         if asked and self.takes_image(config):
             raise InvalidValue(
                 f"{type(self).__name__}: this network has the first frame as a condition natively, so the "
-                "canvas condition must not repeat it; set first_observation: false"
+                "canvas condition must not repeat it; set known_observation: false"
             )
         return asked
 

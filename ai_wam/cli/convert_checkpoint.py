@@ -50,7 +50,7 @@ def _convert(source: Path, out: Path, base_model: str, head_width: int) -> None:
             "prediction": "native",
             "camera_encoders": bool(adapter),
             "time": "shared",  # as it was trained: given frames have the diffusion time of the others
-            "first_observation": False,
+            "known_observation": False,
         }
         described = {"class_path": "backbones.wan.Wan", "init_args": arguments}
         (folder / "backbone.yaml").write_text(yaml.safe_dump(described, sort_keys=False))

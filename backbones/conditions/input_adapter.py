@@ -21,7 +21,7 @@ class ConditionedInput(nn.Module):
     Args:
         base: the pretrained projection: a convolution over positions, or a linear map of patches whose
             features are ordered channel by channel.
-        condition: channels of the canvas condition (rays, given, is-action, first observation).
+        condition: channels of the canvas condition (rays, given, is-action, known observation).
         pooled: width of the pooled prompt, which scales and shifts the projected tokens; 0 leaves it out.
         patch: positions per patch of a linear map.
     """

@@ -237,7 +237,7 @@ def load_adapter(
     if problems:
         raise InvalidValue(
             f"{file} does not fit this backbone: {_listed(problems, '; ')}. Give the backbone the options in "
-            "the folder's backbone.yaml (camera_encoders, block_rank, first_observation, prompts ...)"
+            "the folder's backbone.yaml (camera_encoders, block_rank, known_observation, prompts ...)"
         )
     denoiser.load_state_dict(check_weights(found, str(file)), strict=False)
 

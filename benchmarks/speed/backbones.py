@@ -223,12 +223,12 @@ def computed(name: str, size: tuple[int, int], frames: int, steps: int = 4) -> l
 
 
 def adapters(model: VideoBackbone) -> str:
-    """Millions of parameters that the adapter adds: without the first observation's latent, and with it."""
+    """Millions of parameters that the adapter adds: without the known observation's latent, and with it."""
     owner = model.denoiser.get_submodule(model.input_projection)
     per_channel = sum(p.numel() for p in owner.extra.parameters()) / condition_channels(model.spec)
-    variants = sorted({False, model.spec.first_observation})
+    variants = sorted({False, model.spec.known_observation})
     sizes = [
-        per_channel * condition_channels(replace(model.spec, first_observation=each)) for each in variants
+        per_channel * condition_channels(replace(model.spec, known_observation=each)) for each in variants
     ]
     return " / ".join(f"{size / 1e6:.2f}" for size in sizes) + " M"
 

@@ -46,7 +46,7 @@ def _wan_i2v(layers: int = 40, **options: Any) -> VideoBackbone:
     size = {"num_attention_heads": 40, "ffn_dim": 13824, "in_channels": 36, "added_kv_proj_dim": 5120}
     conditions = {
         "images": _Embedding(257, 1280),
-        "first_observation": False,
+        "known_observation": False,
         "codec": WanVAE(architecture={}),
     }
     parts = {"prompts": HashedWords(4096, 512), "time": "shared", **conditions}
@@ -60,7 +60,7 @@ def _cogvideox(heads: int, layers: int, **architecture: Any) -> Callable[..., Vi
             "codec": CogVideoXVAE(architecture=_COGVIDEOX_VAE),
             "prompts": HashedWords(4096, 226),
         }
-        parts["first_observation"] = "in_channels" not in architecture
+        parts["known_observation"] = "in_channels" not in architecture
         return CogVideoX(**{"architecture": size, **parts, **options})
 
     return build
@@ -85,7 +85,7 @@ class _Embedding(ImageEncoder):
 
 def _svd(layers: int = 2, **options: Any) -> VideoBackbone:
     parts = {"codec": SVDVAE(architecture=_SVD_VAE), "prompts": HashedWords(1024, 16), "time": "per_frame"}
-    conditions = {"images": _Embedding(1, 1024), "first_observation": False}
+    conditions = {"images": _Embedding(1, 1024), "known_observation": False}
     model = SVD(**{"architecture": {"layers_per_block": layers}, **parts, **conditions, **options})
     return model.to(torch.get_default_device())  # diffusers creates its mixing factors on the CPU
 

@@ -79,7 +79,7 @@ def test_wan(tmp_path: Path, mode: str, guidance: float):
     )  # fmt: skip
     model = (ShownWan if shown else Wan)(
         saved(pipeline, tmp_path), prompts=HashedWords(16, 512), path=OurLevels.path,
-        time="per_token" if several else "shared", first_observation=False,
+        time="per_token" if several else "shared", known_observation=False,
     )  # fmt: skip
     canvas = clip_of(model, 9, given=mode == "2.2 TI2V picture")
     context, null, noise = told(model, PROMPT), told(model, ""), noise_for(canvas)
@@ -119,7 +119,7 @@ def test_cogvideox(tmp_path: Path, mode: str, guidance: float):
     )  # fmt: skip
     model = CogVideoX(
         saved(pipeline, tmp_path), prompts=HashedWords(16, 226), path=VariancePreserving(snr_shift=shift),
-        first_observation=False,
+        known_observation=False,
     )  # fmt: skip
     model.spec = replace(model.spec, frame_multiple=4)  # the network takes any number of latent frames
     canvas = clip_of(model, frames)
@@ -159,7 +159,7 @@ def test_svd(tmp_path: Path):
     )  # fmt: skip
     encoder = CLIPVisionModelWithProjection(vision).eval()
     pipeline = quiet(StableVideoDiffusionPipeline(vae, encoder, unet, scheduler, extractor))
-    model = SVD(saved(pipeline, tmp_path), time="shared", first_observation=False)
+    model = SVD(saved(pipeline, tmp_path), time="shared", known_observation=False)
     canvas, size = clip_of(model, 3, size=64), 64
     noise = noise_for(canvas)
     wanted = pipeline(

@@ -149,11 +149,46 @@ def test_rays_can_be_left_out():
     assert torch.equal(here.condition, build("joint").condition[:, 6:])
 
 
-def test_context_is_the_first_observation_of_the_view():
-    canvas, known = build("joint"), latents(2)
+@pytest.mark.parametrize(
+    ("plan", "whole"), [("joint", ()), ("policy", ()), ("labeling", (0, 1)), ("cross_view", (0,))]
+)
+def test_context_is_the_known_observation_of_the_view(plan: str, whole: tuple[int, ...]):
+    canvas, known = build(plan), latents(2)
     for segment, part in zip(canvas.segments, canvas.unpack(canvas.condition), strict=True):
-        first = known["first_video"][:, segment.view]
-        assert torch.equal(part[:, 8:], first.expand(-1, -1, segment.length, -1, -1))
+        first, video = (known[name][:, segment.view] for name in ("first_video", "video"))
+        expected = first.expand(-1, -1, segment.length, -1, -1)
+        if segment.view in whole:
+            expected = torch.cat([first, video[:, :, 1:]], dim=2)
+        assert torch.equal(part[:, 8:], expected)
+
+
+@pytest.mark.parametrize(
+    ("plan", "frames"),  # of the action latents, at the three times; None: zeros
+    [
+        ("joint", [0, 0, 0]),
+        ("action_conditioned", [0, 1, 2]),
+        ("annotation", None),
+        ("video_only", None),
+    ],
+)
+@pytest.mark.parametrize("axis", ["time", "width"])
+def test_known_actions_are_a_condition_of_every_segment(plan: str, frames: list[int] | None, axis: str):
+    known, both = latents(2)["action"], replace(spec(axis), known_action=True)
+    canvas = build(plan, axis=axis, spec=both)
+    assert canvas.condition.shape[1] == condition_channels(both) == condition_channels(spec()) + C
+    for segment, part in zip(canvas.segments, canvas.unpack(canvas.condition), strict=True):
+        expected = torch.zeros_like(part[:, 8 + C :])
+        if frames is not None:
+            expected = known[:, segment.view][:, :, frames[: segment.length]]
+        assert torch.equal(part[:, 8 + C :], expected)
+
+
+def test_committed_actions_are_known_up_to_each_rows_last_one():
+    canvas = build("joint", spec=replace(spec(), known_action=True), prefix=torch.tensor([0, 1]))
+    known = latents(2)["action"]
+    for segment, part in zip(canvas.segments, canvas.unpack(canvas.condition), strict=True):
+        for row, frames in enumerate(([0, 0, 0], [0, 1, 1])):
+            assert torch.equal(part[row, 8 + C :], known[row, segment.view][:, frames])
 
 
 def test_frame_counts_and_sizes_are_checked():

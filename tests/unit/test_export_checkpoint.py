@@ -230,7 +230,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: py
             r"holds camera_encoders\.maps\.0\.bias, which the backbone lacks.* and 3 more",
         ),
         ("block_rank", 2, r"block_conditions\.down\.0\.weight is \(4, .*in it, \(2, .*in the backbone"),
-        ("first_observation", False, r"patch_embedding\.extra\.weight is "),
+        ("known_observation", False, r"patch_embedding\.extra\.weight is "),
     ):
         changed = {**content["init_args"], option: value}
         with pytest.raises(ValueError, match=message):

@@ -73,7 +73,7 @@ def test_the_genuine_wan_pipeline_loads_the_adapters(tmp_path: Path, experts: bo
             prompts=HashedWords(16, 512),
             path=OurLevels.path,
             time="shared",
-            first_observation=False,
+            known_observation=False,
             training=Training(lora=TUNED),
         )
     )
@@ -102,7 +102,7 @@ def test_the_genuine_cogvideox_pipeline_loads_the_adapters(tmp_path: Path):
             saved(pipeline, tmp_path),
             prompts=HashedWords(16, 226),
             path=VariancePreserving(snr_shift=1.0),
-            first_observation=False,
+            known_observation=False,
             training=Training(lora=TUNED),
         )
     )
@@ -132,7 +132,7 @@ def test_peft_loads_the_adapters_of_a_unet(tmp_path: Path):
     ).eval()
     plain.save_pretrained(tmp_path / "unet")
     model = learned(
-        SVD(str(tmp_path), first_observation=False, time="shared", training=Training(lora=TUNED), **parts)
+        SVD(str(tmp_path), known_observation=False, time="shared", training=Training(lora=TUNED), **parts)
     )
     write_adapters(model, tmp_path / "mine", str(tmp_path))
     adapted = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "mine" / "unet_lora")
@@ -152,7 +152,7 @@ def test_what_a_light_fine_tune_learned_on_half_precision_is_kept(tmp_path: Path
     """Rounded to bfloat16 again, the sum would lose more than half of it."""
     folder = saved(wan_pipeline(experts=False), tmp_path / "base")
     options: dict[str, Any] = {
-        "prompts": HashedWords(16, 512), "path": OurLevels.path, "time": "shared", "first_observation": False
+        "prompts": HashedWords(16, 512), "path": OurLevels.path, "time": "shared", "known_observation": False
     }  # fmt: skip
     model = learned(Wan(folder, training=Training(dtype="bfloat16", lora=TUNED), **options), size)
     weights = {n: p.clone() for n, p in model.denoiser.named_parameters()}

@@ -155,7 +155,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 def wan(folder: Path, cameras: bool) -> Wan:
     parts = {"codec": PatchCodec(LATENT), "prompts": HashedWords(TEXT, 8)}
-    return Wan(str(folder), camera_encoders=cameras, time="shared", first_observation=False, **parts)
+    return Wan(str(folder), camera_encoders=cameras, time="shared", known_observation=False, **parts)
 
 
 def inputs(model: Wan, name: str) -> tuple[Canvas, Context, Tensor]:

@@ -244,10 +244,10 @@ def test_wan_is_conditioned_on_a_picture_as_the_released_model(tmp_path: Path):
     )  # fmt: skip
     folder, parts = saved(pipeline, tmp_path), {"prompts": HashedWords(16, 512)}
     with pytest.raises(
-        ValueError, match=r"has the first frame as a condition natively.*first_observation: false"
+        ValueError, match=r"has the first frame as a condition natively.*known_observation: false"
     ):
         Wan(folder, **parts)
-    context = told(Wan(folder, first_observation=False, **parts), PROMPT)
+    context = told(Wan(folder, known_observation=False, **parts), PROMPT)
     # Theirs goes through 8-bit pictures and Pillow's resampling, ours through tensors in half precision.
     theirs = pipeline.encode_image(shot(), torch.device("cpu"))
     assert torch.cosine_similarity(context.images, theirs, dim=2).min() > 0.998
@@ -258,9 +258,9 @@ def test_learned_positions_are_for_one_size(cogvideox_folder: Path, tmp_path: Pa
         (tmp_path / part).symlink_to(cogvideox_folder / part)
     network = cogvideox_network(in_channels=32, use_learned_positional_embeddings=True)
     network.save_pretrained(tmp_path / "transformer")
-    model = CogVideoX(str(tmp_path), first_observation=False)
+    model = CogVideoX(str(tmp_path), known_observation=False)
     with deferred_weights():
-        waiting = CogVideoX(str(tmp_path), first_observation=False)
+        waiting = CogVideoX(str(tmp_path), known_observation=False)
     waiting.materialize()
     for name, value in model.denoiser.state_dict().items():
         assert torch.equal(waiting.denoiser.state_dict()[name], value), name
@@ -274,7 +274,7 @@ def test_a_picture_is_shown_once_where_segments_are_padded(cogvideox_folder: Pat
     for part in ("text_encoder", "tokenizer", "vae"):
         (tmp_path / part).symlink_to(cogvideox_folder / part)
     cogvideox_network(in_channels=32, patch_size_t=2).save_pretrained(tmp_path / "transformer")
-    model = CogVideoX(str(tmp_path), first_observation=False)
+    model = CogVideoX(str(tmp_path), known_observation=False)
     canvas = canvas_of(model, name=name)
     seen: list[torch.Tensor] = []
     model.denoiser.patch_embed.proj.base.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -341,7 +341,7 @@ def test_prompts_of_another_length_are_refused():
         "in_channels": 28, "patch_size": [1, 2, 2], "num_attention_heads": 2, "attention_head_dim": 24,
         "ffn_dim": 64, "freq_dim": 16, "num_layers": 1, "added_kv_proj_dim": 48,
     }  # fmt: skip
-    parts = {"codec": PatchCodec(12), "images": Thumbnails(), "first_observation": False, "time": "shared"}
+    parts = {"codec": PatchCodec(12), "images": Thumbnails(), "known_observation": False, "time": "shared"}
     with pytest.raises(ValueError, match="prompts of 600 tokens, limit 512"):
         Wan(architecture=shown, prompts=HashedWords(16, 600), **parts)
     Wan(architecture=shown, prompts=HashedWords(16, 512), **parts)

@@ -67,11 +67,11 @@ def canvas_of(model: SVD, name: str, views: int = 1) -> tuple[Canvas, torch.Tens
 def tiny(**options: object) -> SVD:
     torch.manual_seed(0)
     parts = {"codec": PatchCodec(12, frames=1), "images": Thumbnails(), "prompts": HashedWords(16, 8)}
-    return SVD(architecture=SMALL, first_observation=False, **{**parts, **options})
+    return SVD(architecture=SMALL, known_observation=False, **{**parts, **options})
 
 
 def test_image_tokens_are_those_of_the_released_pipeline(folder: Path):
-    model = SVD(str(folder), first_observation=False)
+    model = SVD(str(folder), known_observation=False)
     _, now = canvas_of(model, "video_only")
     context = model.encode_context([""], now, torch.ones(1, 1, dtype=torch.bool))
     pipeline = StableVideoDiffusionPipeline(
@@ -88,7 +88,7 @@ def test_image_tokens_are_those_of_the_released_pipeline(folder: Path):
 
 
 def test_the_codec_is_the_released_one(folder: Path):
-    model = SVD(str(folder), first_observation=False)
+    model = SVD(str(folder), known_observation=False)
     video = torch.rand(1, 2, 3, FRAMES, *SIZE) * 2 - 1
     latents = model.encode(video)
     torch.testing.assert_close(latents[:, :, :, 1:2], model.encode(video[:, :, :, 1:2]))
@@ -148,14 +148,14 @@ def test_text_starts_silent_and_is_refused_without_its_path(folder: Path):
     with pytest.raises(
         ValueError, match=r"has no text condition, but got 'reach the red ball'; set `prompts`"
     ):
-        SVD(str(folder), first_observation=False).encode_context(["reach the red ball"], now, mask)
+        SVD(str(folder), known_observation=False).encode_context(["reach the red ball"], now, mask)
 
 
 def test_what_does_not_fit_is_refused(folder: Path):
     with pytest.raises(ValueError, match="has the first frame as a condition natively"):
         SVD(str(folder))
     with pytest.raises(ValueError, match=r"UNet takes 8 channels .* needs 24 in and 12 out"):
-        SVD(str(folder), codec=PatchCodec(12, frames=1), first_observation=False)
+        SVD(str(folder), codec=PatchCodec(12, frames=1), known_observation=False)
     with pytest.raises(ValueError, match="squeezes 4 frames into one"):
         tiny(codec=PatchCodec(12))
     with pytest.raises(ValueError, match="both must be multiples of 16"):

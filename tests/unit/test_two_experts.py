@@ -35,7 +35,7 @@ from backbones.weights.sharded_loading import deferred_weights
 from backbones.weights.training_options import Training
 
 BOUNDARY = 0.875
-PARTS: dict[str, Any] = {"time": "shared", "first_observation": False}
+PARTS: dict[str, Any] = {"time": "shared", "known_observation": False}
 
 
 def pipeline_of(shown: bool = False, boundary: float | None = BOUNDARY) -> Any:
