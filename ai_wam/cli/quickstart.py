@@ -52,8 +52,8 @@ def quickstart(
         trials: unseen scenes to test on.
         seed: of the training; the demonstrations and the scenes do not depend on it.
         workers: processes that collect.
-        threads: CPU threads of the training and the tests; two are a little faster on an idle machine, and much
-            slower beside other work.
+        threads: CPU threads of the training and the tests; two are a little faster on an idle machine, and
+            much slower beside other work.
         config: what is trained.
         backbone: another backbone's YAML, such as configs/backbone/cogvideox-tiny.yaml.
     """

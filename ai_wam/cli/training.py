@@ -34,6 +34,7 @@ from ai_wam.cli.resuming import check_resumable
 from ai_wam.cli.run_folder import RunFolder, check_free, planned_folder
 from ai_wam.cli.shipped_configs import resolved
 from ai_wam.errors import InvalidValue, MissingPackage
+from ai_wam.utils.step_progress import show_steps
 from backbones.weights.sharded_loading import deferred_weights
 from datamodules.checks.epoch_coverage import CoverageReport
 from datamodules.image_datamodule import ImagesDataModule
@@ -185,12 +186,13 @@ class _CLI(LightningCLI):
         self.model.save_hyperparameters({**known, **arguments}, logger=False)
 
     def before_fit(self) -> None:
-        """Load the weights of `--weights`."""
+        """Load the weights of `--weights`, and add what watches a training."""
         if (weights := self.config.fit.get("weights")) is not None:
             self.model.load_state_dict(checkpoint_settings.state_dict(weights))
         if isinstance(self.model, WorldActionTask):
             checkpoint_settings.warn_of_rounding(self.model.backbone)
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set in its constructor
+        show_steps(callbacks)
         if isinstance(self.datamodule, ShardDataModule):
             callbacks.insert(0, CoverageReport())
         callbacks.append(SavesWhenStopped())  # the last, so that it saves what the others did at a step

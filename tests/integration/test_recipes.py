@@ -136,6 +136,7 @@ def test_a_recipe_trains_validates_saves_and_resumes(
     [
         ("quickstart", ["--data.train=data/train", "--data.val=data/train"]),
         ("quickstart_diffusion_policy", ["--data.train=data/train", "--data.val=data/train"]),
+        ("quickstart_labeling", ["--data.train=data/train", "--data.val=data/train"]),
         # The mixture of data sets, and its clip.
         (
             "quickstart_joint",
