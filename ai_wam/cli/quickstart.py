@@ -26,7 +26,7 @@ _MODES = {
 
 # Words of a test that needs no GPU and logs nothing beside its results.
 ON_CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.logger", "false")
-_RATE = 109  # GFLOP/s of one thread of the machine on which README's minutes were taken
+_RATE = 114  # GFLOP/s of one thread of the machine on which the minutes of docs/quickstart.md were taken
 
 
 def quickstart(
@@ -163,7 +163,10 @@ def machine_speed() -> str:
         times.append(time.perf_counter() - began)
     torch.set_num_threads(threads)
     rate = 2 * 1024**3 / min(times) / 1e9
-    return f"this machine: one thread multiplies matrices at {rate:.0f} GFLOP/s (the README's: {_RATE:.0f})"
+    return (
+        f"this machine: one thread multiplies matrices at {rate:.0f} GFLOP/s (that of docs/quickstart.md: "
+        f"{_RATE:.0f})"
+    )
 
 
 def _summary(run: Path) -> None:

@@ -71,8 +71,11 @@ DATA: Mapping[str, DataSet] = {
 }
 
 # Twice the quickstart's steps; the baseline's steps of twice the batch take half as many minutes again.
-_POLICY = ("configs/quickstart.yaml", ("--trainer.max_steps=2500",))
-_WIDE_POLICY = ("configs/quickstart.yaml", ("--trainer.max_steps=3500",))  # its spheres are half as large
+_POLICY = ("configs/quickstart.yaml", ("--trainer.max_steps=2500", "--data.window_every=1"))
+_WIDE_POLICY = (  # its spheres are half as large
+    "configs/quickstart.yaml",
+    ("--trainer.max_steps=3500", "--data.window_every=1"),
+)
 _BASELINE = ("configs/quickstart_diffusion_policy.yaml", ("--trainer.max_steps=3400",))
 _BLIND, _BASELINE_BLIND = "--model.backbone.init_args.rays=false", "--model.encoder.init_args.rays=false"
 _WIDE_TEST = "configs/benchmark/reach_target_wide.yaml"
