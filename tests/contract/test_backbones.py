@@ -156,3 +156,15 @@ def test_the_change_can_be_predicted_where_no_picture_is_shown(file: Path):
     assert canvas.held.shape == canvas.clean.shape
     found = backbone.sample(canvas, context, noise, 1, 2.0, context)
     assert torch.equal(found[canvas.given.expand_as(found)], canvas.clean[canvas.given.expand_as(found)])
+
+
+@pytest.mark.parametrize("file", TINY, ids=lambda file: file.stem)
+def test_known_actions_are_a_condition_that_gives_no_future_away(file: Path):
+    backbone = awaken(build(file, "known_action=true"))
+    for name, known in (("policy", False), ("joint", False), ("action_conditioned", True)):
+        one, other = (canvas_of(backbone, name, future=future) for future in (0, 1))
+        assert torch.equal(one.condition, other.condition) != known
+    context, noise = inputs(backbone, one)
+    first, second = (backbone.sample(canvas, context, noise, 1) for canvas in (one, other))
+    assert torch.equal(first[one.given.expand_as(first)], one.clean[one.given.expand_as(first)])
+    assert not torch.equal(first, second)
