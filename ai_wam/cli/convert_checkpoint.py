@@ -40,12 +40,13 @@ def convert_checkpoint(
 
 
 def _convert(source: Path, out: Path, base_model: str, head_width: int) -> None:
+    print(f"converting {source}, {source.stat().st_size / 1e9:.1f} GB", flush=True)
     with new_folder(out) as folder:
         config, weights, adapter = from_released(read_checkpoint(source), head_width)
         write_denoiser(folder / "transformer", WanTransformer3DModel, config, weights, adapter, base_model)
         replaced = ("architecture", "codec", "prompts", "path")  # YAML files are laid over one another
         arguments = {
-            "pretrained": str(out),
+            "pretrained": str(out.absolute()),
             **dict.fromkeys(replaced),
             "prediction": "native",
             "camera_encoders": bool(adapter),

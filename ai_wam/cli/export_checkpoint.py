@@ -93,6 +93,7 @@ def _export(
     model = hyperparameters(ckpt_path)
     described = trained_backbone(ckpt_path, model)
     results = None if metrics is None else _results(Path(metrics))
+    print(f"reading {ckpt_path}, {Path(ckpt_path).stat().st_size / 1e9:.1f} GB", flush=True)
     with new_folder(out) as folder:
         saved = read_torch(ckpt_path)
         backbone = _trained(described, state_dict(ckpt_path))

@@ -245,6 +245,10 @@ def test_the_yaml_beside_it_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model = instantiate(str(folder / "backbone.yaml"), VideoBackbone)
     assert set(asked) == {"Wan-AI/Wan2.2-TI2V-5B-Diffusers"}
     assert (model.spec.time, model.prediction) == ("shared", "native")
+    monkeypatch.chdir(tmp_path)  # a folder named from here loads from elsewhere
+    run(monkeypatch, "--source=released.safetensors", "--out=beside", f"--head_width={HEAD}")
+    monkeypatch.chdir("/")
+    instantiate(str(tmp_path / "beside" / "backbone.yaml"), VideoBackbone)
     wanted = released()["blocks.1.cam_encoder.2.weight"]
     assert torch.equal(model.denoiser.camera_encoders.maps[1].weight, wanted)
 
