@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 from ai_wam.errors import InvalidValue
 from ai_wam.utils.number_checks import check_numbers
 
-_MOMENTUM, _BETAS, _EPS = 0.95, (0.9, 0.95), 1e-8
+_BETAS, _EPS = (0.9, 0.95), 1e-8
 # Of the polynomial a x + b x^3 + c x^5 that takes singular values near 1 in five steps; torch.optim.Muon's.
 _COEFFICIENTS, _STEPS = (3.4445, -4.7750, 2.0315), 5
 _MATCHED = 0.2  # root mean square of an update of AdamW, in learning rates
@@ -34,19 +34,29 @@ class Muon(Optimizer):
         params: parameters or parameter groups.
         lr: learning rate; its peak, under a schedule.
         weight_decay: on matrices; `parameter_groups` says what has none.
+        momentum: of the gradients of matrices. Runs of a thousand steps learn more with 0.9.
 
     Raises:
-        ValueError: a negative number, or weights that are sharded over processes.
+        ValueError: a number out of range, or weights that are sharded over processes.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.01) -> None:
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.01, momentum: float = 0.95
+    ) -> None:
         check_numbers("Muon", at_least=0, lr=lr, weight_decay=weight_decay)
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        check_numbers("Muon", at_least=0, below=1, momentum=momentum)
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         if any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
             raise InvalidValue(
                 "Muon needs whole matrices, and the weights are sharded over processes: choose "
                 "tasks.training.optimizer.AdamW, or --trainer.strategy ddp"
             )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a saved state; those from before `momentum` was an option had 0.95."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("momentum", 0.95)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -58,19 +68,19 @@ class Muon(Optimizer):
         for group in self.param_groups:
             given = [p for p in group["params"] if p.grad is not None]
             for matrix in filter(is_matrix, given):
-                self._step_matrix(matrix, group["lr"], group["weight_decay"])
+                self._step_matrix(matrix, group["lr"], group["weight_decay"], group["momentum"])
             if others := [p for p in given if not is_matrix(p)]:
                 self._step_others(others, group["lr"], group["weight_decay"])
         return loss
 
-    def _step_matrix(self, weight: Tensor, lr: float, weight_decay: float) -> None:
+    def _step_matrix(self, weight: Tensor, lr: float, weight_decay: float, momentum: float) -> None:
         assert weight.grad is not None
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
-        gradient, momentum = weight.grad, state["momentum"]
-        momentum.lerp_(gradient, 1 - _MOMENTUM)
-        update = orthogonal(gradient.lerp(momentum, _MOMENTUM).flatten(1))  # Nesterov's
+        gradient, mean = weight.grad, state["momentum"]
+        mean.lerp_(gradient, 1 - momentum)
+        update = orthogonal(gradient.lerp(mean, momentum).flatten(1))  # Nesterov's
         weight.mul_(1 - lr * weight_decay)
         weight.sub_(update.view_as(weight), alpha=lr * _MATCHED * math.sqrt(max(update.shape)))
 
