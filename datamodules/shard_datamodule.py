@@ -48,6 +48,7 @@ class ShardDataModule(lightning.LightningDataModule):
         verify: bool = False,
         test: str | list[str] | None = None,
         window_every: int = 1,
+        window_least: int = 1,
         cache: Literal["auto", "off"] = "auto",
     ) -> None:
         """Remember where the shards are.
@@ -71,6 +72,9 @@ class ShardDataModule(lightning.LightningDataModule):
             verify: compare every shard's checksum before the start.
             test: folders to evaluate a model on; read by `ai-wam test` only.
             window_every: frames from the beginning of one training window to the next.
+            window_least: frames of a training window that must be recorded, its first one included. With pad
+                "hold" and 1, windows that begin in an episode's last frame show nothing but a robot that
+                holds still.
             cache: "auto" trains on latents that `ai-wam cache` stored with the shards, where all training
                 folders have them; "off" never does.
         """
@@ -79,7 +83,8 @@ class ShardDataModule(lightning.LightningDataModule):
         self.train, self.val = train, [val] if isinstance(val, str) else list(val or [])
         self.test = [test] if isinstance(test, str) else list(test or [])
         self.pad, self.decode, self.views_per_sample, self.on_error = pad, decode, views_per_sample, on_error
-        self.epoch_size, self.verify, self.window_every, self.cache = epoch_size, verify, window_every, cache
+        self.epoch_size, self.verify, self.cache = epoch_size, verify, cache
+        self.window_every, self.window_least = window_every, window_least
         self._train: ClipDataset | None = None
         self._val: ClipDataset | None = None
         self._test: ClipDataset | None = None
@@ -94,6 +99,10 @@ class ShardDataModule(lightning.LightningDataModule):
             raise InvalidValue(
                 f"batch_size {batch_size} and window_every {window_every} must be at least 1, "
                 f"workers {workers} at least 0"
+            )
+        if not 1 <= window_least <= clip.frames:
+            raise InvalidValue(
+                f"window_least {window_least} must lie between 1 and the clip's {clip.frames} frames"
             )
 
     def setup(self, stage: str) -> None:
@@ -185,6 +194,7 @@ class ShardDataModule(lightning.LightningDataModule):
             "train": folders,
             "batch_size of all ranks": self.batch_size * self._ranks()[0],
             **{name: getattr(self, name) for name in names},
+            **({} if self.window_least == 1 else {"window_least": self.window_least}),
             **limits,
         }
 
@@ -233,7 +243,7 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def _dataset(self, folders: list[str], dense: bool, cached: bool = False) -> ClipDataset:
         sets = [ShardSet(folder, self.verify) for folder in folders]
-        windows = Windows(self.clip, self.pad, dense, self.window_every)
+        windows = Windows(self.clip, self.pad, dense, self.window_every, self.window_least)
         caches = self._caches(sets, windows) if cached else []
         dataset = ClipDataset(
             sets, windows, self.decode, self.views_per_sample, self.on_error, self.seed, caches
@@ -242,7 +252,8 @@ class ShardDataModule(lightning.LightningDataModule):
             if not count:
                 raise ShardError(
                     f"{folder}: no episode is long enough for a clip of {self.clip.frames} frames, "
-                    f"{self.clip.seconds_per_frame:g} s apart; shorten the clip or use pad: hold"
+                    f"{self.clip.seconds_per_frame:g} s apart; shorten the clip, lower window_least or use "
+                    "pad: hold"
                 )
         return dataset
 

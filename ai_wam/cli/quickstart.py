@@ -17,7 +17,7 @@ from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.files.weights import read_torch
 from benchmarks.evaluation.results import read_results
 
-_SPLITS = {"train": 1.0, "val": 0.02}  # share of `episodes`
+_SPLITS = {"train": 1.0, "val": 0.03}  # share of `episodes`
 _SAVED_EVERY = 250  # steps, as in configs/quickstart.yaml
 _MODES = {
     "one_shot": "configs/benchmark/reach_target.yaml",
@@ -31,8 +31,8 @@ _RATE = 114  # GFLOP/s of one thread of the machine on which the minutes of docs
 
 def quickstart(
     out: str = "runs/quickstart",
-    episodes: int = 2000,
-    steps: int = 1000,
+    episodes: int = 1500,
+    steps: int = 1250,
     trials: int = 50,
     seed: int = 0,
     workers: int = 2,

@@ -62,20 +62,24 @@ class Job:
     checkpoint: str | None = None
 
 
+# Where the shipped recipes have changed since the study was made.
+_STARTS = "--source.init_args.simulator.init_args.randomise_start=0.5"
+_AS_THEN = ("--data.window_every=1", "--model.optimizer.init_args.momentum=0.95")
+
 DATA: Mapping[str, DataSet] = {
-    "one_rig": DataSet(_REACH),
-    "cameras": DataSet(_REACH, (_CAMERAS,)),
-    "wide": DataSet(_REACH, (_WIDE,)),
-    "wide_cameras": DataSet(_REACH, (_WIDE, _WIDE_CAMERAS)),
+    "one_rig": DataSet(_REACH, (_STARTS,)),
+    "cameras": DataSet(_REACH, (_STARTS, _CAMERAS)),
+    "wide": DataSet(_REACH, (_STARTS, _WIDE)),
+    "wide_cameras": DataSet(_REACH, (_STARTS, _WIDE, _WIDE_CAMERAS)),
     "tabletop": DataSet(_ALL_TASKS, episodes=(1000, 20)),
 }
 
-# Twice the quickstart's steps; the baseline's steps of twice the batch take half as many minutes again.
-_POLICY = ("configs/quickstart.yaml", ("--trainer.max_steps=2500", "--data.window_every=1"))
-_WIDE_POLICY = (  # its spheres are half as large
+# The baseline's steps of twice the batch take half as many minutes again.
+_POLICY = ("configs/quickstart.yaml", ("--trainer.max_steps=2500", *_AS_THEN))
+_WIDE_POLICY = (
     "configs/quickstart.yaml",
-    ("--trainer.max_steps=3500", "--data.window_every=1"),
-)
+    ("--trainer.max_steps=3500", *_AS_THEN),
+)  # its spheres are half as large
 _BASELINE = ("configs/quickstart_diffusion_policy.yaml", ("--trainer.max_steps=3400",))
 _BLIND, _BASELINE_BLIND = "--model.backbone.init_args.rays=false", "--model.encoder.init_args.rays=false"
 _WIDE_TEST = "configs/benchmark/reach_target_wide.yaml"

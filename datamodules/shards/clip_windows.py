@@ -24,12 +24,14 @@ class Windows:
             still); "none": only windows inside the episode.
         dense: a window at every frame; otherwise one window after the other.
         every: of dense windows, so many frames from one to the next.
+        least: recorded frames of the clip that a dense window has at least.
     """
 
     clip: Clip
     pad: Pad
     dense: bool
     every: int = 1
+    least: int = 1
 
     def step(self, entry: EpisodeEntry) -> int:
         """Recorded frames from one frame of the clip to the next.
@@ -60,7 +62,8 @@ class Windows:
 
     def counts(self, entry: EpisodeEntry, frames: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
         """Number of windows in episodes of an entry's rate and of these lengths."""
-        span = 0 if self.pad == "hold" else (self.clip.frames - 1) * self.step(entry)
+        least = self.least if self.dense else 1
+        span = ((least if self.pad == "hold" else self.clip.frames) - 1) * self.step(entry)
         return np.maximum(0, -(-(frames - span) // self.spacing(entry)))
 
     def frames(self, entry: EpisodeEntry, window: int) -> list[int]:

@@ -59,6 +59,7 @@ def cache_settings(
         "views": clip.views,
         "every": windows.every,
         "pad": windows.pad,
+        "least": windows.least,
         "video": video,
     }
     return dict(json.loads(json.dumps(settings)))
@@ -155,7 +156,8 @@ def find_cache(source: ShardSet, wanted: Mapping[str, Any], verify: bool = False
         if not isinstance(settings, dict) or not {"precision", "actions"} <= settings.keys():
             raise ShardError(f"{path} lacks the settings of a cache; delete {path.parent} and cache again")
         asked = dict(wanted) if wanted["video"] else {**wanted, "video": settings.get("video")}
-        different = differences({name: settings.get(name) for name in asked}, asked)
+        held = {"least": 1, **settings}  # it was no setting at first
+        different = differences({name: held.get(name) for name in asked}, asked)
         if not index.get("complete"):
             reasons.append(f"{path.parent} is unfinished; run the same `ai-wam cache` again")
         elif different:

@@ -104,6 +104,7 @@ def test_a_cache_of_whole_clips_serves_who_wants_first_frames(shards: Path):
         ({"clip": replace(CLIP, stride=2)}, "seconds_per_frame: 0.05 != 0.1"),
         ({"clip": replace(CLIP, views=("left_shoulder", "front"))}, "views: "),
         ({"window_every": 3}, "every: 1 != 3"),
+        ({"window_least": 2}, "least: 1 != 2"),
         ({"pad": "none"}, "pad: 'hold' != 'none'"),
     ],
 )

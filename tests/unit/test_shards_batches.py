@@ -238,6 +238,22 @@ def test_missing_views_and_actions_are_masked(tmp_path, folder):
         module(front, views_per_sample=3)
 
 
+def test_windows_that_hardly_anything_was_recorded_of_are_left_out_of_training(folder):
+    """From one frame of the clip to the next there are four recorded ones."""
+    data = module(folder, val=folder, window_least=2, batch_size=1)
+    batches = list(data.train_dataloader())
+    assert sum(len(batch.keys) for batch in batches) == WINDOWS - 4 * 4
+    assert all(bool((batch.recorded.sum(1) >= 2).all()) for batch in batches)
+    assert data.stream()["window_least"] == 2
+    assert "window_least" not in module(folder).stream()  # as in checkpoints from before the option
+    untouched = keys(module(folder, val=folder, batch_size=1).val_dataloader())
+    assert keys(data.val_dataloader()) == untouched
+    with pytest.raises(ValueError, match=r"window_least 4 must lie between 1 and the clip's 3 frames"):
+        module(folder, window_least=4)
+    with pytest.raises(ShardError, match="lower window_least"):
+        module(folder, replace(CLIP, frames=5), window_least=5)
+
+
 def test_recordings_of_another_rate(tmp_path, folder):
     slow = record(replace(SOURCE, hz=5.0), tmp_path / "slow")
     batch = next(iter(module(slow).train_dataloader()))  # every recorded frame is one of the clip's
