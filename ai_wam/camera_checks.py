@@ -39,15 +39,19 @@ def check_intrinsics(k: Float[np.ndarray, "_ 3 3"], size: tuple[int, int], at: s
             "uncropped ones; give K for the pictures as they are, or the pictures that K was made for (where "
             "they are a crop, and K is its own: fill it up with black on the side that was cut off)"
         )
-    if not ((aspect > _ASPECT[0]) & (aspect < _ASPECT[1])).all():
+    bad = ~((aspect > _ASPECT[0]) & (aspect < _ASPECT[1]))
+    if bad.any():
+        fx, fy = k[int(bad.argmax()), [0, 1], [0, 1]]
         raise InvalidValue(
-            f"{at}: fx and fy of K are {k[0, 0, 0]:.4g} and {k[0, 1, 1]:.4g}: pixels far from "
-            "square, so the picture was stretched or K is not its own; give K for the pictures as they are"
+            f"{at}: fx and fy of K are {fx:.4g} and {fy:.4g}: pixels far from square, so the picture was "
+            "stretched or K is not its own; give K for the pictures as they are"
         )
     focal = abs(k[:, [0, 1], [0, 1]]) / np.array(size[::-1])
-    if not ((focal > _FOCAL[0]) & (focal < _FOCAL[1])).all():
+    bad = ~((focal > _FOCAL[0]) & (focal < _FOCAL[1])).all(axis=1)
+    if bad.any():
+        fx, fy = k[int(bad.argmax()), [0, 1], [0, 1]]
         raise InvalidValue(
-            f"{at}: fx and fy of K are {k[0, 0, 0]:.4g} and {k[0, 1, 1]:.4g} for a picture of {size[1]} x "
+            f"{at}: fx and fy of K are {fx:.4g} and {fy:.4g} for a picture of {size[1]} x "
             f"{size[0]} pixels (width x height), plausible are {_FOCAL[0]:g} to {_FOCAL[1]:g} of its sides; "
             "give them in pixels, not in millimetres (pixels = millimetres * width / the sensor's width)"
         )

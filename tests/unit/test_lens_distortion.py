@@ -176,7 +176,7 @@ def test_distortion_of_zero_is_none() -> None:
         ([[150, 0, 80], [0, 150, 60], [0, 0, 1]], "principal point"),
         ([[300, 0, 320], [0, 300, 120], [0, 0, 1]], "principal point"),
         ([[0.9, 0, 0.5], [0, 1.2, 0.5], [0, 0, 1]], "principal point"),
-        ([[900, 0, 160], [0, 300, 120], [0, 0, 1]], "pixels far from square"),
+        ([[900, 0, 160], [0, 300, 120], [0, 0, 1]], "are 900 and 300: pixels far from square"),
         ([[float("nan"), 0, 160], [0, 300, 120], [0, 0, 1]], "pixels far from square"),
         (
             [[4, 0, 160], [0, 4, 120], [0, 0, 1]],
@@ -186,8 +186,9 @@ def test_distortion_of_zero_is_none() -> None:
     ],
 )
 def test_k_of_another_picture_is_refused(k: list, said: str) -> None:
+    good = [[300, 0, 160], [0, 300, 120], [0, 0, 1]]
     with pytest.raises(ValueError, match=said):
-        check_intrinsics(np.array([k], dtype=float), (240, 320), "here")
+        check_intrinsics(np.array([good, k], dtype=float), (240, 320), "here")
 
 
 def test_negative_focal_lengths_are_rlbenchs() -> None:
