@@ -64,7 +64,11 @@ class Job:
 
 # Where the shipped recipes have changed since the study was made.
 _STARTS = "--source.init_args.simulator.init_args.randomise_start=0.5"
-_AS_THEN = ("--data.window_every=1", "--model.optimizer.init_args.momentum=0.95")
+_AS_THEN = (
+    "--data.window_every=1",
+    "--data.window_least=1",
+    "--model.optimizer.init_args.momentum=0.95",
+)
 
 DATA: Mapping[str, DataSet] = {
     "one_rig": DataSet(_REACH, (_STARTS,)),
@@ -76,10 +80,8 @@ DATA: Mapping[str, DataSet] = {
 
 # The baseline's steps of twice the batch take half as many minutes again.
 _POLICY = ("configs/quickstart.yaml", ("--trainer.max_steps=2500", *_AS_THEN))
-_WIDE_POLICY = (
-    "configs/quickstart.yaml",
-    ("--trainer.max_steps=3500", *_AS_THEN),
-)  # its spheres are half as large
+# The spheres of the wide rig are half as large.
+_WIDE_POLICY = ("configs/quickstart.yaml", ("--trainer.max_steps=3500", *_AS_THEN))
 _BASELINE = ("configs/quickstart_diffusion_policy.yaml", ("--trainer.max_steps=3400",))
 _BLIND, _BASELINE_BLIND = "--model.backbone.init_args.rays=false", "--model.encoder.init_args.rays=false"
 _WIDE_TEST = "configs/benchmark/reach_target_wide.yaml"

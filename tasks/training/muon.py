@@ -14,6 +14,7 @@ from torch.optim.adamw import adamw
 from ai_wam.errors import InvalidValue
 from ai_wam.utils.number_checks import check_numbers
 
+_MOMENTUM = 0.95  # that of states from before it was an option, too
 _BETAS, _EPS = (0.9, 0.95), 1e-8
 # Of the polynomial a x + b x^3 + c x^5 that takes singular values near 1 in five steps; torch.optim.Muon's.
 _COEFFICIENTS, _STEPS = (3.4445, -4.7750, 2.0315), 5
@@ -41,7 +42,11 @@ class Muon(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.01, momentum: float = 0.95
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        momentum: float = _MOMENTUM,
     ) -> None:
         check_numbers("Muon", at_least=0, lr=lr, weight_decay=weight_decay)
         check_numbers("Muon", at_least=0, below=1, momentum=momentum)
@@ -53,10 +58,10 @@ class Muon(Optimizer):
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a saved state; those from before `momentum` was an option had 0.95."""
+        """Take over a saved state; those from before `momentum` was an option had the default."""
         super().__setstate__(state)
         for group in self.param_groups:
-            group.setdefault("momentum", 0.95)
+            group.setdefault("momentum", _MOMENTUM)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

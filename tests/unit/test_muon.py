@@ -26,7 +26,7 @@ def give_gradients(weights, step):
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this version of torch has no Muon")
-@pytest.mark.parametrize("momentum", [0.95, 0.9])
+@pytest.mark.parametrize("momentum", [0.95, 0.98])
 def test_matrices_take_the_steps_of_torchs_muon(momentum):
     """Torch's takes two dimensions and computes in bfloat16, of which it has eight bits."""
     own, whole = parameters(MATRICES), parameters(MATRICES)
@@ -43,7 +43,7 @@ def test_matrices_take_the_steps_of_torchs_muon(momentum):
         theirs.step()
     for weight, twin, before in zip(own, flat, start, strict=True):
         moved = (twin - before).norm()
-        assert (weight.flatten(1) - twin).norm() < 0.01 * moved
+        assert (weight.flatten(1) - twin).norm() < 0.005 * moved
 
 
 def test_everything_else_takes_the_steps_of_adamw():
