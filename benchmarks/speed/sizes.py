@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from ai_wam.utils.counted import counted
 from benchmarks.report.text_tables import aligned
 from benchmarks.speed.computed_work import Work, computed_work
 from benchmarks.speed.gpu_times import acting, matrix_rate
@@ -76,7 +77,9 @@ def main(only: Sequence[str] | None, steps: Sequence[int], size: int, frames: in
         print(f"{card.name}: {rates} ({card.source})")
     print(f"{size} x {size} pixels or the nearest that fit, {frames} frames, two views, one row")
     names = list(only or SIZES)
-    table = [["", "TFLOP", "weights", *(f"{card.name}, {n} steps" for card in CARDS for n in steps)]]
+    table = [
+        ["", "TFLOP", "weights", *(f"{card.name}, {counted(n, 'step')}" for card in CARDS for n in steps)]
+    ]
     for name in tqdm(names, desc="sizes", leave=False):
         table += rows(name, computed_work(name, PLANS, (size, size), frames), steps)
     print("\n".join(aligned(table)))

@@ -15,6 +15,7 @@ from tasks.training.optimizer import (
     LRSchedulerCallable,
     OptimizerCallable,
     check_optimizer,
+    default_settings,
     optimizer_settings,
     prepare,
 )
@@ -39,6 +40,7 @@ class OptimizedTask(CheckedWeights):
         self._begun: dict[str, Any] | None = None  # settings of the optimizer of a run that is resumed
         self._begun_step = 0  # optimizer steps of that run
         self._settings: dict[str, Any] = {}  # of this run's optimizer
+        self._defaults: dict[str, Any] = {}  # of that optimizer
         self._own_end = False  # whether its schedule was given an end
 
     @abstractmethod
@@ -57,7 +59,7 @@ class OptimizedTask(CheckedWeights):
         scheduler = self.lr_scheduler(optimizer)
         self._own_end = isinstance(scheduler, CosineWithWarmup) and scheduler.settings["steps"] is not None
         prepare(optimizer, scheduler, self.trainer.estimated_stepping_batches)
-        self._settings = optimizer_settings(optimizer, scheduler)
+        self._settings, self._defaults = optimizer_settings(optimizer, scheduler), default_settings(optimizer)
         self._check_optimizer()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -76,7 +78,9 @@ class OptimizedTask(CheckedWeights):
         Called when the optimizer is made and when the checkpoint is read: strategies differ in the order.
         """
         if self._begun is not None and self._settings and self.trainer.ckpt_path is not None:
-            check_same_optimizer(self._begun, self._settings, self._begun_step, self._own_end)
+            same = self._begun["optimizer"] == self._settings["optimizer"]
+            begun = self._defaults | self._begun if same else self._begun
+            check_same_optimizer(begun, self._settings, self._begun_step, self._own_end)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note the gradients before they are clipped, and end where one is not finite."""

@@ -1,5 +1,6 @@
 """The optimizer and its learning-rate schedule: defaults, checks and settings."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -170,6 +171,15 @@ def optimizer_settings(optimizer: Optimizer, scheduler: LRScheduler) -> dict[str
         "lr_scheduler": class_path(scheduler),
         **{f"lr_scheduler.{name}": value for name, value in settings.items()},
     }
+
+
+def default_settings(optimizer: Optimizer) -> dict[str, Any]:
+    """The defaults of an optimizer's options, by the names of `optimizer_settings`.
+
+    A checkpoint lacks an option that was added after it was saved; the option had its default then.
+    """
+    parameters = inspect.signature(type(optimizer)).parameters.values()
+    return {f"optimizer.{each.name}": each.default for each in parameters if each.default is not each.empty}
 
 
 def learning_rate(step: int, settings: Mapping[str, Any]) -> float | None:

@@ -1,7 +1,9 @@
 """What a resumed run may not change, and the end of a run that a number spoils."""
 
 import math
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ai_wam.cli.shipped_configs import config_path, instantiate
 from tasks.training.finite_steps import FiniteSteps, SeenBatch
+from tasks.training.muon import Muon
+from tasks.training.optimized_task import OptimizedTask
 from tasks.training.optimizer import (
     AdamW,
     ConstantWithWarmup,
@@ -142,6 +146,33 @@ def test_settings_of_any_optimizer_are_plain_and_only_ours_say_a_rate():
     with pytest.raises(ValueError, match=r"optimizer\.lr was 0\.1 and is now 0\.2\. Keep"):
         check_same_optimizer(settings, settings | {"optimizer.lr": 0.2}, 5, free_end=False)
     assert learning_rate(5, BEGUN) == pytest.approx(2e-3 * 6 / 100, rel=1e-3)
+
+
+class Task(OptimizedTask):
+    def __init__(self, momentum: float):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2, 2))
+        self.set_optimizer(
+            partial(Muon, lr=0.1, momentum=momentum), partial(CosineWithWarmup, warmup_steps=1)
+        )
+        self.trainer = SimpleNamespace(ckpt_path="last.ckpt", estimated_stepping_batches=9)  # type: ignore
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [self.weight]}]
+
+
+def test_an_option_that_a_checkpoint_lacks_had_its_default():
+    saved: dict[str, Any] = {"global_step": 5}
+    begun = Task(0.95)
+    begun.configure_optimizers()
+    begun.on_save_checkpoint(saved)
+    del saved["optimizer_settings"]["optimizer.momentum"]
+    same, other = Task(0.95), Task(0.9)
+    same.on_load_checkpoint(saved)
+    same.configure_optimizers()
+    other.on_load_checkpoint(saved)
+    with pytest.raises(ValueError, match=r"optimizer\.momentum was 0\.95 and is now 0\.9\. Keep"):
+        other.configure_optimizers()
 
 
 def test_weights_of_another_model_are_named(tmp_path: Path):
