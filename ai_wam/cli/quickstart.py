@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
+from ai_wam.cli.shipped_configs import resolved
 from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.files.weights import read_torch
+from ai_wam.utils.number_checks import check_numbers
 from benchmarks.evaluation.results import read_results
 
-_SPLITS = {"train": 1.0, "val": 0.03}  # share of `episodes`
+_HELD_OUT, _FEWEST_HELD_OUT = 0.03, 8  # episodes for validation, as a share of `episodes`, and at least
 _SAVED_EVERY = 250  # steps, as in configs/quickstart.yaml
 _MODES = {
     "one_shot": "configs/benchmark/reach_target.yaml",
@@ -37,13 +39,14 @@ def quickstart(
     seed: int = 0,
     workers: int = 2,
     threads: int = 1,
-    config: str = "configs/quickstart.yaml",
+    recipe: str = "configs/quickstart.yaml",
     backbone: str | None = None,
 ) -> None:
     """Collect demonstrations, train a policy, test it in closed loop and write the report.
 
-    Every step is an ordinary `ai-wam` command and is printed before it runs. A folder that holds the results
-    of a step is used again, so an interrupted quickstart resumes where it stopped.
+    Every step is an ordinary `ai-wam` command and is printed before it runs. Demonstrations and checkpoints in
+    the folder are used again, so an interrupted quickstart resumes where it stopped; tests that were finished
+    are repeated.
 
     Args:
         out: folder for everything that is written.
@@ -54,33 +57,31 @@ def quickstart(
         workers: processes that collect.
         threads: CPU threads of the training and the tests; two are a little faster on an idle machine, and
             much slower beside other work.
-        config: what is trained.
+        recipe: what is trained, a YAML file of `ai-wam fit`.
         backbone: another backbone's YAML, such as configs/backbone/cogvideox-tiny.yaml.
     """
+    check_numbers("quickstart", at_least=1, episodes=episodes, steps=steps, trials=trials, threads=threads)
     if steps % _SAVED_EVERY:
         raise InvalidValue(f"--steps {steps} must be a multiple of {_SAVED_EVERY}: models are saved there")
+    for name in (recipe, backbone):
+        if name is not None and not Path(resolved([name])[0]).is_file():
+            raise InvalidValue(f"there is no file {name!r}; --recipe and --backbone take YAML files")
     folder, spent = Path(out), []
-    for split, share in _SPLITS.items():
-        count = ["--source.init_args.episodes_per_task", str(max(8, round(share * episodes)))]
-        words = ["--config", "configs/collect/reach_target.yaml", "--source.init_args.split", split, *count]
-        spent.append(
-            run_step("collect", *words, "--out", str(folder / "data" / split), "--workers", str(workers))
-        )
-    parts = [Path(name).stem for name in (config, backbone) if name is not None]
+    counts = {"train": episodes, "val": max(_FEWEST_HELD_OUT, round(_HELD_OUT * episodes))}
+    parts = [Path(name).stem for name in (recipe, backbone) if name is not None]
     run = folder / "-".join([*parts, f"seed{seed}"])
     checkpoint = run / "fit" / "checkpoints" / "last.ckpt"
-    done = _steps_done(checkpoint)
-    if done > steps:
-        raise InvalidValue(f"{checkpoint} has {done} steps, not {steps}; delete it or raise --steps")
-    if done < steps:
-        words = ["--trainer.max_steps", str(steps), "--seed_everything", str(seed), "--model.seed", str(seed)]
-        places = ["--data.train", str(folder / "data" / "train"), "--data.val", str(folder / "data" / "val")]
-        log = ["--trainer.logger.init_args.save_dir", str(run), "--data.seed", str(seed)]
-        other = [] if backbone is None else ["--model.backbone", backbone]
-        again = ["--ckpt_path", str(checkpoint)] if done else []
-        spent.append(
-            run_step("fit", "--config", config, *words, *places, *log, *other, *again, threads=threads)
-        )
+    begun = _begun(checkpoint, steps)
+    for split, count in counts.items():
+        words = ["--config", "configs/collect/reach_target.yaml", "--source.init_args.split", split]
+        words += ["--source.init_args.episodes_per_task", str(count), "--workers", str(workers)]
+        spent.append(run_step("collect", *words, "--out", str(folder / "data" / split)))
+    words = ["--trainer.max_steps", str(steps), "--seed_everything", str(seed), "--model.seed", str(seed)]
+    places = ["--data.train", str(folder / "data" / "train"), "--data.val", str(folder / "data" / "val")]
+    log = ["--trainer.logger.init_args.save_dir", str(run), "--data.seed", str(seed)]
+    other = [] if backbone is None else ["--model.backbone", backbone]
+    again = ["--ckpt_path", str(checkpoint)] if begun else []  # a finished one, too: `fit` compares settings
+    spent.append(run_step("fit", "--config", recipe, *words, *places, *log, *other, *again, threads=threads))
     for mode, benchmark in _MODES.items():
         words = ["--ckpt_path", str(checkpoint), "--data", benchmark]
         count = ["--data.benchmark.init_args.protocol.trials_per_task", str(trials)]
@@ -91,14 +92,18 @@ def quickstart(
     print(f"\n{where_time_went(spent)}\n{machine_speed()}")
 
 
-def _steps_done(checkpoint: Path) -> int:
-    """Optimizer steps behind a checkpoint; 0 if there is none."""
+def _begun(checkpoint: Path, steps: int) -> bool:
+    """Whether there is a checkpoint to resume; one of a run of another length is refused."""
     if not checkpoint.is_file():
-        return 0
-    steps = read_torch(checkpoint).get("global_step")
-    if not isinstance(steps, int):
-        raise InvalidValue(f"{checkpoint} says no global_step; delete it to train anew")
-    return steps
+        return False
+    end = read_torch(checkpoint).get("optimizer_settings", {}).get("lr_scheduler.steps")
+    if end != steps:
+        folder = checkpoint.parents[2]
+        raise InvalidValue(
+            f"{checkpoint} is of a run of {end} steps, whose learning rates {steps} steps do not have; delete "
+            f"{folder}, or give another --out"
+        )
+    return True
 
 
 @dataclass(frozen=True)
