@@ -302,9 +302,10 @@ class WorldActionTask(OptimizedTask, WorldActionModel):
         check_clip(batch, self.clip)
         if not self._evaluators:
             networks = load_networks(self.test_networks, self.clip)
+            beside = list(dict.fromkeys(rung.reading for rung in self.decoders.values()))
+            beside.remove("geometric")
             self._evaluators = [
-                ClipEvaluator(each, self.tokenizer, networks, self.device, self.action_head is not None)
-                for each in self.test_plans
+                ClipEvaluator(each, self.tokenizer, networks, self.device, beside) for each in self.test_plans
             ]
         for evaluator in self._evaluators:
             cameras = self.cameras_of(batch, evaluator.plan)

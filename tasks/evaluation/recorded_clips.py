@@ -2,8 +2,8 @@
 
     ai-wam test --ckpt_path x.ckpt --data configs/data/shards.yaml --data.test data/test
 
-The same metrics are computed of several arms: the model; its learned action head (`head`), where it has one;
-the floor, which copies the first frame (`copy_first_frame`) or holds the present pose (`hold_still`); and the
+The same metrics are computed of several arms: the model, by its decoded images; its learned action head
+(`head`), where it has one, and poses read off the latents (`latent`), where it acts by them; the floor, which copies the first frame (`copy_first_frame`) or holds the present pose (`hold_still`); and the
 ceiling (`codec`), the recorded video or the recorded actions' images encoded and decoded.
 
 Only recorded frames count: past the end of an episode a window repeats its last frame, which the floor gets
@@ -13,7 +13,7 @@ evaluated on the model's valid steps, so that both errors are of the same steps.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,7 @@ from tasks.metrics.video import FrechetVideoDistance, VideoQuality
 Videos = Mapping[Kind, Float[Tensor, "b v 3 _ h w"]]
 Values = dict[str, dict[str, float]]  # of metrics, by arm and name
 _BASELINE = {Kind.VIDEO: "copy_first_frame", Kind.ACTION: "hold_still"}
-_ARMS = ("model", "head", *_BASELINE.values(), "codec")
+_ARMS = ("model", "head", "latent", *_BASELINE.values(), "codec")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ClipEvaluator:
         tokenizer: how actions are drawn.
         networks: of video metrics, by name, as `load_networks` gives them.
         device: where the metrics live.
-        head: whether a learned decoder is evaluated beside the geometric one.
+        readings: of decoders that are evaluated beside the geometric one: `head`, `latent`.
     """
 
     def __init__(
@@ -81,15 +81,15 @@ class ClipEvaluator:
         tokenizer: ActionImageTokenizer,
         networks: Mapping[str, torch.nn.Module],
         device: torch.device,
-        head: bool = False,
+        readings: Sequence[str] = (),
     ) -> None:
-        self.plan, self.tokenizer = chosen, tokenizer
+        self.plan, self.tokenizer, self._readings = chosen, tokenizer, readings
         self.kinds = [kind for kind in Kind if any(self._generated(kind, 2))]
         self.clips = SumMetric().to(device)
         self._metrics: dict[tuple[Kind, str], MetricCollection] = {}
         for kind in self.kinds:
-            learned = ["head"] if head and kind is Kind.ACTION else []
-            for arm in ("model", *learned, _BASELINE[kind], "codec"):
+            beside = readings if kind is Kind.ACTION else ()
+            for arm in ("model", *beside, _BASELINE[kind], "codec"):
                 metrics = _of_video(networks) if kind is Kind.VIDEO else _of_actions(chosen)
                 # Compute groups would merge different metrics whose states happen to be equal.
                 self._metrics[kind, arm] = MetricCollection(metrics, compute_groups=False).to(device)
@@ -109,7 +109,7 @@ class ClipEvaluator:
             cameras: those that the action images are drawn for.
             model: what was generated.
             codec: the recorded clips, encoded and decoded.
-            read: poses of generated actions by decoder: `geometric`, and `head` where there is one.
+            read: poses of generated actions by decoder: `geometric`, and the `readings`.
         """
         rows = batch.action_valid.all(1) | (not self.plan.needs_actions)
         self.clips.update(rows.sum())
@@ -156,10 +156,10 @@ class ClipEvaluator:
         for arm, read in (("model", model["geometric"]), ("codec", kept)):
             arms[arm] = (read.actions, read.valid, read.pixels.to(truth))
         arms["hold_still"] = (held, arms["model"][1], tracks.masked_fill(~seen[..., None], math.nan))
-        if "head" in model:
-            head = model["head"]
-            tracks, seen = self._tracks(head.actions, cameras, size)
-            arms["head"] = (head.actions, head.valid, tracks.masked_fill(~seen[..., None], math.nan))
+        for arm in self._readings:
+            other = model[arm]
+            tracks, seen = self._tracks(other.actions, cameras, size)
+            arms[arm] = (other.actions, other.valid, tracks.masked_fill(~seen[..., None], math.nan))
         for arm, (actions, valid, tracks) in arms.items():
             self._metrics[Kind.ACTION, arm].update(  # each metric takes its own arguments
                 actions=actions[:, 1:],

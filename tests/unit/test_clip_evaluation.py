@@ -123,6 +123,21 @@ def test_hold_still_answers_for_the_models_steps():
     assert next(iter(arms["model"])) == "valid"
 
 
+def test_poses_read_off_the_latents_are_an_arm_of_their_own():
+    batch = batch_of()
+    pictures = videos(batch)
+    read = dict(decoded(pictures, batch))
+    off = read["geometric"].actions.clone()
+    off[..., 0] += 0.02
+    read["latent"] = replace(read["geometric"], actions=off)
+    judge = ClipEvaluator(plan("policy"), TOKENIZER, {}, torch.device("cpu"), ["latent"])
+    judge.update(batch, batch.cameras, pictures, videos(batch), read)
+    arms = judge.compute()
+    assert list(arms) == ["model", "latent", "hold_still", "codec"]
+    assert arms["model"]["position_mm"] < 1
+    assert arms["latent"]["position_mm"] == pytest.approx(20, abs=1)
+
+
 def test_labels_are_tracks_too():
     """A frame moves the points by 0.6 pixels in the first view, 2.4 of 256."""
     batch = batch_of()
