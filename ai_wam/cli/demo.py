@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ai_wam.cli.quickstart import ON_CPU, run_step
 from ai_wam.files.packed_policy import unpack
+from benchmarks.evaluation.provenance import content_hash
 from benchmarks.simulators.opengl_platform import headless
 
 _POLICY, _POINTS = "policy.safetensors", "configs/sweep/demo.yaml"
@@ -28,9 +29,10 @@ def demo(out: str = "runs/demo", trials: int = 10, threads: int = 2, show: bool 
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, sweep = folder / "policy.ckpt", folder / "sweep"
+    packed, sweep = Path(str(files("ai_wam.demo"))) / _POLICY, folder / "sweep"
+    checkpoint = folder / f"policy-{content_hash(packed)[:8]}.ckpt"  # another version's is another file
     if not checkpoint.exists():
-        unpack(Path(str(files("ai_wam.demo"))) / _POLICY, checkpoint)
+        unpack(packed, checkpoint)
     count = ["--data.benchmark.init_args.protocol.trials_per_task", str(trials), "--data.videos", str(trials)]
     what = ["--points", _POINTS, "--ckpt_path", str(checkpoint), "--data", _BENCHMARK]
     spent = run_step("sweep", *what, *count, *ON_CPU, "--out", str(sweep), threads=threads)

@@ -102,8 +102,9 @@ class SweepRecord:
         self.finished: dict[str, dict[str, Any]] = {}
         if (folder / FILE).is_file():
             known = read_json(folder / FILE)
-            self._check_same(known)
-            self.finished = {entry["name"]: entry for entry in known["results"]}
+            if known.get("results"):  # without any, there is nothing that other settings could spoil
+                self._check_same(known)
+                self.finished = {entry["name"]: entry for entry in known["results"]}
 
     def place(self, point: SweepPoint) -> Path:
         """The folder of a point's results.json and report.html."""

@@ -83,6 +83,8 @@ def test_the_packaged_policy_reaches_spheres(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(module, "run_step", in_this_process)
     monkeypatch.setattr(module, "_POINTS", str(points))
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/policy.ckpt").write_text("that of another version")
     demo(out=str(tmp_path / "demo"), trials=4, show=False)
     (point,) = read_json(tmp_path / "demo/sweep/sweep.json")["results"]
     assert point["mean"]["policy"] >= 0.75

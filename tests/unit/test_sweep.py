@@ -7,6 +7,7 @@ import pytest
 from sweep_results import POINTS, SOLVED, written
 
 from ai_wam.cli import main, sweep
+from ai_wam.errors import InvalidValue
 from ai_wam.files.atomic import write_json
 from benchmarks.evaluation.sweep_comparison import holm
 
@@ -67,6 +68,18 @@ def test_a_sweep_resumes_with_the_point_that_was_not_finished(place, monkeypatch
     assert begun == ["none", "az45", "az45", "az60"]
     run()
     assert len(begun) == 4
+
+
+def test_a_sweep_without_results_is_not_held_against_another_one(place, monkeypatch):
+    def refused(point, *rest):
+        raise InvalidValue("trials_per_task is 0")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "_test", refused)
+        with pytest.raises(SystemExit, match="trials_per_task is 0"):
+            run()
+    assert json.loads(Path("sw/sweep.json").read_text())["results"] == []
+    assert len(run("b.ckpt")["results"]) == 3
 
 
 @pytest.mark.parametrize(
