@@ -71,10 +71,11 @@ class ShardDataModule(lightning.LightningDataModule):
             epoch_size: samples per epoch over all ranks; every window once if left out.
             verify: compare every shard's checksum before the start.
             test: folders to evaluate a model on; read by `ai-wam test` only.
-            window_every: frames from the beginning of one training window to the next.
-            window_least: frames of a training window that must be recorded, its first one included. With pad
-                "hold" and 1, windows that begin in an episode's last frame show nothing but a robot that
-                holds still.
+            window_every: recorded frames from the beginning of one training window to the next, so that faster
+                recordings of one motion have more windows.
+            window_least: frames of the clip that must be recorded in a training window, its first one
+                included; an episode with fewer has no window. With pad "hold" and 1, windows that begin in an
+                episode's last frame show nothing but a robot that holds still.
             cache: "auto" trains on latents that `ai-wam cache` stored with the shards, where all training
                 folders have them; "off" never does.
         """
@@ -255,6 +256,9 @@ class ShardDataModule(lightning.LightningDataModule):
                     f"{self.clip.seconds_per_frame:g} s apart; shorten the clip, lower window_least or use "
                     "pad: hold"
                 )
+        for folder, counts in zip(folders, dataset.windows_per_episode(), strict=True):
+            if without := int((counts == 0).sum()):
+                rank_zero_info(f"{folder}: {without} of {len(counts)} episodes are too short for a window")
         return dataset
 
     def _caches(self, sets: list[ShardSet], windows: Windows) -> list[LatentCache]:

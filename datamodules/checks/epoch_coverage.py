@@ -26,7 +26,8 @@ class FolderCoverage:
         share: of all samples.
         windows: windows in it, and
         windows_seen: how many of them are among the samples.
-        episodes: episodes with windows in it.
+        episodes: episodes with windows in it, and
+        too_short: those without any.
         times: number of episodes by how many samples of them there are, 0 included.
     """
 
@@ -36,15 +37,17 @@ class FolderCoverage:
     windows: int
     windows_seen: int
     episodes: int
+    too_short: int
     times: Mapping[int, int]
 
     def line(self) -> str:
         """One line of text."""
         seen, often = self.episodes - self.times.get(0, 0), f"{min(self.times)} to {max(self.times)}"
-        return (
+        line = (
             f"{self.folder}: {self.samples} samples ({self.share:.1%}), {seen} of {self.episodes} episodes, "
             f"each {often} times; {self.windows_seen} of {self.windows} windows"
         )
+        return f"{line}; too short for a window: {self.too_short}" if self.too_short else line
 
 
 def cover(dataset: ClipDataset, numbers: Integer[np.ndarray, "n"]) -> list[FolderCoverage]:
@@ -68,6 +71,7 @@ def cover(dataset: ClipDataset, numbers: Integer[np.ndarray, "n"]) -> list[Folde
                 windows=len(windows),
                 windows_seen=int(np.count_nonzero(windows)),
                 episodes=len(here),
+                too_short=int(np.count_nonzero(np.diff(edges) == 0)),
                 times=dict(zip(times.tolist(), counts.tolist(), strict=True)),
             )
         )

@@ -47,6 +47,20 @@ def test_the_report_is_what_the_loader_gives(folders: dict[str, float]):
     assert sum(folder.samples for folder in data.coverage(0, steps=3)) == 6
 
 
+def test_episodes_without_a_window_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write_shards(SOURCE, tmp_path / "all", 2, workers=0, progress=False)  # of 12 to 14 recorded frames
+    data = ShardDataModule(
+        replace(CLIP, frames=4), str(tmp_path / "all"), batch_size=2, workers=0, pad="none"
+    )
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    data.train_dataloader()
+    (folder,) = data.coverage(0)
+    assert (folder.episodes, folder.too_short) == (2, 2)
+    assert folder.line().endswith("; too short for a window: 2")
+    assert f"{tmp_path / 'all'}: 2 of 4 episodes are too short for a window" in caplog.text
+
+
 class Still(lightning.LightningModule):
     def __init__(self):
         super().__init__()
