@@ -153,7 +153,8 @@ class ShardDataModule(lightning.LightningDataModule):
         ranks, rank = self._ranks()
         self._sampler = EpochSampler(dataset, plan, self.batch_size, ranks, rank)
         if self._saved is not None:
-            _check_same_stream(self._saved["stream"], self.stream())
+            # A checkpoint from before `window_least` was an option had its default.
+            _check_same_stream({"window_least": 1} | self._saved["stream"], self.stream())
             self._sampler.resume(**self._saved["position"])
             self._saved = None
         return self._loader(dataset, self._sampler)
@@ -188,14 +189,14 @@ class ShardDataModule(lightning.LightningDataModule):
             }
             for number, (source, weight) in enumerate(zip(dataset.sets, weights, strict=True), 1)
         }
-        names = ("seed", "pad", "decode", "views_per_sample", "on_error", "epoch_size", "window_every")
+        names = ("seed", "pad", "decode", "views_per_sample", "on_error", "epoch_size")
+        names += ("window_every", "window_least")
         limits = {} if self.trainer is None else _limits(self.trainer)
         return {
             "clip": describe(self.clip),
             "train": folders,
             "batch_size of all ranks": self.batch_size * self._ranks()[0],
             **{name: getattr(self, name) for name in names},
-            **({} if self.window_least == 1 else {"window_least": self.window_least}),
             **limits,
         }
 

@@ -42,10 +42,11 @@ def check_same_optimizer(
         rank_zero_warn(jump.replace("would be", "is"))
         return
     kept = " ".join(f"--model.{name} {old}" for name, (old, _) in differing.items())
+    accept = "accept a jump of the schedule by setting its end (--model.lr_scheduler.steps); "
     raise InvalidValue(
         f"--ckpt_path resumes a run with its optimizer, but {jump}. Keep the run's own settings ({kept}); "
-        "accept a jump of the schedule by setting its end (--model.lr_scheduler.steps); or begin a new run "
-        "from these weights (--weights in the place of --ckpt_path)"
+        f"{accept if set(differing) == {'lr_scheduler.steps'} else ''}or begin a new run from these weights "
+        "(--weights in the place of --ckpt_path)"
     )
 
 
