@@ -14,7 +14,7 @@ _POLICY, _POINTS = "policy.safetensors", "configs/sweep/demo.yaml"
 _BENCHMARK = "configs/benchmark/reach_target.yaml"
 
 
-def demo(out: str = "runs/demo", trials: int = 10, threads: int = 2, show: bool = True) -> None:
+def demo(out: str = "runs/demo", trials: int = 10, threads: int = 1, show: bool = True) -> None:
     """Let a trained policy reach for spheres in unseen scenes, and through cameras it never saw.
 
     The policy, a tiny Wan that learned through one pair of cameras, comes with the package (2.7 MB). It acts
@@ -24,7 +24,7 @@ def demo(out: str = "runs/demo", trials: int = 10, threads: int = 2, show: bool 
     Args:
         out: folder for everything that is written.
         trials: unseen scenes under each shift.
-        threads: CPU threads.
+        threads: CPU threads; two are a little faster on an idle machine, and much slower beside other work.
         show: open the report in a browser, where there is one.
     """
     folder = Path(out)

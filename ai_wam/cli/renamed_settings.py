@@ -53,6 +53,7 @@ SETTINGS = {
     "test_plans": "evaluation.plans",
     "test_networks": "evaluation.networks",
     "vague": "low_confidence",
+    "first_observation": "known_observation",
     "record": "videos",
     "recording": "recorded_actions",
 }
