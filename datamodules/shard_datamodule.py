@@ -71,8 +71,8 @@ class ShardDataModule(lightning.LightningDataModule):
             epoch_size: samples per epoch over all ranks; every window once if left out.
             verify: compare every shard's checksum before the start.
             test: folders to evaluate a model on; read by `ai-wam test` only.
-            window_every: recorded frames from the beginning of one training window to the next, so that faster
-                recordings of one motion have more windows.
+            window_every: recorded frames from the beginning of one training window to the next, so that
+                faster recordings of one motion have more windows.
             window_least: frames of the clip that must be recorded in a training window, its first one
                 included; an episode with fewer has no window. With pad "hold" and 1, windows that begin in an
                 episode's last frame show nothing but a robot that holds still.
@@ -189,8 +189,8 @@ class ShardDataModule(lightning.LightningDataModule):
             }
             for number, (source, weight) in enumerate(zip(dataset.sets, weights, strict=True), 1)
         }
-        names = ("seed", "pad", "decode", "views_per_sample", "on_error", "epoch_size")
-        names += ("window_every", "window_least")
+        windows = ("window_every", "window_least")
+        names = ("seed", "pad", "decode", "views_per_sample", "on_error", "epoch_size", *windows)
         limits = {} if self.trainer is None else _limits(self.trainer)
         return {
             "clip": describe(self.clip),

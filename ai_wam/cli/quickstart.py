@@ -44,9 +44,9 @@ def quickstart(
 ) -> None:
     """Collect demonstrations, train a policy, test it in closed loop and write the report.
 
-    Every step is an ordinary `ai-wam` command and is printed before it runs. Demonstrations and checkpoints in
-    the folder are used again, so an interrupted quickstart resumes where it stopped; tests that were finished
-    are repeated.
+    Every step is an ordinary `ai-wam` command and is printed before it runs. Demonstrations and checkpoints
+    in the folder are used again, so an interrupted quickstart resumes where it stopped; tests that were
+    finished are repeated.
 
     Args:
         out: folder for everything that is written.
@@ -72,9 +72,9 @@ def quickstart(
     run = folder / "-".join([*parts, f"seed{seed}"])
     checkpoint = run / "fit" / "checkpoints" / "last.ckpt"
     begun = _begun(checkpoint, steps)
-    for split, count in counts.items():
+    for split, episodes_of_split in counts.items():
         words = ["--config", "configs/collect/reach_target.yaml", "--source.init_args.split", split]
-        words += ["--source.init_args.episodes_per_task", str(count), "--workers", str(workers)]
+        words += ["--source.init_args.episodes_per_task", str(episodes_of_split), "--workers", str(workers)]
         spent.append(run_step("collect", *words, "--out", str(folder / "data" / split)))
     words = ["--trainer.max_steps", str(steps), "--seed_everything", str(seed), "--model.seed", str(seed)]
     places = ["--data.train", str(folder / "data" / "train"), "--data.val", str(folder / "data" / "val")]
@@ -100,8 +100,8 @@ def _begun(checkpoint: Path, steps: int) -> bool:
     if end != steps:
         folder = checkpoint.parents[2]
         raise InvalidValue(
-            f"{checkpoint} is of a run of {end} steps, whose learning rates {steps} steps do not have; delete "
-            f"{folder}, or give another --out"
+            f"{checkpoint} is of a run of {end} steps, whose learning rates {steps} steps do not have; "
+            f"delete {folder}, or give another --out"
         )
     return True
 

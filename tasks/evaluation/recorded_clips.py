@@ -3,8 +3,9 @@
     ai-wam test --ckpt_path x.ckpt --data configs/data/shards.yaml --data.test data/test
 
 The same metrics are computed of several arms: the model, by its decoded images; its learned action head
-(`head`), where it has one, and poses read off the latents (`latent`), where it acts by them; the floor, which copies the first frame (`copy_first_frame`) or holds the present pose (`hold_still`); and the
-ceiling (`codec`), the recorded video or the recorded actions' images encoded and decoded.
+(`head`), where it has one, and poses read off the latents (`latent`), where it acts by them; the floor, which
+copies the first frame (`copy_first_frame`) or holds the present pose (`hold_still`); and the ceiling
+(`codec`), the recorded video or the recorded actions' images encoded and decoded.
 
 Only recorded frames count: past the end of an episode a window repeats its last frame, which the floor gets
 right. Errors of actions are those of an arm's valid steps, whose share is the metric `valid`. `hold_still` is
