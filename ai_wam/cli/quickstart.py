@@ -96,12 +96,16 @@ def _begun(checkpoint: Path, steps: int) -> bool:
     """Whether there is a checkpoint to resume; one of a run of another length is refused."""
     if not checkpoint.is_file():
         return False
-    end = read_torch(checkpoint).get("optimizer_settings", {}).get("lr_scheduler.steps")
-    if end != steps:
-        folder = checkpoint.parents[2]
+    saved = read_torch(checkpoint)
+    schedule = saved.get("hyper_parameters", {}).get("lr_scheduler", {}).get("init_args", {})
+    if schedule.get("steps", 0) is None:  # it ends with the run
+        length = saved["optimizer_settings"]["lr_scheduler.steps"]
+    else:  # the run may go on, or end earlier, but not before what is done
+        length = max(steps, saved.get("global_step", 0))
+    if length != steps:
         raise InvalidValue(
-            f"{checkpoint} is of a run of {end} steps, whose learning rates {steps} steps do not have; "
-            f"delete {folder}, or give another --out"
+            f"{checkpoint} is of a run of {length} steps, not {steps}; delete {checkpoint.parents[2]}, or "
+            "give another --out"
         )
     return True
 

@@ -32,9 +32,15 @@ def following(words: tuple[str, ...], option: str) -> str | None:
     return words[words.index(option) + 1] if option in words else None
 
 
-def saved(folder: Path, steps: int) -> str:
+def saved(folder: Path, steps: int, done: int, own_end: bool) -> str:
+    """A checkpoint after `done` steps of a schedule of `steps`, which ends with the run or was set."""
     (folder / "fit/checkpoints").mkdir(parents=True)
-    torch.save({"optimizer_settings": {"lr_scheduler.steps": steps}}, folder / "fit/checkpoints/last.ckpt")
+    content = {
+        "global_step": done,
+        "optimizer_settings": {"lr_scheduler.steps": steps},
+        "hyper_parameters": {"lr_scheduler": {"init_args": {"steps": steps if own_end else None}}},
+    }
+    torch.save(content, folder / "fit/checkpoints/last.ckpt")
     return str(folder / "fit/checkpoints/last.ckpt")
 
 
@@ -56,14 +62,22 @@ def test_every_option_reaches_the_commands(commands: list[tuple[str, ...]], tmp_
     assert following(test, "--data.benchmark.init_args.protocol.trials_per_task") == "7"
 
 
-def test_a_finished_training_is_compared_with_what_is_asked(commands: list[tuple[str, ...]], tmp_path: Path):
-    checkpoint = saved(tmp_path / "runs/quickstart/quickstart-seed0", 250)
-    main(["quickstart", "--steps", "250"])
-    assert following(commands[2], "--ckpt_path") == checkpoint.removeprefix(f"{tmp_path}/")
-    with pytest.raises(
-        SystemExit, match=r"is of a run of 250 steps.*delete runs/quickstart/quickstart-seed0, or"
-    ):
-        main(["quickstart", "--steps", "500"])
+@pytest.mark.parametrize(
+    ("own_end", "resumed", "refused"), [(False, [750], [500, 1000]), (True, [500, 750, 1000], [250])]
+)
+def test_a_run_of_another_length_is_refused(
+    own_end: bool, resumed: list[int], refused: list[int], commands: list[tuple[str, ...]], tmp_path: Path
+):
+    """A run that is resumed is compared by `fit` in everything else, a finished one, too."""
+    checkpoint = saved(tmp_path / "runs/quickstart/quickstart-seed0", 750, 500, own_end)
+    for steps in resumed:
+        main(["quickstart", "--steps", str(steps)])
+        assert following(commands[-3], "--ckpt_path") == checkpoint.removeprefix(f"{tmp_path}/")
+    for steps in refused:
+        with pytest.raises(
+            SystemExit, match=rf"not {steps}; delete runs/quickstart/quickstart-seed0, or give"
+        ):
+            main(["quickstart", "--steps", str(steps)])
 
 
 @pytest.mark.parametrize(
