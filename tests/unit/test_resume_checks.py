@@ -155,7 +155,8 @@ class Task(OptimizedTask):
         self.set_optimizer(
             partial(Muon, lr=0.1, momentum=momentum), partial(CosineWithWarmup, warmup_steps=1)
         )
-        self.trainer = SimpleNamespace(ckpt_path="last.ckpt", estimated_stepping_batches=9)  # type: ignore
+        trainer: Any = SimpleNamespace(ckpt_path="last.ckpt", estimated_stepping_batches=9)
+        self.trainer = trainer
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.weight]}]
