@@ -250,14 +250,13 @@ class ShardDataModule(lightning.LightningDataModule):
         dataset = ClipDataset(
             sets, windows, self.decode, self.views_per_sample, self.on_error, self.seed, caches
         )
-        for folder, count in zip(folders, dataset.windows_per_set(), strict=True):
-            if not count:
+        for folder, counts in zip(folders, dataset.windows_per_episode(), strict=True):
+            if not counts.any():
                 raise ShardError(
                     f"{folder}: no episode is long enough for a clip of {self.clip.frames} frames, "
                     f"{self.clip.seconds_per_frame:g} s apart; shorten the clip, lower window_least or use "
                     "pad: hold"
                 )
-        for folder, counts in zip(folders, dataset.windows_per_episode(), strict=True):
             if without := int((counts == 0).sum()):
                 rank_zero_info(f"{folder}: {without} of {len(counts)} episodes are too short for a window")
         return dataset

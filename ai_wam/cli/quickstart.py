@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ai_wam.cli.shipped_configs import resolved
+from ai_wam.cli.shipped_configs import own_or_shipped
 from ai_wam.errors import CannotContinue, InvalidValue
 from ai_wam.files.weights import read_torch
 from ai_wam.utils.number_checks import check_numbers
@@ -64,7 +64,7 @@ def quickstart(
     if steps % _SAVED_EVERY:
         raise InvalidValue(f"--steps {steps} must be a multiple of {_SAVED_EVERY}: models are saved there")
     for name in (recipe, backbone):
-        if name is not None and not Path(resolved([name])[0]).is_file():
+        if name is not None and not own_or_shipped(name).is_file():
             raise InvalidValue(f"there is no file {name!r}; --recipe and --backbone take YAML files")
     folder, spent = Path(out), []
     counts = {"train": episodes, "val": max(_FEWEST_HELD_OUT, round(_HELD_OUT * episodes))}

@@ -37,6 +37,11 @@ def config_path(name: str) -> Path:
     return Path(str(files("configs"))).joinpath(*Path(name).parts[1:])
 
 
+def own_or_shipped(name: str) -> Path:
+    """A file of the working folder, or the shipped one of that name where the folder has none."""
+    return Path(_resolve(name))
+
+
 def resolved(words: Sequence[str]) -> list[str]:
     """Command-line words; `configs/...yaml` means the shipped file where the working folder has none.
 

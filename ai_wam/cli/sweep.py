@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ai_wam.cli.checkpoint_settings import check_there
 from ai_wam.cli.parsing import WordParser
-from ai_wam.cli.shipped_configs import resolved
+from ai_wam.cli.shipped_configs import own_or_shipped
 from ai_wam.errors import InvalidValue
 from ai_wam.files.json_yaml import read_yaml
 from benchmarks.evaluation.sweep import FILE, SweepPoint, SweepRecord, read_points
@@ -34,7 +34,7 @@ def main(words: Sequence[str]) -> None:
     if taken := [word for word in rest if word.partition("=")[0] in ("--data.out", _SHIFT)]:
         raise InvalidValue(f"ai-wam sweep: {taken[0]} is set by the sweep for every point; leave it out")
     check_there(known.ckpt_path)
-    points = [_with_content(point) for point in read_points(_shipped(known.points))]
+    points = [_with_content(point) for point in read_points(own_or_shipped(known.points))]
     record = SweepRecord(Path(known.out), known.ckpt_path, rest, points)
     record.write()
     for number, point in enumerate(points, start=1):
@@ -48,14 +48,11 @@ def main(words: Sequence[str]) -> None:
     print(f"\n{sweep_table(record.content())}\nsweep: {record.folder / FILE}")
 
 
-def _shipped(name: str) -> Path:
-    """A file, or the shipped one of that name."""
-    return Path(resolved([f"--points={name}"])[0].partition("=")[2])
-
-
 def _with_content(point: SweepPoint) -> SweepPoint:
     """The point with its shift as the file has it now: a file that changes makes another sweep."""
-    return replace(point, shift=read_yaml(_shipped(point.shift))) if isinstance(point.shift, str) else point
+    if not isinstance(point.shift, str):
+        return point
+    return replace(point, shift=read_yaml(own_or_shipped(point.shift)))
 
 
 def _test(point: SweepPoint, record: SweepRecord, words: Sequence[str]) -> None:

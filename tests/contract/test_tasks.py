@@ -23,9 +23,8 @@ CLIP = Clip(frames=9, size=(32, 32), views=("front", "side"))
 def found(base: type[OptimizedTask] = WorldActionTask) -> list[type[OptimizedTask]]:
     for module in pkgutil.iter_modules(tasks.__path__):
         import_module(f"tasks.{module.name}")
-    kinds = [
-        kind for kind in base.__subclasses__() if kind.__module__.startswith("tasks.")
-    ]  # other tests have some
+    # Other tests define tasks of their own.
+    kinds = [kind for kind in base.__subclasses__() if kind.__module__.startswith("tasks.")]
     return sorted(kinds, key=lambda kind: kind.__name__)
 
 
